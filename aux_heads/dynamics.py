@@ -1,0 +1,91 @@
+"""Dynamics: from the state h_t and the tokens that follow, predict the states that follow.
+
+    u^0 = h_t,    u^k = u^{k-1} + MLP([RMSNorm(u^{k-1}) ; RMSNorm(sg E[x_{t+k}])]),    k = 1..3
+    loss = mean_{t,k} SmoothL1((u^k_t - sg h_{t+k}) / sigma)
+
+The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265, appendix G); the residual
+MLP (2D -> D -> D -> D, GELU, last layer zero, so that u starts as a copy of h_t) and the SmoothL1 to a detached target are
+NextLat's (arXiv 2511.05963). sigma, the standard deviation of the target states in this batch, makes the number comparable
+across widths and across training; without it the loss would follow the gain of the trunk's last norm.
+
+`Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from the
+unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the row.
+Measures, k = 1..3: `error_vs_copy_k`, squared error relative to predicting h_t again (1 is no better than copying), and
+`centred_cosine_k`, after subtracting the mean state (the raw cosine is flattered by the mean all states share).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, scale_gradient
+
+LATENT_GRADIENT_SCALE = 0.5  # per unrolled step
+
+
+class Unrolled(NamedTuple):
+    """Latents of the sampled positions; step 0 is h_t. `reached`: step k ends in the document in which it began."""
+
+    latents_KBSD: Tensor  # (K+1, B, S, D) float32
+    reached_KBS: Tensor  # (K+1, B, S) bool
+
+
+class Dynamics(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * hidden_size, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, hidden_size),
+        )
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
+    def step(self, latent: Tensor, embedding: Tensor) -> Tensor:
+        """(..., D) latent after one more token, given that token's (..., D) input embedding. A drafter calls this."""
+        width = latent.shape[-1:]
+        return latent + self.mlp(torch.cat((F.rms_norm(latent, width), F.rms_norm(embedding, width)), dim=-1))
+
+    def unroll(self, x: HeadInput) -> Unrolled:
+        positions_BS = x.samples["positions"]
+        inside_BT = x.inside_document_BT()
+        latent_BSD = at(x.hidden_BTD, positions_BS).float()
+        reached_BS = torch.ones_like(positions_BS, dtype=torch.bool)
+        latents, reached = [latent_BSD], [reached_BS]
+        for k in range(1, UNROLL_STEPS + 1):
+            embedding_BSD = x.embedding_VD[at(x.tokens_BT1, positions_BS + k)]
+            latent_BSD = scale_gradient(self.step(latent_BSD, embedding_BSD), LATENT_GRADIENT_SCALE)
+            reached_BS = reached_BS & at(inside_BT, positions_BS + k - 1)
+            latents.append(latent_BSD)
+            reached.append(reached_BS)
+        return Unrolled(torch.stack(latents), torch.stack(reached))
+
+    def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
+        """The latent loss."""
+        positions_BS = x.samples["positions"]
+        hidden_BTD = x.hidden_BTD.detach()
+        targets_KBSD = torch.stack([at(hidden_BTD, positions_BS + k) for k in range(1, UNROLL_STEPS + 1)]).float()
+        latents_KBSD, reached_KBS = unrolled.latents_KBSD[1:], unrolled.reached_KBS[1:]
+        weight_KBS1 = reached_KBS.unsqueeze(-1)
+
+        mean_D = (targets_KBSD * weight_KBS1).sum((0, 1, 2)) / reached_KBS.sum().clamp(min=1)
+        sigma = masked_mean((targets_KBSD - mean_D).square().mean(-1), reached_KBS).sqrt().clamp(min=1e-6)
+        error_KBSD = (latents_KBSD - targets_KBSD) / sigma
+        error_KBS = F.smooth_l1_loss(error_KBSD, torch.zeros_like(error_KBSD), reduction="none").mean(-1)
+        loss = masked_mean(error_KBS, reached_KBS)
+
+        measures = {}
+        with torch.no_grad():
+            copy_error_KBSD = (unrolled.latents_KBSD[:1] - targets_KBSD) / sigma
+            cosine_KBS = F.cosine_similarity(latents_KBSD - mean_D, targets_KBSD - mean_D, dim=-1)
+            for k in range(UNROLL_STEPS):
+                reached_BS = reached_KBS[k]
+                error = masked_mean(error_KBSD[k].square().mean(-1), reached_BS)
+                copy_error = masked_mean(copy_error_KBSD[k].square().mean(-1), reached_BS)
+                measures[f"error_vs_copy_{k + 1}"] = error / copy_error.clamp(min=1e-8)
+                measures[f"centred_cosine_{k + 1}"] = masked_mean(cosine_KBS[k], reached_BS)
+        return HeadOutput(loss, measures)

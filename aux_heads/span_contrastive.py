@@ -1,0 +1,100 @@
+"""Span contrastive: from the state just before a span, pick out that span among others.
+
+    a_i = P_a h_{s-1},    z_i = P_z RMSNorm(mean_{j=s..s+7} sg E[x_j])
+    loss = 1/2 (CE(a z^T / tau) + CE(z a^T / tau)),    the right answer on the diagonal
+
+InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions make it mean something in a
+causal model: the target is a mean of *token embeddings*, because pooled hidden states of the span contain the prefix and
+would reduce the task to recognising the document; and no input token is masked, because the language model's own loss would
+suffer. So `span_mask_fraction` is the share of tokens that lie in spans, and decides their number: spans are 8 tokens
+long, spread evenly, one at a random place in each equal block of the row. `span_contrastive_temperature` is tau; with
+`span_l2_normalize` a and z have unit length, without it the products are divided by sqrt(128).
+
+Candidates are the other spans of the micro-batch, in groups of at most 512. Spans of the same text are not each other's wrong answer.
+Spans that cross a document's end are left out.
+Measures: `top1`, how often the right span scores highest, beside `chance`; `top1_same_document` and `chance_same_document`, the
+same with only the spans of the anchor's own document as candidates, where the topic gives nothing away.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aux_heads.inputs import HeadInput, HeadOutput, at, masked_mean
+
+SPAN_LENGTH = 8  # tokens
+EMBEDDING_SIZE = 128
+MAX_CANDIDATES = 512
+
+
+class SpanContrastive(nn.Module):
+    def __init__(self, hidden_size: int, *, fraction: float, temperature: float, l2_normalize: bool):
+        super().__init__()
+        self.anchor = nn.Linear(hidden_size, EMBEDDING_SIZE, bias=False)
+        self.target = nn.Linear(hidden_size, EMBEDDING_SIZE, bias=False)
+        self.fraction = fraction
+        self.temperature = temperature
+        self.l2_normalize = l2_normalize
+
+    def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`span_anchors` (B, N): the positions just before the spans."""
+        num_spans = max(1, min(round(self.fraction * seq_length / SPAN_LENGTH), seq_length // SPAN_LENGTH))
+        block = seq_length // num_spans
+        offsets_BN = torch.randint(block - SPAN_LENGTH + 1, (num_rows, num_spans), generator=generator)
+        return {"span_anchors": offsets_BN + block * torch.arange(num_spans)}
+
+    def embed(self, projected: Tensor) -> Tensor:
+        """(..., 128): scaled so that a dot product is the similarity."""
+        if self.l2_normalize:
+            return F.normalize(projected.float(), dim=-1)
+        return projected.float() / math.sqrt(math.sqrt(EMBEDDING_SIZE))
+
+    def forward(self, x: HeadInput) -> HeadOutput:
+        anchors_BN = x.samples["span_anchors"]
+        offsets_L = torch.arange(SPAN_LENGTH, device=anchors_BN.device)
+        places_BNL = anchors_BN.unsqueeze(-1) + offsets_L
+        flat_places = places_BNL.flatten(1)
+        tokens_NL = at(x.tokens_BT1, flat_places + 1).view(-1, SPAN_LENGTH)
+        counts_N = at(x.inside_document_BT(), flat_places).view(-1, SPAN_LENGTH).all(-1)
+        starts_BT = (x.tokens_BT1[:, :-1] == x.end_of_text).long().cumsum(1)
+        rows_B1 = torch.arange(anchors_BN.shape[0], device=anchors_BN.device)[:, None]
+        document_N = (rows_B1 * x.tokens_BT1.shape[1] + at(starts_BT, anchors_BN)).flatten()
+
+        anchor_NE = self.embed(self.anchor(at(x.hidden_BTD, anchors_BN).flatten(0, 1)))
+        mean_ND = x.embedding_VD[tokens_NL].float().mean(1)
+        target_NE = self.embed(self.target(F.rms_norm(mean_ND, mean_ND.shape[-1:])))
+
+        num_groups = -(-len(tokens_NL) // MAX_CANDIDATES)
+        groups = zip(
+            *(t.tensor_split(num_groups) for t in (anchor_NE, target_NE, tokens_NL, counts_N, document_N)), strict=True
+        )
+        parts = [self._group(*group) for group in groups]
+        weights = torch.stack([part["num_spans"] for part in parts])
+        mean = {name: masked_mean(torch.stack([part[name] for part in parts]), weights) for name in parts[0]}
+        del mean["num_spans"]
+        return HeadOutput(mean.pop("loss"), mean)
+
+    def _group(self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor):
+        """InfoNCE and measures of one group of spans, each a mean over its `num_spans` spans that count."""
+        own_NN = torch.eye(len(counts_N), dtype=torch.bool, device=counts_N.device)
+        same_text_NN = (tokens_NL[:, None] == tokens_NL[None]).all(-1)
+        candidates_NN = own_NN | (counts_N[None] & counts_N[:, None] & ~same_text_NN)
+        logits_NN = (anchor_NE @ target_NE.T).float() / self.temperature
+        logits_NN = logits_NN.masked_fill(~candidates_NN, -torch.inf)
+        right_N = torch.arange(len(counts_N), device=counts_N.device)
+        losses_N = F.cross_entropy(logits_NN, right_N, reduction="none")
+        losses_N = (losses_N + F.cross_entropy(logits_NN.T, right_N, reduction="none")) / 2
+
+        scores_NN = logits_NN.detach()
+        near_NN = candidates_NN & (document_N[:, None] == document_N[None])
+        near_scores_NN = scores_NN.masked_fill(~near_NN, -torch.inf)
+        return {
+            "loss": masked_mean(losses_N, counts_N),
+            "top1": masked_mean((scores_NN.argmax(1) == right_N).float(), counts_N),
+            "chance": masked_mean(1 / candidates_NN.sum(1), counts_N),
+            "top1_same_document": masked_mean((near_scores_NN.argmax(1) == right_N).float(), counts_N),
+            "chance_same_document": masked_mean(1 / near_NN.sum(1), counts_N),
+            "num_spans": counts_N.sum().float(),
+        }

@@ -1,0 +1,103 @@
+"""Value: how hard the next 32 tokens will be for this model, in nats a token.
+
+    y_t  = mean_{i=0..31} l_{t+i},    l_t = -log p_t(x_{t+1}), the language model's own losses
+    loss = CE(two-hot(y_t), v(h_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t))
+
+v is D -> 128 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A categorical
+value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's (arXiv 1911.08265,
+appendix F); losses are small and positive, so its square-root transform is not needed. The second term, present when
+dynamics is, lets a drafter ask how hard it will get from a latent instead of a trunk pass; it trains the value, not the latent.
+
+Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of good text:
+maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are hard.
+Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what the mean loss of the last 32
+tokens in the document, the strong and free baseline, reaches on the same positions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aux_heads.dynamics import Unrolled
+from aux_heads.inputs import HeadInput, HeadOutput, at, masked_correlation, masked_mean
+
+HORIZON = 32  # tokens
+NUM_BINS = 64
+MAX_NATS = 10.0
+LATENT_LOSS_WEIGHT = 0.5
+
+
+def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
+    """(y_BT, counts_BT): the mean of the next 32 losses and whether all of them are there, in this document and in this row."""
+    inside_BT = x.inside_document_BT()
+    # The cumulative sums have a leading 0: entry t is the sum over positions < t.
+    losses_BT1 = F.pad((x.token_losses_BT.detach().float() * inside_BT).cumsum(1), (1, 0))
+    inside_BT1 = F.pad(inside_BT.long().cumsum(1), (1, 0))
+    y = (losses_BT1[:, HORIZON:] - losses_BT1[:, :-HORIZON]) / HORIZON
+    counts = inside_BT1[:, HORIZON:] - inside_BT1[:, :-HORIZON] == HORIZON
+    beyond_row = (0, HORIZON - 1)
+    return F.pad(y, beyond_row), F.pad(counts, beyond_row)
+
+
+def trailing_loss(x: HeadInput) -> Tensor:
+    """(B, T): mean of the up to 32 losses before t in its document; the batch's mean loss where there is none."""
+    losses_BT = x.token_losses_BT.detach().float()
+    sums_BT1 = F.pad(losses_BT.cumsum(1), (1, 0))
+    inputs_BT = x.tokens_BT1[:, :-1]
+    index_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device).expand_as(inputs_BT)
+    start_BT = torch.where(inputs_BT == x.end_of_text, index_BT, 0).cummax(1).values
+    first_BT = torch.maximum(start_BT, index_BT - HORIZON)
+    count_BT = index_BT - first_BT
+    mean_BT = (sums_BT1[:, :-1] - sums_BT1.gather(1, first_BT)) / count_BT.clamp(min=1)
+    return torch.where(count_BT > 0, mean_BT, masked_mean(losses_BT, x.valid_BT))
+
+
+def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(...) from logits (..., NUM_BINS) and target (...) in nats; targets outside [0, MAX_NATS] count as its ends."""
+    log_probs = torch.log_softmax(logits, dim=-1)
+    bin_position = target.clamp(0, MAX_NATS) * ((NUM_BINS - 1) / MAX_NATS)
+    low = bin_position.floor().clamp(max=NUM_BINS - 2)
+    upper_share = bin_position - low
+    low = low.long().unsqueeze(-1)
+    low_log_prob = log_probs.gather(-1, low).squeeze(-1)
+    high_log_prob = log_probs.gather(-1, low + 1).squeeze(-1)
+    return -(1 - upper_share) * low_log_prob - upper_share * high_log_prob
+
+
+class Value(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, 128), nn.GELU(), nn.Linear(128, NUM_BINS))
+
+    def logits(self, state: Tensor) -> Tensor:
+        """(..., NUM_BINS) from hidden states or unrolled latents (..., D)."""
+        return self.mlp(F.rms_norm(state, state.shape[-1:])).float()
+
+    @staticmethod
+    def expectation(logits: Tensor) -> Tensor:
+        """Predicted nats a token (...) from (..., NUM_BINS)."""
+        return logits.softmax(-1) @ torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)
+
+    def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:
+        positions_BS = x.samples["positions"]
+        y_BT, counts_BT = coming_loss(x)
+        y_BS, counts_BS = at(y_BT, positions_BS), at(counts_BT, positions_BS)
+        logits = self.logits(at(x.hidden_BTD, positions_BS))
+        loss = masked_mean(two_hot_cross_entropy(logits, y_BS), counts_BS)
+        if unrolled is not None:
+            latents_KBSD, reached_KBS = unrolled.latents_KBSD[1:].detach(), unrolled.reached_KBS[1:]
+            steps = range(1, len(latents_KBSD) + 1)
+            y_KBS = torch.stack([at(y_BT, positions_BS + k) for k in steps])
+            counts_KBS = torch.stack([at(counts_BT, positions_BS + k) for k in steps]) & reached_KBS
+            latent_loss = masked_mean(two_hot_cross_entropy(self.logits(latents_KBSD), y_KBS), counts_KBS)
+            loss = loss + LATENT_LOSS_WEIGHT * latent_loss
+
+        predicted_BS = self.expectation(logits.detach())
+        error = masked_mean((predicted_BS - y_BS).square(), counts_BS)
+        variance = masked_mean((y_BS - masked_mean(y_BS, counts_BS)).square(), counts_BS)
+        measures = {
+            "r2": 1 - error / variance.clamp(min=1e-8),
+            "correlation": masked_correlation(predicted_BS, y_BS, counts_BS),
+            "trailing_correlation": masked_correlation(at(trailing_loss(x), positions_BS), y_BS, counts_BS),
+        }
+        return HeadOutput(loss, measures)

@@ -1,0 +1,107 @@
+"""The sources a preset may name with one word, and the column names that mean the same thing.
+
+Plain data: importing this opens nothing, and nothing here is downloaded until a preset asks for it. Every Hugging
+Face entry is a repository of Parquet or JSON files (datasets >= 4 runs no loading scripts). A dataset that is not
+listed works just as well: write the whole source object into the preset.
+"""
+
+from typing import Any, NamedTuple
+
+QUESTION_ANSWER = "Q: {question}\nA: {answer}"
+
+
+class NamedSource(NamedTuple):
+    spec: dict[str, Any]  # the source object as a preset would spell it
+    licence: str  # SPDX identifier, or words; of the text, which is what a trained model inherits from
+    about: str
+
+
+NAMED_SOURCES: dict[str, NamedSource] = {
+    "wikipedia": NamedSource(
+        {"type": "hf", "dataset": "wikimedia/wikipedia", "config": "20231101.en", "text_field": "text"},
+        "CC-BY-SA-3.0",
+        "English Wikipedia, November 2023",
+    ),
+    "fineweb_edu": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceFW/fineweb-edu", "config": "sample-10BT", "text_field": "text"},
+        "ODC-By-1.0",
+        "web pages a classifier found educational",
+    ),
+    "fineweb": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceFW/fineweb", "config": "sample-10BT", "text_field": "text"},
+        "ODC-By-1.0",
+        "filtered web pages of all kinds",
+    ),
+    "c4": NamedSource(
+        {"type": "hf", "dataset": "allenai/c4", "config": "en", "text_field": "text"},
+        "ODC-By-1.0",
+        "web pages of April 2019, lightly cleaned",
+    ),
+    "wikitext": NamedSource(
+        {"type": "hf", "dataset": "Salesforce/wikitext", "config": "wikitext-103-raw-v1", "text_field": "text"},
+        "CC-BY-SA-3.0",
+        "good and featured Wikipedia articles, one paragraph a document",
+    ),
+    "tinystories": NamedSource(
+        {"type": "hf", "dataset": "roneneldan/TinyStories", "text_field": "text"},
+        "CDLA-Sharing-1.0",
+        "short synthetic stories in a small child's vocabulary",
+    ),
+    "natural_questions": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "sentence-transformers/natural-questions",
+            "config": "pair",
+            "fields": ["query", "answer"],
+            "format": "Q: {query}\nA: {answer}",
+        },
+        "CC-BY-SA-3.0",
+        "100k questions people asked a search engine, answered by a Wikipedia passage",
+    ),
+    "squad": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "sentence-transformers/squad",
+            "fields": ["question", "answer"],
+            "format": QUESTION_ANSWER,
+        },
+        "CC-BY-SA-4.0",
+        "88k questions written about Wikipedia, answered by the paragraph they came from",
+    ),
+    "gooaq": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "sentence-transformers/gooaq",
+            "fields": ["question", "answer"],
+            "format": QUESTION_ANSWER,
+        },
+        "Apache-2.0",
+        "3M everyday questions with short answers",
+    ),
+    "eli5": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "sentence-transformers/eli5",
+            "fields": ["question", "answer"],
+            "format": QUESTION_ANSWER,
+        },
+        "no licence stated (Reddit posts)",
+        "325k questions with explanations in plain language",
+    ),
+    "python_source": NamedSource(
+        {"type": "python"},
+        "PSF-2.0, and each installed package's own licence",
+        "the running interpreter's standard library and installed packages",
+    ),
+}
+
+# Datasets disagree on what to call the two halves of a question and its answer. When a preset asks for a column that is
+# not there, the first of its aliases that is there takes its place, and the program says so (data/sources.py).
+FIELD_ALIASES: dict[str, tuple[str, ...]] = {
+    "question": ("query", "prompt"),
+    "query": ("question", "prompt"),
+    "prompt": ("question", "query"),
+    "answer": ("response", "completion"),
+    "response": ("answer", "completion"),
+    "completion": ("answer", "response"),
+}

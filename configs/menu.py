@@ -1,0 +1,333 @@
+"""What is asked and shown before training: the menu, the answer, the start card. Words only.
+
+Every fact (sizes, speeds, which sources answer, which runs exist) is handed in; nothing here measures, opens or starts
+anything. `ask` reads through the callable it is given, so a test can be the user.
+"""
+
+import difflib
+import itertools
+import math
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from configs.schema import Preset, UserError
+
+LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
+WIDTH, HEIGHT = 80, 24  # the smallest terminal the menu must fit
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    label: str
+    ok: bool  # it answered just now
+    detail: str = ""  # why not, or its size
+
+
+@dataclass(frozen=True)
+class MenuEntry:
+    """One preset file. `error` is the PresetError's message when the file is broken; the numbers are then unused."""
+
+    path: Path
+    preset: Preset | None = None
+    error: str | None = None
+    num_parameters: int = 0
+    memory_bytes: int = 0
+    seconds: float = math.inf  # estimated time of the whole token budget on this machine
+    sources: list[SourceStatus] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name.partition("_")[0])
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot start now, or ""."""
+        if self.error:
+            return "the file has errors"
+        silent = [source.label for source in self.sources if not source.ok]
+        if len(silent) > 2:
+            return f"{silent[0]} and {len(silent) - 1} more sources do not answer"
+        return f"{' and '.join(silent)} {'does' if len(silent) == 1 else 'do'} not answer" if silent else ""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run on disk: the one in checkpoints/, or one put aside in checkpoints/archive/."""
+
+    name: str
+    tokens_seen: int
+    token_budget: int
+    when: float  # of its last checkpoint, in seconds since 1970
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        return self.tokens_seen >= self.token_budget
+
+
+@dataclass(frozen=True)
+class Menu:
+    entries: list[MenuEntry]
+    current: RunSummary | None = None  # the run in checkpoints/, finished or not
+    archived: list[RunSummary] = field(default_factory=list)  # unfinished runs put aside
+    has_model: bool = False  # there is something to talk to and to export
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user wants. `path`: the preset file ("preset") or the run's folder ("resume", "restore")."""
+
+    action: Literal["preset", "resume", "restore", "talk", "export", "quit"]
+    path: Path | None = None
+
+
+def preset_paths(folder: Path) -> list[Path]:
+    """NN_*.json, in the order of the menu."""
+    return sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d+_.+", path.stem))
+
+
+def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tuple[Choice, str]:
+    """What Enter does, and why. Raises UserError when there is nothing Enter could start."""
+    if current and current.finished:
+        return Choice("quit"), f"leave; {clip(current.name, 40)} is finished"
+    if current:
+        return Choice("resume", current.path), f"resume {clip(current.name, 40)} at {_progress(current)}"
+    passed_over = []
+    for entry in entries:
+        obstacle = entry.obstacle
+        if not obstacle and entry.seconds >= LONGEST_DEFAULT_SECONDS:
+            obstacle = f"would take {human_time(entry.seconds)} here"
+        if not obstacle:
+            because = "".join(f"\n  not {reason}" for reason in passed_over)
+            return Choice("preset", entry.path), f"start {entry.path.stem}, {human_time(entry.seconds)} here{because}"
+        passed_over.append(f"{entry.path.stem}: {obstacle}")
+    reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
+    raise UserError(f"no preset is ready to be started by Enter:{reasons}\nchoose one by name, or mend its sources")
+
+
+def render_menu(menu: Menu) -> str:
+    """The menu in at most 80 columns and 21 lines (three are left for the prompt): what matters least goes first."""
+    head, tail = ["Small language models, 100 million tokens each", ""], []
+    if menu.current and menu.current.finished:
+        head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
+    elif menu.current:
+        head += [f" r  resume      {clip(menu.current.name, 20)}, {_progress(menu.current)} (another puts it aside)"]
+    for index, run in enumerate(menu.archived[:4], start=1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
+        tail += [f"a{index}  take up     {clip(run.name, 20)}, {_progress(run)}, {when}"]
+    if len(menu.archived) > 4:
+        tail += [f"    ... up to a{len(menu.archived)}"]
+    letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
+    tail += ["", " " + "     ".join([*letters, "q  quit"])]
+    lines: list[str] = []
+    for lines_each in (3, 2, 1):
+        entries = [line for entry in menu.entries for line in _entry_lines(entry)[:lines_each]]
+        lines = [clip(line, WIDTH) for line in [*head, *entries, *tail]]
+        if len(lines) <= HEIGHT - 3:
+            break
+    return "\n".join(lines)
+
+
+def _entry_lines(entry: MenuEntry) -> list[str]:
+    """Most important first: what it is and costs, whether it can start, the sentence."""
+    title = f"{entry.number:02d}  {clip(entry.preset.name if entry.preset else entry.path.stem, 22):<22}"
+    if entry.preset is None:
+        return [f"{title}  broken", f"    ✗ {(entry.error or 'unreadable').splitlines()[0]}"]
+    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7}"
+    sources = [f"✓ {source.label}" if source.ok else f"✗ {source.label}" for source in entry.sources]
+    why = next((f" ({source.detail})" for source in entry.sources if not source.ok and source.detail), "")
+    return [
+        f"{title}  {size}  {human_time(entry.seconds)} here",
+        f"    {'  '.join(sources)}{why}",
+        *([f"    {entry.preset.description}"] if entry.preset.description else []),
+    ]
+
+
+def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool) -> Choice:
+    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again.
+
+    End of file or no stdin counts as Enter. Raises UserError for a preset that is not ready, for Enter when no preset
+    is, and, without a terminal, for a name that does not exist. KeyboardInterrupt passes through.
+    """
+    while True:
+        try:
+            default, reason = default_choice(menu.entries, menu.current)
+            say(f"Enter: {reason}")
+        except UserError as error:
+            default, nothing_ready = None, error
+            say(str(error))
+        try:
+            answer = read("> ").strip()
+        except UnicodeDecodeError:
+            answer = "�"
+        except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
+            say("no answer can be read here: taken as Enter")
+            answer = ""
+        if not answer:
+            if default is None:
+                raise nothing_ready
+            return default
+        if answer.lower() == "n" and menu.current and menu.current.finished:
+            menu = replace(menu, current=None)
+            continue
+        try:
+            return _understand(answer, menu)
+        except LookupError as error:
+            if not terminal:
+                raise UserError(str(error)) from None
+            say(str(error))
+
+
+def _understand(answer: str, menu: Menu) -> Choice:
+    """An answer that is not empty -> Choice. Raises LookupError (unknown, with the nearest), UserError (not ready)."""
+    word = answer.lower().removesuffix(".json")
+    choices: dict[str, Choice] = {"q": Choice("quit")}
+    if menu.current and not menu.current.finished:
+        choices["r"] = Choice("resume", menu.current.path)
+    if menu.has_model:
+        choices |= {"t": Choice("talk"), "e": Choice("export")}
+    choices |= {f"a{index}": Choice("restore", run.path) for index, run in enumerate(menu.archived, start=1)}
+    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e"}
+    if (letter := long_forms.get(word, word)) in choices:
+        return choices[letter]
+    number = (word.lstrip("0") or "0") if word.isdecimal() else ""
+    for spelling, key in ((number, "number"), (word, "stem"), (word, "name")):
+        found = [entry for entry in menu.entries if spelling and _spellings(entry)[key] == spelling]
+        if len(found) == 1:
+            return _ready(found[0])
+        if found:
+            raise LookupError(f"{clip(answer, 40)!r} could be {' or '.join(entry.path.stem for entry in found)}")
+    names = [_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")]
+    close = difflib.get_close_matches(word, [*names, *long_forms], n=1, cutoff=0.5)
+    nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join([*names, *choices])}"
+    raise LookupError(f"there is no {clip(answer, 40)!r}; {nearest}")
+
+
+def _spellings(entry: MenuEntry) -> dict[str, str]:
+    """What a person may call a preset, in lower case."""
+    stem = entry.path.stem.lower()
+    return {"number": str(entry.number), "stem": stem, "name": entry.preset.name.lower() if entry.preset else stem}
+
+
+def _ready(entry: MenuEntry) -> Choice:
+    """A preset asked for by name or number starts or is an error: it is never swapped for another."""
+    if entry.error:
+        raise UserError(entry.error)
+    silent = [f"\n  {source.label}: {source.detail or 'no answer'}" for source in entry.sources if not source.ok]
+    if silent:
+        raise UserError(
+            f"{entry.path.stem} cannot start: {entry.obstacle}{''.join(silent)}\nmend that or choose another"
+        )
+    return Choice("preset", entry.path)
+
+
+@dataclass(frozen=True)
+class SourcePreview:
+    label: str
+    size: str  # "41 shards", "812 files, 12 MB"
+    first_line: str  # of a real document
+
+
+@dataclass(frozen=True)
+class StartCard:
+    preset: Preset
+    sources: list[SourcePreview]
+    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
+    num_parameters: int
+    world_size: int
+    token_budget: int
+    tokens_seen: int  # more than 0 when a run is resumed
+    decisions: list[tuple[str, str]]  # (what was decided, why): ("bf16", "this CPU has AVX512-BF16")
+    peak_memory_bytes: int  # of a real trial step
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    tokens_per_second: float  # of the same trial, or an estimate
+
+    @property
+    def tokens_per_step(self) -> int:
+        train = self.preset.train
+        rows = train.per_gpu_batch_size * train.accumulation_steps * self.world_size
+        return rows * self.preset.model.seq_length
+
+
+def render_card(card: StartCard) -> str:
+    """The start card: everything decided before the first step, in at most 80 columns."""
+    model, train = card.preset.model, card.preset.train
+    remaining = card.token_budget - card.tokens_seen
+    widest = max((len(source.label) for source in card.sources), default=0)
+    width = min(widest, 24)
+    rows = [("run", card.preset.name)]
+    for index, source in enumerate(card.sources):
+        rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {source.size}"))
+        rows.append(("", f"  “{clip(source.first_line, 60)}”"))
+    rows += [
+        ("tokenizer", card.tokenizer),
+        (
+            "model",
+            f"{human_count(card.num_parameters)} parameters: {model.num_layers} layers, {model.hidden_size} wide,",
+        ),
+        ("", f"{model.num_heads} heads, {model.seq_length} tokens of context"),
+        ("batch", f"{card.tokens_per_step:,} tokens a step, {math.ceil(remaining / card.tokens_per_step):,} steps"),
+        (
+            "",
+            f"{train.per_gpu_batch_size} rows x {train.accumulation_steps} micro-batches x {card.world_size} processes",
+        ),
+        *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
+        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),
+        ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
+        (
+            "speed",
+            f"{human_count(card.tokens_per_second)} tokens/s, {human_time(remaining / card.tokens_per_second)} to go",
+        ),
+    ]
+    return "\n".join(clip(f"{name:<10} {text}", WIDTH) for name, text in rows)
+
+
+def clip(text: str, width: int) -> str:
+    """One printable line of at most `width` terminal cells: no control characters, a wide character counted as two."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    cells = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+    if sum(cells) <= width:
+        return text
+    fitting = itertools.takewhile(lambda end: end < width, itertools.accumulate(cells))  # "<": one cell for the "…"
+    return text[: len(list(fitting))] + "…"
+
+
+def _progress(run: RunSummary) -> str:
+    return f"{human_count(run.tokens_seen)} of {human_count(run.token_budget)} tokens"
+
+
+def human_time(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min, 4.2 days."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def human_count(number: float) -> str:
+    """950, 17.5k, 15.1M, 2.0B."""
+    return _scaled(number, ["", "k", "M", "B", "T"])
+
+
+def human_bytes(number: float) -> str:
+    """512 B, 1.2 GB; decimal units, as on the disk's label."""
+    return _scaled(number, [" B", " kB", " MB", " GB", " TB"])
+
+
+def _scaled(number: float, units: list[str]) -> str:
+    power = 0
+    while abs(number) >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.0f}{units[power]}" if power == 0 or number >= 99.95 else f"{number:.1f}{units[power]}"

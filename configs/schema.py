@@ -1,0 +1,299 @@
+"""Every knob of a run: its type, its unit, its range and one sentence. A preset is JSON in exactly this shape.
+
+`load_preset` and `parse_preset` return a frozen Preset with every default filled in, or raise one PresetError that
+lists every problem (problems.py). Nothing here opens a source, looks at the machine or imports torch.
+
+`python -m configs.schema` rewrites preset.schema.json, which editors use to complete and check presets.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from configs.problems import PresetError, UserError, explain, preset_error, read_json, read_text
+from configs.source_specs import (
+    KINDS,
+    Count,
+    HFSource,
+    PDFSource,
+    PythonSource,
+    Section,
+    Source,
+    SourceEntry,
+    TextSource,
+    look_up,
+    unique_labels,
+)
+
+__all__ = [
+    "TOKEN_BUDGET",
+    "AuxiliaryConfig",
+    "DataConfig",
+    "HFSource",
+    "ModelConfig",
+    "PDFSource",
+    "Preset",
+    "PresetError",
+    "PythonSource",
+    "Source",
+    "TextSource",
+    "TrainConfig",
+    "UserError",
+    "load_preset",
+    "parse_preset",
+    "schema_text",
+]
+
+TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, by definition of the task
+MICRO_BATCH_TOKENS = 16_384  # default micro-batch: enough to fill a consumer GPU, little enough for a laptop's memory
+MAX_SOURCES = 200  # a source's index is stored in one byte beside every token
+
+HeadWeight = Annotated[float, Field(ge=0, le=100)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+
+
+class ModelConfig(Section):
+    """The trunk: a decoder in Qwen3's form (lm/model.py)."""
+
+    hidden_size: int = Field(
+        ge=16, le=8192, multiple_of=2, description="Width of the residual stream, an even number of channels."
+    )
+    num_layers: int = Field(ge=1, le=128, description="Number of transformer layers.")
+    num_heads: int = Field(ge=1, le=512, description="Attention heads a layer; hidden_size / num_heads must be even.")
+    seq_length: int = Field(ge=8, le=8192, description="Tokens the model sees at once, and predicts, in one row.")
+    vocab_size: int = Field(
+        default_factory=lambda known: 8192 if known["hidden_size"] <= 384 else 16384,
+        ge=258,
+        le=262_144,
+        description="Tokens in the vocabulary, 256 bytes included; default 8192 up to hidden_size 384, above it 16384.",
+    )
+    mlp_size: int = Field(
+        default_factory=lambda known: -(-8 * known["hidden_size"] // 192) * 64,
+        ge=16,
+        le=65_536,
+        description="Inner width of the SwiGLU, in channels; default 8/3 hidden_size rounded up to a multiple of 64.",
+    )
+    tie_embeddings: bool = Field(default=False, description="Use one matrix as both input embedding and output layer.")
+
+    @field_validator("num_heads")
+    @classmethod
+    def _heads_divide(cls, num_heads: int, info: ValidationInfo) -> int:
+        hidden_size = info.data.get("hidden_size")
+        if hidden_size and (hidden_size % num_heads or hidden_size // num_heads % 2):
+            fitting = [heads for heads in range(1, 513) if hidden_size % (2 * heads) == 0]
+            raise ValueError(f"hidden_size / num_heads must be a whole even number; allowed: {fitting}")
+        return num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+class TrainConfig(Section):
+    """Batch, schedule and how often things happen. Everything is counted in tokens."""
+
+    per_gpu_batch_size: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        description="Rows of seq_length tokens in one micro-batch of one process; default 16,384 tokens' worth.",
+    )
+    accumulation_steps: int = Field(default=1, ge=1, le=4096, description="Micro-batches summed into one step.")
+    eval_tokens: Count = Field(
+        default=1_000_000, description="Held-out tokens set aside over all sources, at most 5% of a source."
+    )
+    seed: int = Field(default=1337, ge=0, le=2**32 - 1, description="Seed of initialisation, heads and samples.")
+    save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints.")
+    eval_every_tokens: Count = Field(default=5_000_000, description="Tokens between two held-out evaluations.")
+    sample_every_tokens: Count = Field(default=10_000_000, description="Tokens between two sets of samples.")
+    matrix_learning_rate: LearningRate | None = Field(
+        default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
+    )
+    embedding_learning_rate: LearningRate | None = Field(
+        default=None, description="Peak AdamW learning rate of the token embedding; default by size and batch."
+    )
+    output_learning_rate: LearningRate | None = Field(
+        default=None, description="Peak AdamW learning rate of the output layer; default by size and batch."
+    )
+    scalar_learning_rate: LearningRate | None = Field(
+        default=None, description="Peak AdamW learning rate of norms and gains; default by size and batch."
+    )
+    weight_decay: float = Field(
+        default=0.1, ge=0, le=10, description="Decay of hidden matrices; falls to 0 with the learning rate."
+    )
+    warmup_fraction: float = Field(default=0.01, ge=0, le=1, description="Share of the run spent warming up.")
+    decay_fraction: float = Field(
+        default=0.65, ge=0, le=1, description="Share of the run, at its end, over which the learning rate falls to 0."
+    )
+    gradient_clip: float = Field(default=1.0, gt=0, le=10**6, description="Largest gradient norm a step may have.")
+
+    @field_validator("decay_fraction")
+    @classmethod
+    def _phases_fit(cls, decay_fraction: float, info: ValidationInfo) -> float:
+        warmup = info.data.get("warmup_fraction", 0)
+        if warmup + decay_fraction > 1:
+            raise ValueError(f"warmup_fraction {warmup} + decay_fraction must not exceed 1")
+        return decay_fraction
+
+
+class DataConfig(Section):
+    """Where text comes from and how it is mixed."""
+
+    sources: list[SourceEntry] = Field(default=[], description="Named sources (catalog.py) and source objects.")
+    custom_sources: list[SourceEntry] = Field(default=[], description="More sources, appended to sources.")
+    mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
+        default="round_robin",
+        description="One document a turn; each source to its end; or shares of tokens by source_weights.",
+    )
+    source_weights: list[Annotated[float, Field(gt=0, le=10**6)]] | None = Field(
+        default=None, description="One positive number a source, relative; default all equal."
+    )
+    min_text_length: int = Field(
+        default=1, ge=0, le=10**6, description="Shorter documents are left out, in characters."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Path of a tokenizer.json; default: byte-level BPE of vocab_size trained on the sources.",
+    )
+
+    @field_validator("custom_sources")
+    @classmethod
+    def _some(cls, custom: list[Any], info: ValidationInfo) -> list[Any]:
+        if "sources" in info.data and not 1 <= len(info.data["sources"]) + len(custom) <= MAX_SOURCES:
+            raise ValueError(f"sources and custom_sources together: 1 to {MAX_SOURCES} of them")
+        return custom
+
+    @field_validator("source_weights")
+    @classmethod
+    def _one_each(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if weights is not None and {"sources", "custom_sources"} <= info.data.keys():
+            expected = len(info.data["sources"]) + len(info.data["custom_sources"])
+            if len(weights) != expected:
+                raise ValueError(f"{len(weights)} given; needed: one for each of the {expected} sources")
+        return weights
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Named sources looked up, in order, each with a label that no other has."""
+        specs = [look_up(entry) for entry in [*self.sources, *self.custom_sources]]
+        return [
+            spec.model_copy(update={"label": label}) for spec, label in zip(specs, unique_labels(specs), strict=True)
+        ]
+
+    @property
+    def weights(self) -> list[float]:
+        return self.source_weights or [1.0] * (len(self.sources) + len(self.custom_sources))
+
+
+class AuxiliaryConfig(Section):
+    """Heads beside the language model, all off unless switched on, and weights of sources that adapt."""
+
+    enable_policy: bool = Field(default=False, description="Policy head: the next tokens from the unrolled latent.")
+    enable_value: bool = Field(default=False, description="Value head: the mean loss of the next 32 tokens.")
+    enable_dynamics: bool = Field(
+        default=False, description="Dynamics head: the next hidden state from this and a token."
+    )
+    enable_span_contrastive: bool = Field(
+        default=False, description="Span head: tell a span from others by its prefix."
+    )
+    policy_kl_weight: HeadWeight = Field(default=0.05, description="Weight of the policy loss (KL, nats).")
+    value_weight: HeadWeight = Field(default=0.05, description="Weight of the value loss (cross-entropy, nats).")
+    dynamics_weight: HeadWeight = Field(default=0.05, description="Weight of the dynamics loss (SmoothL1).")
+    span_contrastive_weight: HeadWeight = Field(default=0.05, description="Weight of the span loss (InfoNCE, nats).")
+    span_mask_fraction: float = Field(default=0.15, gt=0, le=0.5, description="Share of tokens that lie in spans.")
+    span_contrastive_temperature: float = Field(default=0.07, gt=0, le=10, description="Temperature of InfoNCE.")
+    span_l2_normalize: bool = Field(default=True, description="Compare spans by cosine instead of dot product.")
+    trunk_gradient: Literal["none", "annealed", "constant"] = Field(
+        default="none",
+        description="Whether the heads' gradient reaches the trunk: never, fading out, or throughout.",
+    )
+    enable_adaptive_sources: bool = Field(default=False, description="Let held-out losses move the sources' weights.")
+    adaptive_rule: Literal["relative_loss", "slope"] = Field(
+        default="relative_loss", description="Weight by loss relative to the mean, or by how fast the loss still falls."
+    )
+    adaptive_interval_tokens: Count = Field(default=5_000_000, description="Tokens between two changes of weights.")
+    adaptive_min_weight: float = Field(default=0.5, gt=0, le=100, description="Smallest multiple of a source's weight.")
+    adaptive_max_weight: float = Field(default=3.0, gt=0, le=100, description="Largest multiple of a source's weight.")
+    adaptive_smoothing: float = Field(default=0.9, ge=0, lt=1, description="Share of the old weight kept at a change.")
+
+    @field_validator("adaptive_max_weight")
+    @classmethod
+    def _ordered(cls, largest: float, info: ValidationInfo) -> float:
+        smallest = info.data.get("adaptive_min_weight", 0)
+        if largest < smallest:
+            raise ValueError(f"at least adaptive_min_weight, {smallest}")
+        return largest
+
+    @property
+    def any_head(self) -> bool:
+        return self.enable_policy or self.enable_value or self.enable_dynamics or self.enable_span_contrastive
+
+
+class Preset(Section):
+    """One run: model, training, data and heads."""
+
+    schema_file: str = Field(default="", alias="$schema", description="For editors; has no effect on the run.")
+    name: str = Field(
+        max_length=64,
+        pattern=r"^\w[\w. -]*$",
+        description="Name in the menu and the archive: letters, digits, _ . - and spaces.",
+    )
+    description: str = Field(default="", max_length=300, description="One sentence for the menu.")
+    model: ModelConfig = Field(description="The language model.")
+    train: TrainConfig = Field(default={}, description="Batch, schedule and intervals.")
+    data: DataConfig = Field(description="Sources and mixture.")
+    auxiliary: AuxiliaryConfig = Field(default={}, description="Heads beside the language model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _micro_batch_by_length(cls, given: Any) -> Any:
+        """The one default that needs two sections: rows in a micro-batch, so that it holds 16,384 tokens."""
+        if not isinstance(given, dict):
+            return given
+        model, train = given.get("model"), given.get("train", {})
+        length = model.get("seq_length") if isinstance(model, dict) else None
+        if type(length) is int and length > 0 and isinstance(train, dict) and "per_gpu_batch_size" not in train:
+            return {**given, "train": {**train, "per_gpu_batch_size": max(1, MICRO_BATCH_TOKENS // length)}}
+        return given
+
+    @field_validator("auxiliary")
+    @classmethod
+    def _order_fixed_when_sequential(cls, auxiliary: AuxiliaryConfig, info: ValidationInfo) -> AuxiliaryConfig:
+        data = info.data.get("data")
+        if data and data.mix_strategy == "sequential" and auxiliary.enable_adaptive_sources:
+            raise ValueError('enable_adaptive_sources needs mix_strategy "round_robin" or "weighted", not "sequential"')
+        return auxiliary
+
+    def to_json(self) -> str:
+        """The preset with every default written out; parse_preset gives it back."""
+        return self.model_dump_json(by_alias=True, indent=2)
+
+
+def load_preset(path: Path | str) -> Preset:
+    """Read and check one preset file. Raises PresetError listing every problem."""
+    return parse_preset(read_text(path), str(path))
+
+
+def parse_preset(text: str, origin: str) -> Preset:
+    """Check a preset's JSON text; `origin` names it in messages. Raises PresetError listing every problem."""
+    value, problems = read_json(text, origin)
+    try:
+        preset = Preset.model_validate(value)
+    except ValidationError as error:
+        said = {(problem.where, problem.what) for problem in problems}
+        problems += [problem for problem in explain(error, Preset, KINDS) if (problem.where, problem.what) not in said]
+    if problems:
+        raise preset_error(origin, problems)
+    return preset
+
+
+def schema_text() -> str:
+    """The contents of preset.schema.json."""
+    return json.dumps(Preset.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("preset.schema.json").write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""Held-out text: chosen before training, spread over each source, never trained on.
+
+Rows are packed per source (no row mixes sources), as in training: EOT document EOT document ... EOT, so the end of
+every document is predicted too. The last row is padded with end-of-text tokens that no mask contains.
+
+Shapes, per source, n rows: rows (n, T+1) tokens; valid (n, T) targets that count; answer (n, T) targets that belong to
+the answer of a question; starts (m, 2) row and column of each document's opening end-of-text token. The target at
+[i, t] is rows[i, t + 1].
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data.journal import write_atomically
+from data.packing import row_dtype
+from data.sources import Document
+from data.tokenizer import end_of_text, vocab_size
+
+BYTES_PER_TOKEN = 3.5  # a guess, used where text must be measured before there is a tokenizer
+HASH_BYTES = 16
+
+
+def text_hash(text: str) -> bytes:
+    """Equal for texts that differ only in letter case and white space."""
+    normalised = " ".join(text.casefold().split())
+    return hashlib.blake2b(normalised.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
+
+
+def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
+    """Documents until about `num_tokens` are there, each text once, by their hashes."""
+    chosen, wanted = {}, num_tokens * BYTES_PER_TOKEN
+    for document in documents:
+        if wanted <= 0:
+            break
+        key = text_hash(document.text)
+        if key in chosen or len(document.text) < min_text_length or not document.text.strip():
+            continue
+        chosen[key] = document
+        wanted -= len(document.text.encode("utf-8", "replace"))
+    return chosen
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """One source's held-out text (shapes: see the module)."""
+
+    label: str
+    rows: np.ndarray
+    valid: np.ndarray
+    answer: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.valid.sum())
+
+    def select(self, kept: np.ndarray) -> "SourceRows":
+        """The rows numbered `kept`, ascending, and the documents that begin in them."""
+        begins = np.isin(self.starts[:, 0], kept)
+        starts = self.starts[begins].copy()
+        starts[:, 0] = np.searchsorted(kept, starts[:, 0])
+        return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
+
+
+class HeldOut:
+    """Held-out rows of every source, in the order of the preset, and the hashes of their texts."""
+
+    def __init__(self, sources: Sequence[SourceRows], hashes: frozenset[bytes]):
+        self.sources = list(sources)
+        self.hashes = hashes
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(source.num_tokens for source in self.sources)
+
+    def subset(self, num_tokens: int) -> "HeldOut":
+        """About `num_tokens` of it: always the same rows, evenly spread over each source, sources in proportion.
+
+        Every source that has rows keeps at least one.
+        """
+        share = min(1.0, num_tokens / max(1, self.num_tokens))
+        chosen = []
+        for source in self.sources:
+            count = len(source.rows)
+            keep = min(count, max(1, round(share * count)))
+            chosen.append(source.select((np.arange(keep) * count) // max(1, keep)))
+        return HeldOut(chosen, self.hashes)
+
+    def save(self, path: Path) -> None:
+        arrays = {"labels": np.array([source.label for source in self.sources])}
+        arrays["hashes"] = np.frombuffer(b"".join(sorted(self.hashes)), dtype=np.uint8).reshape(-1, HASH_BYTES)
+        for i, source in enumerate(self.sources):
+            for name in ("rows", "valid", "answer", "starts"):
+                arrays[f"{name}_{i}"] = getattr(source, name)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "HeldOut":
+        with np.load(path, allow_pickle=False) as arrays:
+            sources = [
+                SourceRows(str(label), *(arrays[f"{name}_{i}"] for name in ("rows", "valid", "answer", "starts")))
+                for i, label in enumerate(arrays["labels"])
+            ]
+            return cls(sources, frozenset(bytes(row) for row in arrays["hashes"]))
+
+
+def pack(label: str, documents: Sequence[Document], tokenizer: Tokenizer, seq_length: int) -> SourceRows:
+    """Tokenize and pack one source's held-out documents."""
+    end = end_of_text(tokenizer)
+    tokens, answer, starts = [], [], []
+    for document, encoding in zip(
+        documents,
+        tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False),
+        strict=True,
+    ):
+        starts.append(len(tokens))
+        tokens += [end, *encoding.ids]
+        first = document.answer_start
+        answer += [False, *(first is not None and stop > first for _, stop in encoding.offsets)]
+    if tokens:
+        tokens.append(end)
+        answer.append(False)
+    num_targets = max(0, len(tokens) - 1)
+    num_rows = -(-num_targets // seq_length)
+    flat = np.full(num_rows * seq_length + 1, end, dtype=row_dtype(seq_length, vocab_size(tokenizer))["tokens"].base)
+    flat[: len(tokens)] = tokens
+    is_answer = np.zeros(len(flat), dtype=bool)
+    is_answer[: len(answer)] = answer
+    positions = np.arange(num_rows)[:, None] * seq_length + np.arange(seq_length + 1)
+    return SourceRows(
+        label,
+        flat[positions],
+        (np.arange(num_rows * seq_length) < num_targets).reshape(num_rows, seq_length),
+        is_answer[1:].reshape(num_rows, seq_length),
+        np.array([divmod(start, seq_length) for start in starts], dtype=np.int64).reshape(-1, 2),
+    )

@@ -1,0 +1,191 @@
+"""The record of every row a run has produced: append-only, one writer, any number of readers, no losses.
+
+    stream.json    header, written once: what the stream was made from (see data/producer.py)
+    rows.bin       rows one after another (records of packing.row_dtype)
+    states.jsonl   one line an append: {"rows": rows in all, "state": of every source after them, "check": ...}
+
+An append is there once its line in states.jsonl is: rows are on the disk before the line is written. Whatever a crash
+leaves behind that point is cut when a writer opens the journal. Nothing here is ever changed in place.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import UserError
+
+HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
+_CHECK = ', "check": "'
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class JournalFull(UserError):
+    """The disk has no room left. What was appended before is intact."""
+
+
+@contextmanager
+def _room_on_disk(path: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise JournalFull(
+            f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`path` holds either what it held before or all of `content`, also after a crash. Raises JournalFull."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with _room_on_disk(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except JournalFull:
+        temporary.unlink()
+        raise
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def read_header(folder: Path) -> dict | None:
+    """stream.json, or None if the stream was never begun in earnest."""
+    try:
+        return json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def begin(folder: Path, header: dict) -> None:
+    """An empty journal in `folder`; the header comes last, so a journal with a header is whole."""
+    for name in (ROWS, STATES):
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=8).hexdigest()
+
+
+def _to_line(entry: dict) -> bytes:
+    body = json.dumps(entry).encode()[:-1]
+    return body + f'{_CHECK}{_digest(body)}"}}\n'.encode()
+
+
+def _from_line(line: bytes) -> dict | None:
+    """The entry, or None if the line is torn or damaged."""
+    body, _, check = line.rpartition(_CHECK.encode())
+    return json.loads(body + b"}") if check == f'{_digest(body)}"}}\n'.encode() else None
+
+
+class JournalWriter:
+    """Opens the journal in `folder` for appending, cut to its last whole append.
+
+    `num_rows`: rows in it. `state`: what came with the last append, None if there is none. Waits for another writer
+    to end: one that lost its trainer may live a moment longer.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self.folder, self.dtype = folder, dtype
+        self._rows = self._open(folder / ROWS)
+        fcntl.flock(self._rows, fcntl.LOCK_EX)
+        self._states = self._open(folder / STATES)
+        _sync_folder(folder)
+        self.num_rows, self.state, self._states_size = self._last_append()
+        self._cut()
+
+    @staticmethod
+    def _open(path: Path):
+        return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+
+    def _last_append(self) -> tuple[int, dict | None, int]:
+        """(rows, state, size of states.jsonl) after the last append whose rows are all there."""
+        num_rows, state, size, position = 0, None, 0, 0
+        present = os.fstat(self._rows.fileno()).st_size // self.dtype.itemsize
+        with (self.folder / STATES).open("rb") as lines:
+            for line in lines:
+                entry = _from_line(line)
+                if entry is None or entry["rows"] > present:
+                    break
+                position += len(line)
+                num_rows, state, size = entry["rows"], entry["state"], position
+        return num_rows, state, size
+
+    def _cut(self) -> None:
+        for file, size in ((self._states, self._states_size), (self._rows, self.num_rows * self.dtype.itemsize)):
+            file.truncate(size)
+            file.seek(size)
+            os.fsync(file.fileno())
+
+    def append(self, rows: np.ndarray, state: dict) -> None:
+        """Add `rows` (records) and the JSON `state` after them; both are on the disk on return. Raises JournalFull."""
+        line = _to_line({"rows": self.num_rows + len(rows), "state": state})
+        try:
+            with _room_on_disk(self.folder / ROWS):
+                _write_all(self._rows, rows.tobytes())
+                _write_all(self._states, line)
+        except JournalFull:
+            self._cut()
+            raise
+        self.num_rows += len(rows)
+        self.state = state
+        self._states_size += len(line)
+
+    def close(self) -> None:
+        self._states.close()
+        self._rows.close()
+
+
+def _write_all(file, content: bytes) -> None:
+    view = memoryview(content)
+    while view:  # a disk that fills up takes a part first
+        view = view[file.write(view) :]
+    os.fsync(file.fileno())
+
+
+class JournalReader:
+    """Reads rows while a writer appends. Looking for new rows costs one `stat` when there are none."""
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self.folder, self.dtype = folder, dtype
+        self._read = 0  # bytes of states.jsonl understood so far
+        self._num_rows = 0
+        self._mapped = np.empty(0, dtype=dtype)
+
+    def num_rows(self) -> int:
+        """Rows committed by now."""
+        path = self.folder / STATES
+        if path.exists() and path.stat().st_size > self._read:
+            with path.open("rb") as states:
+                states.seek(self._read)
+                for line in states:
+                    entry = _from_line(line)
+                    if entry is None:  # still being written, or torn: the writer will cut it
+                        break
+                    self._read += len(line)
+                    self._num_rows = entry["rows"]
+        return self._num_rows
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """(count,) records, a view of the file. Raises IndexError if they are not all committed."""
+        if first + count > self.num_rows():
+            raise IndexError(f"rows {first}..{first + count - 1} of {self._num_rows}")
+        if first + count > len(self._mapped):
+            self._mapped = np.memmap(self.folder / ROWS, dtype=self.dtype, mode="r", shape=(self._num_rows,))
+        return self._mapped[first : first + count]

@@ -1,0 +1,113 @@
+"""Which source the next document comes from, and how learnt factors move the mixture.
+
+A `Mixer` has no dice and knows nothing of text: `choose()` names a source, `charge()` tells it what the document cost.
+Its state is a few JSON numbers; the same calls give the same choices. The adaptive rules are pure functions.
+
+`weighted` and `round_robin` are one rule with two units, tokens and turns: after a document of cost n every source is
+owed its share of n more and the chosen one n less, so the largest credit is the source furthest below its share. New
+weights count from the moment they come: credits are kept, so nothing that went before is paid back in a burst.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+Strategy = Literal["round_robin", "sequential", "weighted"]
+
+LARGEST_MOVE = 1.25  # the slope rule changes a factor by at most this ratio at one decision
+
+
+class Mixer:
+    """Chooses among `len(weights)` sources. A source that is used up for good is dropped; the rest share its part."""
+
+    def __init__(self, strategy: Strategy, weights: Sequence[float]):
+        self.strategy = strategy
+        self.weights = list(weights)
+        self.credits = [0.0] * len(weights)
+        self.active = [True] * len(weights)
+        self.current = 0  # sequential only: the source being read
+
+    @property
+    def exhausted(self) -> bool:
+        return not any(self.active)
+
+    def choose(self) -> int:
+        """Index of the source of the next document; the lowest index wins a tie. At least one must be active."""
+        if self.strategy == "sequential":
+            return self.current
+        candidates = [i for i, active in enumerate(self.active) if active]
+        return max(candidates, key=lambda i: (self.credits[i], -i))
+
+    def charge(self, index: int, num_tokens: int) -> None:
+        """Account for a document of `num_tokens` taken from source `index`."""
+        cost = num_tokens if self.strategy == "weighted" else 1
+        num_active = sum(self.active)
+        total = sum(weight for weight, active in zip(self.weights, self.active, strict=True) if active)
+        for i, active in enumerate(self.active):
+            if active:  # equal weights give exactly 1.0 here, so that round robin stays exact in floating point
+                self.credits[i] += cost * (self.weights[i] * num_active / total)
+        self.credits[index] -= cost * num_active
+
+    def epoch_ended(self, index: int) -> None:
+        """Source `index` reached its end and starts over; a sequential mixture goes on to the next one."""
+        if self.strategy == "sequential":
+            following = [*range(index + 1, len(self.active)), *range(index + 1)]
+            self.current = next((i for i in following if self.active[i]), index)
+
+    def drop(self, index: int) -> None:
+        """Source `index` is used up for good."""
+        self.active[index] = False
+        self.credits[index] = 0.0
+        self.epoch_ended(index)
+
+    def state(self) -> dict:
+        """JSON. Weights are not in it: they belong to the run, which says from which row on they hold."""
+        return {"credits": list(self.credits), "active": list(self.active), "current": self.current}
+
+    def load_state(self, state: dict) -> None:
+        self.credits, self.active = list(state["credits"]), list(state["active"])
+        self.current = state["current"]
+
+
+def base_weights(strategy: Strategy, source_weights: Sequence[float]) -> list[float]:
+    """The weights a run starts with, which adaptive factors multiply. Only `weighted` listens to the preset's."""
+    return list(source_weights) if strategy == "weighted" else [1.0] * len(source_weights)
+
+
+def relative_loss(
+    factors: Sequence[float], losses: Sequence[float | None], *, smoothing: float, low: float, high: float
+) -> list[float]:
+    """factor <- smoothing * factor + (1 - smoothing) * clamp(loss / mean loss, low, high).
+
+    `losses`: mean training loss per source since the last decision, any unit; None (no tokens seen) keeps the factor.
+    """
+    known = [loss for loss in losses if loss is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    if mean <= 0:
+        return list(factors)
+    return [
+        factor if loss is None else smoothing * factor + (1 - smoothing) * _clamp(loss / mean, low, high)
+        for factor, loss in zip(factors, losses, strict=True)
+    ]
+
+
+def slope(
+    factors: Sequence[float], falls: Sequence[float], standard_errors: Sequence[float], *, low: float, high: float
+) -> list[float]:
+    """Give more to sources whose held-out loss still falls fast.
+
+    `falls`: held-out bits per byte at the last decision minus now, per source, with their standard errors. A change
+    within 2 standard errors counts as none, a rise too. Each factor moves towards fall / mean fall by at most a ratio
+    of LARGEST_MOVE and stays in [low, high]. If nothing falls, nothing moves.
+    """
+    real = [fall if fall > 2 * error else 0.0 for fall, error in zip(falls, standard_errors, strict=True)]
+    mean = sum(real) / len(real)
+    if mean == 0:
+        return list(factors)
+    return [
+        _clamp(factor * _clamp(fall / mean / factor, 1 / LARGEST_MOVE, LARGEST_MOVE), low, high)
+        for factor, fall in zip(factors, real, strict=True)
+    ]
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)

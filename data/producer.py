@@ -1,0 +1,273 @@
+"""The process that fills the journal: python -m data.producer, started and spoken to by data/batches.py.
+
+JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
+"weight_changes": [[from_row, weights], ...], "consumed": row}; then {"go": true}, {"consumed": row},
+{"weights": [...], "from_row": row}. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+
+1. Opens every source side by side and writes nothing.                                            -> source ..., opened
+2. On "go": a new stream is prepared (data/preparation.py), an existing one is checked against the preset and cut to
+   its last append.                                                                                            -> ready
+3. Appends rows, at most RUN_AHEAD_TOKENS beyond what was consumed, until the token budget is covered.
+
+It may be killed at any instant: started again it appends the very rows it would have. It ends when stdin closes, with
+exit code 2 after an error event, with 1 and a traceback on stderr for a defect. It never imports torch or main.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from configs.schema import Preset, UserError, parse_preset
+from data import tokenizer as bpe
+from data.feeds import FIRST_WAIT, Feed, Progress, pause
+from data.heldout import HeldOut
+from data.journal import JournalWriter, read_header
+from data.mixing import Mixer, base_weights
+from data.packing import Packer, row_dtype
+from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
+from data.sources import Retryable, Source, SourceError, open_source
+
+FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small at first, so that training can begin
+APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
+RUN_AHEAD_TOKENS = 8_000_000
+OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while the network is down
+
+
+def run_ahead_rows(seq_length: int) -> int:
+    """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
+    return RUN_AHEAD_TOKENS // seq_length
+
+
+class Orders:
+    """What the trainer said so far, kept current by a thread that ends the process when stdin closes."""
+
+    def __init__(self, request: dict):
+        self.consumed: int = request["consumed"]
+        self.weight_changes = [(row, weights) for row, weights in request["weight_changes"]]
+        self._go = False
+        self._news = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            order = json.loads(line)
+            with self._news:
+                if "weights" in order:
+                    self.weight_changes.append((order["from_row"], order["weights"]))
+                self.consumed = max(self.consumed, order.get("consumed", 0))
+                self._go |= order.get("go", False)
+                self._news.notify()
+        os._exit(0)  # the trainer is gone; the journal bears being left at any instant
+
+    def wait_for_go(self) -> None:
+        with self._news:
+            self._news.wait_for(lambda: self._go)
+
+    def wait_until_consumed(self, row: int) -> None:
+        with self._news:
+            self._news.wait_for(lambda: self.consumed >= row)
+
+    def weights(self, row: int) -> list[float] | None:
+        """Weights for a document chosen when `row` rows are produced; None: those of the preset."""
+        return next((weights for from_row, weights in reversed(self.weight_changes) if from_row <= row), None)
+
+
+class OpenSource:
+    """A source of the preset, opened at the start or, if the network is down then, when it is first needed."""
+
+    def __init__(self, spec, seed: int):
+        self.spec, self.seed = spec, seed
+        self.pinned: dict | None = None
+        self._source: Source | None = None
+
+    def __call__(self) -> Source:
+        if self._source is None:
+            self.open(self.pinned, None)
+        return self._source
+
+    def open(self, pinned: dict | None, cache_dir: Path | None) -> Source:
+        self.pinned = pinned
+        self._source = open_source(self.spec, cache_dir=cache_dir, seed=self.seed, pinned=pinned)
+        return self._source
+
+
+class Producer:
+    """Phase 3: chooses documents, packs them, appends rows."""
+
+    def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, emit: Callable):
+        seq_length, specs = preset.model.seq_length, preset.data.all_sources
+        self.orders, self.emit = orders, emit
+        self.tokenizer = load_tokenizer(read_header(stream_dir), stream_dir)
+        dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
+        self.journal = JournalWriter(stream_dir, dtype)
+        self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
+        self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
+        self.mixer = Mixer(preset.data.mix_strategy, self.base_weights)
+        self.run_ahead = run_ahead_rows(seq_length)
+        self.last_append = time.monotonic()
+        state = self.journal.state
+        if state:
+            self.mixer.load_state(state["mixer"])
+            self.packer.load_state(state["packer"])
+        held_out = HeldOut.load(stream_dir / HELD_OUT).hashes
+        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out)
+        encode = partial(bpe.encode, self.tokenizer)
+        stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
+        self.feeds = [
+            Feed(spec, source, encode, skip, self._trouble, progress)
+            for spec, source, progress in zip(specs, sources, stands, strict=True)
+        ]
+
+    def run(self, num_rows: int) -> None:
+        """Append rows until there are `num_rows` or the sources are used up."""
+        while self.packer.num_rows < num_rows:
+            if self.mixer.exhausted:
+                self._append()
+                self.emit("exhausted")
+                return
+            if self.packer.num_rows >= self.orders.consumed + self.run_ahead:
+                self._append()
+                self.orders.wait_until_consumed(self.packer.num_rows - self.run_ahead + 1)
+            self._add_document()
+            pending = self.packer.waiting * self.packer.seq_length
+            wanted = min(max(FIRST_APPEND, self.journal.num_rows * self.packer.seq_length), LARGEST_APPEND)
+            if pending >= wanted or (pending and time.monotonic() - self.last_append > APPEND_SECONDS):
+                self._append()
+        self._append()
+
+    def _add_document(self) -> None:
+        self.mixer.weights = self.orders.weights(self.packer.num_rows) or self.base_weights
+        index = self.mixer.choose()
+        feed = self.feeds[index]
+        tokens = feed.next_document()
+        if tokens is not None:
+            self.packer.add(tokens, index)
+            self.mixer.charge(index, len(tokens) + 1)  # with the end-of-text token that opens it
+        elif feed.finished:
+            self.mixer.drop(index)
+        else:
+            self.emit("epoch", label=feed.label, epoch=feed.progress.epoch)
+            self.mixer.epoch_ended(index)
+
+    def _append(self) -> None:
+        self.last_append = time.monotonic()
+        rows = self.packer.take()
+        if len(rows):
+            state = {
+                "tokens": sum(feed.progress.tokens for feed in self.feeds),
+                "sources": [asdict(feed.progress) for feed in self.feeds],
+                "mixer": self.mixer.state(),
+                "packer": self.packer.state(),
+            }
+            self.journal.append(rows, state)
+
+    def _trouble(self, message: str) -> None:
+        if message:
+            self._append()  # a feed asks before it hands anything out, so this is a state between two documents
+        self.emit("status", message=message)
+
+
+def open_sources(preset: Preset, stream_dir: Path, emit: Callable) -> list[OpenSource]:
+    """Phase 1. Raises UserError listing every source that cannot be used."""
+    header = read_header(stream_dir)
+    sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
+    if header and [entry["label"] for entry in header["sources"]] == [source.spec.label for source in sources]:
+        for source, entry in zip(sources, header["sources"], strict=True):
+            source.pinned = entry["pinned"]
+
+    def open_one(index: int) -> str | None:
+        try:
+            emit("source", index=index, **_describe(sources[index], lambda text: emit("status", message=text)))
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        problems = [problem for problem in pool.map(open_one, range(len(sources))) if problem]
+    if problems:
+        raise UserError("\n".join(problems))
+    return sources
+
+
+def _describe(opened: OpenSource, status: Callable[[str], None]) -> dict:
+    """Open a source and read its first document: what the start card shows."""
+    label, wait = opened.spec.label, FIRST_WAIT
+    for attempt in range(1, OPENING_TRIES + 1):
+        try:
+            source = opened()
+            document, _ = next(source.documents(0), (None, None))
+            if document is None:
+                raise SourceError(f"source {label}: it holds no text; add some or take it out of the preset")
+            first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
+            return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices}
+        except Retryable as error:
+            if opened.pinned is not None:  # there are rows to train on until it is back
+                return {"label": label, "size": f"not reachable now ({error})", "first_line": "", "notices": []}
+            if attempt == OPENING_TRIES:
+                raise SourceError(f"source {label}: {error}; check the network, or choose another preset") from error
+            wait = pause(label, error, wait, status)
+    raise AssertionError("unreachable")
+
+
+def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, emit: Callable) -> None:
+    """Phase 2: afterwards the stream has its header, tokenizer and held-out text."""
+    header = read_header(stream_dir)
+    if header:
+        check_identity(header, preset, stream_dir)
+    for i, source in enumerate(sources):
+        pinned = header["sources"][i]["pinned"] if header else None
+        # Only now may anything be written; and a run started anew does not keep the revision of the one before it.
+        if source.spec.type == "pdf" or source.pinned != pinned:
+            source.open(pinned, stream_dir / "pdf_text")
+    if not header:
+        prepare_stream(preset, stream_dir, sources, token_budget, lambda text: emit("status", message=text))
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
+    os.nice(5)  # the training step comes first
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the protocol
+    lock = threading.Lock()
+
+    def emit(event: str, **content) -> None:
+        with lock:
+            channel.write(json.dumps({"event": event, **content}) + "\n")
+
+    try:
+        request = json.loads(sys.stdin.readline())
+        preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
+        orders = Orders(request)
+        sources = open_sources(preset, stream_dir, emit)
+        emit("opened")
+        orders.wait_for_go()
+        prepare(preset, stream_dir, sources, request["token_budget"], emit)
+        producer = Producer(preset, stream_dir, sources, orders, emit)
+        emit(
+            "ready",
+            vocab_size=bpe.vocab_size(producer.tokenizer),
+            tokenizer_sha256=bpe.fingerprint(producer.tokenizer),
+            rows=producer.journal.num_rows,
+        )
+        producer.run(-(-request["token_budget"] // preset.model.seq_length))
+        threading.Event().wait()  # all is produced; the trainer decides when to part
+    except UserError as error:
+        emit("error", message=str(error))
+        return 2
+    except BrokenPipeError:
+        return 0  # the trainer is gone
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    os._exit(main())  # without waiting for threads that a silent network may hold

@@ -1,0 +1,259 @@
+"""Where documents come from: one class a kind, all with the same four promises.
+
+- Order: an epoch is a fixed order of the source, decided by (seed, epoch, content) alone; each epoch has a new one.
+- Position: every document comes with the JSON value that says where the next one starts; giving it back continues
+  exactly there without reading what came before.
+- Nothing stops a run: what cannot be read is left out and counted by reason in `skipped`. Only a source that is not
+  there at all (`SourceError`) or a network that is down for the moment (`Retryable`) is raised.
+- Held-out text is spread over the whole source and at most about 5% of it.
+
+This file holds what reads plain files. `data/hub.py` reads Hugging Face datasets, `data/pdf.py` PDFs.
+Sources never tokenize, mix, count repetitions, or apply `min_text_length` and `max_documents`: the producer does.
+"""
+
+import hashlib
+import io
+import os
+import re
+import stat
+import sysconfig
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from configs.schema import UserError
+
+PIECE_CHARACTERS = 16_384  # longer documents are split, so that mixing stays fine-grained and held-out text spread
+HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
+
+# Every byte that is not UTF-8 is read as Windows-1252 by itself, so a legacy file, or a mixed one, loses nothing.
+_STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
+_STRAY = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+Position = list | dict | int | None  # any JSON value; None is the beginning of an epoch
+
+
+class Document(NamedTuple):
+    """`answer_start`: character offset at which the answer begins (the last of several rendered fields), if any."""
+
+    text: str
+    answer_start: int | None = None
+
+
+class SourceError(UserError):
+    """A source that cannot be used until the user changes something: what, where, what to do."""
+
+
+class Retryable(Exception):
+    """Trouble that may pass by itself (the network); the message is the reason shown to the user."""
+
+
+class Source(ABC):
+    """One source of documents. `pinned` is JSON: what must be handed back to see the same data again."""
+
+    def __init__(self, label: str):
+        self.label = label
+        self.pinned: dict = {}
+        self.notices: list[str] = []  # sentences the user should read once
+        self.skipped: Counter[str] = Counter()  # documents left out, by reason
+
+    @abstractmethod
+    def size(self) -> str:
+        """How much there is, for people: "812 files, 12 MB"."""
+
+    @abstractmethod
+    def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
+        """One epoch from `position` on: each document with the position of the next. Raises SourceError, Retryable."""
+
+    @abstractmethod
+    def held_out(self) -> Iterator[Document]:
+        """Documents that may be set aside for evaluation: spread over the source, at most about 5% of it."""
+
+
+def open_source(spec, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
+    """The source that `spec` (configs.schema) describes, opened. `cache_dir` keeps extracted text (None: nowhere).
+
+    Raises SourceError when it cannot be used and Retryable when the network is down for the moment.
+    """
+    if spec.type == "hf":
+        from data.hub import HubSource  # imports `datasets`, two seconds that runs on local text need not pay
+
+        return HubSource(spec, seed=seed, pinned=pinned)
+    if spec.type == "pdf":
+        from data.pdf import PDFSource
+
+        return PDFSource(spec, cache_dir=cache_dir, seed=seed, pinned=pinned)
+    files = python_files() if spec.type == "python" else find_files(spec.label, spec.path, spec.glob)
+    return FileSource(spec.label, files, seed=seed, pinned=pinned)
+
+
+class FileSource(Source):
+    """Text files. Position: [order key of the file, number of its next piece].
+
+    Files are known by their content: a copy is a duplicate whatever its name, and a file added, renamed or removed
+    between two starts leaves the order of all others as it was, so a run resumes with the files that are the same.
+    """
+
+    noun = "files"
+
+    def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
+        super().__init__(label)
+        self.seed = seed
+        self._skipped_once: set[str] = set()  # a file counts once, however many epochs meet it
+        self._files: dict[str, Path] = {}  # content digest -> path
+        self._num_bytes = 0
+        for path in files:
+            self._index(path)
+        if not self._files:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
+            raise SourceError(f"source {label}: none of its files can be read ({reasons}); add files with text in them")
+        everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
+        self.pinned = {"files": len(self._files), "digest": everything}
+        if pinned and pinned["digest"] != everything:
+            self.notices.append(
+                f"{label}: its files changed since this run began ({pinned['files']} then, {len(self._files)} now); "
+                "files that are the same keep their place in the order, those already read are not read again"
+            )
+
+    def _index(self, path: Path) -> None:
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+                return self._skip(str(path), "not a regular file")
+            if status.st_size == 0:
+                return self._skip(str(path), "empty")
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError:
+            return self._skip(str(path), "unreadable")
+        if digest in self._files:
+            return self._skip(str(path), "duplicate")
+        self._files[digest] = path
+        self._num_bytes += status.st_size
+
+    def _skip(self, what: str, reason: str) -> None:
+        if what not in self._skipped_once:
+            self._skipped_once.add(what)
+            self.skipped[reason] += 1
+
+    def size(self) -> str:
+        return f"{len(self._files):,} {self.noun}, {human_bytes(self._num_bytes)}"
+
+    def order(self, epoch: int | str) -> list[tuple[str, str]]:
+        """(order key, content digest) of every file, in the order of this epoch."""
+        return sorted((hash_key(self.seed, epoch, digest), digest) for digest in self._files)
+
+    def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
+        start_key, start_piece = position or ["", 0]
+        order = [entry for entry in self.order(epoch) if entry[0] >= start_key]
+        for key, digest, pieces in self.read_ahead(order):
+            skip = start_piece if key == start_key else 0
+            for number, text in enumerate(pieces):
+                if number >= skip and text.strip():
+                    yield Document(text), [key, number + 1]
+
+    def held_out(self) -> Iterator[Document]:
+        for _, digest, pieces in self.read_ahead(self.order("held out")):
+            for number, text in enumerate(pieces):
+                if int(hash_key(self.seed, digest, number), 16) % HELD_OUT_ONE_IN == 0 and text.strip():
+                    yield Document(text)
+
+    def read_ahead(self, order: list[tuple[str, str]]) -> Iterator[tuple[str, str, Iterator[str]]]:
+        """(order key, digest, pieces) of each file in turn."""
+        for key, digest in order:
+            yield key, digest, self._pieces(self._files[digest])
+
+    def _pieces(self, path: Path) -> Iterator[str]:
+        try:
+            with path.open("rb") as file:
+                for text in split(decode(file)):
+                    if is_binary(text):
+                        return self._skip(str(path), "binary")
+                    yield text
+        except OSError:
+            self._skip(str(path), "unreadable")
+
+
+def decode(file: io.BufferedReader) -> io.TextIOWrapper:
+    """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8 (see `_STRAY_BYTES`)."""
+    head = file.peek(4)[:4]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return io.TextIOWrapper(file, encoding="utf-16", errors="replace")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def split(stream: io.TextIOBase) -> Iterator[str]:
+    """The stream's text in pieces of at most PIECE_CHARACTERS; joined they are the text again.
+
+    A piece ends at the last blank line, else line end, else space of its second half.
+    """
+    buffer = ""
+    while True:
+        while len(buffer) <= PIECE_CHARACTERS and (more := stream.read(PIECE_CHARACTERS * 16)):
+            buffer += _STRAY.sub(lambda match: _STRAY_BYTES[ord(match[0])], more)
+        if not buffer:
+            return
+        cut = len(buffer)
+        if cut > PIECE_CHARACTERS:
+            ends = (buffer.rfind(mark, PIECE_CHARACTERS // 2, PIECE_CHARACTERS) + len(mark) for mark in ("\n\n", "\n", " "))
+            cut = next((end for end in ends if end > PIECE_CHARACTERS // 2), PIECE_CHARACTERS)
+        yield buffer[:cut]
+        buffer = buffer[cut:]
+
+
+def is_binary(text: str) -> bool:
+    """A NUL character, or more than one control character in a hundred."""
+    return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
+
+
+def find_files(label: str, path: str, pattern: str) -> list[Path]:
+    """The files under the folder `path` that match `pattern`, or `path` itself if it is a file.
+
+    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there is no file.
+    """
+    root = Path(path).expanduser()
+    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
+    if not root.exists():
+        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
+    if not root.is_dir():
+        return [root]
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
+    try:
+        files = [file for file in root.glob(pattern) if not file.is_dir()]
+    except (ValueError, NotImplementedError) as error:
+        raise SourceError(f"{where}: {pattern!r} is no glob pattern ({error}); write one such as '**/*.txt'") from None
+    if not files:
+        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
+    return files
+
+
+def python_roots() -> list[Path]:
+    """The standard library and the site-packages of the running interpreter."""
+    return list(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+
+
+def python_files() -> Iterator[Path]:
+    """Every Python source file of the running interpreter and its installed packages."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for root in python_roots():
+        for path in root.glob("**/*.py"):
+            # An interpreter keeps its packages inside its library; in a virtual environment they are not ours.
+            if root != stdlib or not {"site-packages", "dist-packages"} & set(path.relative_to(root).parts):
+                yield path
+
+
+def hash_key(*parts: object) -> str:
+    """16 hex digits that depend on all parts: the order of files and shards, and what is held out."""
+    return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).hexdigest()
+
+
+def human_bytes(count: int) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,115 @@
+"""Byte-level BPE: trained on the head of the mixture, or any tokenizer.json that says where a document ends.
+
+Text of a document never becomes a special token: "<|endoftext|>" inside a document is encoded as the bytes it is made
+of. Nothing is downloaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from configs.schema import UserError
+
+END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
+# What well-known tokenizers call the token that ends a document, most specific first.
+END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "[SEP]")
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of at most `vocab_size` tokens (fewer if the text has too few repeated pairs)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(iter(texts), trainer)
+    return _ready(tokenizer)
+
+
+def load(path: Path | str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json. Raises UserError if it cannot be read or has no end-of-text token."""
+    path = Path(path).expanduser()
+    try:
+        tokenizer = _ready(Tokenizer.from_file(str(path)))
+    except Exception as error:  # `tokenizers` raises plain Exception for a missing, torn or foreign file
+        raise UserError(f"tokenizer {path}: cannot be read ({error}); give the path of a tokenizer.json") from None
+    end = end_of_text(tokenizer)
+    if end is None:
+        specials = sorted(token.content for token in _specials(tokenizer).values())
+        raise UserError(
+            f"tokenizer {path}: no special token ends a document; its special tokens are {specials or 'none'}, "
+            f"needed is one of {', '.join(END_NAMES)}"
+        )
+    written = tokenizer.id_to_token(end)
+    if end in tokenizer.encode(written, add_special_tokens=False).ids:
+        raise UserError(
+            f"tokenizer {path}: a document that contains the text {written!r} would end there, because its model knows "
+            "the end-of-text token as a word; use a BPE tokenizer"
+        )
+    return tokenizer
+
+
+def _ready(tokenizer: Tokenizer) -> Tokenizer:
+    """Documents are encoded whole, alone, and with special tokens taken for the text they are."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _specials(tokenizer: Tokenizer) -> dict:
+    return {number: token for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """Id of the special token that ends a document, or None."""
+    ids = {token.content: number for number, token in _specials(tokenizer).items()}
+    return next((ids[name] for name in END_NAMES if name in ids), None)
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Rows an embedding needs: the largest id + 1 (a foreign vocabulary may have holes)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 (hex) of what it does, whatever the layout of its file."""
+    canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+    """Token ids of each text, uint32, without any special token."""
+    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        yield np.array(encoding.ids, dtype=np.uint32)
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) int64: bytes of UTF-8 text behind each id, 0 for special tokens: turns nats per token into bits per byte.
+
+    Exact for byte-level tokenizers, where every character of a token stands for one byte. For others (SentencePiece,
+    WordPiece) it counts the token as it is written, with the word mark taken for a space: normalisation and spaces
+    that such a tokenizer drops are not counted, so its bits per byte are an upper estimate.
+    """
+    lengths = np.zeros(vocab_size(tokenizer), dtype=np.int64)
+    described = json.loads(tokenizer.to_str())
+    byte_level = '"ByteLevel"' in json.dumps([described["pre_tokenizer"], described["decoder"]])
+    added = tokenizer.get_added_tokens_decoder()
+    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        if number in added:
+            lengths[number] = 0 if added[number].special else len(token.encode())
+        elif byte_level:
+            lengths[number] = len(token)
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            lengths[number] = 1  # SentencePiece writes a single byte as <0xAB>
+        else:
+            lengths[number] = len(token.removeprefix("##").replace("▁", " ").encode())
+    return lengths

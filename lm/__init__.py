@@ -1,0 +1,1 @@
+"""The language model and everything that trains, stores and uses it."""

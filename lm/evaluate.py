@@ -1,0 +1,176 @@
+"""Held-out loss: nats a token, bits a byte, per source, with standard errors, and on answers alone.
+
+Bits per byte (nats / ln 2 / bytes of text predicted) is what runs with different tokenizers share. Every batch has one
+shape, so that a compiled trunk is compiled once for evaluation. Never here: choosing held-out text, training state, how
+ranks talk (a `reduce` that sums over them is handed in).
+
+Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.loss import IGNORE, linear_cross_entropy
+
+LN2 = math.log(2)
+
+
+class SourceRows(Protocol):
+    """One source's held-out text, as data/heldout.py has it."""
+
+    label: str
+    rows: np.ndarray  # (n, T + 1) token ids; the target at [i, t] is rows[i, t + 1]
+    valid: np.ndarray  # (n, T) bool: targets that count
+    answer: np.ndarray  # (n, T) bool: targets that belong to the answer of a question
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    loss: float  # nats a token
+    bits_per_byte: float
+    stderr: float | None  # of bits_per_byte, over rows; None with fewer than two rows
+    tokens: int
+    answer_loss: float | None = None
+    answer_bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    per_source: dict[str, SourceEvaluation]  # sources without held-out text are left out
+
+    def to_json(self) -> dict[str, Any]:
+        """The `eval` object of metrics.jsonl; what does not apply (answers, a standard error of one row) is left
+        out."""
+
+        def without_none(values: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in values.items() if value is not None}
+
+        per_source = {label: without_none(asdict(source)) for label, source in self.per_source.items()}
+        return {"loss": self.loss, "bits_per_byte": self.bits_per_byte, "tokens": self.tokens, "per_source": per_source}
+
+
+@torch.no_grad()
+def evaluate(
+    trunk: Callable[[Tensor], Tensor],
+    output_weight_VD: Tensor,
+    sources: Sequence[SourceRows],
+    *,
+    token_bytes: np.ndarray,
+    batch_rows: int,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    should_stop: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    world_size: int = 1,
+    reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Evaluation | None:
+    """Evaluate the (perhaps compiled) trunk on held-out rows, `batch_rows` at a time; None if `should_stop` said so.
+
+    `token_bytes` (V,) is 0 for special tokens, which count in the loss but not in bits per byte. Each rank takes every
+    `world_size`-th row; `reduce` sums one float64 CPU tensor over the ranks and is called exactly once, stopped or not:
+    ranks may have different numbers of rows, none included, and notice a stop at different times.
+    """
+    source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])[rank::world_size]
+    rows, valid, answer = (
+        np.concatenate([getattr(part, name) for part in sources])[rank::world_size]
+        for name in ("rows", "valid", "answer")
+    )
+    losses, stopped = _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop)
+    sums = np.append(_sums(losses, rows, valid, answer, source, len(sources), token_bytes).ravel(), float(stopped))
+    sums = reduce(torch.from_numpy(sums)).numpy()
+    if sums[-1]:
+        return None
+    return _summary(sums[:-1].reshape(len(sources), len(COLUMNS)), [part.label for part in sources])
+
+
+def _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop) -> tuple[np.ndarray, bool]:
+    """The loss of every target, (n, T) float64 (0 where not valid), and whether evaluation was stopped on the way."""
+    losses = np.zeros(valid.shape)
+    weight_VD = output_weight_VD.detach()
+    for first in range(0, len(rows), batch_rows):
+        if should_stop():
+            return losses, True
+        count = min(batch_rows, len(rows) - first)
+        part = slice(first, first + count)
+        tokens = np.zeros((batch_rows, rows.shape[1]), dtype=np.int64)
+        targets = np.full((batch_rows, valid.shape[1]), IGNORE, dtype=np.int64)
+        tokens[:count] = rows[part]
+        targets[:count] = np.where(valid[part], tokens[:count, 1:], IGNORE)
+        with autocast():
+            hidden_BTD = trunk(torch.from_numpy(tokens[:, :-1]).to(weight_VD.device))
+            targets_N = torch.from_numpy(targets).flatten().to(weight_VD.device)
+            _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_N)
+        losses[part] = losses_N.view(batch_rows, -1)[:count].cpu().numpy()
+    return losses, False
+
+
+# What is summed per source; the last five, over rows, give the standard error of the ratio nats / bytes.
+COLUMNS = (
+    "nats", "tokens", "text_nats", "bytes", "answer_nats", "answer_tokens", "answer_text_nats", "answer_bytes",
+    "rows", "nats2", "nats_bytes", "bytes2",
+)  # fmt: skip
+
+
+def _sums(losses, rows, valid, answer, source, num_sources: int, token_bytes) -> np.ndarray:
+    """COLUMNS of each source over these rows, (S, columns) float64: everything that ranks add up."""
+    answer = answer & valid
+    num_bytes = token_bytes[rows[:, 1:]] * valid
+    text_losses = losses * (num_bytes > 0)
+    nats, size = text_losses.sum(1), num_bytes.sum(1).astype(float)
+    per_row = np.stack(
+        [
+            losses.sum(1), valid.sum(1), nats, size,
+            (losses * answer).sum(1), answer.sum(1), (text_losses * answer).sum(1), (num_bytes * answer).sum(1),
+            size > 0, nats**2, nats * size, size**2,
+        ],
+        axis=1,
+    )  # fmt: skip
+    sums = np.zeros((num_sources, len(COLUMNS)))
+    np.add.at(sums, source, per_row)
+    return sums
+
+
+def _summary(sums: np.ndarray, labels: Sequence[str]) -> Evaluation:
+    per_source = {}
+    for label, values in zip(labels, sums, strict=True):
+        s = dict(zip(COLUMNS, values.tolist(), strict=True))
+        if s["bytes"]:
+            has_answers = s["answer_bytes"] > 0
+            per_source[label] = SourceEvaluation(
+                loss=s["nats"] / s["tokens"],
+                bits_per_byte=s["text_nats"] / s["bytes"] / LN2,
+                stderr=_ratio_stderr(s),
+                tokens=int(s["tokens"]),
+                answer_loss=s["answer_nats"] / s["answer_tokens"] if has_answers else None,
+                answer_bits_per_byte=s["answer_text_nats"] / s["answer_bytes"] / LN2 if has_answers else None,
+            )
+    total = dict(zip(COLUMNS, sums.sum(0).tolist(), strict=True))
+    assert total["bytes"] > 0, "held-out text is never empty: data/heldout.py sees to it"
+    return Evaluation(
+        loss=total["nats"] / total["tokens"],
+        bits_per_byte=total["text_nats"] / total["bytes"] / LN2,
+        tokens=int(total["tokens"]),
+        per_source=per_source,
+    )
+
+
+def _ratio_stderr(s: dict[str, float]) -> float | None:
+    """Standard error of R = sum(nats) / sum(bytes) in bits: sqrt(n / (n - 1) * sum((nats - R bytes)^2)) / sum(bytes)
+    (Cochran, Sampling Techniques, 6.4); the squares expanded, so that ranks need only add sums."""
+    n, ratio = s["rows"], s["text_nats"] / s["bytes"]
+    if n < 2:
+        return None
+    squares = s["nats2"] - 2 * ratio * s["nats_bytes"] + ratio**2 * s["bytes2"]
+    return math.sqrt(max(0.0, squares) * n / (n - 1)) / s["bytes"] / LN2

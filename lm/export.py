@@ -1,0 +1,191 @@
+"""A finished run as a folder that transformers, and whatever else reads `Qwen3ForCausalLM`, opens without custom code.
+
+The trunk is that architecture already: exporting renames tensors and cuts our fused matrices apart, bit for bit. The
+folder is written beside an older one and takes its place whole. Never here: loading checkpoints, uploading, changing
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from configs.schema import ModelConfig, Preset
+from lm.checkpoint import sync_folder
+from lm.metrics import fenced, table_cell
+from lm.model import NORM_EPS, ROPE_THETA
+
+LAYER_NAMES = {  # ours: theirs; several names: our matrix is theirs stacked, in this order
+    "attention_norm": ("input_layernorm",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.q_norm": ("self_attn.q_norm",),
+    "attention.k_norm": ("self_attn.k_norm",),
+    "attention.proj": ("self_attn.o_proj",),
+    "mlp_norm": ("post_attention_layernorm",),
+    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+OUTER_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+
+
+def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
+    """`Transformer.state_dict()` under the names of `Qwen3ForCausalLM`, fp32; a tied output layer is left out, as
+    there."""
+    exported = {}
+    for name, tensor in model_state.items():
+        if tied and name == "output.weight":
+            continue
+        module = name.removesuffix(".weight")
+        if module in OUTER_NAMES:
+            targets = (OUTER_NAMES[module],)
+        else:
+            _, index, inner = module.split(".", 2)
+            targets = tuple(f"model.layers.{index}.{target}" for target in LAYER_NAMES[inner])
+        for target, part in zip(targets, tensor.detach().float().cpu().chunk(len(targets)), strict=True):
+            exported[f"{target}.weight"] = part.clone()
+    return exported
+
+
+def qwen3_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
+    """config.json. `rope_theta` stands both where transformers 5 and where older readers look for it."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.mlp_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.seq_length,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the name readers before transformers 5 look for
+    }
+
+
+def export_huggingface(
+    model_state: Mapping[str, Tensor],
+    preset: Preset,
+    tokenizer_path: Path,
+    out_dir: Path,
+    *,
+    end_of_text: str,
+    facts: Mapping[str, str],
+    aux_heads: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write `out_dir` (config, weights, tokenizer, generation settings, model card) and return it.
+
+    `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` the token every document of the
+    stream began with; `facts` what the card says about the run, in order; `aux_heads` go beside the weights, in a file
+    that the other readers ignore. An earlier export there is replaced, once the new one is complete.
+    """
+    tokenizer_id = Tokenizer.from_file(str(tokenizer_path)).token_to_id(end_of_text)
+    assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
+    config = qwen3_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
+    files = {
+        "config.json": json.dumps(config, indent=2),
+        "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
+        "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
+        "README.md": model_card(preset, end_of_text, facts),
+    }
+    out_dir = Path(out_dir)
+    temporary, old = out_dir.with_name(out_dir.name + ".tmp"), out_dir.with_name(out_dir.name + ".old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, text in files.items():
+        (temporary / name).write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(tokenizer_path, temporary / "tokenizer.json")
+    state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
+    save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+    if aux_heads:
+        heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
+        save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
+    for file in temporary.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if out_dir.exists():
+        out_dir.rename(old)
+    temporary.rename(out_dir)
+    sync_folder(out_dir.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return out_dir
+
+
+def generation_config(end_of_text_id: int) -> dict[str, Any]:
+    """The sampling that `lm.generate.generate` uses by default."""
+    return {
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "pad_token_id": end_of_text_id,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "top_k": 0,
+        "no_repeat_ngram_size": 3,
+    }
+
+
+def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
+    """Read tokenizer.json as it is: no cleaning up of spaces, no inputs that the model does not take."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "pad_token": end_of_text,
+        "model_max_length": seq_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def model_card(preset: Preset, end_of_text: str, facts: Mapping[str, str]) -> str:
+    """README.md of the export: what the model is, how it was made, how to run it."""
+    rows = "\n".join(f"| {table_cell(key)} | {table_cell(value)} |" for key, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {table_cell(preset.name)}
+
+{table_cell(preset.description)}
+
+A base language model: it continues text. Architecture `Qwen3ForCausalLM`, context {preset.model.seq_length} tokens.
+Every document it learnt from began with `{end_of_text}`, so a prompt that begins a document does, too:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("{end_of_text}The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+| | |
+|---|---|
+{rows}
+
+The preset that made it:
+
+{fenced(preset.to_json())}"""

@@ -1,0 +1,204 @@
+"""The report of a run: report.md and report.png, made from metrics.jsonl and samples.md alone.
+
+May be written at any time, also for an unfinished run. Never here: measuring anything, a display (the figure is drawn
+on an off-screen canvas), the network. matplotlib is imported only when a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm.metrics import fenced, read_metrics, read_samples, replace_text, table_cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = dict[str, Any]
+# Okabe & Ito's palette without yellow: told apart on white, by colour-blind readers too; repeated with dashes beyond 7.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":")
+LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without names
+
+
+def write_report(checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str]) -> Path:
+    """Write `report.png` and `report.md` into `checkpoint_dir` and return the path of report.md.
+
+    `facts` are the rows of the first table, in order: machine, versions, time, and whatever else a reader should know.
+    """
+    records = read_metrics(checkpoint_dir / "metrics.jsonl")
+    if records:
+        draw(records, checkpoint_dir / "report.png")
+    parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
+    if records:
+        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *_figures(records)]
+    parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
+    replace_text(checkpoint_dir / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    return checkpoint_dir / "report.md"
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
+def table(header: tuple[str, ...], rows: Any) -> str:
+    """A Markdown table; the first column left, the others right if there are more than two."""
+    align = ["---"] + ["---:" if len(header) > 2 else "---"] * (len(header) - 1)
+    lines = [header, align, *rows]
+    return "\n".join("| " + " | ".join(table_cell(str(value)) for value in line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _figures(records: list[Record]) -> list[str]:
+    """The last evaluation, the heads' own measures and the mixture, as tables."""
+    parts = []
+    evaluated = [record for record in records if record.get("eval")]
+    if evaluated:
+        last, evaluation = evaluated[-1], evaluated[-1]["eval"]
+        header = (
+            "source",
+            "bits per byte",
+            "± 1 s.e.",
+            "nats per token",
+            "answer bits per byte",
+            "answer nats per token",
+            "tokens",
+        )
+        keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
+        everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+        rows = [
+            (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+            for label, values in (everything | evaluation["per_source"]).items()
+        ]
+        parts += [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+    measured = [record for record in records if record.get("heads")]
+    if measured:
+        rows = [
+            (name, f"{value:.4g}" if isinstance(value, float) else value)
+            for name, value in _flat(measured[-1]["heads"])
+        ]
+        parts += [f"## Heads after {measured[-1]['tokens']:,} tokens", table(("measure", "value"), rows)]
+    mixed = [record for record in records if record.get("mixture")]
+    if mixed:
+        rows = [(label, f"{share:.1%}") for label, share in mixed[-1]["mixture"].items()]
+        parts += ["## Mixture, as last recorded", table(("source", "share of tokens"), rows)]
+    return parts
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested measures as (dotted name, value) pairs."""
+    pairs = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _interruptions(records: list[Record]) -> list[str]:
+    resumed = [(f"{record['tokens']:,}", record["resumed"]) for record in records if record.get("resumed")]
+    if not resumed:
+        return ["The run was never interrupted."] if records else []
+    return ["## Taken up again", table(("at token", "when, on what"), resumed)]
+
+
+def _samples(checkpoint_dir: Path) -> list[str]:
+    """The first, a middle and the last section of samples.md."""
+    sections = read_samples(checkpoint_dir / "samples.md")
+    chosen = sorted({0, len(sections) // 2, len(sections) - 1}) if sections else []
+    parts = [f"### After {sections[i].tokens:,} tokens\n\n{sections[i].text.strip()}" for i in chosen]
+    return ["## Samples", *parts, "All of them: [samples.md](samples.md)."] if parts else []
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Four panels over tokens: loss, held-out bits per byte per source, mixture, tokens per second."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(12, 8.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, sources), (mixture, speed) = figure.subplots(2, 2, sharex=True)
+    evaluated = [record for record in records if record.get("eval")]
+    named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
+    labels = list(dict.fromkeys(label for names in named for label in names))
+
+    _title(loss, "Loss, nats per token")
+    x, y = _series(records, "loss")
+    loss.plot(x, y, color="#B8CBDD", linewidth=0.6)
+    _line(loss, x, _running_median(y), "training (running median)", COLOURS[0])
+    held_out = [(record["tokens"], record["eval"]["loss"]) for record in evaluated]
+    _line(loss, *_columns(held_out), "held-out", COLOURS[1], marker="o")
+    if len(y) > 20:  # the first steps fall from ln V and would flatten everything after them
+        loss.set_ylim(top=max([*sorted(y)[: int(len(y) * 0.97)], *(value for _, value in held_out if value)]) * 1.02)
+    loss.legend(frameon=False)
+
+    _title(sources, "Held-out bits per byte, per source")
+    for index, label in enumerate(labels):
+        points = [(r["tokens"], r["eval"]["per_source"].get(label, {}).get("bits_per_byte")) for r in evaluated]
+        _source_line(sources, points, index, label, len(labels))
+
+    _title(mixture, "Mixture, share of tokens")
+    for index, label in enumerate(labels):
+        points = [(r["tokens"], r["mixture"].get(label, 0.0)) for r in records if r.get("mixture")]
+        _source_line(mixture, points, index, label, len(labels))
+    mixture.set_ylim(bottom=0)
+
+    _title(speed, "Tokens per second")
+    x, y = _series(records, "tokens_per_second")
+    speed.plot(x, y, color="#B8CBDD", linewidth=0.6)
+    _line(speed, x, _running_median(y), "", COLOURS[0])
+    speed.set_ylim(bottom=0)
+    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
+    for panel in (mixture, speed):
+        panel.set_xlabel("tokens seen")
+    if labels and len(labels) <= LINES_TO_LABEL:
+        panel_with_names = sources if evaluated else mixture
+        panel_with_names.legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png", facecolor="white")
+    os.replace(temporary, path)
+
+
+def _title(panel: Axes, text: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    panel.set_title(text, loc="left", fontsize="medium", fontweight="bold")
+    panel.grid(True, color="#E6E6E6", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _source_line(panel: Axes, points: list[tuple[int, float | None]], index: int, label: str, num_sources: int) -> None:
+    """One source keeps its colour and dashes in every panel."""
+    named = num_sources <= LINES_TO_LABEL
+    colour = COLOURS[index % len(COLOURS)] if named else "#9A9A9A"
+    style = STYLES[index // len(COLOURS) % len(STYLES)] if named else "-"
+    _line(panel, *_columns(points), label, colour, linestyle=style, marker="o")
+
+
+def _line(panel: Axes, x: list[int], y: list[float], label: str, colour: str, **style: Any) -> None:
+    panel.plot(x, y, label=label.replace("$", r"\$"), color=colour, linewidth=1.2, markersize=2.5, **style)
+
+
+def _series(records: list[Record], key: str) -> tuple[list[int], list[float]]:
+    return _columns([(record["tokens"], record.get(key)) for record in records])
+
+
+def _columns(points: list[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
+    """Points as x and y, without those that were not measured or not finite."""
+    kept = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _running_median(values: list[float]) -> list[float]:
+    """Over a window of 2% of the points: robust against a single bad step."""
+    half = max(1, len(values) // 100)
+    return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

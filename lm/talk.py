@@ -1,0 +1,113 @@
+"""A terminal loop around a trained model: it continues what you type, token by token.
+
+Never here: loading models, tokenizers (`encode` and `decode` are handed in), memory of earlier prompts: a base model
+continues text, and every prompt stands alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from lm.generate import generate
+from lm.metrics import printable
+from lm.model import Transformer
+
+MAX_NEW_TOKENS = 400
+HELP = (
+    "The model continues your text; it was not trained to answer.  /temperature 0.7  /top_p 0.9  change the sampling,\n"
+    "Ctrl-C stops a continuation, an empty line leaves."
+)
+SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0)}  # name: smallest, largest
+
+
+def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """Text pieces as tokens arrive. A character whose bytes are not all there yet (decoded as U+FFFD) is held back."""
+    seen: list[int] = []
+    text, shown = "", 0
+    for token in tokens:
+        seen.append(token)
+        text = decode(seen)
+        complete = len(text.rstrip("\ufffd"))
+        if complete > shown:
+            yield text[shown:complete]
+            shown = complete
+    if len(text) > shown:
+        yield text[shown:]
+
+
+def change_setting(command: str, settings: dict[str, float]) -> str:
+    """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
+    name, _, value = command[1:].partition(" ")
+    if name not in SETTINGS:
+        return "Unknown setting. There are: " + ", ".join(f"/{known}" for known in SETTINGS)
+    low, high = SETTINGS[name]
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        return f"/{name} takes a number from {low:g} to {high:g}, not {value.strip()!r}"
+    settings[name] = number
+    return f"{name} = {number:g}"
+
+
+def write_now(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def talk(
+    model: Transformer,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+    *,
+    stop_token: int | None = None,
+    ask: Callable[[str], str] = input,
+    write: Callable[[str], None] = write_now,
+) -> None:
+    """Prompt, continuation, prompt, ... until an empty line or end-of-file.
+
+    `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
+    continuation.
+    """
+    settings = {"temperature": 0.8, "top_p": 0.95}
+    generator = torch.Generator()
+    generator.seed()
+    write(HELP + "\n")
+    while True:
+        try:
+            prompt = ask("\n> ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            write("\n(an empty line leaves)")
+            continue
+        if not prompt:
+            return
+        if prompt.startswith("/"):
+            write(change_setting(prompt, settings) + "\n")
+            continue
+        tokens = generate(model, encode(prompt), MAX_NEW_TOKENS, generator=generator, stop_token=stop_token, **settings)
+        _answer(tokens, decode, write)
+
+
+def _answer(tokens: Iterator[int], decode: Callable[[list[int]], str], write: Callable[[str], None]) -> None:
+    num_tokens, started = 0, time.perf_counter()
+
+    def counted() -> Iterator[int]:
+        nonlocal num_tokens
+        for token in tokens:
+            num_tokens += 1
+            yield token
+
+    try:
+        for piece in stream_text(counted(), decode):
+            write(printable(piece))
+    except KeyboardInterrupt:
+        write(" [stopped]")
+    seconds = time.perf_counter() - started
+    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s]\n")

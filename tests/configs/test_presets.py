@@ -1,0 +1,97 @@
+"""The shipped presets and the generated schema: all valid, current and described."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.catalog import FIELD_ALIASES, NAMED_SOURCES
+from configs.menu import preset_paths
+from configs.schema import KINDS, Preset, load_preset, parse_preset, schema_text
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = preset_paths(CONFIGS)
+
+# The preset of the project's README: it must be accepted exactly as written.
+README_PRESET = r"""
+{"name":"qa_plus_wiki",
+ "model":{"hidden_size":256,"num_layers":3,"num_heads":4,"seq_length":256},
+ "train":{"per_gpu_batch_size":128,"accumulation_steps":4,"eval_tokens":2000000},
+ "data":{"sources":[{"type":"hf","dataset":"sentence-transformers/natural-questions","split":"train","fields":["question","answer"],
+          "format":"Q: {question}\nA: {answer}"},"wikipedia"],"mix_strategy":"round_robin","min_text_length":50},
+ "auxiliary":{"enable_policy":true,"enable_value":true,"enable_dynamics":true,"enable_span_contrastive":true,"policy_kl_weight":0.05,
+  "value_weight":0.05,"dynamics_weight":0.05,"span_contrastive_weight":0.05,"span_mask_fraction":0.15,
+  "span_contrastive_temperature":0.07,"span_l2_normalize":true,"enable_adaptive_sources":true,"adaptive_interval_tokens":5000000}}
+"""
+
+
+def forward_backward_flops(preset: Preset) -> int:
+    """FLOPs a token, forward and backward, causal attention counted as the half it is."""
+    m = preset.model
+    matrices = m.num_layers * (4 * m.hidden_size**2 + 3 * m.hidden_size * m.mlp_size) + m.hidden_size * m.vocab_size
+    return 6 * matrices + 6 * m.num_layers * m.seq_length * m.hidden_size
+
+
+def test_the_three_presets_ship_in_the_order_of_the_menu():
+    assert [path.name for path in SHIPPED] == ["00_best_general.json", "01_best_qa.json", "02_offline_python.json"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_preset_is_valid_and_presentable(path):
+    preset = load_preset(path)
+    assert path.stem.endswith(preset.name)
+    assert preset.description.endswith(".")
+    assert len(preset.description) <= 76  # one line of the menu
+    assert parse_preset(preset.to_json(), "stored") == preset
+    tokens_per_step = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * preset.model.seq_length
+    assert tokens_per_step in (16_384, 32_768)
+
+
+def test_general_preset_fits_a_consumer_gpu_and_a_patient_cpu():
+    preset = load_preset(CONFIGS / "00_best_general.json")
+    flops = forward_backward_flops(preset) * 1.05  # heads cost about 5%
+    assert flops * 100_000_000 / 25e12 < 20 * 60  # one RTX 3090, seconds
+    assert flops * 5_000_000 / 350e9 < 25 * 60  # two CPU cores, a twentieth of a run
+    assert preset.auxiliary.any_head
+    assert preset.auxiliary.enable_adaptive_sources
+
+
+def test_offline_preset_needs_no_network_and_suits_two_cpu_cores():
+    preset = load_preset(CONFIGS / "02_offline_python.json")
+    assert [source.type for source in preset.data.all_sources] == ["python"]
+    assert forward_backward_flops(preset) <= 17_500_000
+    assert not preset.auxiliary.any_head
+
+
+def test_the_readme_preset_is_accepted_as_written():
+    preset = parse_preset(README_PRESET, "README.md")
+    assert [source.label for source in preset.data.all_sources] == [
+        "sentence-transformers/natural-questions",
+        "wikipedia",
+    ]
+    assert preset.data.all_sources[0].format == "Q: {question}\nA: {answer}"
+    assert preset.auxiliary.adaptive_max_weight == 3.0
+
+
+@pytest.mark.parametrize("name", NAMED_SOURCES)
+def test_named_source_is_a_valid_source_with_a_licence(name):
+    source = NAMED_SOURCES[name]
+    assert KINDS[source.spec["type"]].model_validate(source.spec)
+    assert source.licence
+    assert source.about
+
+
+def test_an_alias_never_names_itself():
+    assert all(name not in others for name, others in FIELD_ALIASES.items())
+
+
+def test_the_schema_file_is_current():
+    on_disk = (CONFIGS / "preset.schema.json").read_text(encoding="utf-8")
+    assert on_disk == schema_text(), "run: python -m configs.schema"
+
+
+def test_every_knob_is_described_for_the_editor():
+    schema = json.loads(schema_text())
+    for title, section in {"Preset": schema, **schema["$defs"]}.items():
+        for key, value in section["properties"].items():
+            assert value.get("description", "").endswith("."), f"{title}.{key} has no sentence"

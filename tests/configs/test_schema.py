@@ -1,0 +1,250 @@
+"""What a preset may say: defaults, every refusal with its place in the JSON, and all of them at once."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schema import Preset, PresetError, UserError, load_preset, parse_preset
+
+MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64}
+QA = {"type": "hf", "dataset": "owner/qa", "fields": ["question", "answer"], "format": "{question} {answer}"}
+
+
+def preset_of(**sections) -> dict:
+    return {"name": "small", "model": MODEL, "data": {"sources": ["wikipedia"]}, **sections}
+
+
+def parse(**sections) -> Preset:
+    return parse_preset(json.dumps(preset_of(**sections)), "p.json")
+
+
+def refusal(text: str | None = None, **sections) -> str:
+    with pytest.raises(PresetError) as caught:
+        parse_preset(text if text is not None else json.dumps(preset_of(**sections)), "p.json")
+    return str(caught.value)
+
+
+def test_defaults_are_resolved_and_stored():
+    preset = parse()
+    assert (preset.model.vocab_size, preset.model.mlp_size, preset.model.head_dim) == (8192, 192, 16)
+    assert preset.train.per_gpu_batch_size * preset.model.seq_length == 16_384
+    assert not preset.auxiliary.any_head
+    stored = json.loads(preset.to_json())
+    assert stored["model"]["mlp_size"] == 192
+    assert stored["train"]["per_gpu_batch_size"] == 256
+    assert stored["auxiliary"]["adaptive_min_weight"] == 0.5
+
+
+@pytest.mark.parametrize(("hidden_size", "vocab_size"), [(256, 8192), (384, 8192), (386, 16384), (768, 16384)])
+def test_vocabulary_grows_with_the_model(hidden_size, vocab_size):
+    assert parse(model={**MODEL, "hidden_size": hidden_size, "num_heads": 1}).model.vocab_size == vocab_size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    heads=st.integers(1, 16),
+    half_head=st.integers(8, 64),
+    seq_length=st.integers(8, 8192),
+    weights=st.lists(st.floats(1e-6, 1e6) | st.integers(1, 100), min_size=1, max_size=5),
+    rates=st.dictionaries(st.sampled_from(["weight_decay", "matrix_learning_rate"]), st.floats(1e-6, 1)),
+    smoothing=st.floats(0, 1, exclude_max=True),
+)
+def test_to_json_gives_the_same_preset_back(heads, half_head, seq_length, weights, rates, smoothing):
+    preset = parse(
+        model={"hidden_size": 2 * heads * half_head, "num_layers": 1, "num_heads": heads, "seq_length": seq_length},
+        train=rates,
+        data={"sources": [QA] * len(weights), "mix_strategy": "weighted", "source_weights": weights},
+        auxiliary={"adaptive_smoothing": smoothing},
+    )
+    again = parse_preset(preset.to_json(), "stored")
+    assert again == preset
+    assert again.to_json() == preset.to_json()
+    assert len({source.label for source in again.data.all_sources}) == len(weights)
+
+
+def test_every_problem_is_listed_at_once_with_its_place():
+    message = refusal(
+        model={**MODEL, "num_heads": 5, "hiden_size": 3},
+        train={"eval_tokens": 2.5, "seed": True},
+        data={"sources": ["wikipeda", {"type": "hf", "dataset": "a/b", "text_field": 5}], "mix_strategy": "roundrobin"},
+        auxiliary={"adaptive_max_weight": 0.1},
+        extra=1,
+    )
+    for place in (
+        "p.json: model.num_heads = 5\n",
+        'p.json: model.hiden_size = 3: unknown key\n    did you mean "hidden_size"?',
+        "p.json: train.eval_tokens = 2.5\n    allowed: a whole number from 1 to",
+        "p.json: train.seed = true\n    allowed: a whole number from 0 to",
+        'p.json: data.sources[0] = "wikipeda"\n    did you mean "wikipedia"?',
+        "p.json: data.sources[1].text_field = 5\n    allowed: text",
+        'p.json: data.mix_strategy = "roundrobin"\n    did you mean "round_robin"?',
+        "p.json: auxiliary.adaptive_max_weight = 0.1\n    at least adaptive_min_weight, 0.5",
+        "p.json: extra = 1: unknown key",
+    ):
+        assert place in message
+    assert message.count("p.json: ") == 9
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"model": {**MODEL, "hidden_size": 8}}, "model.hidden_size = 8\n    allowed: a whole number from 16 to 8192"),
+        ({"model": {**MODEL, "hidden_size": "64"}}, 'model.hidden_size = "64"'),
+        ({"model": {**MODEL, "hidden_size": 64.0}}, "model.hidden_size = 64.0"),
+        ({"model": {**MODEL, "num_heads": 64}}, "a whole even number; allowed: [1, 2, 4, 8, 16, 32]"),
+        ({"model": {**MODEL, "vocab_size": 257}}, "model.vocab_size = 257"),
+        ({"model": {**MODEL, "seq_length": 8193}}, "model.seq_length = 8193"),
+        ({"model": {"hidden_size": 64}}, "model.num_layers is missing"),
+        ({"model": []}, "model = []\n    allowed: an object"),
+        ({"train": {"gradient_clip": 0}}, "train.gradient_clip = 0\n    allowed: a number above 0"),
+        ({"train": {"weight_decay": True}}, "train.weight_decay = true"),
+        ({"train": {"warmup_fraction": 0.5}}, "train.decay_fraction = 0.65\n    warmup_fraction 0.5 + decay_fraction"),
+        ({"data": {"sources": []}}, "1 to 200 of them"),
+        ({"data": {"sources": ["wikipedia"] * 201}}, "1 to 200 of them"),
+        ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of the 2"),
+        ({"data": {"sources": ["wikipedia"], "source_weights": [0]}}, "data.source_weights[0] = 0"),
+        ({"data": {"sources": [{"path": "x"}]}}, 'data.sources[0] = {"path": "x"}\n    allowed: a named source'),
+        ({"data": {"sources": [{"type": "pdg", "path": "x"}]}}, 'data.sources[0].type = "pdg": unknown kind'),
+        ({"data": {"sources": [{"type": "text", "path": "x", "glob": "../*"}]}}, "data.sources[0].glob"),
+        ({"data": {"sources": [], "custom_sources": [{"type": "pdf"}]}}, "data.custom_sources[0].path is missing"),
+        (
+            {
+                "data": {"sources": ["wikipedia"], "mix_strategy": "sequential"},
+                "auxiliary": {"enable_adaptive_sources": True},
+            },
+            "enable_adaptive_sources needs mix_strategy",
+        ),
+        ({"name": "../up"}, 'name = "../up"'),
+    ],
+)
+def test_refusals_say_where_what_and_what_is_allowed(sections, expected):
+    assert expected in refusal(**sections)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("{question.__class__}", "not a bare name"),
+        ("{question[0]}", "not a bare name"),
+        ("{question!r}", "not a bare name"),
+        ("{question:>1000000000}", "not a bare name"),
+        ("{question:{answer}}", "not a bare name"),
+        ("{}", "not a bare name"),
+        ("{0}", "not a bare name"),
+        ("{title}", "not a bare name"),
+        ("{question", "write {{ and }}"),
+        ("question }", "write {{ and }}"),
+        ("no field", "every document would be the same"),
+        (None, "need a format"),
+    ],
+)
+def test_a_format_holds_bare_field_names_only(form, reason):
+    message = refusal(data={"sources": [{**QA, "format": form}]})
+    assert "p.json: data.sources[0].format = " in message
+    assert reason in message
+
+
+def test_a_format_may_hold_braces_and_repeat_fields():
+    source = {**QA, "format": '{{"q": "{question}"}} {answer} {answer}'}
+    assert parse(data={"sources": [source]}).data.sources[0].format == source["format"]
+
+
+def test_text_comes_from_one_column_or_from_a_format():
+    assert "not both" in refusal(data={"sources": [{**QA, "text_field": "text"}]})
+    assert "format needs fields" in refusal(data={"sources": [{"type": "hf", "dataset": "a/b", "format": "{q}"}]})
+    assert parse(data={"sources": [{"type": "hf", "dataset": "a/b"}]}).data.sources[0].text_field == "text"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "a", "name": "b"}', "p.json: name is given more than once"),
+        ('{"data": {"sources": [{"type": "pdf", "type": "pdf"}]}}', "data.sources[0].type is given more than once"),
+        ('{"train": {"weight_decay": NaN}}', "train.weight_decay = NaN\n    numbers must be finite"),
+        ('{"train": {"weight_decay": 1e999}}', "train.weight_decay = Infinity\n    numbers must be finite"),
+        ('{"train": {"seed": ' + "9" * 5000 + "}}", "not JSON"),
+        ('{"name": "a\\u0000b"}', "without NUL"),
+        ('{"name": "\\ud800"}', "lone surrogates"),
+        ("[1]", "[1] is not an object"),
+        ("", "line 1, column 1: not JSON"),
+        ('{"name": "a",}', "not JSON"),
+        ('{"a":' * 50_000, "nested too deeply"),
+        (" " * 1_000_001, "larger than"),
+    ],
+)
+def test_json_is_read_strictly(text, expected):
+    assert expected in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"\xff\xfe{}", "not UTF-8"), (b" " * 1_000_001, "larger than"), (b'{"name": "\0"}', "not JSON")],
+)
+def test_unusable_files_are_named(tmp_path, content, expected):
+    path = tmp_path / "p.json"
+    path.write_bytes(content)
+    with pytest.raises(PresetError, match=expected) as caught:
+        load_preset(path)
+    assert str(path) in str(caught.value)
+
+
+def test_paths_that_are_no_file(tmp_path):
+    for path, expected in (
+        (tmp_path / "none.json", "no such file"),
+        (tmp_path, "this is a folder"),
+        ("a\0b", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            load_preset(path)
+
+
+def test_a_byte_order_mark_and_an_editor_schema_are_accepted(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"$schema": "./preset.schema.json", **preset_of()}).encode())
+    assert load_preset(path).name == "small"
+
+
+def test_labels_are_short_and_unique():
+    sources = [
+        "wikipedia",
+        "wikipedia",
+        {"type": "hf", "dataset": "a/b", "config": "x"},
+        {"type": "hf", "dataset": "a/b", "config": "y"},
+        {"type": "hf", "dataset": "a/c", "config": "z"},
+        {"type": "pdf", "path": "~/books/"},
+        {"type": "text", "path": "notes.txt", "label": "wikipedia#2"},
+        {"type": "python"},
+    ]
+    labels = [source.label for source in parse(data={"sources": sources}).data.all_sources]
+    assert labels[:2] == ["wikipedia", "wikipedia#2"]
+    assert labels[2:6] == ["a/b/x", "a/b/y", "a/c", "pdf:books"]
+    assert labels[6:] == ["wikipedia#2#2", "python"]
+
+
+def test_presets_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse().model.hidden_size = 128
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+PLACES = ["name", "model", "train", "data", "auxiliary", "model.hidden_size", "model.num_heads", "model.seq_length"]
+PLACES += ["train.per_gpu_batch_size", "data.sources", "data.source_weights", "data.custom_sources", "auxiliary.x"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(value=JSON, place=st.sampled_from(PLACES))
+def test_whatever_is_written_anywhere_is_accepted_or_explained(value, place):
+    sections = json.loads(json.dumps(preset_of(train={}, auxiliary={})))
+    *parents, key = place.split(".")
+    (sections[parents[0]] if parents else sections)[key] = value
+    try:
+        message = parse_preset(json.dumps(sections), "p.json") and ""
+    except PresetError as error:
+        message = str(error)
+    assert message == "" or (message.startswith("p.json: ") and message.isascii())

@@ -1,0 +1,93 @@
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from data import feeds
+from data.feeds import Feed, Progress
+from data.preparation import reason_to_skip
+from data.sources import Document, Retryable, Source, SourceError
+
+
+class Numbers(Source):
+    """Documents "<epoch>:<n>", one in four unusable; the connection breaks before those numbered in `breaks`."""
+
+    def __init__(self, count, breaks=()):
+        super().__init__("numbers")
+        self.count, self.breaks = count, set(breaks)
+
+    def size(self):
+        return f"{self.count} numbers"
+
+    def documents(self, epoch, position=None):
+        for n in range(position or 0, self.count):
+            if n in self.breaks:
+                self.breaks.remove(n)
+                raise Retryable("connection lost")
+            if n % 5 == 4:
+                self.skipped["divisible"] += 1
+            else:
+                yield Document("" if n % 4 == 3 else f"{epoch}:{n}"), n + 1
+
+    def held_out(self):
+        return iter(())
+
+
+def feed(source, progress=None, *, repeat=None, max_documents=None, trouble=lambda _: None, min_text_length=1):
+    spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
+    return Feed(
+        spec, lambda: source, list, lambda text: reason_to_skip(text, min_text_length, frozenset()), trouble, progress
+    )
+
+
+def take(feed, count):
+    return [feed.next_document() for _ in range(count)]
+
+
+def test_what_is_saved_after_any_document_leads_to_the_next(monkeypatch):
+    monkeypatch.setattr(feeds, "FIRST_BATCH", 30)  # some documents are always waiting, encoded but not handed out
+    whole = feed(Numbers(23), max_documents=13)
+    expected = take(whole, 60)
+    for count in range(50):
+        first = feed(Numbers(23), max_documents=13)
+        take(first, count)
+        saved = Progress(**json.loads(json.dumps(asdict(first.progress))))
+        resumed = feed(Numbers(23), saved, max_documents=13)
+        assert take(resumed, 10) == expected[count : count + 10]
+        assert take(resumed, 60 - count - 10) == expected[count + 10 :]
+        assert resumed.progress == whole.progress
+
+
+def test_an_epoch_ends_with_none_and_everything_left_out_is_counted():
+    numbers = feed(Numbers(20), repeat=2)
+    first, second = take(numbers, 13), take(numbers, 13)
+    assert first == [f"0:{n}" for n in range(20) if n % 5 != 4 and n % 4 != 3] + [None]
+    assert second == [text and text.replace("0:", "1:", 1) for text in first]
+    assert numbers.finished
+    assert numbers.progress.skipped == {"divisible": 8, "empty": 8}
+    assert numbers.progress.documents == 24
+
+
+def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
+    monkeypatch.setattr(feeds, "FIRST_WAIT", 0.01)
+    said = []
+    numbers = feed(Numbers(40, breaks=[0, 7, 8, 39]), repeat=1, trouble=said.append)
+    assert take(numbers, 25) == take(feed(Numbers(40), repeat=1), 25)
+    assert "numbers: connection lost, retrying in 0 s" in said
+    assert said.count("") == 3  # the fourth break comes after the last document
+
+
+def test_a_source_without_one_usable_document_is_an_error_with_the_reasons():
+    with pytest.raises(
+        SourceError, match=r"source numbers: not one document.*too short.*divisible|divisible.*too short"
+    ):
+        feed(Numbers(20), min_text_length=1000).next_document()
+
+
+def test_documents_that_cannot_be_text_are_still_encodable():
+    class Odd(Numbers):
+        def documents(self, epoch, position=None):
+            yield Document("a\ud800b"), 1
+
+    assert feed(Odd(1)).next_document() == "a?b"

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from data import tokenizer as bpe
+from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
+from data.sources import Document
+
+T = 16
+QUESTIONS = [(f"Q: What is {n} and {n}?\nA: ", f"It is {2 * n}, naïvely.") for n in range(40)]
+ANSWERED = [Document(question + answer, len(question)) for question, answer in QUESTIONS]
+PROSE = [Document(f"Chapter {n}. " + "It was a dark and stormy night. " * (n % 5 + 1)) for n in range(30)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return bpe.train([document.text for document in ANSWERED + PROSE], 400)
+
+
+@pytest.fixture(scope="module")
+def held_out(tokenizer):
+    sources = [pack("qa", ANSWERED, tokenizer, T), pack("prose", PROSE, tokenizer, T), pack("none", [], tokenizer, T)]
+    return HeldOut(sources, frozenset(text_hash(document.text) for document in ANSWERED + PROSE))
+
+
+def targets(source, mask):
+    return source.rows[:, 1:][mask].tolist()
+
+
+def test_valid_targets_are_every_token_of_every_document_once(held_out, tokenizer):
+    for source, documents in zip(held_out.sources, (ANSWERED, PROSE, []), strict=True):
+        expected = [token for ids in bpe.encode(tokenizer, [d.text for d in documents]) for token in (*ids.tolist(), 0)]
+        assert targets(source, source.valid) == expected
+        assert (source.rows[:, 1:][~source.valid] == 0).all()
+        assert source.rows.shape == (len(source.valid), T + 1)
+        assert source.rows.dtype == np.uint16
+        assert (~source.valid).sum() < T
+
+
+def test_answer_mask_is_the_answer_and_nothing_else(held_out, tokenizer):
+    qa, prose, _ = held_out.sources
+    text = tokenizer.decode(targets(qa, qa.answer), skip_special_tokens=False)
+    assert text.replace(" ", "") == "".join(answer for _, answer in QUESTIONS).replace(" ", "")
+    assert not prose.answer.any()
+
+
+def test_starts_are_where_documents_begin(held_out, tokenizer):
+    for source, documents in zip(held_out.sources, (ANSWERED, PROSE, []), strict=True):
+        assert len(source.starts) == len(documents)
+        flat = np.append(source.rows[:, :-1].ravel(), source.rows[-1:, -1])
+        for (row, column), document in zip(source.starts, documents, strict=True):
+            assert source.rows[row, column] == 0
+            following = flat[row * T + column + 1 :][:6].tolist()
+            assert document.text.startswith(tokenizer.decode(following[: following.index(0) if 0 in following else 6]))
+
+
+def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
+    half = held_out.subset(held_out.num_tokens // 2)
+    assert half.num_tokens == pytest.approx(held_out.num_tokens / 2, rel=0.05)
+    for whole, part in zip(held_out.sources, half.sources, strict=True):
+        assert part.num_tokens == pytest.approx(whole.num_tokens / 2, abs=2 * T)
+        for row, column in part.starts:
+            assert part.rows[row, column] == 0
+    numbers = [
+        next(i for i, row in enumerate(held_out.sources[0].rows) if (row == kept).all())
+        for kept in half.sources[0].rows
+    ]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] < 3
+    assert numbers[-1] >= len(held_out.sources[0].rows) - 3
+    assert [part.rows.tolist() for part in held_out.subset(1).sources[:2]] == [
+        source.rows[:1].tolist() for source in held_out.sources[:2]
+    ]
+    assert held_out.subset(10**9).num_tokens == held_out.num_tokens
+
+
+def test_saved_and_loaded_it_is_the_same(held_out, tmp_path):
+    held_out.save(tmp_path / "heldout.npz")
+    loaded = HeldOut.load(tmp_path / "heldout.npz")
+    assert loaded.hashes == held_out.hashes
+    assert [source.label for source in loaded.sources] == ["qa", "prose", "none"]
+    for ours, theirs in zip(held_out.sources, loaded.sources, strict=True):
+        for name in ("rows", "valid", "answer", "starts"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_collect_takes_each_text_once_and_stops_when_there_is_enough():
+    texts = [
+        "Short",
+        "A text that is long enough.",
+        "a TEXT that  is\nlong enough.",
+        " " * 50,
+        "Another long enough text",
+    ]
+    chosen = collect(map(Document, texts * 2), 10**6, 10)
+    assert [document.text for document in chosen.values()] == [texts[1], texts[4]]
+    assert set(chosen) == {text_hash(texts[1]), text_hash(texts[4])}
+    many = collect((Document(f"document number {n:06}") for n in range(10**9)), 1000, 1)
+    assert sum(len(document.text) for document in many.values()) == pytest.approx(1000 * BYTES_PER_TOKEN, abs=25)
+    assert collect(map(Document, texts), 0, 1) == {}

@@ -1,0 +1,152 @@
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.journal import (
+    ROWS,
+    STATES,
+    JournalFull,
+    JournalReader,
+    JournalWriter,
+    begin,
+    read_header,
+    write_atomically,
+)
+from data.packing import row_dtype
+
+DTYPE = row_dtype(4, 1000)
+
+
+def some_rows(first, count):
+    rows = np.zeros(count, dtype=DTYPE)
+    rows["tokens"] = np.arange(first, first + count)[:, None] + np.arange(5)
+    rows["source"] = 7
+    return rows
+
+
+@pytest.fixture
+def three_appends(tmp_path):
+    """rows 0-1, 2-4, 5; the sizes of states.jsonl after each append."""
+    writer, sizes = JournalWriter(tmp_path, DTYPE), [0]
+    for first, count in ((0, 2), (2, 3), (5, 1)):
+        writer.append(some_rows(first, count), {"after": first + count})
+        sizes.append((tmp_path / STATES).stat().st_size)
+    writer.close()
+    return tmp_path, sizes
+
+
+def check_continues(folder, num_rows):
+    """A writer that opens `folder` finds exactly `num_rows`, and what it appends is read back in place."""
+    writer = JournalWriter(folder, DTYPE)
+    assert writer.num_rows == num_rows
+    assert writer.state == ({"after": num_rows} if num_rows else None)
+    writer.append(some_rows(num_rows, 2), {"after": num_rows + 2})
+    writer.close()
+    rows = JournalReader(folder, DTYPE).rows(0, num_rows + 2)
+    assert rows.tobytes() == some_rows(0, num_rows + 2).tobytes()
+    assert (folder / ROWS).stat().st_size == (num_rows + 2) * DTYPE.itemsize
+
+
+def test_states_cut_at_any_byte_fall_back_to_the_last_whole_append(three_appends, tmp_path):
+    folder, sizes = three_appends
+    for cut in range(sizes[-1] + 1):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy, ignore=lambda *_: ["copy"])
+        with (copy / STATES).open("r+b") as file:
+            file.truncate(cut)
+        check_continues(copy, [0, 2, 5, 6][max(i for i, size in enumerate(sizes) if size <= cut)])
+        shutil.rmtree(copy)
+
+
+def test_missing_rows_fall_back_to_an_append_that_is_whole(three_appends):
+    folder, _ = three_appends
+    with (folder / ROWS).open("r+b") as file:
+        file.truncate(5 * DTYPE.itemsize + 3)
+    check_continues(folder, 5)
+
+
+def test_rows_without_their_line_and_garbage_are_cut(three_appends):
+    folder, _ = three_appends
+    with (folder / ROWS).open("ab") as file:
+        file.write(b"half an append that was never finished")
+    with (folder / STATES).open("ab") as file:
+        file.write(b'{"rows": 99, "state": {}, "check": "0000000000000000"}\n')
+    check_continues(folder, 6)
+
+
+def test_a_damaged_line_ends_the_journal_before_it(three_appends):
+    folder, _ = three_appends
+    content = (folder / STATES).read_bytes()
+    (folder / STATES).write_bytes(content.replace(b'"after": 5', b'"after": 4'))
+    check_continues(folder, 2)
+
+
+def test_a_reader_sees_appends_as_they_are_made(tmp_path):
+    reader = JournalReader(tmp_path, DTYPE)
+    assert reader.num_rows() == 0
+    writer = JournalWriter(tmp_path, DTYPE)
+    for total in (3, 5, 9):
+        writer.append(some_rows(writer.num_rows, total - writer.num_rows), {})
+        assert reader.num_rows() == total
+        assert reader.rows(0, total).tobytes() == some_rows(0, total).tobytes()
+        with pytest.raises(IndexError):
+            reader.rows(1, total)
+    with (tmp_path / STATES).open("ab") as file:
+        file.write(b'{"rows": 11, "sta')
+    assert reader.num_rows() == 9
+    writer.close()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from data.journal import JournalFull, JournalWriter
+from tests.data.test_journal import DTYPE, some_rows
+writer = JournalWriter(Path(sys.argv[1]), DTYPE)
+writer.append(some_rows(0, 20), {"after": 20})
+resource.setrlimit(resource.RLIMIT_FSIZE, (30 * DTYPE.itemsize, resource.RLIM_INFINITY))
+try:
+    writer.append(some_rows(20, 20), {"after": 40})
+except JournalFull as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.append(some_rows(20, 1), {"after": 21})
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_append(tmp_path):
+    """A limit on file sizes fails in the middle of a write just as a full disk does."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rows.bin" in done.stdout
+    assert "make room" in done.stdout
+    check_continues(tmp_path, 21)
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(JournalFull):
+            write_atomically(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]  # nothing is left to fill the disk further
+
+
+def test_a_stream_without_a_header_is_begun_again_from_nothing(three_appends):
+    folder, _ = three_appends
+    assert read_header(folder) is None
+    begin(folder, {"format": 1})
+    assert read_header(folder) == json.loads((folder / "stream.json").read_text()) == {"format": 1}
+    check_continues(folder, 0)

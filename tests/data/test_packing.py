@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.packing import Packer, row_dtype
+
+END, T = 0, 8
+documents = st.lists(st.tuples(st.lists(st.integers(1, 65_535), max_size=40), st.integers(0, 3)), max_size=30)
+
+
+def stream_of(docs):
+    tokens = [token for ids, _ in docs for token in (END, *ids)]
+    source = [number for ids, number in docs for _ in range(len(ids) + 1)]
+    return tokens, source
+
+
+@given(documents, st.data())
+def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted(docs, data):
+    dtype = row_dtype(T, 2**16)
+    packer, rows = Packer(dtype, END), []
+    for ids, source in docs:
+        packer.add(np.array(ids, dtype=np.uint32), source)
+        if data.draw(st.booleans()):
+            rows.append(packer.take())
+            state = json.loads(json.dumps(packer.state()))
+            packer = Packer(dtype, END)
+            packer.load_state(state)
+    rows = np.concatenate([*rows, packer.take()])
+    tokens, source = stream_of(docs)
+    assert len(rows) == packer.num_rows == max(0, len(tokens) - 1) // T
+    assert rows["tokens"][:, 1:].ravel().tolist() == tokens[1 : len(rows) * T + 1]  # each predicted exactly once
+    assert rows["source"][:, 1:].ravel().tolist() == source[1 : len(rows) * T + 1]
+    assert rows["tokens"][1:, 0].tolist() == rows["tokens"][:-1, -1].tolist()
+    assert packer.state()["tokens"] == tokens[len(rows) * T :]
+
+
+def test_a_document_of_a_million_tokens_flows_through():
+    packer = Packer(row_dtype(256, 1000), END)
+    packer.add(np.arange(1_200_000) % 999 + 1, 2)
+    assert packer.waiting == packer.num_rows == 1_200_000 // 256
+    rows = packer.take()
+    assert len(rows) == 1_200_000 // 256
+    assert packer.waiting == 0
+    assert rows["tokens"][0, :3].tolist() == [END, 1, 2]
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
+def test_every_token_id_fits_its_type(vocab_size, expected):
+    packer = Packer(row_dtype(2, vocab_size), END)
+    packer.add(np.array([vocab_size - 1, vocab_size - 1], dtype=np.uint32), 255)
+    rows = packer.take()
+    assert rows["tokens"].dtype == expected
+    assert rows["tokens"][0].tolist() == [END, vocab_size - 1, vocab_size - 1]
+    assert rows["source"][0].tolist() == [255, 255, 255]

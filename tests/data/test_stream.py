@@ -1,0 +1,266 @@
+"""The stream as the trainer uses it: real folders of text, a real producer process, real kills."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.schema import UserError, parse_preset
+from data import tokenizer as bpe
+from data.batches import Stopped, Stream, StreamEnded
+from data.heldout import text_hash
+from data.journal import JournalReader, JournalWriter
+from data.packing import row_dtype
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+T = 64
+DTYPE = row_dtype(T, 512)
+
+
+def folder(name, **more):
+    return {"type": "text", "path": str(LIBRARY / name), "glob": "**/*.py", "label": name, **more}
+
+
+def make_preset(strategy="weighted", sources=("email", "asyncio", "json"), weights=(5, 3, 2), **data):
+    sources = [folder(source) if isinstance(source, str) else source for source in sources]
+    preset = {
+        "name": "test",
+        "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": T, "vocab_size": 512},
+        "train": {"eval_tokens": 5000},
+        "data": {"sources": sources, "mix_strategy": strategy, "source_weights": list(weights), **data},
+    }
+    return parse_preset(json.dumps(preset), "test")
+
+
+def read_all(stream, num_rows):
+    stream.wait_opened()
+    stream.go()
+    stream.wait_ready()
+    return stream.rows(0, num_rows)
+
+
+def documents_of(tokens, checkpoints):
+    """The texts of the documents that rows hold whole."""
+    flat = np.append(tokens[:, :-1].ravel(), tokens[-1, -1])
+    ends = np.flatnonzero(flat == 0)
+    tokenizer = bpe.load(checkpoints / "tokenizer.json")
+    return tokenizer.decode_batch([flat[a + 1 : b].tolist() for a, b in itertools.pairwise(ends)])
+
+
+@pytest.fixture
+def started():
+    """Makes streams and ends their processes."""
+    streams = []
+
+    def start(*args, **kwargs):
+        streams.append(Stream(*args, **kwargs))
+        return streams[-1]
+
+    yield start
+    for stream in streams:
+        stream.close()
+
+
+CHANGES = [(2000, [1.0, 1.0, 6.0]), (5000, [2.0, 2.0, 0.5])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
+def test_a_producer_killed_at_any_instant_leaves_the_same_stream(strategy, tmp_path, started):
+    preset, num_rows = make_preset(strategy), 12_000  # about 770k tokens; json alone is read many times over
+    changes = [] if strategy == "sequential" else CHANGES
+    written, rng = {}, random.Random(strategy)
+    for name in ("whole", "killed"):
+        for rows_before in (0, 0, 1, 1, 2500, 5000, 5000, 8000) if name == "killed" else ():
+            stream = started(preset, tmp_path / name, num_rows * T, weight_changes=changes)
+            stream.go()
+            reader = JournalReader(tmp_path / name / "stream", DTYPE)
+            while reader.num_rows() < rows_before:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0.0, 0.05) if rows_before else rng.uniform(0.2, 0.5))  # 0: before the first row
+            os.kill(stream._process.pid, signal.SIGKILL)
+            stream.close()
+        read_all(started(preset, tmp_path / name, num_rows * T, weight_changes=changes), num_rows)
+        written[name] = {
+            path: (tmp_path / name / path).read_bytes()
+            for path in ("tokenizer.json", "stream/rows.bin", "stream/heldout.npz", "stream/stream.json")
+        }
+        assert len(written[name]["stream/rows.bin"]) >= num_rows * DTYPE.itemsize
+    assert written["whole"] == written["killed"]
+
+
+def test_a_dead_producer_is_replaced_and_the_trainer_only_waits(tmp_path, started):
+    preset = make_preset()
+    stream = started(preset, tmp_path / "a", 8000 * T)
+    read_all(stream, 10)
+    os.kill(stream._process.pid, signal.SIGKILL)
+    tokens, source = stream.rows(0, 8000)
+    expected, expected_source = read_all(started(preset, tmp_path / "b", 8000 * T), 8000)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(source, expected_source)
+    assert tokens.shape == source.shape == (8000, T + 1)
+
+
+def test_shares_are_as_asked_and_weights_change_at_their_row(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 20_000 * T, weight_changes=[(16_000, [1.0, 1.0, 8.0])])
+    read_all(stream, 20_000)
+    mixture = stream.mixture(0, 16_000)
+    assert mixture.sum() == 16_000 * T
+    assert mixture / mixture.sum() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
+    mixture = stream.mixture(16_000, 20_000)
+    assert mixture / mixture.sum() == pytest.approx([0.1, 0.1, 0.8], abs=0.04)  # a document is up to 3% here
+
+
+def test_rows_are_the_sources_text_without_held_out_documents(tmp_path, started):
+    preset = make_preset(sources=[folder(name, repeat=1) for name in ("json", "wsgiref", "html")], min_text_length=40)
+    stream = started(preset, tmp_path, 10**6)
+    stream.wait_opened()
+    stream.go()
+    stream.wait_ready()
+    with pytest.raises(StreamEnded) as ended:
+        stream.rows(0, 10**6 // T)
+    tokens, _ = stream.rows(0, ended.value.num_rows)
+    trained = documents_of(tokens, tmp_path)
+    files = [path.read_text() for name in ("json", "wsgiref", "html") for path in (LIBRARY / name).rglob("*.py")]
+    assert all(any(text in file for file in files) for text in trained)
+    assert not {text_hash(text) for text in trained} & stream.held_out.hashes
+    assert min(map(len, trained)) >= 40
+    held_out = bpe.load(tmp_path / "tokenizer.json").decode_batch(
+        [source.rows[:, 1:][source.valid].tolist() for source in stream.held_out.sources]
+    )
+    # Once each, apart from the last document, which has no whole row, and copies of held-out text.
+    length = sum(map(len, trained)) + sum(map(len, held_out))
+    assert length == pytest.approx(sum(len(file) for file in files if len(file) >= 40), rel=0.1)
+    assert len(set(trained)) == len(trained)
+    assert stream.held_out.num_tokens > 0
+
+
+def test_opening_writes_nothing_and_shows_a_real_line(tmp_path, started):
+    stream = started(make_preset(), tmp_path / "checkpoints", 1000)
+    infos = stream.wait_opened()
+    assert [info.label for info in infos] == ["email", "asyncio", "json"]
+    for info in infos:
+        assert "files" in info.size
+        assert any(info.first_line in path.read_text() for path in (LIBRARY / info.label).rglob("*.py"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_unusable_source_is_named_before_anything_starts(tmp_path, started):
+    preset = make_preset(sources=[folder("json"), folder("not_there"), folder("gone_too")])
+    with pytest.raises(UserError, match=r"(?s)not_there.*gone_too"):
+        started(preset, tmp_path, 1000).wait_opened()
+
+
+def test_a_stream_is_not_continued_with_other_data(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 100 * T)
+    read_all(stream, 100)
+    stream.close()
+    with pytest.raises(UserError, match=r"(?s)data\.min_text_length: 1 in the stream, 9 in the preset"):
+        read_all(started(make_preset(min_text_length=9), tmp_path, 100 * T), 100)
+    other = bpe.train(["some other text"], 300)
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
+        read_all(started(make_preset(), tmp_path, 100 * T), 100)
+
+
+def test_a_given_tokenizer_is_used(tmp_path, started):
+    given = bpe.train([path.read_text() for path in (LIBRARY / "json").glob("*.py")], 400)
+    given.save(str(tmp_path / "given.json"))
+    stream = started(make_preset(tokenizer=str(tmp_path / "given.json")), tmp_path / "run", 500 * T)
+    stream.wait_opened()
+    stream.go()
+    info = stream.wait_ready()
+    assert (info.vocab_size, info.tokenizer_sha256) == (400, bpe.fingerprint(given))
+    assert bpe.fingerprint(bpe.load(info.tokenizer_path)) == bpe.fingerprint(given)
+    assert stream.rows(0, 500)[0].max() < 400
+
+
+def test_a_defect_that_repeats_is_raised_with_its_traceback(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 100 * T)
+    read_all(stream, 100)
+    stream.close()
+    (tmp_path / "stream" / "heldout.npz").write_bytes(b"not an archive")
+    with pytest.raises(RuntimeError, match=r"(?s)ended 3 times, code 1.*Traceback.*HeldOut\.load"):
+        read_all(started(make_preset(), tmp_path, 100 * T), 100)
+
+
+def test_interrupts_are_for_the_trainer_and_waiting_can_be_stopped(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 100 * T)
+    stream.wait_opened()
+    process = stream._process
+    os.kill(process.pid, signal.SIGINT)
+    with pytest.raises(Stopped):  # it waits for go()
+        stream.wait_ready(should_stop=lambda: True)
+    read_all(stream, 100)
+    assert stream._process is process
+    with pytest.raises(Stopped):  # beyond the budget no row will come
+        stream.rows(10**6, 1, should_stop=lambda: True)
+    assert stream.wait_seconds > 0
+
+
+ORPHAN = """
+import os, signal, sys
+from pathlib import Path
+from configs.schema import parse_preset
+from data.batches import Stream
+stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), 10**5)
+stream.wait_opened()
+stream.go()
+stream.wait_ready()
+stream.rows(0, 10**5 // 64)  # all there is: from now on the producer has nothing to say
+print(stream._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_producer_ends_with_its_trainer(tmp_path):
+    command = [sys.executable, "-c", ORPHAN, make_preset().to_json(), str(tmp_path)]
+    pid = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and is_running(pid):
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+@pytest.mark.slow
+def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, started):
+    preset, margin = make_preset(sources=("email", "asyncio"), weights=(1, 1)), 200  # rows of the longest document
+    total = 8_200_000
+    live = started(preset, tmp_path / "live", total)
+    limit = live.run_ahead_rows
+    read_all(live, limit)
+    time.sleep(0.5)
+    reader = JournalReader(tmp_path / "live" / "stream", DTYPE)
+    assert limit <= reader.num_rows() <= limit + margin
+    change = (1000 + limit, [9.0, 1.0])
+    live.change_weights(change[1], change[0])
+    live.consumed(1000)
+    live.rows(0, limit + 1000)
+    live.consumed(total // T - limit)
+    tokens, _ = live.rows(0, total // T)
+    mixture = live.mixture(change[0] + margin, total // T)
+    assert mixture[0] / mixture.sum() == pytest.approx(0.9, abs=0.05)
+    live.close()
+
+    writer = JournalWriter(tmp_path / "live" / "stream", DTYPE)  # the second half again, the change known beforehand
+    writer.close()
+    lines = (tmp_path / "live" / "stream" / "states.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "live" / "stream" / "states.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    again = started(preset, tmp_path / "live", total, start_row=2000, weight_changes=[change])
+    again.consumed(total // T)
+    assert (read_all(again, total // T)[0] == tokens).all()

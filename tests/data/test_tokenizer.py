@@ -1,0 +1,96 @@
+import inspect
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from configs.schema import UserError
+from data import tokenizer as bpe
+
+TEXTS = [inspect.getsource(module) for module in (inspect, json)]
+HARD = f"naïve café 🧪 日本語\r\n\t\x00 {bpe.END_OF_TEXT} e\u0301"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return bpe.train(TEXTS, 600)
+
+
+def test_any_text_comes_back_exactly(trained):
+    for text in [HARD, *TEXTS]:
+        (ids,) = bpe.encode(trained, [text])
+        assert trained.decode(ids.tolist(), skip_special_tokens=False) == text
+
+
+def test_a_document_cannot_write_the_end_of_text_token(trained, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    trained.save(str(path))
+    for tokenizer in (trained, bpe.load(path)):
+        assert bpe.end_of_text(tokenizer) == 0
+        for ids in bpe.encode(tokenizer, [bpe.END_OF_TEXT, f"a{bpe.END_OF_TEXT}b", HARD]):
+            assert 0 not in ids
+
+
+def test_training_is_reproducible_and_the_fingerprint_tells_tokenizers_apart(trained, tmp_path):
+    again = bpe.train(TEXTS, 600)
+    assert bpe.fingerprint(again) == bpe.fingerprint(trained)
+    assert bpe.fingerprint(bpe.train(TEXTS, 599)) != bpe.fingerprint(trained)
+    trained.save(str(tmp_path / "a.json"), pretty=False)
+    assert bpe.fingerprint(bpe.load(tmp_path / "a.json")) == bpe.fingerprint(trained)
+
+
+def test_vocabulary_is_as_large_as_asked_and_holds_every_byte(trained):
+    assert bpe.vocab_size(trained) == 600
+    assert bpe.vocab_size(bpe.train([], 600)) == 257
+
+
+def test_token_bytes_add_up_to_the_text(trained):
+    lengths = bpe.token_bytes(trained)
+    assert lengths.shape == (600,)
+    assert lengths[0] == 0
+    for text in [HARD, *TEXTS]:
+        (ids,) = bpe.encode(trained, [text])
+        assert lengths[ids].sum() == len(text.encode())
+
+
+def test_a_file_made_for_short_inputs_still_encodes_whole_documents(trained, tmp_path):
+    trained.enable_truncation(8)
+    trained.enable_padding(length=8)
+    trained.save(str(tmp_path / "short.json"))
+    trained.no_truncation()
+    trained.no_padding()
+    tokenizer = bpe.load(tmp_path / "short.json")
+    long, short = bpe.encode(tokenizer, ["word " * 100, "a"])
+    assert len(long) > 50
+    assert len(short) == 1
+
+
+def sentencepiece_like(tmp_path, end):
+    vocab = {"<unk>": 0, end: 1, "<0x41>": 2, "▁": 3, "a": 4, "é": 5, "▁a": 6}
+    tokenizer = Tokenizer(models.BPE(vocab, [("▁", "a")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([end, "<unk>"])
+    tokenizer.save(str(tmp_path / "foreign.json"))
+    return tmp_path / "foreign.json"
+
+
+def test_a_foreign_tokenizer_is_used_with_its_own_end_token(tmp_path):
+    tokenizer = bpe.load(sentencepiece_like(tmp_path, "</s>"))
+    assert bpe.end_of_text(tokenizer) == 1
+    assert bpe.token_bytes(tokenizer).tolist() == [0, 0, 1, 1, 1, 2, 2]
+
+
+def test_unusable_tokenizers_are_refused_with_the_reason(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json.*cannot be read"):
+        bpe.load(tmp_path / "nowhere.json")
+    (tmp_path / "torn.json").write_text('{"version": "1.0", ')
+    with pytest.raises(UserError, match="cannot be read"):
+        bpe.load(tmp_path / "torn.json")
+    with pytest.raises(UserError, match=r"no special token ends a document.*<mask>"):
+        bpe.load(sentencepiece_like(tmp_path, "<mask>"))
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0)], unk_id=0))
+    unigram.add_special_tokens(["</s>"])
+    unigram.save(str(tmp_path / "unigram.json"))
+    with pytest.raises(UserError, match="would end there"):
+        bpe.load(tmp_path / "unigram.json")

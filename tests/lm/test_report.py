@@ -1,0 +1,62 @@
+"""The report holds the figures of the last evaluation, the samples and a picture that can be opened."""
+
+import pytest
+
+from lm.metrics import MetricsLog, Sample, SampleLog
+from lm.report import write_report
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    metrics, samples = MetricsLog(tmp_path / "metrics.jsonl"), SampleLog(tmp_path / "samples.md")
+    metrics.write({"tokens": 100, "step": 1, "loss": None, "tokens_per_second": 10.0})
+    metrics.write({"tokens": 100, "resumed": "on the 2nd | machine"})
+    for tokens, loss in ((200, 3.25), (300, 2.125)):
+        per_source = {
+            "wiki|en": {"loss": loss, "bits_per_byte": loss / 2, "tokens": 7, "stderr": 0.0125},
+            "$math_$": {"loss": loss, "bits_per_byte": loss / 4, "tokens": 1234, "answer_bits_per_byte": 0.8765},
+        }
+        metrics.write(
+            {
+                "tokens": tokens, "step": 2, "loss": loss, "tokens_per_second": 11.0,
+                "eval": {"loss": loss, "bits_per_byte": loss / 3, "tokens": 1241, "per_source": per_source},
+                "mixture": {"wiki|en": 0.75, "$math_$": 0.25},
+                "heads": {"dynamics": {"k1": 0.4321}},
+            }
+        )  # fmt: skip
+        samples.write(tokens, [Sample("wiki|en", "Once", f"at {tokens}")])
+    metrics.close()
+    return tmp_path
+
+
+def test_report_of_a_run(run_folder):
+    path = write_report(run_folder, '{"name": "tiny"}', {"preset": "tiny", "machine": "2 cores | 8 GB"})
+    text = path.read_text(encoding="utf-8")
+    assert path == run_folder / "report.md"
+    assert "## Held-out text after 300 tokens" in text
+    assert r"| wiki\|en | 1.0625 | 0.0125 | 2.1250 |" in text
+    assert "0.8765" in text
+    assert "1,234" in text
+    assert "| dynamics.k1 | 0.4321 |" in text
+    assert "75.0%" in text
+    assert r"| 100 | on the 2nd \| machine |" in text
+    assert r"2 cores \| 8 GB" in text
+    assert "at 200" in text
+    assert "at 300" in text
+    assert '{"name": "tiny"}' in text
+    assert "(report.png)" in text
+    assert not list(run_folder.glob("*.tmp"))
+    from matplotlib.image import imread
+
+    picture = imread(run_folder / "report.png")
+    assert picture.shape[0] > 800
+    assert picture.shape[1] > 1200
+    assert picture.std() > 0.01  # not blank
+
+
+def test_report_of_a_run_that_has_only_just_begun(tmp_path):
+    text = write_report(tmp_path, "{}", {"preset": "tiny"}).read_text()
+    assert "report.png" not in text
+    MetricsLog(tmp_path / "metrics.jsonl").write({"tokens": 1, "step": 1, "loss": 9.0, "tokens_per_second": 1.0})
+    assert "report.png" in write_report(tmp_path, "{}", {"preset": "tiny"}).read_text()
+    assert "never interrupted" in (tmp_path / "report.md").read_text()

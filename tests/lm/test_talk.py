@@ -1,0 +1,89 @@
+"""The terminal loop: characters arrive whole, settings are checked, Ctrl-C stops an answer and nothing else."""
+
+import pytest
+
+from configs.schema import ModelConfig
+from lm import talk as talk_module
+from lm.model import Transformer
+from lm.talk import change_setting, stream_text, talk
+
+
+def decode_bytes(tokens):
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def converse(lines, monkeypatch, generate=None):
+    """Talk with these inputs (exceptions are raised); everything written, and the settings generation was called
+    with."""
+    written, calls = [], []
+    inputs = iter(lines)
+
+    def ask(_prompt):
+        line = next(inputs, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    def recorded(model, tokens, limit, *, generator, stop_token, **settings):
+        calls.append((tokens, settings))
+        yield from (generate or (lambda: iter(b"fine")))()
+
+    monkeypatch.setattr(talk_module, "generate", recorded)
+    talk(None, lambda text: [0, *text.encode()], decode_bytes, ask=ask, write=written.append)
+    return "".join(written), calls
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 漢字 😀!", "😀"])
+def test_a_character_is_shown_when_all_its_bytes_are_there(text):
+    pieces = list(stream_text(text.encode(), decode_bytes))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert list(stream_text(text.encode()[:-1] if text == "😀" else b"", decode_bytes)) in ([], ["\ufffd"])
+
+
+def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
+    assert "".join(stream_text(b"a\xff\xffb", decode_bytes)) == "a\ufffd\ufffdb"
+
+
+def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
+    text, calls = converse(["/temperature 0.5", "/top_p 7", "/topp 1", "hi", ""], monkeypatch)
+    assert calls == [([0, *b"hi"], {"temperature": 0.5, "top_p": 0.95})]
+    assert "0 to 1" in text
+    assert "/top_p" in text
+    assert "fine" in text
+    assert "4 tokens" in text
+
+
+def test_a_setting_that_is_no_number_changes_nothing():
+    settings = {"temperature": 0.8}
+    for command in ("/temperature", "/temperature warm", "/temperature nan", "/temperature -1"):
+        assert "number from 0" in change_setting(command, settings)
+    assert settings == {"temperature": 0.8}
+
+
+def test_ctrl_c_stops_the_answer_and_the_next_prompt_is_asked(monkeypatch):
+    answers = iter([True, False])
+
+    def generate():
+        yield from b"begun"
+        if next(answers):
+            raise KeyboardInterrupt
+        yield from b" and ended\x1b[2J"
+
+    text, calls = converse(["one", KeyboardInterrupt(), "two"], monkeypatch, generate)
+    assert len(calls) == 2
+    assert "[stopped]" in text
+    assert "begun and ended[2J" in text  # control characters do not reach the terminal
+
+
+def test_talking_to_a_real_model():
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
+    lines, written = iter(["hello", ""]), []
+    talk(
+        Transformer(config, 256),
+        lambda text: list(text.encode()),
+        decode_bytes,
+        ask=lambda _: next(lines),
+        write=written.append,
+    )
+    assert f"[{talk_module.MAX_NEW_TOKENS} tokens" in "".join(written)
