@@ -90,11 +90,12 @@ class SpanContrastive(nn.Module):
         scores_NN = logits_NN.detach()
         near_NN = candidates_NN & (document_N[:, None] == document_N[None])
         near_scores_NN = scores_NN.masked_fill(~near_NN, -torch.inf)
+        has_rival_N = counts_N & (near_NN.sum(1) > 1)
         return {
             "loss": masked_mean(losses_N, counts_N),
             "top1": masked_mean((scores_NN.argmax(1) == right_N).float(), counts_N),
             "chance": masked_mean(1 / candidates_NN.sum(1), counts_N),
-            "top1_same_document": masked_mean((near_scores_NN.argmax(1) == right_N).float(), counts_N),
-            "chance_same_document": masked_mean(1 / near_NN.sum(1), counts_N),
+            "top1_same_document": masked_mean((near_scores_NN.argmax(1) == right_N).float(), has_rival_N),
+            "chance_same_document": masked_mean(1 / near_NN.sum(1), has_rival_N),
             "num_spans": counts_N.sum().float(),
         }

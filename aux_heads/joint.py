@@ -1,0 +1,173 @@
+"""Trunk and heads as the one module that DDP wraps.
+
+The trunk, and a callable for the language model's loss, are handed in; nothing here knows how they work. By default
+(`auxiliary.trunk_gradient` "none") the heads read detached states: the trunk's gradients are bit for bit what they are without
+heads. Trunk and heads are two compiled graphs, so that the trunk's does not depend on which heads are on.
+
+What a weight does: `total = loss_sum + num_tokens * sum_h weight_h * loss_h`. Summed over micro-batches and divided by the
+step's token count, that is the exact mean next-token loss plus token-weighted head losses. While the heads read detached
+states, a weight scales only the gradients of parameters no other loss reaches, and Adam divides such a scale out again: it then
+matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`, which share the transition.
+With a trunk gradient the weights trade the heads against the language model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aux_heads.dynamics import Dynamics
+from aux_heads.inputs import HeadInput, sample_positions, scale_gradient
+from aux_heads.policy import Policy
+from aux_heads.span_contrastive import SpanContrastive
+from aux_heads.value import HORIZON, Value
+from configs.schema import AuxiliaryConfig, UserError
+
+MIN_SEQ_LENGTH = 2 * HORIZON
+IGNORE_INDEX = -100
+TRUNK_GRADIENT_ENDS = 2 / 3  # of the run, when annealed
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(hidden_ND, weight_VD, targets_N with -100 ignored) -> (sum of losses, losses_N detached)."""
+
+
+@dataclass(frozen=True)
+class JointOutput:
+    """`total` is what to call backward on; it and `loss_sum` are sums over `num_tokens` targets, in nats."""
+
+    total: Tensor
+    loss_sum: Tensor
+    num_tokens: Tensor
+    head_losses: dict[str, Tensor]  # by head, unweighted means, detached
+    measures: dict[str, Tensor]  # "head/measure", detached scalars
+
+
+def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
+    """Share of the heads' gradient that reaches the trunk at `progress` (0..1) of the run."""
+    if aux.trunk_gradient == "none":
+        return 0.0
+    if aux.trunk_gradient == "constant":
+        return 1.0
+    return max(0.0, 1.0 - progress / TRUNK_GRADIENT_ENDS)
+
+
+def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.ModuleDict:
+    """The heads that are on; empty if none is. Leaves torch's global random numbers as it found them.
+
+    `dynamics` is there for policy too. Raises UserError if rows are too short to look ahead in.
+    """
+    heads = nn.ModuleDict()
+    if not aux.any_head:
+        return heads
+    if seq_length < MIN_SEQ_LENGTH:
+        raise UserError(
+            f"model.seq_length is {seq_length}, but auxiliary heads look {HORIZON} tokens ahead: "
+            f"use at least {MIN_SEQ_LENGTH}, or turn the heads off."
+        )
+    with torch.random.fork_rng(devices=[]):
+        if aux.enable_dynamics or aux.enable_policy:
+            heads["dynamics"] = Dynamics(hidden_size)
+        if aux.enable_policy:
+            heads["policy"] = Policy()
+        if aux.enable_value:
+            heads["value"] = Value(hidden_size)
+        if aux.enable_span_contrastive:
+            heads["span_contrastive"] = SpanContrastive(
+                hidden_size,
+                fraction=aux.span_mask_fraction,
+                temperature=aux.span_contrastive_temperature,
+                l2_normalize=aux.span_l2_normalize,
+            )
+    return heads
+
+
+class JointModel(nn.Module):
+    """`trunk(tokens_BT) -> hidden_BTD` with `trunk.embed.weight` and `trunk.output.weight`, and `heads` from `build_heads`."""
+
+    def __init__(
+        self, trunk: nn.Module, heads: nn.ModuleDict, aux: AuxiliaryConfig, loss_fn: LossFunction, end_of_text: int = 0
+    ):
+        super().__init__()
+        self.trunk = trunk
+        self.heads = heads
+        self.loss_fn = loss_fn
+        self.end_of_text = end_of_text
+        weights = {
+            "dynamics": aux.dynamics_weight if aux.enable_dynamics else None,
+            "policy": aux.policy_kl_weight,
+            "value": aux.value_weight,
+            "span_contrastive": aux.span_contrastive_weight,
+        }
+        self.weights = {name: weights[name] for name in heads if weights[name] is not None}
+        self._heads_forward = self.heads_forward
+
+    def compile_trunk_and_heads(self, **options) -> None:
+        """Compile in place, as two graphs; parameter names stay as they are."""
+        self.trunk.compile(**options)
+        self._heads_forward = torch.compile(self.heads_forward, fullgraph=True, **options)
+
+    def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The random positions of one micro-batch, on the CPU: a function of the shapes and of `generator` alone."""
+        samples = {}
+        if "dynamics" in self.heads or "value" in self.heads:
+            samples["positions"] = sample_positions(num_rows, seq_length, generator)
+        if "policy" in self.heads:
+            samples |= self.heads["policy"].sample(num_rows, samples["positions"].shape[1], generator)
+        if "span_contrastive" in self.heads:
+            samples |= self.heads["span_contrastive"].sample(num_rows, seq_length, generator)
+        return samples
+
+    def forward(
+        self, tokens_BT1: Tensor, targets_BT: Tensor, samples: dict[str, Tensor], trunk_gradient_scale: float = 0.0
+    ) -> JointOutput:
+        """One micro-batch. `targets_BT` is tokens_BT1[:, 1:] with -100 where nothing is to be learnt; under `no_grad` the same
+        call measures held-out rows."""
+        hidden_BTD = self.trunk(tokens_BT1[:, :-1])
+        output_VD = self.trunk.output.weight
+        loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
+        valid_BT = targets_BT != IGNORE_INDEX
+        num_tokens = valid_BT.sum()
+        if not self.heads:
+            return JointOutput(loss_sum, loss_sum.detach(), num_tokens, {}, {})
+
+        if trunk_gradient_scale == 0:
+            head_hidden_BTD = hidden_BTD.detach()
+        else:
+            head_hidden_BTD = scale_gradient(hidden_BTD, trunk_gradient_scale)
+        losses, measures = self._heads_forward(
+            head_hidden_BTD,
+            tokens_BT1,
+            losses_N.detach().view_as(targets_BT),
+            valid_BT,
+            self.trunk.embed.weight.detach(),
+            output_VD.detach(),
+            samples,
+        )
+        head_total = sum(self.weights[name] * loss for name, loss in losses.items())
+        total = loss_sum + num_tokens * head_total
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return JointOutput(total, loss_sum.detach(), num_tokens, detached, measures)
+
+    def heads_forward(
+        self,
+        hidden_BTD: Tensor,
+        tokens_BT1: Tensor,
+        token_losses_BT: Tensor,
+        valid_BT: Tensor,
+        embedding_VD: Tensor,
+        output_VD: Tensor,
+        samples: dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(losses by head, measures by "head/measure"): tensors in, tensors out, one graph."""
+        x = HeadInput(
+            hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, samples, self.end_of_text
+        )
+        unrolled = self.heads["dynamics"].unroll(x) if "dynamics" in self.heads else None
+        inputs = {"dynamics": (x, unrolled), "policy": (x, unrolled), "value": (x, unrolled), "span_contrastive": (x,)}
+        losses, measures = {}, {}
+        for name in self.weights:
+            output = self.heads[name](*inputs[name])
+            losses[name] = output.loss
+            measures |= {f"{name}/{key}": value.detach() for key, value in output.measures.items()}
+        return losses, measures
