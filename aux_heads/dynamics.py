@@ -3,15 +3,17 @@
     u^0 = h_t,    u^k = u^{k-1} + MLP([RMSNorm(u^{k-1}) ; RMSNorm(sg E[x_{t+k}])]),    k = 1..3
     loss = mean_{t,k} SmoothL1((u^k_t - sg h_{t+k}) / sigma)
 
-The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265, appendix G); the residual
-MLP (2D -> D -> D -> D, GELU, last layer zero, so that u starts as a copy of h_t) and the SmoothL1 to a detached target are
-NextLat's (arXiv 2511.05963). sigma, the standard deviation of the target states in this batch, makes the number comparable
-across widths and across training; without it the loss would follow the gain of the trunk's last norm.
+The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265, appendix G); the
+residual MLP (2D -> D -> D -> D, GELU, last layer zero, so that u starts as a copy of h_t) and the SmoothL1 to a
+detached target are NextLat's (arXiv 2511.05963). sigma, the standard deviation of the target states in this batch,
+makes the number comparable across widths and across training; without it the loss would follow the gain of the trunk's
+last norm.
 
-`Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from the
-unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the row.
-Measures, k = 1..3: `error_vs_copy_k`, squared error relative to predicting h_t again (1 is no better than copying), and
-`centred_cosine_k`, after subtracting the mean state (the raw cosine is flattered by the mean all states share).
+`Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from
+the unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the
+row.
+Measures, k = 1..3: `error_vs_copy_k`, squared error relative to predicting h_t again (1 is no better than copying),
+and `centred_cosine_k`, after subtracting the mean state (the raw cosine is flattered by the mean all states share).
 """
 
 from typing import NamedTuple

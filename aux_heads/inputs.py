@@ -1,11 +1,12 @@
 """What every head reads and returns, and the three things they share: document ends, sampled positions, masked means.
 
-A row holds tokens x_0 .. x_T. The trunk reads x_0 .. x_{T-1}; hidden state h_t has seen x_0 .. x_t and predicts x_{t+1}.
-Every document starts with the END_OF_TEXT token, so a head that looks from t to t+k stays inside the document if none of
-x_{t+1} .. x_{t+k} is END_OF_TEXT.
+A row holds tokens x_0 .. x_T. The trunk reads x_0 .. x_{T-1}; hidden state h_t has seen x_0 .. x_t and predicts
+x_{t+1}. Every document starts with the END_OF_TEXT token, so a head that looks from t to t+k stays inside the document
+if none of x_{t+1} .. x_{t+k} is END_OF_TEXT.
 
-Shapes are fixed: heads look at a fixed number of positions and weight what must not count by zero, so a compiled step never
-recompiles and never waits for the device. Positions are drawn on the CPU, outside the graph, from the heads' own generator.
+Shapes are fixed: heads look at a fixed number of positions and weight what must not count by zero, so a compiled step
+never recompiles and never waits for the device. Positions are drawn on the CPU, outside the graph, from the heads' own
+generator.
 Legend: B rows, T seq_length, D hidden size, V vocabulary, S sampled positions a row, K unrolled steps.
 """
 
@@ -21,7 +22,7 @@ POSITION_STRIDE = 4  # dynamics and value look at one position in four
 
 @dataclass(frozen=True)
 class HeadInput:
-    """One micro-batch as the heads see it. Only `hidden_BTD` may carry a gradient to the trunk; everything else is detached."""
+    """One micro-batch as the heads see it. Only `hidden_BTD` may lead a gradient to the trunk; the rest is detached."""
 
     hidden_BTD: Tensor  # after the final norm; detached, or with its gradient scaled, as auxiliary.trunk_gradient says
     tokens_BT1: Tensor  # (B, T+1) int64

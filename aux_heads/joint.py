@@ -1,14 +1,14 @@
 """Trunk and heads as the one module that DDP wraps.
 
 The trunk, and a callable for the language model's loss, are handed in; nothing here knows how they work. By default
-(`auxiliary.trunk_gradient` "none") the heads read detached states: the trunk's gradients are bit for bit what they are without
-heads. Trunk and heads are two compiled graphs, so that the trunk's does not depend on which heads are on.
+(`auxiliary.trunk_gradient` "none") the heads read detached states: the trunk's gradients are bit for bit what they are
+without heads. Trunk and heads are two compiled graphs, so that the trunk's does not depend on which heads are on.
 
-What a weight does: `total = loss_sum + num_tokens * sum_h weight_h * loss_h`. Summed over micro-batches and divided by the
-step's token count, that is the exact mean next-token loss plus token-weighted head losses. While the heads read detached
-states, a weight scales only the gradients of parameters no other loss reaches, and Adam divides such a scale out again: it then
-matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`, which share the transition.
-With a trunk gradient the weights trade the heads against the language model.
+What a weight does: `total = loss_sum + num_tokens * sum_h weight_h * loss_h`. Summed over micro-batches and divided by
+the step's token count, that is the exact mean next-token loss plus token-weighted head losses. While the heads read
+detached states, a weight scales only the gradients of parameters no other loss reaches, and Adam divides such a scale
+out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`,
+which share the transition. With a trunk gradient the weights trade the heads against the language model.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 
 class JointModel(nn.Module):
-    """`trunk(tokens_BT) -> hidden_BTD` with `trunk.embed.weight` and `trunk.output.weight`, and `heads` from `build_heads`."""
+    """`trunk(tokens_BT) -> hidden_BTD`, with `trunk.embed.weight`, `trunk.output.weight`; `heads` of `build_heads`."""
 
     def __init__(
         self, trunk: nn.Module, heads: nn.ModuleDict, aux: AuxiliaryConfig, loss_fn: LossFunction, end_of_text: int = 0
@@ -100,11 +100,12 @@ class JointModel(nn.Module):
             "span_contrastive": aux.span_contrastive_weight,
         }
         self.weights = {name: weights[name] for name in heads if weights[name] is not None}
+        self.trunk_forward = self.trunk.forward
         self._heads_forward = self.heads_forward
 
     def compile_trunk_and_heads(self, **options) -> None:
-        """Compile in place, as two graphs; parameter names stay as they are."""
-        self.trunk.compile(**options)
+        """Two graphs. The trunk itself stays eager, for callers with other shapes; parameter names stay as they are."""
+        self.trunk_forward = torch.compile(self.trunk.forward, **options)
         self._heads_forward = torch.compile(self.heads_forward, fullgraph=True, **options)
 
     def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -121,9 +122,9 @@ class JointModel(nn.Module):
     def forward(
         self, tokens_BT1: Tensor, targets_BT: Tensor, samples: dict[str, Tensor], trunk_gradient_scale: float = 0.0
     ) -> JointOutput:
-        """One micro-batch. `targets_BT` is tokens_BT1[:, 1:] with -100 where nothing is to be learnt; under `no_grad` the same
-        call measures held-out rows."""
-        hidden_BTD = self.trunk(tokens_BT1[:, :-1])
+        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is what
+        `sample` drew. The same call under `no_grad`, with a fixed generator, measures held-out rows."""
+        hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.output.weight
         loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
         valid_BT = targets_BT != IGNORE_INDEX

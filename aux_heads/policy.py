@@ -2,14 +2,15 @@
 
     loss = mean_{t,k} KL(p_{t+k} || softmax(W u^k_t)),    p_{t+k} = softmax(W h_{t+k}),    k = 1..3
 
-MuZero (arXiv 1911.08265) evaluates its policy on the unrolled latent, and so do we: at the same position the answer would be a
-copy of the unembedding and teach nothing. The KL through the frozen unembedding W is NextLat's (arXiv 2511.05963) and EAGLE's
-(2401.15077). The head owns no parameters: W is the trunk's, detached, and what learns is the transition in `dynamics.py`. A
-readout of its own would cost a drafter one more matrix product a token and would let the latent drift from what the trunk means
-by it. Since dynamics and policy share the transition, the ratio of their weights is a real choice.
+MuZero (arXiv 1911.08265) evaluates its policy on the unrolled latent, and so do we: at the same position the answer
+would be a copy of the unembedding and teach nothing. The KL through the frozen unembedding W is NextLat's (arXiv
+2511.05963) and EAGLE's (2401.15077). The head owns no parameters: W is the trunk's, detached, and what learns is the
+transition in `dynamics.py`. A readout of its own would cost a drafter one more matrix product a token and would let
+the latent drift from what the trunk means by it. Since dynamics and policy share the transition, the ratio of their
+weights is a real choice.
 
-The p are the model's own, detached. Products with W are the dearest thing a head can do, so the loss is taken on one position
-in sixteen, at most 2048 a micro-batch, each at one step k drawn at random.
+The p are the model's own, detached. Products with W are the dearest thing a head can do, so the loss is taken on one
+position in sixteen, at most 2048 a micro-batch, each at one step k drawn at random.
 Measure, k = 1..3: `acceptance_k` = sum_x min(p, q), the probability that lossless speculative sampling keeps the draft
 (Leviathan et al., arXiv 2211.17192).
 """
@@ -26,7 +27,7 @@ MAX_POSITIONS = 2048  # bounds the memory of the logits
 
 class Policy(nn.Module):
     def sample(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`policy_choices` (B, P): which of the S unrolled positions; `policy_steps` (B, P): the step k of each, 1..K."""
+        """`policy_choices` (B, P): which of the S unrolled positions; `policy_steps` (B, P): at which step, 1..K."""
         num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POSITIONS // num_rows))
         stride = num_latents // num_blocks
         offsets_BP = torch.randint(stride, (num_rows, num_blocks), generator=generator)

@@ -3,17 +3,19 @@
     a_i = P_a h_{s-1},    z_i = P_z RMSNorm(mean_{j=s..s+7} sg E[x_j])
     loss = 1/2 (CE(a z^T / tau) + CE(z a^T / tau)),    the right answer on the diagonal
 
-InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions make it mean something in a
-causal model: the target is a mean of *token embeddings*, because pooled hidden states of the span contain the prefix and
-would reduce the task to recognising the document; and no input token is masked, because the language model's own loss would
-suffer. So `span_mask_fraction` is the share of tokens that lie in spans, and decides their number: spans are 8 tokens
-long, spread evenly, one at a random place in each equal block of the row. `span_contrastive_temperature` is tau; with
-`span_l2_normalize` a and z have unit length, without it the products are divided by sqrt(128).
+InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions make it mean
+something in a causal model: the target is a mean of *token embeddings*, because pooled hidden states of the span
+contain the prefix and would reduce the task to recognising the document; and no input token is masked, because the
+language model's own loss would suffer. So `span_mask_fraction` is the share of tokens that lie in spans, and decides
+their number: spans are 8 tokens long, spread evenly, one at a random place in each equal block of the row.
+`span_contrastive_temperature` is tau; with `span_l2_normalize` a and z have unit length, without it the products are
+divided by sqrt(128).
 
-Candidates are the other spans of the micro-batch, in groups of at most 512. Spans of the same text are not each other's wrong answer.
-Spans that cross a document's end are left out.
-Measures: `top1`, how often the right span scores highest, beside `chance`; `top1_same_document` and `chance_same_document`, the
-same with only the spans of the anchor's own document as candidates, where the topic gives nothing away.
+Candidates are the other spans of the micro-batch, in groups of at most 512. Spans of the same text are not each
+other's wrong answer. Spans that cross a document's end are left out.
+Measures: `top1`, how often the right span scores highest, beside `chance`; `top1_same_document` and
+`chance_same_document`, the same with only the spans of the anchor's own document as candidates, where the topic gives
+nothing away.
 """
 
 import math

@@ -3,15 +3,17 @@
     y_t  = mean_{i=0..31} l_{t+i},    l_t = -log p_t(x_{t+1}), the language model's own losses
     loss = CE(two-hot(y_t), v(h_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t))
 
-v is D -> 128 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A categorical
-value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's (arXiv 1911.08265,
-appendix F); losses are small and positive, so its square-root transform is not needed. The second term, present when
-dynamics is, lets a drafter ask how hard it will get from a latent instead of a trunk pass; it trains the value, not the latent.
+v is D -> 128 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A
+categorical value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
+(arXiv 1911.08265, appendix F); losses are small and positive, so its square-root transform is not needed. The second
+term, present when dynamics is, lets a drafter ask how hard it will get from a latent instead of a trunk pass; it
+trains the value, not the latent.
 
-Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of good text:
-maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are hard.
-Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what the mean loss of the last 32
-tokens in the document, the strong and free baseline, reaches on the same positions.
+Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of
+good text: maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are
+hard.
+Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what the mean loss of the
+last 32 tokens in the document, the strong and free baseline, reaches on the same positions.
 """
 
 import torch
@@ -28,7 +30,7 @@ LATENT_LOSS_WEIGHT = 0.5
 
 
 def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
-    """(y_BT, counts_BT): the mean of the next 32 losses and whether all of them are there, in this document and in this row."""
+    """(y_BT, counts_BT): the mean of the next 32 losses; whether all of them are in this document and this row."""
     inside_BT = x.inside_document_BT()
     # The cumulative sums have a leading 0: entry t is the sum over positions < t.
     losses_BT1 = F.pad((x.token_losses_BT.detach().float() * inside_BT).cumsum(1), (1, 0))

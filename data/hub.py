@@ -1,9 +1,9 @@
 """Documents from Hugging Face datasets, on the Hub or on this disk, streamed row by row.
 
-The `datasets` library is used as a reader of rows and nothing else: its shuffle buffer and its `state_dict` do not resume
-exactly. Order and position are ours. The smallest thing it can open is a *group*: a row group of a Parquet file, or a
-whole file of any other format. An epoch visits groups in rounds: in each round every file gives one group, files and
-the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of every file.
+The `datasets` library is used as a reader of rows and nothing else: its shuffle buffer and its `state_dict` do not
+resume exactly. Order and position are ours. The smallest thing it can open is a *group*: a row group of a Parquet
+file, or a whole file of any other format. An epoch visits groups in rounds: in each round every file gives one group,
+files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
 
 Position: [round, order key of the file, row of the group]. Resuming opens one file and skips rows of one group.
 
@@ -36,14 +36,14 @@ class HubSource(Source):
         folder = Path(spec.dataset).expanduser()
         self.is_local = spec.dataset in LOCAL_BUILDERS or folder.exists()
         self._path = str(folder) if self.is_local else spec.dataset
-        revision = pinned["revision"] if pinned else None if self.is_local else self._newest_revision()
-        self._dataset = self._call(lambda: self._load(revision))
+        self.pinned = {"revision": pinned["revision"] if pinned else None}
+        columns = self._patiently(self._open)
         self._num_files = self._dataset.num_shards
         self._groups: dict[int, Any] = {}  # file -> the file with one shard a group
-        self.pinned = {"revision": revision, "files": self._num_files}
+        self.pinned["files"] = self._num_files
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
-        self._columns = self._find_columns(self._call(self._column_names))
+        self._columns = self._find_columns(columns)
         self._dataset = self._dataset.select_columns(list(dict.fromkeys(self._columns.values())))
 
     def size(self) -> str:
@@ -101,9 +101,9 @@ class HubSource(Source):
         if file not in self._groups:
             one_file = self._dataset.shard(num_shards=self._num_files, index=file)
             try:
-                self._groups[file] = self._call(one_file.reshard)
-            except (OSError, ValueError) as error:
-                self._skip_file(error)
+                self._groups[file] = self._translate(one_file.reshard)
+            except UnreadableFile:
+                self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
                 self._groups[file] = None
         groups = self._groups[file]
         if groups is None or turn >= groups.num_shards:
@@ -118,17 +118,13 @@ class HubSource(Source):
         rows = islice(iter(group), start, None)
         for number in count(start):
             try:
-                row = self._call(lambda: next(rows, None))
-            except (OSError, ValueError) as error:
-                return self._skip_file(error)
+                row = self._translate(lambda: next(rows, None))
+            except UnreadableFile:
+                self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
+                return
             if row is None:
-                return None
+                return
             yield number, row
-
-    def _skip_file(self, error: Exception) -> None:
-        """A file that is damaged or gone does not stop the run; its remaining rows are left out."""
-        self.skipped["unreadable file"] += 1
-        self.notices.append(f"{self.label}: a file cannot be read and is left out ({first_line(error)})")
 
     def _render(self, row: dict) -> Document | None:
         """The row as a document; None (and counted) if a cell holds no text."""
@@ -157,35 +153,140 @@ class HubSource(Source):
             columns[field] = column
         return columns
 
-    def _column_names(self) -> list[str]:
-        return self._dataset.column_names or list(next(iter(self._dataset), {}))
-
-    def _newest_revision(self) -> str:
+    def _open(self) -> list[str]:
+        """Pins the newest revision, if none is, opens the dataset there and returns the names of its columns."""
+        import datasets
         from huggingface_hub import HfApi
 
-        return self._call(lambda: HfApi().dataset_info(self.spec.dataset, timeout=10).sha)
+        if not self.is_local:
+            # Asked even if a revision is pinned: when the Hub is away this fails at once, load_dataset after minutes.
+            info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"], timeout=10)
+            self.pinned["revision"] = info.sha
+        self._dataset = datasets.load_dataset(
+            self._path,
+            self.spec.config,
+            split=self.spec.split,
+            data_files=self.spec.data_files,
+            data_dir=self.spec.data_dir,
+            revision=self.pinned["revision"],
+            streaming=True,
+        )
+        return self._dataset.column_names or list(next(iter(self._dataset), {}))
 
-    def _load(self, revision: str | None) -> Any:
-        import datasets
-
-        options = {"data_files": self.spec.data_files, "data_dir": self.spec.data_dir, "revision": revision}
-        return datasets.load_dataset(self._path, self.spec.config, split=self.spec.split, streaming=True, **options)
-
-    def _call(self, call: Callable[[], Any]) -> Any:
-        """`call()`, patiently for metadata; its errors as SourceError (the user's) and Retryable (the network's).
-
-        Whatever else is wrong with one file stays what it is: an OSError or a ValueError.
-        """
-        for delay in (*METADATA_DELAYS, None):
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """`call()`, tried again after short waits when the network fails. Whatever else fails is the user's to know."""
+        for delay in METADATA_DELAYS:
             try:
-                return call()
-            except Exception as error:
-                if (message := self._users_error(error)) is not None:
-                    raise SourceError(f"source {self.label}: {message}") from error
-                if not is_network_trouble(error):
-                    raise
-                # A generator that failed is finished: only its caller can start it again.
-                if delay is None or call.__name__ == "<lambda>" and hasattr(self, "_columns"):
-                    raise Retryable(f"{self.label}: {first_line(error)}") from error
+                return self._translate(call)
+            except Retryable:
                 time.sleep(delay)
-        raise AssertionError("the last attempt returns or raises")
+            except UnreadableFile as error:
+                raise SourceError(f"source {self.label}: cannot open {self.spec.dataset}: {error}") from error
+        return self._translate(call)
+
+    def _translate(self, call: Callable[[], Any]) -> Any:
+        """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
+        try:
+            return call()
+        except Exception as error:
+            if advice := advice_for(error, self.spec):
+                raise SourceError(f"source {self.label}: {advice}") from error
+            if is_network_trouble(error):
+                raise Retryable(f"{self.label}: {first_line(error)}") from error
+            raise UnreadableFile(first_line(error)) from error
+
+
+class UnreadableFile(Exception):
+    """One file is damaged or gone."""
+
+
+def advice_for(error: Exception, spec) -> str | None:
+    """What is wrong and what the user can do about it, if it is the user who can."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    chain, line = causes(error), first_line(error)
+    page = f"https://huggingface.co/datasets/{spec.dataset}"
+    if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
+        return f"{spec.dataset} is gated: accept its terms at {page} and set HF_TOKEN to your access token"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+        return f"{spec.dataset} is on the Hugging Face Hub, but HF_HUB_OFFLINE is set; unset it"
+    missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
+    if missing or {401, 403} & {status_of(link) for link in chain}:
+        return f"{spec.dataset} does not exist on the Hub or is private: check the name at {page}, or set HF_TOKEN"
+    if line.startswith(("BuilderConfig", "Config name is missing")):
+        return f"{spec.dataset}, `config`: {' '.join(str(error).split())}"
+    if line.startswith(("Bad split", "Unknown split")):
+        return f"{spec.dataset}, `split`: {line}"
+    return None
+
+
+def is_network_trouble(error: Exception) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError  # its name for "could not reach the Hub, nothing cached"
+
+    for link in causes(error):
+        status = status_of(link)
+        if status in (408, 429) or (status or 0) >= 500:
+            return True
+        if isinstance(link, ConnectionError | TimeoutError | LocalEntryNotFoundError):
+            return True
+        # The client is httpx or httpx2, whichever this version of huggingface_hub was made for.
+        kinds = {kind.__name__ for kind in type(link).__mro__ if kind.__module__.startswith("httpx")}
+        if "TransportError" in kinds:
+            return True
+    return False
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def status_of(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def cell_text(cell: Any) -> str | None:
+    """A cell as text: numbers as written, lists line by line; None if there is nothing to read."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int | float):
+        return str(cell)
+    if isinstance(cell, list) and cell and all(isinstance(item, str | int | float) for item in cell):
+        return "\n".join(map(str, cell))
+    return None
+
+
+def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
+    """`form` with {name} replaced by cells[name]; where `answer` is put in is the document's answer_start.
+
+    Never str.format: preset text could reach attributes or fill memory. The schema allows bare names only.
+    """
+    text, answer_start = "", None
+    for literal, name, _, _ in Formatter().parse(form):
+        text += literal
+        if name is not None:
+            if name == answer:
+                answer_start = len(text)
+            text += cells[name]
+    return Document(text, answer_start)
+
+
+def configure_library() -> None:
+    """Quiet, and quick to report trouble: the producer retries and says so; the library can be silent for minutes."""
+    import datasets
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
+    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 5
+    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 10
+    datasets.disable_progress_bars()
+    for name in ("httpx", "httpx2"):  # at INFO they print presigned addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a dataset without a card is no news

@@ -133,14 +133,16 @@ class FileSource(Source):
             return self._skip(str(path), "duplicate")
         self._files[digest] = path
         self._num_bytes += status.st_size
+        return None
 
-    def _skip(self, what: str, reason: str) -> None:
+    def _skip(self, what: str, reason: str, number: int = 1) -> None:
         if what not in self._skipped_once:
             self._skipped_once.add(what)
-            self.skipped[reason] += 1
+            self.skipped[reason] += number
 
     def size(self) -> str:
-        return f"{len(self._files):,} {self.noun}, {human_bytes(self._num_bytes)}"
+        noun = self.noun if len(self._files) > 1 else self.noun[:-1]
+        return f"{len(self._files):,} {noun}, {human_bytes(self._num_bytes)}"
 
     def order(self, epoch: int | str) -> list[tuple[str, str]]:
         """(order key, content digest) of every file, in the order of this epoch."""
@@ -149,7 +151,7 @@ class FileSource(Source):
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
         start_key, start_piece = position or ["", 0]
         order = [entry for entry in self.order(epoch) if entry[0] >= start_key]
-        for key, digest, pieces in self.read_ahead(order):
+        for key, _, pieces in self.read_ahead(order):
             skip = start_piece if key == start_key else 0
             for number, text in enumerate(pieces):
                 if number >= skip and text.strip():
@@ -198,8 +200,9 @@ def split(stream: io.TextIOBase) -> Iterator[str]:
             return
         cut = len(buffer)
         if cut > PIECE_CHARACTERS:
-            ends = (buffer.rfind(mark, PIECE_CHARACTERS // 2, PIECE_CHARACTERS) + len(mark) for mark in ("\n\n", "\n", " "))
-            cut = next((end for end in ends if end > PIECE_CHARACTERS // 2), PIECE_CHARACTERS)
+            half = PIECE_CHARACTERS // 2
+            ends = (buffer.rfind(mark, half, PIECE_CHARACTERS) + len(mark) for mark in ("\n\n", "\n", " "))
+            cut = next((end for end in ends if end > half), PIECE_CHARACTERS)
         yield buffer[:cut]
         buffer = buffer[cut:]
 
@@ -216,7 +219,7 @@ def find_files(label: str, path: str, pattern: str) -> list[Path]:
     """
     root = Path(path).expanduser()
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
-    if not root.exists():
+    if not os.path.exists(root):
         raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
     if not root.is_dir():
         return [root]

@@ -1,15 +1,15 @@
 """Runs put aside in `checkpoints/archive/` and brought back, without a moment in which a run is nowhere.
 
-A run's files are first linked into the other place, all of them, and only then removed from the first. How far that has come is
-written in the name of the archive's folder, and each change of that name is one atomic rename:
+A run's files are first linked into the other place, all of them, and only then removed from the first. How far that has
+come is written in the name of the archive's folder, and each change of that name is one atomic rename:
 
-    <run>.linking     put_aside is filling it; the folder above still has everything, so an interrupted one is thrown away
+    <run>.linking     put_aside is filling it; the originals are all there, so an interrupted one is thrown away
     <run>.leaving     complete; the originals are being removed
     <run>             put aside
     <run>.returning   complete; restore is linking the files back, and removes this folder when it has them all
 
-`finish_interrupted` reads these names and does the rest. Every caller holds the FolderLock of the folder. A file that belongs to
-no run (machine.json, .lock) is never touched.
+`finish_interrupted` reads these names and does the rest. Every caller holds the FolderLock of the folder. Files that
+belong to no run (machine.json, .lock) are never touched.
 """
 
 import os
@@ -18,22 +18,23 @@ import shutil
 import time
 from pathlib import Path
 
-from lm.checkpoint import CURRENT, CheckpointError, RunSummary, inspect, link_as, sync_folder
+from lm.checkpoint import CURRENT, CheckpointError, RunSummary, inspect, latest_exists
+from lm.files import link_as, sync_folder
 
 ARTEFACTS = (
-    "stream", "hf", "tokenizer.json", "metrics.jsonl", "samples.md", "report*", "simple_lm_trained.pth", "lm_prev2.pth*",
-    "lm_prev.pth*", "lm_current.pth*",
+    "stream", "hf", "tokenizer.json", "metrics.jsonl", "samples.md", "report*", "simple_lm_trained.pth",
+    "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 
 
 def put_aside(folder: Path) -> Path:
-    """Moves the run in `folder` into its archive; returns its folder there. Raises CheckpointError if the disk refuses."""
+    """Moves the run in `folder` into its archive; returns its place there. CheckpointError if the disk refuses."""
     folder = Path(folder)
     finish_interrupted(folder)
     summary = inspect(folder)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", summary["name"] if summary else "unreadable")[:60]
-    name += time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime())
+    name = summary["name"] if summary else "unreadable" if latest_exists(folder) else "unsaved"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] + time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime())
     archive = folder / "archive"
     while (target := archive / name).exists():
         name += "x"  # two within one second
@@ -46,8 +47,8 @@ def put_aside(folder: Path) -> Path:
         finish_interrupted(folder)
     except OSError as error:
         raise CheckpointError(
-            f"Putting the run in {folder} aside failed: {error}\nNothing is lost. Free some space or check the disk, then start "
-            "again: the move is finished or undone first."
+            f"Putting the run in {folder} aside failed: {error}\nNothing is lost. Free some space or check the disk, "
+            "then start again: the move is finished or undone first."
         ) from error
     return target
 
@@ -55,6 +56,7 @@ def put_aside(folder: Path) -> Path:
 def restore(folder: Path, archived: Path) -> None:
     """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first."""
     folder, archived = Path(folder), Path(archived)
+    finish_interrupted(folder)
     if _artefacts(folder):
         put_aside(folder)
     try:
@@ -63,8 +65,8 @@ def restore(folder: Path, archived: Path) -> None:
         finish_interrupted(folder)
     except OSError as error:
         raise CheckpointError(
-            f"Bringing {archived} back failed: {error}\nNothing is lost. Free some space or check the disk, then start again: "
-            "the move is finished first."
+            f"Bringing {archived} back failed: {error}\nNothing is lost. Free some space or check the disk, then start "
+            "again: the move is finished first."
         ) from error
 
 
@@ -98,7 +100,7 @@ def _artefacts(folder: Path) -> list[Path]:
 
 
 def _link_run(source: Path, target: Path) -> None:
-    """Links every artefact of `source` into `target`, forced to the disk; done again after an interruption it only adds."""
+    """Links every artefact of `source` into `target`, forced to the disk; doing it again only adds."""
     for artefact in _artefacts(source):
         if not artefact.is_dir():
             link_as(artefact, target / artefact.name)

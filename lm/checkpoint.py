@@ -1,16 +1,17 @@
-"""Checkpoints that survive anything: a crash at any instruction, a full disk, a flipped bit, a second run in the folder.
+"""Checkpoints that survive anything: a crash at any instruction, a full disk, a flipped bit.
 
-A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.pth`, `lm_prev2.pth`; `simple_lm_trained.pth` is
-another name of the newest. A save writes a temporary file beside them, forces it to the disk, reads it back, gives the older
-generations their new names as hard links, and only then puts the new file in place with one `os.replace`. So at no instant is
-`lm_current.pth` missing or torn, and a failed save leaves the last good one where it was.
+A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.pth`, `lm_prev2.pth`;
+`simple_lm_trained.pth` is another name of the newest. A save writes a temporary file beside them, forces it to the
+disk, reads it back, gives the older generations their new names as hard links, and only then puts the new file in place
+with one `os.replace`. So at no instant is `lm_current.pth` missing or torn, and a failed save leaves the last good one
+where it was.
 
-A checkpoint is a `torch.save` file of plain types and CPU tensors: it opens with `torch.load(path, weights_only=True)` and no
-allow-list. `torch.load` does not notice damaged tensors (288 of 300 flipped bits went unseen), but the file is a zip archive
-with a CRC-32 for every record, so `read` checks those first.
+A checkpoint is a `torch.save` file of plain types and CPU tensors: it opens with `torch.load(path, weights_only=True)`
+and no allow-list. `torch.load` does not notice damaged tensors (288 of 300 flipped bits went unseen), but the file is a
+zip archive with a CRC-32 for every record, so `read` checks those first.
 
-This file never decides what to save, never starts a fresh run in place of a damaged one, and never deletes what it cannot read.
-It imports torch only inside `save` and `read`, because the menu lists runs before anything heavy is loaded.
+This file never decides what to save, never starts a fresh run in place of a damaged one, and never deletes what it
+cannot read. It imports torch only inside `save` and `read`: the menu lists runs before anything heavy is loaded.
 """
 
 import contextlib
@@ -18,20 +19,20 @@ import json
 import os
 import pickle
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, TypedDict
 
 from configs.schema import UserError
+from lm.files import link_as, sync_folder, temporary_name
 
 FORMAT_VERSION = 1
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
 ALIAS = "simple_lm_trained.pth"
-REQUIRED_KEYS = frozenset(
-    "format_version preset tokens_seen token_budget global_batch_rows model heads optimizer rng stream_position "
-    "tokenizer_sha256 world_size".split()
-)
+REQUIRED_KEYS = {
+    "format_version", "preset", "tokens_seen", "token_budget", "global_batch_rows", "model", "heads", "optimizer",
+    "rng", "stream_position", "tokenizer_sha256", "world_size",
+}  # fmt: skip
 
 
 class CheckpointError(UserError):
@@ -50,39 +51,38 @@ class RunSummary(TypedDict):
     saved_at: float  # seconds since the epoch
 
 
-# ---------------------------------------------------------------------------------------------------------------- writing
-
-
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes `state` as the newest generation in `folder`, whose lock the caller holds.
 
-    `state` has every key of REQUIRED_KEYS but `format_version`. Raises CheckpointError when the disk refuses; the earlier
-    generations then stay as they were, and training may go on and try again later.
+    `state` has every key of REQUIRED_KEYS but `format_version`. Raises CheckpointError when the disk refuses; the
+    earlier generations then stay as they were, and training may go on and try again later.
     """
     import torch
 
     contents = _plain({"format_version": FORMAT_VERSION, **state}, "state")
     assert contents.keys() >= REQUIRED_KEYS, f"missing from the checkpoint: {sorted(REQUIRED_KEYS - contents.keys())}"
     folder = Path(folder)
-    temporary = _temporary(folder / CURRENT)
+    temporary = temporary_name(folder / CURRENT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".*.tmp"):  # left by a save that was killed
-            stale.unlink()
+        for name in (*GENERATIONS, ALIAS):
+            for left_by_a_kill in folder.glob(f".{Path(name).stem}.*.tmp"):
+                left_by_a_kill.unlink()
         with temporary.open("wb") as file:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
         _check_records(temporary)
         _rotate(folder)
-        os.replace(temporary, folder / CURRENT)
-        link_as(folder / CURRENT, folder / ALIAS)
+        link_as(temporary, folder / ALIAS)
+        os.replace(temporary, folder / CURRENT)  # the commit: before it the old generations stand, after it the new one
         sync_folder(folder)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         raise CheckpointError(
             f"Saving {folder / CURRENT} failed: {error}\n"
-            f"{free:,.0f} MB are free there. The checkpoints saved before are untouched; free some space or check the disk."
+            f"{free:,.0f} MB are free there. The checkpoints saved before are untouched; free some space or check "
+            "the disk."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy of `value` in plain containers, numbers, text and CPU tensors: all that `weights_only=True` opens anywhere."""
+    """A copy of `value` in plain containers, numbers, text and CPU tensors: what `weights_only=True` opens."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -117,52 +117,17 @@ def _rotate(folder: Path) -> None:
     link_as(current, previous)
 
 
-def link_as(source: Path, target: Path) -> None:
-    """Makes `target` another name of `source` in one step, replacing what had that name.
-
-    Where the file system has no hard links, `target` becomes a copy: the same safety for more disk space.
-    """
-    if target.exists() and source.samefile(target):
-        return  # renaming one hard link over another of the same file does nothing and leaves the temporary name behind
-    temporary = _temporary(target)
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with source.open("rb") as original, temporary.open("wb") as copy:
-            shutil.copyfileobj(original, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-        shutil.copystat(source, temporary)
-    os.replace(temporary, target)
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces new names in `folder` to the disk: without it a power cut may undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
-
-
-# ---------------------------------------------------------------------------------------------------------------- reading
-
-
 def latest_exists(folder: Path) -> bool:
     """Whether `folder` holds a run, readable or not: if so, no fresh run may be started over it."""
     return any((Path(folder) / name).exists() for name in GENERATIONS)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:
-    """The newest state that can be read, and a notice ("" if all is well) for the user. The caller holds the folder's lock.
+    """The newest state that can be read, and a notice ("" if all is well) for the user.
 
-    When `lm_current.pth` is missing or damaged, the next generation takes its place, and what is damaged is kept as
-    `<name>.bad-<n>`. When no generation can be read, CheckpointError, and nothing is changed.
+    The caller holds the folder's lock. When `lm_current.pth` is missing or damaged, the next generation takes its
+    place, and what is damaged is kept as `<name>.bad-<n>`. When no generation can be read, CheckpointError, and nothing
+    is changed.
     """
     folder = Path(folder)
     problems: dict[str, str] = {}
@@ -183,8 +148,10 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in one checkpoint file. Raises FileNotFoundError, CheckpointError (another format, no permission) or, if the
-    file is damaged, a CheckpointError that `load` answers with the generation before.
+    """The state in one checkpoint file.
+
+    Raises FileNotFoundError, CheckpointError (another format, no permission) or, if the file is damaged, a kind of
+    CheckpointError that `load` answers with the generation before.
     """
     import torch
 
@@ -194,15 +161,16 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read by this user ({error.strerror}): change its owner or mode.") from error
+        raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
     except Exception as error:  # whatever damaged bytes make of zipfile, pickle and torch
-        raise _Damaged(f"damaged ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _Damaged(f"damaged ({reason})") from error
     if not isinstance(state, dict) or not isinstance(state.get("format_version"), int):
         raise _Damaged("not a checkpoint of this program")
     if state["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {state['format_version']}, and this version of the program reads format {FORMAT_VERSION}: "
-            "use the version that wrote it."
+            f"{path} has format {state['format_version']}, and this version of the program reads format "
+            f"{FORMAT_VERSION}: use the version that wrote it."
         )
     if missing := REQUIRED_KEYS - state.keys():
         raise _Damaged(f"incomplete, without {', '.join(sorted(missing))}")
@@ -223,7 +191,7 @@ def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]
     """Makes generation `used` the current one, keeps the damaged ones under other names, and says so."""
     kept = [_keep_aside(folder / name) for name, why in problems.items() if why != "missing"]
     link_as(folder / used, folder / CURRENT)
-    link_as(folder / used, folder / ALIAS)  # also mends an alias left behind by a save killed between its last two steps
+    link_as(folder / used, folder / ALIAS)  # a save killed just before its commit leaves it ahead
     for name in problems:
         if name != CURRENT:
             (folder / name).unlink(missing_ok=True)
@@ -245,7 +213,7 @@ def _keep_aside(damaged: Path) -> str:
 
 
 def inspect(folder: Path) -> RunSummary | None:
-    """What the newest readable generation in `folder` says about its run, in about a millisecond; None if there is none.
+    """What the newest readable generation in `folder` says about its run; None if there is none.
 
     Reads the pickle inside the file with every tensor left out, so it needs neither torch nor the weights.
     """
@@ -270,55 +238,13 @@ def inspect(folder: Path) -> RunSummary | None:
 
 
 class _WithoutTensors(pickle.Unpickler):
-    """Opens the pickle of a checkpoint without running anything it names: every class and function becomes None's maker."""
+    """Opens the pickle of a checkpoint without running anything it names: every function it calls returns None."""
 
     def find_class(self, module: str, name: str) -> Any:
         return lambda *_: None
 
     def persistent_load(self, pid: Any) -> None:
         return None
-
-
-# --------------------------------------------------------------------------------------------------------- lock and space
-
-
-class FolderLock:
-    """`with FolderLock(folder):` keeps every other run out of `folder`. The kernel drops the lock when the process dies, however
-    it dies, so a stale `.lock` file never blocks anybody. Raises UserError naming the process that holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / ".lock"
-
-    def __enter__(self) -> "FolderLock":
-        if sys.platform == "win32":
-            raise UserError("Windows has no file locks of the kind that keeps two runs apart: run inside WSL.")
-        import fcntl
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            if not isinstance(error, BlockingIOError):
-                raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror}). Put {self.path.parent} on a disk that supports locks; "
-                    "a symbolic link is enough."
-                ) from error
-            raise UserError(
-                f"Another run (process {holder}) is using {self.path.parent}. Wait for it, or stop it with Ctrl-C or "
-                f"`kill {holder}`: it saves before it leaves."
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()  # closing releases the lock; the file stays, because deleting it would let two runs lock two files
 
 
 def required_bytes(checkpoint_bytes: int) -> int:
@@ -335,6 +261,6 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if occupied + free < needed:
         raise UserError(
-            f"{folder.resolve()} needs {(needed - occupied) / 1e9:.2f} GB more for checkpoints and the token stream, and "
-            f"{free / 1e9:.2f} GB are free. Free some space, or make {folder.name} a symbolic link to a larger disk."
+            f"{folder.resolve()} needs {(needed - occupied) / 1e9:.2f} GB more for checkpoints and the token stream, "
+            f"and {free / 1e9:.2f} GB are free. Free some space, or make {folder.name} a symbolic link to another disk."
         )

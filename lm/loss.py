@@ -17,7 +17,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         need_grad = any(ctx.needs_input_grad[:2])
-        low = torch.get_autocast_dtype(hidden_ND.device.type) if torch.is_autocast_enabled(hidden_ND.device.type) else None
+        low = (
+            torch.get_autocast_dtype(hidden_ND.device.type)
+            if torch.is_autocast_enabled(hidden_ND.device.type)
+            else None
+        )
         low = low or hidden_ND.dtype
         weight = weight_VD.to(low)
         losses, grads_hidden = [], []

@@ -17,7 +17,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from lm.train_step import StepResult
 
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # would reorder the text around them
 
@@ -169,3 +172,35 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Interval:
+    """What happened since the last line of metrics.jsonl: means of the steps, and the time they took without pauses."""
+
+    def __init__(self, first_token: int):
+        self.first_token = first_token
+        self.seconds = 0.0
+        self._tokens = self._bytes = self._steps = self._skipped = 0
+        self._nats = self._norm = 0.0
+        self._waited = 0.0
+
+    def add(self, result: StepResult, num_tokens: int, num_bytes: int, *, seconds: float, waited: float) -> None:
+        """One step over `num_tokens` targets whose text is `num_bytes` long; `seconds` in all, `waited` of them for rows."""
+        self._steps += 1
+        self._skipped += result.skipped
+        self._tokens += num_tokens
+        self._bytes += num_bytes
+        self._nats += result.loss * num_tokens
+        self._norm += result.gradient_norm
+        self.seconds += seconds
+        self._waited += waited
+
+    def means(self) -> dict[str, float | int]:
+        record = {
+            "loss": self._nats / self._tokens,
+            "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes),
+            "tokens_per_second": self._tokens / self.seconds,
+            "data_wait_fraction": self._waited / self.seconds,
+            "grad_norm": self._norm / self._steps,
+        }
+        return record | ({"skipped_steps": self._skipped} if self._skipped else {})

@@ -54,7 +54,12 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of the last q positions over all k positions; q (B, H, T, K), k and v (B, H, S, K), S >= T."""
     q_len, k_len = q.shape[-2], k.shape[-2]
-    if q_len == k_len and q.device.type == "cpu" and torch.is_grad_enabled() and q_len % CPU_ATTENTION_BLOCKS == 0:
+    if (
+        q_len == k_len
+        and q_len % CPU_ATTENTION_BLOCKS == 0
+        and q.device.type == "cpu"
+        and torch.compiler.is_compiling()
+    ):
         return blocked_attention(q, k, v)
     if q_len == k_len or q_len == 1:
         return F.scaled_dot_product_attention(q, k, v, is_causal=q_len > 1)
@@ -92,7 +97,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: KVCache | None) -> Tensor:
         B, T, D = x_BTD.shape
-        q, k, v = (y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x_BTD).chunk(3, dim=-1))
+        q, k, v = (
+            y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         if cache is not None:
             k, v = cache.update(layer, k, v)

@@ -1,0 +1,84 @@
+"""One process or many: the same calls either way, so that nothing else in the program asks how many there are.
+
+`World.start()` reads what torchrun put into the environment. Small Python objects travel over a gloo group of their own,
+gradients over NCCL or gloo. The first rank is the only one that reads stdin, sources or `checkpoints/`: what it finds
+out, or the exception it meets, reaches the others through `from_first`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
+TIMEOUT = timedelta(minutes=10)  # a step, a save, an evaluation batch: far less; longer means that a rank is lost
+
+
+class World:
+    """Rank, size and device of this process."""
+
+    def __init__(self, rank: int, local_rank: int, size: int, device: torch.device):
+        self.rank, self.local_rank, self.size, self.device = rank, local_rank, size, device
+        self.objects = dist.new_group(backend="gloo", timeout=TIMEOUT) if size > 1 else None
+
+    @classmethod
+    def start(cls) -> World:
+        """Joins the job that torchrun started; alone otherwise."""
+        rank = int(os.environ.get("RANK", 0))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        if size > 1:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+        return cls(rank, local_rank, size, device)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def from_first(self, make: Callable[[], Result]) -> Result:
+        """What `make` returns on the first rank, on every rank; an Exception it raises is raised on every rank."""
+        if self.size == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.objects)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks of a small tensor on any device; the result is on the CPU."""
+        tensor = tensor.detach().cpu()
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.objects)
+        return tensor
+
+    def data_parallel(self, model: nn.Module) -> nn.Module:
+        """`model`, or its DDP wrapper that averages gradients over ranks after each synchronised backward."""
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=[self.local_rank] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager:
+        return nullcontext() if self.size == 1 else model.no_sync()
+
+    def stop(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()

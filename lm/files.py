@@ -1,0 +1,88 @@
+"""The file-system steps that a run's safety rests on: one name for another file, a folder forced to the disk, the lock.
+
+Linux and macOS. Nothing here knows what the files contain.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from configs.schema import UserError
+
+
+def link_as(source: Path, target: Path) -> None:
+    """Makes `target` another name of `source` in one step, replacing what had that name.
+
+    Where the file system has no hard links, `target` becomes a copy: the same safety for more disk space.
+    """
+    if target.exists() and source.samefile(target):
+        return  # renaming one hard link over another of the same file does nothing and leaves the temporary name
+    temporary = temporary_name(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as original, temporary.open("wb") as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(source, temporary)
+    os.replace(temporary, target)
+
+
+def temporary_name(target: Path) -> Path:
+    """Beside `target`, so that `os.replace` stays within one file system."""
+    return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces new names in `folder` to the disk: without it a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """`with FolderLock(folder):` keeps every other run out of `folder`.
+
+    The kernel drops the lock when the process dies, however it dies, so a stale `.lock` file never blocks anybody.
+    Raises UserError naming the process that holds it, or where such locks do not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / ".lock"
+
+    def __enter__(self) -> "FolderLock":
+        if sys.platform == "win32":
+            raise UserError("Windows has no file locks of the kind that keeps two runs apart: run inside WSL.")
+        import fcntl
+
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise UserError(
+                f"Another run (process {holder}) is using {folder}. Wait for it, or stop it with Ctrl-C or "
+                f"`kill {holder}`: it saves before it leaves."
+            ) from None
+        except OSError as error:
+            self._file.close()
+            raise UserError(
+                f"{self.path} cannot be locked ({error.strerror}). Put {folder} on a disk that supports locks; "
+                "a symbolic link is enough."
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # releases the lock; the file stays: deleting it would let two runs lock two files

@@ -1,0 +1,140 @@
+"""Muon for hidden matrices, AdamW for everything else, and a learning rate that is a pure function of tokens seen.
+
+Muon (Jordan et al., kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by its nearest semi-orthogonal
+matrix, found with five Newton-Schulz iterations. Matrices of one shape are stacked and orthogonalised in one batch of
+products; `torch.optim.Muon` does the same one tensor at a time and is the reference of the tests. Never here: gradients,
+clipping, when to step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TrainConfig
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
+NEWTON_SCHULZ_STEPS = 5
+MUON_MOMENTUM = 0.95
+ADAM_BETAS = (0.8, 0.95)
+ADAM_EPS = 1e-10
+
+
+def orthogonalize(matrices_NRC: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix of each of N matrices (R, C), approximately, in bf16."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices_NRC.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; decoupled weight decay that shrinks only what the update shrinks too.
+
+    A parameter (R, C) holding `parts` matrices below each other (queries, keys and values; gate and up) counts as that
+    many matrices. The step of a matrix is lr * sqrt(max(1, R / C)) times the orthogonal matrix. `groups`: dicts with
+    `params`, `parts`, `lr`, `weight_decay`; `lr` may be changed at any time, and the decay is scaled by lr as in AdamW.
+    """
+
+    def __init__(self, groups: Iterable[dict]):
+        super().__init__(groups, {"parts": 1, "lr": 0.02, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        by_shape = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
+                update = parameter.grad.lerp(momentum, MUON_MOMENTUM)
+                for part, matrix in zip(
+                    update.chunk(group["parts"]), parameter.data.chunk(group["parts"]), strict=True
+                ):
+                    by_shape[matrix.shape].append((part, matrix, group))
+        for (rows, columns), members in by_shape.items():
+            updates = orthogonalize(torch.stack([update for update, _, _ in members])).to(members[0][1].dtype)
+            for update, (_, matrix, group) in zip(updates, members, strict=True):
+                if group["weight_decay"]:
+                    shrinks = update * matrix > 0  # cautious decay: never against the update's own direction
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"] * shrinks)
+                matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+
+
+def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: float, decay_fraction: float) -> float:
+    """Share of the peak learning rate: linear warm-up, plateau, linear decay to 0 at the end of the budget.
+
+    The warm-up is counted from its first step on, so the first step already moves; the last one still does, a little.
+    """
+    progress = tokens_seen / token_budget
+    warmup = (progress + 0.1 * warmup_fraction) / warmup_fraction if warmup_fraction else 1.0
+    decay = (1 - progress) / decay_fraction if decay_fraction else 1.0
+    return min(1.0, warmup, decay)
+
+
+def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
+    """Peak rates by group. Rates tuned at 524k tokens a step scale with the square root of the step's size, and those of
+    embedding and output with 1/sqrt(width); what a preset gives is taken as it is.
+    """
+    batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
+    defaults = {"matrix": 0.06 * batch, "embedding": 0.3 * width * batch, "output": 0.008 * width * batch}
+    defaults["scalar"] = 0.015 * batch
+    return {name: getattr(train, f"{name}_learning_rate") or rate for name, rate in defaults.items()}
+
+
+def build_optimizers(
+    trunk: nn.Module, heads: nn.Module, train: TrainConfig, hidden_size: int, tokens_per_step: int
+) -> list[torch.optim.Optimizer]:
+    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and all of the heads']. Each group keeps its
+    peak rate as `peak_lr`.
+    """
+    peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
+    matrices, scalars, tied = defaultdict(list), [], trunk.output.weight is trunk.embed.weight
+    for name, parameter in trunk.layers.named_parameters():
+        if parameter.ndim == 2:
+            parts = 3 if name.endswith("qkv.weight") else 2 if name.endswith("gate_up.weight") else 1
+            matrices[parts].append(parameter)
+        else:
+            scalars.append(parameter)
+    scalars += trunk.norm.parameters()
+    muon_groups = [
+        {"params": parameters, "parts": parts, "lr": peaks["matrix"], "weight_decay": train.weight_decay}
+        for parts, parameters in sorted(matrices.items())
+    ]
+    adam_groups = [
+        {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
+        {"params": scalars, "lr": peaks["scalar"]},
+        *([] if tied else [{"params": [trunk.output.weight], "lr": peaks["output"]}]),
+        *(
+            [{"params": list(heads.parameters()), "lr": peaks["output"]}]
+            if any(True for _ in heads.parameters())
+            else []
+        ),
+    ]
+    optimizers = [
+        Muon(muon_groups),
+        torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor

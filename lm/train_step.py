@@ -1,0 +1,163 @@
+"""One optimizer step: rows in, an updated model out; the plan of the steps; the guard against numbers that went wrong.
+
+The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank) divided by their
+number. Micro-batches have one shape, filled up with masked rows, so that nothing is compiled twice. Never here: where
+rows come from, when to save, what is printed.
+
+Shapes: n rows of this rank in the step, B rows a micro-batch, T seq_length.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.schema import UserError
+from lm.distributed import World
+from lm.loss import IGNORE
+
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+class StepPlan(NamedTuple):
+    first_row: int
+    num_rows: int
+    num_tokens: int  # targets to be learnt: num_rows * T, less in the run's last step
+
+
+def plan_step(tokens_seen: int, token_budget: int, rows_per_step: int, seq_length: int) -> StepPlan:
+    """The step after `tokens_seen`, which is a whole number of rows. The last one is shortened, within a row if need be,
+    so that the budget is met to the token.
+    """
+    assert tokens_seen % seq_length == 0, "every step but the last ends with a row"
+    num_tokens = min(rows_per_step * seq_length, token_budget - tokens_seen)
+    return StepPlan(tokens_seen // seq_length, -(-num_tokens // seq_length), num_tokens)
+
+
+def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
+    """A rank's part of a step's rows: consecutive, sizes differing by one at most."""
+    return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
+
+
+class MicroBatch(NamedTuple):
+    tokens_BT1: Tensor  # int64, on the device
+    targets_BT: Tensor  # int64, IGNORE where nothing is to be learnt
+    first_row: int  # in the stream: seeds the heads' random positions
+
+
+def micro_batches(tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int) -> Iterator[MicroBatch]:
+    """This rank's part of a step, given the rows (num_rows, T + 1) of the whole step; at least one micro-batch."""
+    part = rows_of_rank(plan.num_rows, world.rank, world.size)
+    seq_length = tokens.shape[1] - 1
+    num_targets = np.clip(plan.num_tokens - np.arange(plan.num_rows) * seq_length, 0, seq_length)
+    for first in range(part.start, max(part.stop, part.start + 1), batch_rows):
+        last = min(first + batch_rows, part.stop)
+        rows = np.zeros((batch_rows, seq_length + 1), dtype=np.int64)
+        targets = np.full((batch_rows, seq_length), IGNORE, dtype=np.int64)
+        rows[: last - first] = tokens[first:last]
+        learnt = np.arange(seq_length) < num_targets[first:last, None]
+        targets[: last - first] = np.where(learnt, rows[: last - first, 1:], IGNORE)
+        yield MicroBatch(_to(rows, world.device), _to(targets, world.device), plan.first_row + first)
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float  # mean nats a token over the whole step
+    gradient_norm: float  # of the trunk, before clipping
+    skipped: bool  # a gradient was not finite: nothing was changed
+    heads: dict[str, float] = field(default_factory=dict)  # "head/loss" and "head/measure", means over micro-batches
+
+
+class TrainStep:
+    """`step(tokens, plan, progress)` on every rank together.
+
+    `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no head can
+    shrink the trunk's step. Raises UserError after MAX_SKIPPED_IN_A_ROW steps whose gradients were not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trunk: nn.Module,
+        heads: nn.Module,
+        sample: Callable[[int, int, torch.Generator], dict[str, Tensor]],
+        optimizers: Sequence[torch.optim.Optimizer],
+        world: World,
+        *,
+        batch_rows: int,
+        gradient_clip: float,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        trunk_gradient_scale: Callable[[float], float] = lambda progress: 0.0,
+    ):
+        self.model, self.trunk, self.heads, self.sample = model, trunk, heads, sample
+        self.optimizers, self.world, self.autocast = optimizers, world, autocast
+        self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
+        self.trunk_gradient_scale = trunk_gradient_scale
+        self.skipped_in_a_row = 0
+
+    def __call__(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> StepResult:
+        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1."""
+        loss_sum, heads = self.accumulate(tokens, plan, progress)
+        trunk_norm = nn.utils.clip_grad_norm_(self.trunk.parameters(), self.gradient_clip)
+        head_norm = nn.utils.clip_grad_norm_(self.heads.parameters(), self.gradient_clip)
+        # Gradients are summed over ranks by now, so every rank sees the same norms and takes the same branch.
+        skipped = not bool(torch.isfinite(trunk_norm) & torch.isfinite(head_norm))
+        if not skipped:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        self.clear()
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"The gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The weights are those before "
+                "them and the last checkpoint is intact: lower train.*_learning_rate in the preset, then resume."
+            )
+        total, *means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()
+        measured = {name: mean / self.world.size for name, mean in zip(heads, means, strict=True)}
+        return StepResult(total / plan.num_tokens, float(trunk_norm), skipped, measured)
+
+    def accumulate(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward over this rank's micro-batches; gradients are then those of the step's mean loss.
+
+        Returns the sum of this rank's losses and the means of what its heads measured.
+        """
+        loss_sum = torch.zeros((), device=self.world.device)
+        measured: dict[str, list[Tensor]] = defaultdict(list)
+        scale = self.trunk_gradient_scale(progress)
+        batches = list(micro_batches(tokens, plan, self.world, self.batch_rows))
+        for index, batch in enumerate(batches):
+            with nullcontext() if index == len(batches) - 1 else self.world.no_sync(self.model):
+                output = self.forward(batch, scale)
+                # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
+                (output.total * (self.world.size / plan.num_tokens)).backward()
+            loss_sum += output.loss_sum
+            for name, loss in output.head_losses.items():
+                measured[f"{name}/loss"].append(loss)
+            for name, value in output.measures.items():
+                measured[name].append(value)
+        return loss_sum, {name: torch.stack(values).float().mean() for name, values in measured.items()}
+
+    def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0):
+        """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
+        samples = self.sample(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
+        samples = {name: positions.to(self.world.device) for name, positions in samples.items()}
+        with self.autocast():
+            return self.model(batch.tokens_BT1, batch.targets_BT, samples, trunk_gradient_scale)
+
+    def clear(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,358 @@
+"""Train a small language model on 100,000,000 tokens of real text.
+
+    python main.py                              one process: a GPU, or the CPU
+    torchrun --nproc_per_node=8 main.py         one process a GPU
+
+Both ask which preset to train; Enter takes the one that suits this machine, or goes on with the run that was
+interrupted. Ctrl-C saves and leaves; the same command and Enter continue with the very next token. There are no flags:
+everything is set in the presets under configs/. What a run leaves behind is in checkpoints/.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.compare import changes, check_continuable, describe
+from configs.menu import (
+    Choice, Menu, MenuEntry, RunSummary, SourcePreview, SourceStatus, StartCard, ask, human_count, human_time,
+    preset_paths, render_card, render_menu,
+)  # fmt: skip
+from configs.schema import TOKEN_BUDGET, Preset, PresetError, UserError, load_preset, parse_preset
+from data.probe import probe
+from lm import checkpoint, estimate
+from lm.archive import archived_runs, finish_interrupted, put_aside, restore
+from lm.files import FolderLock
+
+if TYPE_CHECKING:
+    from run import Run
+
+HERE = Path(__file__).resolve().parent
+CONFIGS, CHECKPOINTS = HERE / "configs", HERE / "checkpoints"
+LOG_SECONDS = 30  # between two lines of progress when nobody watches a terminal
+
+
+def main() -> int:
+    """Exit code: 0 done, or saved on request; 2 the user must change something; 1 a defect or a lost machine."""
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
+    try:
+        start(choose(CHECKPOINTS) if os.environ.get("RANK", "0") == "0" else None)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped before training began: nothing to save.", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "\nThis is a defect, or a lost machine. The last checkpoint is intact: start again to resume.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+# ---- choose -----------------------------------------------------------------------------------------------------------
+
+
+def choose(folder: Path) -> Choice:
+    """The menu, on the first rank only, before anything heavy is loaded and before any collective could time out."""
+    with FolderLock(folder):
+        finish_interrupted(folder)
+    menu = gather_menu(folder)
+    print(render_menu(menu))
+    return ask(menu, read=input, say=print, terminal=bool(sys.stdin and sys.stdin.isatty()))
+
+
+def gather_menu(folder: Path) -> Menu:
+    """Every fact of the menu: which sources answer (two seconds at most), what each preset costs here, which runs exist."""
+    presets: dict[Path, Preset | PresetError] = {}
+    for path in preset_paths(CONFIGS):
+        try:
+            presets[path] = load_preset(path)
+        except PresetError as error:
+            presets[path] = error
+    answers: dict[Path, list] = {}
+    asking = [
+        threading.Thread(target=lambda p=path, s=preset.data.all_sources: answers.update({p: probe(s)}), daemon=True)
+        for path, preset in presets.items() if isinstance(preset, Preset)
+    ]  # fmt: skip
+    for thread in asking:
+        thread.start()
+    machine = estimate.load_machine(folder)  # measured while the sources are asked
+    if machine is None:
+        machine = estimate.measure_machine()
+        estimate.save_machine(folder, machine)
+    for thread in asking:
+        thread.join()
+    current = checkpoint.inspect(folder)
+    return Menu(
+        [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
+        summary(current) if current else None,
+        [summary(run) for run in archived_runs(folder) if not run["finished"]],
+        has_model=current is not None,
+    )
+
+
+def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: dict) -> MenuEntry:
+    if isinstance(preset, PresetError):
+        return MenuEntry(path, error=str(preset))
+    return MenuEntry(
+        path,
+        preset,
+        num_parameters=estimate.num_parameters(preset.model, preset.model.vocab_size),
+        memory_bytes=estimate.memory_bytes(preset),
+        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET),
+        sources=[SourceStatus(*answer) for answer in answers],
+    )
+
+
+def summary(run: checkpoint.RunSummary) -> RunSummary:
+    return RunSummary(run["name"], run["tokens_seen"], run["token_budget"], run["saved_at"], run["folder"])
+
+
+def start(choice: Choice | None) -> None:
+    """What was chosen, done. `None` on every rank but the first, which tells them."""
+    from lm.distributed import World
+
+    world = World.start()
+    choice = world.from_first(lambda: choice)
+    match choice.action:
+        case "quit":
+            return
+        case "talk" | "export":
+            if world.is_first:
+                use(choice.action, CHECKPOINTS)
+            return
+        case "restore" if world.is_first:
+            with FolderLock(CHECKPOINTS):
+                restore(CHECKPOINTS, choice.path)
+    text = world.from_first(lambda: preset_of(choice).to_json())
+    train(parse_preset(text, "the chosen preset"), fresh=choice.action == "preset")
+
+
+def preset_of(choice: Choice) -> Preset:
+    """The chosen preset; to go on with a run: the preset file of that name as it is today, or else the run's own."""
+    if choice.action == "preset":
+        return load_preset(choice.path)
+    own = parse_preset(checkpoint.inspect(CHECKPOINTS)["preset"], "the checkpoint")
+    for path in preset_paths(CONFIGS):
+        try:
+            preset = load_preset(path)
+        except PresetError:
+            continue
+        if preset.name == own.name:
+            return preset
+    return own
+
+
+# ---- train ------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    preset: Preset, *, token_budget: int = TOKEN_BUDGET, checkpoint_dir: Path | str = CHECKPOINTS, fresh: bool = False
+) -> None:
+    """One whole run of `token_budget` tokens, or the rest of the unfinished one in `checkpoint_dir`, without questions.
+
+    A finished run returns at once. With `fresh` a run that is there is put aside first. Raises PresetError if the
+    unfinished run's weights do not fit the preset, UserError for whatever else the user can mend.
+    """
+    from lm.distributed import World
+    from run import Run
+
+    world, folder = World.start(), Path(checkpoint_dir)
+    say = print if world.is_first else lambda *_: None
+    with StopRequest() as stop, FolderLock(folder) if world.is_first else nullcontext():
+        state = world.from_first(lambda: None if fresh else load_unfinished(preset, folder, say))
+        if state and state["tokens_seen"] >= token_budget and (folder / "report.md").exists():
+            return
+        run = Run(preset, world, folder, token_budget, state, stop)
+        try:
+            if check(run, fresh, say):
+                learn(run, stop, say)
+        finally:
+            run.close()
+
+
+def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) -> dict | None:
+    """The checkpoint to go on from, if there is one; says what was edited since it began."""
+    if not checkpoint.latest_exists(folder):
+        return None
+    state, notice = checkpoint.load(folder)
+    if notice:
+        say(notice)
+    began_as = parse_preset(state["preset"], "the checkpoint")
+    edited = changes(began_as, preset)
+    check_continuable(began_as, edited)
+    if edited:
+        say(f"Edited since this run began, and in force from here on:\n{describe(edited)}")
+    return state
+
+
+def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
+    """Everything that would fail later fails here, before anything is written; then the start card. False: asked to stop."""
+    from data.batches import Stopped
+
+    preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
+    try:
+        estimate.check_memory(preset, run.world.device.type)
+        if run.world.is_first:
+            checkpoint.check_disk(folder, estimate.disk_bytes(preset, run.token_budget))
+        sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
+        for notice in (notice for source in sources for notice in source.notices):
+            say(notice)
+        say(
+            "trying one step" + (" (compiling it first: 20 to 60 s, once for each model shape)" if run.compiled else "")
+        )
+        seconds = run.trial()
+        tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
+        say(render_card(start_card(run, sources, tokens_per_second)))
+        if run.world.is_first:
+            if fresh and checkpoint.latest_exists(folder):
+                say(f"The run that was here is put aside in {put_aside(folder)}")
+            estimate.remember_speed(folder, preset, tokens_per_second)
+        run.begin(say)
+    except Stopped:
+        say("Stopped before the first step: nothing to save." if not resumed else "Stopped; the run is as it was.")
+        return False
+    return True
+
+
+def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
+    import shutil
+
+    preset = run.preset
+    made = f"byte-level BPE, {run.vocab_size} tokens, trained on the head of the mixture"
+    return StartCard(
+        preset=preset,
+        sources=[SourcePreview(source.label, source.size, source.first_line) for source in sources],
+        tokenizer=preset.data.tokenizer or made,
+        num_parameters=estimate.num_parameters(preset.model, run.vocab_size),
+        world_size=run.world.size,
+        token_budget=run.token_budget,
+        tokens_seen=run.tokens_seen,
+        decisions=run.decisions,
+        peak_memory_bytes=estimate.peak_memory(run.world.device.type),
+        disk_needed_bytes=estimate.disk_bytes(preset, run.token_budget),
+        disk_free_bytes=shutil.disk_usage(run.folder).free,
+        tokens_per_second=tokens_per_second,
+    )
+
+
+def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
+    """The training loop: step after step to the last token, with what is due in between."""
+    with progress_bar(run) as bar:
+        while not run.done:
+            run.periodic(bar.write)
+            step = run.next_step()
+            if step is None:
+                break
+            result = run.train_on(step)
+            bar.update(step.plan.num_tokens)
+            bar.set_postfix_str(run.headline(result), refresh=False)
+    if not run.done:
+        run.record()
+        run.save(say)
+        say(f"Saved at {run.tokens_seen:,} tokens. `python main.py` and Enter continue with the very next one.")
+        return
+    finish(run, say)
+
+
+def finish(run: Run, say: Callable[[str], None]) -> None:
+    """The end of a run: saved first, then measured on everything held out, reported and exported."""
+    run.save(say)
+    evaluation = run.evaluate(say, everything=True)
+    if evaluation is None:
+        say("Stopped during the final evaluation. The model is saved: start again for the report.")
+        return
+    run.sample(say)
+    if run.world.is_first:
+        path = run.write_report()
+        exported = run.export()
+        say(
+            f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, {evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
+            f"  the report            {path}\n  the model, exported   {exported}\n  talk to it            python main.py, then t"
+        )
+
+
+def progress_bar(run: Run):
+    """A tqdm line in tokens; without a terminal one plain line every LOG_SECONDS."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=run.token_budget,
+        initial=run.tokens_seen,
+        unit="tok",
+        unit_scale=True,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 0,
+        mininterval=0.5 if terminal else LOG_SECONDS,
+        maxinterval=0.5 if terminal else LOG_SECONDS,
+        smoothing=0.05,
+        disable=not run.world.is_first,
+        bar_format=None if terminal else "{n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
+    )
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM while a run is on: the first asks it to finish the step, save and leave; the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.asked:
+            os._exit(
+                128 + number
+            )  # checkpoints and journal survive a kill at any instant: there is nothing to clean up
+        self.asked = True
+        os.write(2, b"\nFinishing this step, then saving. Once more leaves at once.\n")
+
+
+# ---- use --------------------------------------------------------------------------------------------------------------
+
+
+def use(action: str, folder: Path) -> None:
+    """Talk to the model of the run in `folder`, or export it."""
+    from run import export, load_model
+    from lm.talk import talk
+
+    state, notice = checkpoint.load(folder)
+    if notice:
+        print(notice)
+    if action == "export":
+        print(f"exported to {export(state, folder)}")
+        return
+    model, tokenizer, end_of_text = load_model(state, folder)
+    print(f"{human_count(state['tokens_seen'])} tokens seen.")
+    talk(
+        model,
+        encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
+        decode=tokenizer.decode,
+        stop_token=end_of_text,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,487 @@
+"""One run: its parts put together, its state saved and taken up again, and what happens once in a while.
+
+`main.py` holds the loop and calls what is here. Like main, this file may import every room; nobody but main, tests and
+benchmarks imports it. Everything random is a function of `train.seed` and of the row in the stream, so a run taken up
+again does what it would have done.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
+from configs.compare import changes
+from configs.schema import Preset, UserError, parse_preset
+from data import tokenizer as bpe
+from data.batches import Stopped, Stream, StreamEnded, run_ahead_rows
+from data.mixing import base_weights, relative_loss, slope
+from lm import checkpoint
+from lm.distributed import World
+from lm.estimate import compile_choice, precision_choice
+from lm.evaluate import Evaluation, evaluate
+from lm.export import export_huggingface
+from lm.generate import generate
+from lm.loss import linear_cross_entropy
+from lm.metrics import Interval, MetricsLog, NullLog, Sample, SampleLog, printable, read_metrics, read_samples
+from lm.model import Transformer
+from lm.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from lm.report import write_report
+from lm.train_step import StepPlan, StepResult, TrainStep, plan_step
+
+PERIODIC_EVAL_TOKENS = 100_000
+SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
+LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
+MAX_FAILED_SAVES = 3
+
+
+class Step(NamedTuple):
+    plan: StepPlan
+    tokens: np.ndarray  # (rows, T + 1) token ids
+    source: np.ndarray  # (rows, T + 1) index of the source of each
+    waited: float = 0.0  # seconds it took to get them
+
+
+class Run:
+    """Build it (`Run(...)`), try it (`trial`), begin it (`begin`), then `next_step` and `train_on` until it is `done`."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        world: World,
+        folder: Path,
+        token_budget: int,
+        state: dict | None,
+        stop: Callable[[], bool],
+    ):
+        """`state`: the checkpoint to go on from. Opens the sources (phase 1 of the producer); writes nothing."""
+        self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
+        state = state or {}
+        model, train, aux = preset.model, preset.train, preset.auxiliary
+        self.tokens_seen: int = state.get("tokens_seen", 0)
+        self.seconds: float = state.get("seconds", 0.0)
+        self.exhausted: bool = state.get("exhausted", False)
+        position = state.get("stream_position", {"weight_changes": [], "adaptive": None})
+        self.weight_changes: list = [list(change) for change in position["weight_changes"]]
+        self.adaptive: dict = position["adaptive"] or {
+            "tokens": 0,
+            "factors": [1.0] * len(preset.data.all_sources),
+            "bits_per_byte": {},
+        }
+        self.global_batch_rows = train.per_gpu_batch_size * train.accumulation_steps * world.size
+        if state and not self._batch_was_edited(state["preset"]):
+            self.global_batch_rows = state["global_batch_rows"]  # however many processes there are now
+        self.stream = self._open_stream() if world.is_first else None
+
+        given = bpe.load(preset.data.tokenizer) if preset.data.tokenizer else None
+        self.vocab_size = bpe.vocab_size(given) if given else model.vocab_size
+        end_of_text = bpe.end_of_text(given) if given else 0
+        torch.manual_seed(train.seed)
+        self.trunk = Transformer(model, self.vocab_size).to(world.device)
+        self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
+        self.dtype, dtype_reason = precision_choice(world.device.type)
+        self.compiled, compile_reason = compile_choice(world.device.type)
+        self.decisions = [
+            (self.dtype, dtype_reason),
+            ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
+        ]
+        torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
+        loss = torch.compile(linear_cross_entropy) if self.compiled else linear_cross_entropy
+        self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
+        if self.compiled:
+            self.joint.compile_trunk_and_heads()
+        tokens_per_step = self.global_batch_rows * model.seq_length
+        self.optimizers = build_optimizers(self.trunk, self.heads, train, model.hidden_size, tokens_per_step)
+        self.train_step = TrainStep(
+            world.data_parallel(self.joint),
+            self.trunk,
+            self.heads,
+            self.joint.sample,
+            self.optimizers,
+            world,
+            batch_rows=train.per_gpu_batch_size,
+            gradient_clip=train.gradient_clip,
+            seed=train.seed,
+            autocast=self.autocast,
+            trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
+        )
+        self._state = state
+        self._failed_saves = 0
+        self.num_steps: int = state.get("num_steps", 0)
+        self.last_saved = self.tokens_seen
+
+    # ---- before the first step ----------------------------------------------------------------------------------
+
+    def _batch_was_edited(self, preset_before: str) -> bool:
+        edited = changes(parse_preset(preset_before, "the checkpoint"), self.preset)
+        return not edited.keys().isdisjoint({"train.per_gpu_batch_size", "train.accumulation_steps"})
+
+    def _open_stream(self) -> Stream:
+        start_row = self.tokens_seen // self.preset.model.seq_length
+        return Stream(
+            self.preset, self.folder, self.token_budget, start_row=start_row, weight_changes=self.weight_changes
+        )
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def trial(self) -> float:
+        """One real step on random tokens, optimizer included, that leaves no trace: it compiles, allocates everything a
+        step needs, and returns the seconds of a second one. Raises UserError with a batch size that fits when it does not.
+        """
+        rows, length = self.global_batch_rows, self.preset.model.seq_length
+        tokens = np.random.default_rng(0).integers(self.vocab_size, size=(rows, length + 1))
+        set_learning_rate(self.optimizers, 0.0)
+        seconds = 0.0
+        try:
+            for _ in range(2):
+                began = time.perf_counter()
+                self.train_step(tokens, StepPlan(0, rows, rows * length), 0.0)
+                seconds = time.perf_counter() - began
+                if self.stop():
+                    raise Stopped
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise UserError(self._too_large()) from None
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        return seconds
+
+    def _too_large(self) -> str:
+        train = self.preset.train
+        return (
+            f"A trial step with train.per_gpu_batch_size {train.per_gpu_batch_size} does not fit into the memory of "
+            f"{self.world.device}. Try {max(1, train.per_gpu_batch_size // 2)} with train.accumulation_steps "
+            f"{train.accumulation_steps * 2}: the same tokens a step in half the memory."
+        )
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        """Everything is checked: the producer may write, the logs are opened (cut back to the checkpoint), weights loaded."""
+        first = self.world.is_first
+        if first:
+            self.stream.go()
+        self.stream_info = self.world.from_first(lambda: self.stream.wait_ready(say, self.stop))
+        self.labels = [source.label for source in self.preset.data.all_sources]
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
+        self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
+        self.metrics.truncate_after(self.tokens_seen)
+        self.samples.truncate_after(self.tokens_seen)
+        recorded = read_metrics(self.folder / "metrics.jsonl") if first else []
+        self.last_evaluated = max((record["tokens"] for record in recorded if record.get("eval")), default=0)
+        self.last_sampled = (
+            max((part.tokens for part in read_samples(self.folder / "samples.md")), default=0) if first else 0
+        )
+        if first:
+            self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
+            self.token_bytes = np.zeros(self.vocab_size, dtype=np.int64)
+            known = bpe.token_bytes(self.tokenizer)
+            self.token_bytes[: len(known)] = known
+        self.held_out = self.world.from_first(lambda: self.stream.held_out)
+        self.token_bytes = self.world.from_first(lambda: self.token_bytes)
+        rows_seen = self.tokens_seen // self.preset.model.seq_length
+        self.source_tokens = self.world.from_first(lambda: self.stream.mixture(0, rows_seen))
+        self.head_measures: dict[str, float] = {}
+        if self._state:
+            self._load_state(self._state)
+            self.metrics.write({"tokens": self.tokens_seen, "resumed": time.strftime("%Y-%m-%d %H:%M")})
+        self._state = {}
+        self.interval = Interval(self.tokens_seen)
+
+    def _load_state(self, state: dict) -> None:
+        if state["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
+            raise UserError(
+                f"{self.folder / 'tokenizer.json'} is not the tokenizer this run was trained with "
+                f"(sha256 {state['tokenizer_sha256'][:16]}...): put that one back to resume."
+            )
+        self.trunk.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+            # Rates and decay come from the preset, which may have been edited; momenta from the run.
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+
+    # ---- a step -------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        return self.tokens_seen / self.token_budget
+
+    @property
+    def done(self) -> bool:
+        return self.tokens_seen >= self.token_budget or self.exhausted
+
+    def next_step(self) -> Step | None:
+        """The next rows to train on; None when asked to stop, or when the sources are used up (`exhausted`)."""
+        began = time.perf_counter()
+        plan = plan_step(self.tokens_seen, self.token_budget, self.global_batch_rows, self.preset.model.seq_length)
+        step, self.exhausted = self.world.from_first(lambda: self._read(plan))
+        return step and step._replace(waited=time.perf_counter() - began)
+
+    def _read(self, plan: StepPlan) -> tuple[Step | None, bool]:
+        if self.stop():
+            return None, False
+        self.stream.consumed(plan.first_row)
+        try:
+            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop)), False
+        except Stopped:
+            return None, False
+        except StreamEnded as end:
+            num_rows = end.num_rows - plan.first_row
+            if num_rows <= 0:
+                return None, True
+            plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
+            return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+
+    def train_on(self, step: Step) -> StepResult:
+        began = time.perf_counter()
+        train, plan = self.preset.train, step.plan
+        factor = learning_rate_factor(self.tokens_seen, self.token_budget, train.warmup_fraction, train.decay_fraction)
+        set_learning_rate(self.optimizers, factor)
+        result = self.train_step(step.tokens, plan, self.progress)
+        self.tokens_seen += plan.num_tokens
+        self.num_steps += 1
+        self.head_measures = result.heads
+        self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
+        num_bytes = int(self.token_bytes[step.tokens[:, 1:]].sum())
+        seconds = step.waited + time.perf_counter() - began
+        self.interval.add(result, plan.num_tokens, num_bytes, seconds=seconds, waited=step.waited)
+        if self.tokens_seen - self.interval.first_token >= self.token_budget / LINES_PER_RUN or self.done:
+            self.record()
+        return result
+
+    def record(self) -> None:
+        """One line of metrics.jsonl for the steps since the last one."""
+        lr = self.optimizers[0].param_groups[0]["lr"]
+        self.metrics.write({"tokens": self.tokens_seen, "step": self.num_steps, "lr": lr, **self.interval.means()})
+        self.seconds += self.interval.seconds
+        self.interval = Interval(self.tokens_seen)
+
+    # ---- once in a while ----------------------------------------------------------------------------------------
+
+    def periodic(self, say: Callable[[str], None]) -> None:
+        """Between two steps: save, then evaluate, adapt the mixture and sample, whatever is due."""
+        train, aux = self.preset.train, self.preset.auxiliary
+        if self._due(self.last_saved, train.save_every_tokens):
+            self.save(say)
+        if self._due(self.last_evaluated, train.eval_every_tokens):
+            self.evaluate(say)
+        if aux.enable_adaptive_sources and self._due(self.adaptive["tokens"], aux.adaptive_interval_tokens):
+            self.adapt(say)
+        if self._due(self.last_sampled, train.sample_every_tokens):
+            self.sample(say)
+
+    def _due(self, last: int, every: int) -> bool:
+        return self.tokens_seen // every > last // every
+
+    def save(self, say: Callable[[str], None]) -> None:
+        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row raises CheckpointError."""
+        self.last_saved = self.tokens_seen
+        if not self.world.is_first:
+            return
+        try:
+            checkpoint.save(self.folder, self.state())
+            self._failed_saves = 0
+        except checkpoint.CheckpointError as error:
+            self._failed_saves += 1
+            if self._failed_saves == MAX_FAILED_SAVES:
+                raise
+            say(str(error))
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint holds (lm/checkpoint.py adds the format)."""
+        return {
+            "preset": self.preset.to_json(),
+            "tokens_seen": self.tokens_seen,
+            "token_budget": self.token_budget,
+            "global_batch_rows": self.global_batch_rows,
+            "num_steps": self.num_steps,
+            "seconds": self.seconds,
+            "exhausted": self.exhausted,
+            "model": self.trunk.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
+            "stream_position": {
+                "row": self.tokens_seen // self.preset.model.seq_length,
+                "weight_changes": self.weight_changes,
+                "adaptive": self.adaptive,
+            },
+            "tokenizer_sha256": self.stream_info.tokenizer_sha256,
+            "world_size": self.world.size,
+        }
+
+    def evaluate(self, say: Callable[[str], None], *, everything: bool = False) -> Evaluation | None:
+        """Held-out loss per source, recorded; on a fixed subset, or on everything that was held out."""
+        held_out = self.held_out if everything else self.held_out.subset(PERIODIC_EVAL_TOKENS)
+        was = self.trunk.training
+        evaluation = evaluate(
+            self.joint.trunk_forward,
+            self.trunk.output.weight,
+            held_out.sources,
+            token_bytes=self.token_bytes,
+            batch_rows=self.preset.train.per_gpu_batch_size,
+            autocast=self.autocast,
+            should_stop=self.stop,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            reduce=self.world.sum,
+        )
+        if evaluation is None:
+            return None
+        self.trunk.train(was)
+        if everything or self.tokens_seen > self.last_evaluated:
+            shares = self.source_tokens / max(1, self.source_tokens.sum())
+            line = {"tokens": self.tokens_seen, "eval": evaluation.to_json()}
+            line |= {"mixture": dict(zip(self.labels, shares.tolist(), strict=True))}
+            self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
+            self.last_evaluated = self.tokens_seen
+        sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
+        say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
+        return evaluation
+
+    def adapt(self, say: Callable[[str], None]) -> None:
+        """New factors on the sources' weights, in force a whole run-ahead later, so that every resume makes the same rows."""
+        aux, data = self.preset.auxiliary, self.preset.data
+        evaluation = self.evaluate(lambda _: None)
+        if evaluation is None:
+            return
+        low, high = aux.adaptive_min_weight, aux.adaptive_max_weight
+        found = [evaluation.per_source.get(label) for label in self.labels]
+        factors, before = self.adaptive["factors"], self.adaptive["bits_per_byte"]
+        if aux.adaptive_rule == "relative_loss":
+            losses = [source and source.bits_per_byte for source in found]
+            factors = relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, low=low, high=high)
+        elif before:
+            falls = [
+                before[label][0] - source.bits_per_byte if source else 0.0
+                for label, source in zip(self.labels, found, strict=True)
+            ]
+            errors = [
+                math.hypot(before[label][1], source.stderr or 0.0) if source else 0.0
+                for label, source in zip(self.labels, found, strict=True)
+            ]
+            factors = slope(factors, falls, errors, low=low, high=high)
+        self.adaptive = {
+            "tokens": self.tokens_seen,
+            "factors": factors,
+            "bits_per_byte": {
+                label: [source.bits_per_byte, source.stderr or 0.0] for label, source in evaluation.per_source.items()
+            },
+        }
+        base = base_weights(data.mix_strategy, data.weights)
+        weights = [weight * factor for weight, factor in zip(base, factors, strict=True)]
+        from_row = self.tokens_seen // self.preset.model.seq_length + run_ahead_rows(self.preset.model.seq_length)
+        self.weight_changes.append([from_row, weights])
+        if self.stream:
+            self.stream.change_weights(weights, from_row)
+        shares = ", ".join(f"{label} x{factor:.2f}" for label, factor in zip(self.labels, factors, strict=True))
+        say(f"mixture from {from_row * self.preset.model.seq_length:,} tokens on: {shares}")
+
+    def sample(self, say: Callable[[str], None]) -> None:
+        """Continues held-out documents, the same ones every time, and keeps what came out in samples.md."""
+        self.last_sampled = self.tokens_seen
+        if not self.world.is_first:
+            return
+        decode = self.tokenizer.decode
+        samples = []
+        for label, prompt in self._prompts():
+            generator = torch.Generator().manual_seed(self.preset.train.seed)
+            with self.autocast():
+                tokens = list(
+                    generate(self.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
+                )
+            samples.append(Sample(label, decode(prompt[1:]), decode(tokens)))
+            say(f"--- {label}: {printable(samples[-1].prompt)}[=>]{printable(samples[-1].continuation)}")
+        self.samples.write(self.tokens_seen, samples)
+
+    def _prompts(self) -> list[tuple[str, list[int]]]:
+        """The beginnings of a few held-out documents, taken from the sources in turn."""
+        prompts: list[tuple[str, list[int]]] = []
+        length = min(PROMPT_TOKENS, self.preset.model.seq_length // 2)
+        for number in range(SAMPLES):
+            with_text = [source for source in self.held_out.sources if len(source.starts) > number]
+            if not with_text:
+                break
+            source = with_text[number % len(with_text)]
+            row, column = source.starts[number * len(source.starts) // SAMPLES]
+            text = source.rows[row:, :-1].ravel()[column : column + length]
+            prompts.append((source.label, text.tolist()))
+        return prompts
+
+    # ---- what it says about itself ------------------------------------------------------------------------------
+
+    def headline(self, result: StepResult) -> str:
+        """The end of the progress line: loss, and what stands in the way if something does."""
+        parts = [f"loss {result.loss:.3f}"]
+        if result.skipped:
+            parts.append("step skipped: gradient not finite")
+        if self.stream and self.stream.status:
+            parts.append(self.stream.status)
+        return ", ".join(parts)
+
+    def facts(self) -> dict[str, str]:
+        """For the report and the model card: what was trained, on what, where."""
+        model = self.preset.model
+        return {
+            "preset": self.preset.name,
+            "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps",
+            "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
+            "parameters": f"{sum(parameter.numel() for parameter in self.trunk.parameters()):,}",
+            "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
+            "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
+            "machine": f"{self.world.size} x {device_name(self.world.device)}, {self.dtype}",
+            "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        }
+
+    def write_report(self) -> Path:
+        return write_report(self.folder, self.preset.to_json(), self.facts())
+
+    def export(self) -> Path:
+        return export(self.state(), self.folder, self.facts())
+
+    def close(self) -> None:
+        if self.stream:
+            self.stream.close()
+
+
+# ---- a run that is over, or put down ----------------------------------------------------------------------------------
+
+
+def export(state: dict[str, Any], folder: Path, facts: dict[str, str] | None = None) -> Path:
+    """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    path = folder / "tokenizer.json"
+    tokenizer = bpe.load(path)
+    return export_huggingface(
+        state["model"],
+        preset,
+        path,
+        folder / "hf",
+        end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
+        facts=facts or {"preset": preset.name, "tokens": f"{state['tokens_seen']:,}"},
+        aux_heads=state["heads"] or None,
+    )
+
+
+def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
+    """The model of a checkpoint's `state`, its tokenizer, and the token that begins a document."""
+    tokenizer = bpe.load(folder / "tokenizer.json")
+    model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
+    model.load_state_dict(state["model"])
+    return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"

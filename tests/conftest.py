@@ -1,0 +1,30 @@
+"""No test reaches the real Hugging Face Hub: the libraries are pointed at a stand-in before anything imports them."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+from tests.hub import HubStandIn, no_fault
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.hub = HubStandIn({})
+    config.hf_home = tempfile.mkdtemp()
+    os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.hub.close()
+    shutil.rmtree(config.hf_home, ignore_errors=True)
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest) -> HubStandIn:
+    """The stand-in, serving nothing yet: `hub.add(name, files, configs)`. Use a name of its own in each test."""
+    stand_in = request.config.hub
+    stand_in.repos.clear()
+    stand_in.requests.clear()
+    stand_in.gated, stand_in.fault = (), no_fault
+    return stand_in

@@ -1,0 +1,58 @@
+"""The menu's question to every source: right answers, and never later than promised."""
+
+import socket
+import subprocess
+import sys
+import time
+
+from configs.source_specs import HFSource, PDFSource, PythonSource, TextSource
+from data.probe import probe
+
+
+def hf(dataset: str) -> HFSource:
+    return HFSource(type="hf", dataset=dataset, label=dataset)
+
+
+def test_each_kind_answers_for_itself(hub, tmp_path):
+    (tmp_path / "a.TXT").touch()
+    (tmp_path / "b.Pdf").touch()
+    hub.add("some/data", {})
+    specs = [
+        PythonSource(type="python", label="python"),
+        TextSource(type="text", path=str(tmp_path), glob="*.TXT", label="text"),
+        TextSource(type="text", path=str(tmp_path), label="no text"),
+        PDFSource(type="pdf", path=str(tmp_path), label="pdf"),
+        PDFSource(type="pdf", path=str(tmp_path / "gone"), label="no pdf"),
+        hf("some/data"),
+        hf("no/where"),
+    ]
+    answers = probe(specs)
+    assert [answer.label for answer in answers] == [spec.label for spec in specs]
+    assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False]
+    assert "matches **/*.txt" in answers[2].detail
+    assert "does not exist" in answers[4].detail
+    assert "check the name or set HF_TOKEN" in answers[6].detail
+
+
+def test_a_network_that_swallows_packets_costs_no_more_than_promised(monkeypatch):
+    with socket.socket() as silent:  # takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        answers = probe([hf("a/b"), hf("c/d"), PythonSource(type="python", label="python")], seconds=0.5)
+        assert time.monotonic() - began < 0.9
+    assert [answer.ok for answer in answers] == [False, False, True]
+
+
+def test_no_connection_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    (answer,) = probe([hf("a/b")])
+    assert not answer.ok
+    assert "cannot be reached" in answer.detail
+
+
+def test_probing_imports_nothing_heavy():
+    code = "import sys, data.probe; print({'datasets', 'huggingface_hub', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,194 @@
+"""A small stand-in for the Hugging Face Hub: a folder of datasets served the way the `datasets` library asks for them.
+
+    python -m tests.hub FOLDER PORT        serves FOLDER/<owner>/<name>/... ; then HF_ENDPOINT=http://127.0.0.1:PORT
+
+In tests: `with HubStandIn({"owner/name": {"data/train.parquet": bytes or Path, ...}}) as hub: hub.url`.
+It answers what streaming asks (README, the file tree, byte ranges of files); it never writes, uploads or checks tokens.
+Without a README.md one is made from `configs`: {"owner/name": {"20231101.en": {"train": "en/*.parquet"}}}.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+Files = dict[str, bytes | Path]
+
+
+def no_fault(method: str, path: str, number: int) -> int | str | None:
+    return None
+
+
+class HubStandIn:
+    """Serves `repos` on a free port (or `port`) until closed.
+
+    `fault(method, path, number_of_request)` may return a status to answer with, "drop" to cut the connection,
+    or None; `requests` lists what was asked. `gated` repositories answer 403 as the Hub does.
+    """
+
+    def __init__(
+        self,
+        repos: dict[str, Files],
+        configs: dict[str, dict[str, dict[str, str]]] | None = None,
+        *,
+        port: int = 0,
+        gated: tuple[str, ...] = (),
+        fault: Callable[[str, str, int], int | str | None] = no_fault,
+    ):
+        self.repos: dict[str, Files] = {}
+        for name, files in repos.items():
+            self.add(name, files, (configs or {}).get(name, {}))
+        self.gated, self.fault = gated, fault
+        self.requests: list[str] = []
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def add(self, name: str, files: Files, configs: dict[str, dict[str, str]] | None = None) -> None:
+        """Serve `files` (path -> content) as the dataset `name`; `configs`: configuration -> split -> glob."""
+        self.repos[name] = {"README.md": readme(configs or {}), **files}
+
+    def revision(self, name: str) -> str:
+        """40 hex digits that change with the list of files and their sizes, as a commit would."""
+        listing = sorted((path, size(content)) for path, content in self.repos[name].items())
+        return hashlib.sha1(json.dumps(listing).encode()).hexdigest()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> "HubStandIn":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubStandIn
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's delayed acknowledgement
+    wbufsize = 1 << 16
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        match self.hub.fault(self.command, path, len(self.hub.requests)):
+            case "drop":
+                self.close_connection = True
+                return None
+            case int(status):
+                return self._send(status, b"out of order")
+        if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self._file(file[1], file[3])
+        if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/[^/]+|/tree/[^/]+(/.*)?)?", path):
+            if api[1] not in self.hub.repos:
+                return self._error(401, "RepoNotFound", "Repository not found")
+            body = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
+            return body and self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return self._error(404, "EntryNotFound", "Entry not found")
+
+    def _info(self, name: str) -> dict:
+        siblings = [{"rfilename": path} for path in sorted(self.hub.repos[name])]
+        return {"id": name, "sha": self.hub.revision(name), "private": False, "tags": [], "siblings": siblings}
+
+    def _tree(self, name: str, folder: str) -> list[dict] | None:
+        entries: dict[str, dict] = {}
+        for path, content in sorted(self.hub.repos[name].items()):
+            if folder and not path.startswith(folder + "/"):
+                continue
+            head, inside, _ = path.removeprefix(folder + "/" if folder else "").partition("/")
+            kind = "directory" if inside else "file"
+            here = f"{folder}/{head}".strip("/")
+            oid = hashlib.sha1(here.encode()).hexdigest()
+            entries[here] = {"type": kind, "oid": oid, "size": 0 if inside else size(content), "path": here}
+        return list(entries.values()) or self._error(404, "EntryNotFound", "Entry not found")
+
+    def _file(self, name: str, path: str) -> None:
+        if name not in self.hub.repos:
+            return self._error(401, "RepoNotFound", "Repository not found")
+        if name in self.hub.gated:
+            return self._error(403, "GatedRepo", "Access to this dataset is restricted")
+        headers = {"X-Repo-Commit": self.hub.revision(name), "Accept-Ranges": "bytes"}
+        content = self.hub.repos[name].get(path)
+        if content is None:
+            return self._error(404, "EntryNotFound", "Entry not found", headers)
+        total = size(content)
+        headers["ETag"] = f'"{hashlib.sha1(f"{path}:{total}".encode()).hexdigest()}"'
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not asked:
+            return self._send(200, part(content, 0, total) if self.command == "GET" else b"", headers, total)
+        start, end = int(asked[1]), min(int(asked[2] or total), total - 1) + 1
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
+        return self._send(206, part(content, start, end), headers)
+
+    def _error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        commit = {"X-Repo-Commit": "0" * 40} if code == "EntryNotFound" else {}
+        self._send(
+            status, message.encode(), {"X-Error-Code": code, "X-Error-Message": message, **commit, **(headers or {})}
+        )
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def readme(configs: dict[str, dict[str, str]]) -> bytes:
+    """A dataset card whose head maps configuration -> split -> glob of files."""
+    lines = ["configs:"] if configs else []
+    for name, splits in configs.items():
+        lines += [f'- config_name: "{name}"', "  data_files:"]
+        lines += [f'  - split: {split}\n    path: "{glob}"' for split, glob in splits.items()]
+    return "\n".join(["---", *lines, "---", "# A dataset", ""]).encode()
+
+
+def size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def part(content: bytes | Path, start: int, end: int) -> bytes:
+    if isinstance(content, bytes):
+        return content[start:end]
+    with content.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def folder_repos(folder: Path) -> dict[str, Files]:
+    """FOLDER/<owner>/<name>/... as repositories."""
+    repos: dict[str, Files] = {}
+    for path in sorted(folder.glob("*/*/**/*")):
+        if path.is_file():
+            owner, name, *rest = path.relative_to(folder).parts
+            repos.setdefault(f"{owner}/{name}", {})["/".join(rest)] = path
+    return repos
+
+
+if __name__ == "__main__":
+    stand_in = HubStandIn(folder_repos(Path(sys.argv[1])), port=int(sys.argv[2]))
+    print(f"serving {', '.join(stand_in.repos)} at {stand_in.url}", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        stand_in.close()

@@ -1,0 +1,436 @@
+"""Checkpoints and archives under crashes at every system call, full disks, damaged bytes and a second run."""
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import UserError
+from lm import archive, checkpoint, files
+from lm.checkpoint import ALIAS, CURRENT, GENERATIONS, PREVIOUS, CheckpointError
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_state(tokens: int, name: str = "toy", size: int = 16) -> dict:
+    return {
+        "preset": f'{{"name": "{name}"}}',
+        "tokens_seen": tokens,
+        "token_budget": 1000,
+        "global_batch_rows": 4,
+        "model": {"weight": torch.full((size, size), float(tokens))},
+        "heads": {},
+        "optimizer": {"momentum": [torch.arange(size, dtype=torch.bfloat16)], "step": 3},
+        "rng": {"python": (3, (1, 2), None), "torch": torch.get_rng_state()},
+        "stream_position": {"row": tokens // 4},
+        "tokenizer_sha256": "ab" * 32,
+        "world_size": 1,
+    }
+
+
+def tokens_in(path: Path) -> int:
+    """Reads like any outside program would, and demands that the weights belong to the count."""
+    state = torch.load(path, weights_only=True)
+    assert torch.all(state["model"]["weight"] == state["tokens_seen"])
+    return state["tokens_seen"]
+
+
+def generations(folder: Path) -> list[int | None]:
+    return [tokens_in(folder / name) if (folder / name).exists() else None for name in GENERATIONS]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that follows may touch the disk."""
+
+
+@contextlib.contextmanager
+def crash_at(call: int, monkeypatch: pytest.MonkeyPatch):
+    """Kills the "process" just before its `call`-th change of the disk. Yields a function that says whether it died."""
+    count = 0
+
+    def dying(function):
+        def wrapper(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count > call:  # cleaning up is refused as well: a dead process does not clean up
+                raise Crash
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        for name in ("link", "replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        patch.setattr(torch, "save", dying(torch.save))
+        with contextlib.suppress(Crash):
+            yield lambda: count > call
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state = make_state(7)
+    view = torch.arange(1000.0)[:4]
+    checkpoint.save(tmp_path, {**state, "extra": view, "parameter": torch.nn.Parameter(torch.ones(2))})
+    loaded, notice = checkpoint.load(tmp_path)
+    assert notice == ""
+    assert loaded["rng"]["python"] == state["rng"]["python"]
+    assert loaded["optimizer"]["momentum"][0].dtype == torch.bfloat16
+    assert torch.equal(loaded["rng"]["torch"], state["rng"]["torch"])
+    assert torch.equal(loaded["extra"], view)
+    assert loaded["extra"].untyped_storage().nbytes() == 16, "a view must not drag its storage into the file"
+    assert (tmp_path / ALIAS).samefile(tmp_path / CURRENT)
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"state\['rng'\]\['path'\] is a PosixPath"):
+        checkpoint.save(tmp_path, {**make_state(1), "rng": {"path": Path("/")}})
+    assert not checkpoint.latest_exists(tmp_path)
+
+
+def test_three_generations_are_kept(tmp_path):
+    for tokens in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, make_state(tokens))
+    assert generations(tmp_path) == [4, 3, 2]
+    assert tokens_in(tmp_path / ALIAS) == 4
+    assert sorted(os.listdir(tmp_path)) == sorted([*GENERATIONS, ALIAS])
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+@pytest.mark.parametrize("earlier", range(4))
+def test_current_is_whole_after_a_crash_at_every_call_twice_in_a_row(tmp_path, monkeypatch, earlier, hard_links):
+    if not hard_links:
+
+        def unsupported(*_):
+            raise OSError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", unsupported)
+    before = tmp_path / "before"
+    for tokens in range(1, earlier + 1):
+        checkpoint.save(before, make_state(tokens))
+    before.mkdir(exist_ok=True)
+    states_seen, first, died = set(), 0, True
+    while died:
+        second, died_again = 0, True
+        while died_again:
+            folder = tmp_path / "run"
+            shutil.copytree(before, folder, copy_function=os.link if hard_links else shutil.copy2)
+            with crash_at(first, monkeypatch) as dead:
+                checkpoint.save(folder, make_state(10))
+            died = dead()
+            states_seen.add(tuple(after_first := generations(folder)))
+            assert after_first[0] == (10 if not died else after_first[0])
+            with crash_at(second, monkeypatch) as dead:
+                checkpoint.save(folder, make_state(11))
+            died_again = dead()
+            current, *older = generations(folder)
+            assert current in {earlier or None, 10, 11}
+            if earlier:
+                assert current is not None, "lm_current.pth is missing"
+                assert tokens_in(folder / ALIAS)
+            if not died_again:
+                assert current == 11
+                # Nothing committed before the crashes is lost but what three names cannot hold.
+                committed = [t for t in (after_first[0], earlier, earlier - 1) if t and t > 0 and t != 11]
+                newest = sorted(set(committed), reverse=True)[:2]
+                assert older[0] == (newest[0] if newest else None)
+                if hard_links and len(newest) > 1:
+                    assert older[1] == newest[1]
+                assert not list(folder.glob(".*.tmp"))
+            shutil.rmtree(folder)
+            second += 1
+        first += 1
+    assert first > 4
+    assert len(states_seen) >= 2
+
+
+KILLED = """
+    import os, random, signal, sys, time
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+    from test_checkpoint import checkpoint, make_state, tokens_in, CURRENT
+    folder, last = Path({folder!r}), 0
+    random.seed(1)
+    for _ in range(40):
+        child = os.fork()
+        if child == 0:
+            tokens = last
+            while True:
+                tokens += 1
+                checkpoint.save(folder, make_state(tokens, size=200))
+        time.sleep(random.uniform(0.01, 0.05))
+        os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
+        if (folder / CURRENT).exists():
+            now = tokens_in(folder / CURRENT)
+            assert now >= last, (now, last)
+            state, notice = checkpoint.load(folder)
+            assert notice == "" and state["tokens_seen"] == now
+            last = now
+        else:
+            assert last == 0
+    print("survived", last)
+"""
+
+
+def test_kill_9_at_random_instants(tmp_path):
+    script = KILLED.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 40
+
+
+FULL = """
+    import resource, sys
+    from pathlib import Path
+    sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
+    from test_checkpoint import CheckpointError, checkpoint, make_state
+    for limit in (0, 1, 100, 4096, 20_000, 60_000, 120_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            checkpoint.save(Path({folder!r}), make_state(9, size=200))
+        except CheckpointError as error:
+            assert "failed" in str(error) and "free" in str(error), error
+        else:
+            raise AssertionError(limit)
+"""
+
+
+def test_a_full_disk_leaves_everything_as_it_was(tmp_path):
+    for tokens in (1, 2, 3):
+        checkpoint.save(tmp_path, make_state(tokens))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    script = FULL.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_every_kind_of_damage_is_noticed_and_answered_with_the_generation_before(tmp_path):
+    folder = tmp_path / "run"
+    for tokens in (1, 2, 3):
+        checkpoint.save(folder, make_state(tokens))
+    good = (folder / CURRENT).read_bytes()
+    torch.save({"a": 1}, folder / "foreign")
+    dice = random.Random(0)
+    damaged = [good[: dice.randrange(len(good))] for _ in range(50)] + [b"", (folder / "foreign").read_bytes()]
+    harmless = 0
+    for _ in range(200):
+        flipped = bytearray(good)
+        flipped[dice.randrange(len(good))] ^= 1 << dice.randrange(8)
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        victim = tmp_path / "victim.pth"
+        victim.write_bytes(content)
+        try:
+            state = checkpoint.read(victim)
+        except CheckpointError:
+            continue
+        harmless += 1  # padding between records and unused fields: what was stored must be there
+        assert state["tokens_seen"] == 3
+        assert torch.all(state["model"]["weight"] == 3)
+        assert torch.equal(state["rng"]["torch"], make_state(3)["rng"]["torch"])
+    assert harmless < 40
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # as a new inode: the other names of the file keep theirs
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("bad", "gone", "expected"),
+    [([CURRENT], [], 2), ([], [CURRENT], 2), ([CURRENT, PREVIOUS], [], 1), ([PREVIOUS], [CURRENT], 1)],
+)
+def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_path, bad, gone, expected):
+    for tokens in (1, 2, 3):
+        checkpoint.save(tmp_path, make_state(tokens))
+    for name in bad:
+        damage(tmp_path / name)
+    for name in gone:
+        (tmp_path / name).unlink()
+    state, notice = checkpoint.load(tmp_path)
+    assert state["tokens_seen"] == expected == tokens_in(tmp_path / CURRENT) == tokens_in(tmp_path / ALIAS)
+    for name in bad:
+        assert f"{name} is damaged" in notice
+        assert (tmp_path / f"{name}.bad-1").exists()
+    for name in gone:
+        assert f"{name} is missing" in notice
+    again, notice = checkpoint.load(tmp_path)
+    assert (again["tokens_seen"], notice) == (expected, "")
+    checkpoint.save(tmp_path, make_state(4))
+    assert generations(tmp_path)[:2] == [4, expected]
+
+
+def test_never_a_silent_fresh_start(tmp_path):
+    for tokens in (1, 2, 3):
+        checkpoint.save(tmp_path, make_state(tokens))
+    for name in GENERATIONS:
+        damage(tmp_path / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert checkpoint.latest_exists(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lm_current.pth: damaged.*\n.*lm_prev.pth: damaged.*\n.*lm_prev2.pth"):
+        checkpoint.load(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_of_another_format_is_not_taken_for_damage(tmp_path):
+    checkpoint.save(tmp_path, make_state(1))
+    checkpoint.save(tmp_path, make_state(2))
+    torch.save({**make_state(2), "format_version": 2}, tmp_path / CURRENT)
+    with pytest.raises(CheckpointError, match="format 2"):
+        checkpoint.load(tmp_path)
+    assert not list(tmp_path.glob("*.bad-*"))
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "canary"),)
+
+    torch.save({**make_state(1), "format_version": 1, "rng": Hostile()}, tmp_path / CURRENT)
+    checkpoint.inspect(tmp_path)
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_inspect_reads_the_truth_without_torch(tmp_path):
+    assert checkpoint.inspect(tmp_path) is None
+    checkpoint.save(tmp_path, make_state(999))
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from lm import archive, checkpoint
+        summary = checkpoint.inspect({str(tmp_path)!r})
+        assert (summary["name"], summary["tokens_seen"], summary["finished"]) == ("toy", 999, False), summary
+        assert "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    checkpoint.save(tmp_path, make_state(1000))
+    assert checkpoint.inspect(tmp_path)["finished"]
+    checkpoint.save(tmp_path, {**make_state(500), "exhausted": True})
+    assert checkpoint.inspect(tmp_path)["finished"]
+    damage(tmp_path / CURRENT)
+    (tmp_path / CURRENT).write_bytes(b"torn")
+    assert checkpoint.inspect(tmp_path)["tokens_seen"] == 1000
+
+
+def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
+    script = f"""
+        import os, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from lm.files import FolderLock
+        lock = FolderLock({str(tmp_path)!r})
+        lock.__enter__()
+        print("locked", flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=f"process {other.pid}"), files.FolderLock(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        assert (tmp_path / ".lock").exists()
+        with files.FolderLock(tmp_path):
+            assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+    with files.FolderLock(tmp_path):
+        pass
+
+
+def test_too_little_disk_is_said_before_training(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    checkpoint.check_disk(tmp_path, free // 2)
+    with pytest.raises(UserError, match="GB are free"):
+        checkpoint.check_disk(tmp_path, free + 10**10)
+
+
+def make_run(folder: Path, name: str, tokens: int) -> None:
+    (folder / "stream").mkdir(parents=True)
+    (folder / "hf" / "nested").mkdir(parents=True)
+    for file in (
+        "stream/rows.bin",
+        "hf/nested/config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "report.md",
+        "report.png",
+    ):
+        (folder / file).write_text(f"{name} {file}")
+    (folder / "lm_prev.pth.bad-1").write_text("kept")
+    (folder / "machine.json").write_text("{}")
+    for count in (tokens - 1, tokens):
+        checkpoint.save(folder, make_state(count, name))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the run in `folder`, by its name."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and "archive" not in path.relative_to(folder).parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != "machine.json"}
+
+
+def test_a_run_put_aside_comes_back_whole(tmp_path):
+    make_run(tmp_path, "first: one/two", 5)
+    first = contents(tmp_path)
+    place = archive.put_aside(tmp_path)
+    assert contents(tmp_path) == {}
+    assert (tmp_path / "machine.json").exists()
+    assert contents(place) == first
+    assert place.name.startswith("first-one-two-2")
+    make_run(tmp_path / "elsewhere", "second", 8)
+    second = contents(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert [run["tokens_seen"] for run in archive.archived_runs(tmp_path)] == [5]
+    archive.restore(tmp_path, place)
+    assert contents(tmp_path) == first
+    (run,) = archive.archived_runs(tmp_path)
+    assert (run["name"], contents(run["folder"])) == ("second", second)
+
+
+@pytest.mark.parametrize("action", ["put_aside", "restore"])
+def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch, action):
+    origin = tmp_path / "origin"
+    make_run(origin, "first", 5)
+    first = contents(origin)
+    second: dict[str, bytes] = {}
+    if action == "restore":
+        archive.put_aside(origin)
+        make_run(tmp_path / "other", "second", 8)
+        second = contents(tmp_path / "other")
+        shutil.copytree(tmp_path / "other", origin, dirs_exist_ok=True)
+    call, died = 0, True
+    while died:
+        folder = tmp_path / "run"
+        shutil.copytree(origin, folder)
+        with crash_at(call, monkeypatch) as dead:
+            if action == "put_aside":
+                archive.put_aside(folder)
+            else:
+                (place,) = (run["folder"] for run in archive.archived_runs(folder))
+                archive.restore(folder, place)
+        died = dead()
+        with crash_at(call // 2, monkeypatch):  # and the repair is interrupted too
+            archive.finish_interrupted(folder)
+        archive.finish_interrupted(folder)
+        archived = [contents(run["folder"]) for run in archive.archived_runs(folder)]
+        here = {name: content for name, content in contents(folder).items() if not name.endswith(".tmp")}
+        runs = [run for run in (here, *archived) if run]
+        expected = [run for run in (first, second) if run]
+        assert sorted(runs, key=str) == sorted(expected, key=str), f"after a crash at call {call}"
+        if not died:
+            assert here == ({} if action == "put_aside" else first)
+        shutil.rmtree(folder)
+        call += 1
+    assert call > 20
