@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,9 +22,20 @@ from typing import TYPE_CHECKING
 
 from configs.compare import changes, check_continuable, describe
 from configs.menu import (
-    Choice, Menu, MenuEntry, RunSummary, SourcePreview, SourceStatus, StartCard, ask, human_count, human_time,
-    preset_paths, render_card, render_menu,
-)  # fmt: skip
+    Choice,
+    Menu,
+    MenuEntry,
+    RunSummary,
+    SourcePreview,
+    SourceStatus,
+    StartCard,
+    ask,
+    human_count,
+    human_time,
+    preset_paths,
+    render_card,
+    render_menu,
+)
 from configs.schema import TOKEN_BUDGET, Preset, PresetError, UserError, load_preset, parse_preset
 from data.probe import probe
 from lm import checkpoint, estimate
@@ -61,7 +71,7 @@ def main() -> int:
     return 0
 
 
-# ---- choose -----------------------------------------------------------------------------------------------------------
+# ---- choose ----------------------------------------------------------------------------------------------------
 
 
 def choose(folder: Path) -> Choice:
@@ -74,7 +84,7 @@ def choose(folder: Path) -> Choice:
 
 
 def gather_menu(folder: Path) -> Menu:
-    """Every fact of the menu: which sources answer (two seconds at most), what each preset costs here, which runs exist."""
+    """The menu's facts: which sources answer (two seconds at most), what presets cost here, which runs there are."""
     presets: dict[Path, Preset | PresetError] = {}
     for path in preset_paths(CONFIGS):
         try:
@@ -155,7 +165,7 @@ def preset_of(choice: Choice) -> Preset:
     return own
 
 
-# ---- train ------------------------------------------------------------------------------------------------------------
+# ---- train -----------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -199,7 +209,7 @@ def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) ->
 
 
 def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
-    """Everything that would fail later fails here, before anything is written; then the start card. False: asked to stop."""
+    """What would fail later fails here, before anything is written; then the start card. False: asked to stop."""
     from data.batches import Stopped
 
     preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
@@ -250,9 +260,11 @@ def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
 
 def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
+    from periodic import do_what_is_due
+
     with progress_bar(run) as bar:
         while not run.done:
-            run.periodic(bar.write)
+            do_what_is_due(run, bar.write)
             step = run.next_step()
             if step is None:
                 break
@@ -269,18 +281,23 @@ def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
 
 def finish(run: Run, say: Callable[[str], None]) -> None:
     """The end of a run: saved first, then measured on everything held out, reported and exported."""
+    from periodic import measure, sample
+
     run.save(say)
-    evaluation = run.evaluate(say, everything=True)
+    evaluation = measure(run, say, everything=True)
     if evaluation is None:
         say("Stopped during the final evaluation. The model is saved: start again for the report.")
         return
-    run.sample(say)
+    sample(run, say)
     if run.world.is_first:
         path = run.write_report()
         exported = run.export()
         say(
-            f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, {evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
-            f"  the report            {path}\n  the model, exported   {exported}\n  talk to it            python main.py, then t"
+            f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, "
+            f"{evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
+            f"  the report            {path}\n"
+            f"  the model, exported   {exported}\n"
+            f"  talk to it            python main.py, then t"
         )
 
 
@@ -305,7 +322,7 @@ def progress_bar(run: Run):
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM while a run is on: the first asks it to finish the step, save and leave; the second leaves at once."""
+    """Ctrl-C or SIGTERM during a run: the first asks it to finish the step, save and leave; the second leaves at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -330,13 +347,13 @@ class StopRequest:
         os.write(2, b"\nFinishing this step, then saving. Once more leaves at once.\n")
 
 
-# ---- use --------------------------------------------------------------------------------------------------------------
+# ---- use -------------------------------------------------------------------------------------------------------
 
 
 def use(action: str, folder: Path) -> None:
     """Talk to the model of the run in `folder`, or export it."""
-    from run import export, load_model
     from lm.talk import talk
+    from run import export, load_model
 
     state, notice = checkpoint.load(folder)
     if notice:

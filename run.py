@@ -7,7 +7,6 @@ again does what it would have done.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -24,23 +23,19 @@ from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stopped, Stream, StreamEnded, run_ahead_rows
-from data.mixing import base_weights, relative_loss, slope
+from data.batches import Stopped, Stream, StreamEnded
 from lm import checkpoint
 from lm.distributed import World
 from lm.estimate import compile_choice, precision_choice
-from lm.evaluate import Evaluation, evaluate
+from lm.evaluate import Evaluation
 from lm.export import export_huggingface
-from lm.generate import generate
 from lm.loss import linear_cross_entropy
-from lm.metrics import Interval, MetricsLog, NullLog, Sample, SampleLog, printable, read_metrics, read_samples
+from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
 from lm.model import Transformer
 from lm.optim import build_optimizers, learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.train_step import StepPlan, StepResult, TrainStep, plan_step
 
-PERIODIC_EVAL_TOKENS = 100_000
-SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 MAX_FAILED_SAVES = 3
 
@@ -53,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Run:
-    """Build it (`Run(...)`), try it (`trial`), begin it (`begin`), then `next_step` and `train_on` until it is `done`."""
+    """Built by `Run(...)`, tried by `trial`, begun by `begin`; then `next_step` and `train_on` until it is `done`."""
 
     def __init__(
         self,
@@ -136,8 +131,9 @@ class Run:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def trial(self) -> float:
-        """One real step on random tokens, optimizer included, that leaves no trace: it compiles, allocates everything a
-        step needs, and returns the seconds of a second one. Raises UserError with a batch size that fits when it does not.
+        """Two real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the second.
+
+        They compile and allocate everything a step needs. Raises UserError with a batch size that fits.
         """
         rows, length = self.global_batch_rows, self.preset.model.seq_length
         tokens = np.random.default_rng(0).integers(self.vocab_size, size=(rows, length + 1))
@@ -148,7 +144,7 @@ class Run:
                 began = time.perf_counter()
                 self.train_step(tokens, StepPlan(0, rows, rows * length), 0.0)
                 seconds = time.perf_counter() - began
-                if self.stop():
+                if self.world.from_first(self.stop):
                     raise Stopped
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
@@ -167,7 +163,7 @@ class Run:
         )
 
     def begin(self, say: Callable[[str], None]) -> None:
-        """Everything is checked: the producer may write, the logs are opened (cut back to the checkpoint), weights loaded."""
+        """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights are loaded."""
         first = self.world.is_first
         if first:
             self.stream.go()
@@ -177,11 +173,7 @@ class Run:
         self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
         self.metrics.truncate_after(self.tokens_seen)
         self.samples.truncate_after(self.tokens_seen)
-        recorded = read_metrics(self.folder / "metrics.jsonl") if first else []
-        self.last_evaluated = max((record["tokens"] for record in recorded if record.get("eval")), default=0)
-        self.last_sampled = (
-            max((part.tokens for part in read_samples(self.folder / "samples.md")), default=0) if first else 0
-        )
+        self.last_evaluated, self.last_sampled = self.world.from_first(self._last_recorded)
         if first:
             self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
             self.token_bytes = np.zeros(self.vocab_size, dtype=np.int64)
@@ -197,6 +189,12 @@ class Run:
             self.metrics.write({"tokens": self.tokens_seen, "resumed": time.strftime("%Y-%m-%d %H:%M")})
         self._state = {}
         self.interval = Interval(self.tokens_seen)
+
+    def _last_recorded(self) -> tuple[int, int]:
+        """Tokens seen at the last evaluation and the last samples that were written down."""
+        evaluated = (line["tokens"] for line in read_metrics(self.folder / "metrics.jsonl") if line.get("eval"))
+        sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
+        return max(evaluated, default=0), max(sampled, default=0)
 
     def _load_state(self, state: dict) -> None:
         if state["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
@@ -260,31 +258,26 @@ class Run:
         return result
 
     def record(self) -> None:
-        """One line of metrics.jsonl for the steps since the last one."""
+        """One line of metrics.jsonl for the steps since the last one, if there were any."""
+        if not self.interval.num_steps:
+            return
         lr = self.optimizers[0].param_groups[0]["lr"]
         self.metrics.write({"tokens": self.tokens_seen, "step": self.num_steps, "lr": lr, **self.interval.means()})
         self.seconds += self.interval.seconds
         self.interval = Interval(self.tokens_seen)
 
-    # ---- once in a while ----------------------------------------------------------------------------------------
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """A line with held-out losses, the realised mixture and what the heads measured."""
+        shares = self.source_tokens / max(1, self.source_tokens.sum())
+        line = {"tokens": self.tokens_seen, "step": self.num_steps, "eval": evaluation.to_json()}
+        line["mixture"] = dict(zip(self.labels, shares.tolist(), strict=True))
+        self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
+        self.last_evaluated = self.tokens_seen
 
-    def periodic(self, say: Callable[[str], None]) -> None:
-        """Between two steps: save, then evaluate, adapt the mixture and sample, whatever is due."""
-        train, aux = self.preset.train, self.preset.auxiliary
-        if self._due(self.last_saved, train.save_every_tokens):
-            self.save(say)
-        if self._due(self.last_evaluated, train.eval_every_tokens):
-            self.evaluate(say)
-        if aux.enable_adaptive_sources and self._due(self.adaptive["tokens"], aux.adaptive_interval_tokens):
-            self.adapt(say)
-        if self._due(self.last_sampled, train.sample_every_tokens):
-            self.sample(say)
-
-    def _due(self, last: int, every: int) -> bool:
-        return self.tokens_seen // every > last // every
+    # ---- its state ----------------------------------------------------------------------------------------------
 
     def save(self, say: Callable[[str], None]) -> None:
-        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row raises CheckpointError."""
+        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row is raised."""
         self.last_saved = self.tokens_seen
         if not self.world.is_first:
             return
@@ -319,104 +312,6 @@ class Run:
             "tokenizer_sha256": self.stream_info.tokenizer_sha256,
             "world_size": self.world.size,
         }
-
-    def evaluate(self, say: Callable[[str], None], *, everything: bool = False) -> Evaluation | None:
-        """Held-out loss per source, recorded; on a fixed subset, or on everything that was held out."""
-        held_out = self.held_out if everything else self.held_out.subset(PERIODIC_EVAL_TOKENS)
-        was = self.trunk.training
-        evaluation = evaluate(
-            self.joint.trunk_forward,
-            self.trunk.output.weight,
-            held_out.sources,
-            token_bytes=self.token_bytes,
-            batch_rows=self.preset.train.per_gpu_batch_size,
-            autocast=self.autocast,
-            should_stop=self.stop,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            reduce=self.world.sum,
-        )
-        if evaluation is None:
-            return None
-        self.trunk.train(was)
-        if everything or self.tokens_seen > self.last_evaluated:
-            shares = self.source_tokens / max(1, self.source_tokens.sum())
-            line = {"tokens": self.tokens_seen, "eval": evaluation.to_json()}
-            line |= {"mixture": dict(zip(self.labels, shares.tolist(), strict=True))}
-            self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
-            self.last_evaluated = self.tokens_seen
-        sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
-        say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
-        return evaluation
-
-    def adapt(self, say: Callable[[str], None]) -> None:
-        """New factors on the sources' weights, in force a whole run-ahead later, so that every resume makes the same rows."""
-        aux, data = self.preset.auxiliary, self.preset.data
-        evaluation = self.evaluate(lambda _: None)
-        if evaluation is None:
-            return
-        low, high = aux.adaptive_min_weight, aux.adaptive_max_weight
-        found = [evaluation.per_source.get(label) for label in self.labels]
-        factors, before = self.adaptive["factors"], self.adaptive["bits_per_byte"]
-        if aux.adaptive_rule == "relative_loss":
-            losses = [source and source.bits_per_byte for source in found]
-            factors = relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, low=low, high=high)
-        elif before:
-            falls = [
-                before[label][0] - source.bits_per_byte if source else 0.0
-                for label, source in zip(self.labels, found, strict=True)
-            ]
-            errors = [
-                math.hypot(before[label][1], source.stderr or 0.0) if source else 0.0
-                for label, source in zip(self.labels, found, strict=True)
-            ]
-            factors = slope(factors, falls, errors, low=low, high=high)
-        self.adaptive = {
-            "tokens": self.tokens_seen,
-            "factors": factors,
-            "bits_per_byte": {
-                label: [source.bits_per_byte, source.stderr or 0.0] for label, source in evaluation.per_source.items()
-            },
-        }
-        base = base_weights(data.mix_strategy, data.weights)
-        weights = [weight * factor for weight, factor in zip(base, factors, strict=True)]
-        from_row = self.tokens_seen // self.preset.model.seq_length + run_ahead_rows(self.preset.model.seq_length)
-        self.weight_changes.append([from_row, weights])
-        if self.stream:
-            self.stream.change_weights(weights, from_row)
-        shares = ", ".join(f"{label} x{factor:.2f}" for label, factor in zip(self.labels, factors, strict=True))
-        say(f"mixture from {from_row * self.preset.model.seq_length:,} tokens on: {shares}")
-
-    def sample(self, say: Callable[[str], None]) -> None:
-        """Continues held-out documents, the same ones every time, and keeps what came out in samples.md."""
-        self.last_sampled = self.tokens_seen
-        if not self.world.is_first:
-            return
-        decode = self.tokenizer.decode
-        samples = []
-        for label, prompt in self._prompts():
-            generator = torch.Generator().manual_seed(self.preset.train.seed)
-            with self.autocast():
-                tokens = list(
-                    generate(self.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
-                )
-            samples.append(Sample(label, decode(prompt[1:]), decode(tokens)))
-            say(f"--- {label}: {printable(samples[-1].prompt)}[=>]{printable(samples[-1].continuation)}")
-        self.samples.write(self.tokens_seen, samples)
-
-    def _prompts(self) -> list[tuple[str, list[int]]]:
-        """The beginnings of a few held-out documents, taken from the sources in turn."""
-        prompts: list[tuple[str, list[int]]] = []
-        length = min(PROMPT_TOKENS, self.preset.model.seq_length // 2)
-        for number in range(SAMPLES):
-            with_text = [source for source in self.held_out.sources if len(source.starts) > number]
-            if not with_text:
-                break
-            source = with_text[number % len(with_text)]
-            row, column = source.starts[number * len(source.starts) // SAMPLES]
-            text = source.rows[row:, :-1].ravel()[column : column + length]
-            prompts.append((source.label, text.tolist()))
-        return prompts
 
     # ---- what it says about itself ------------------------------------------------------------------------------
 
@@ -454,7 +349,7 @@ class Run:
             self.stream.close()
 
 
-# ---- a run that is over, or put down ----------------------------------------------------------------------------------
+# ---- a run that is over, or put down ---------------------------------------------------------------------------
 
 
 def export(state: dict[str, Any], folder: Path, facts: dict[str, str] | None = None) -> Path:

@@ -23,7 +23,7 @@ import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,21 +146,19 @@ def clean(pages: list[str]) -> list[str]:
 
 
 def drop_running_lines(pages: list[list[str]]) -> list[list[str]]:
-    """Without the lines that stand, numbers aside, in the margins of three pages or more (a chapter may be short)."""
+    """Without headers and footers: margin lines that, numbers aside, are those of three pages (a chapter is short)."""
 
-    def margin(page: list[str]) -> list[int]:
-        return sorted({*range(min(MARGIN_LINES, len(page))), *range(max(0, len(page) - MARGIN_LINES), len(page))})
-
-    def pattern(line: str) -> str:
+    def shape(line: str) -> str:
         return re.sub(r"\d+", "#", line.strip())
 
-    seen = Counter(shape for page in pages for shape in {pattern(page[number]) for number in margin(page)})
-    often = {shape for shape, times in seen.items() if times >= 3}
-    kept = []
-    for page in pages:
-        running = {number for number in margin(page) if pattern(page[number]) in often}
-        kept.append([line for number, line in enumerate(page) if number not in running])
-    return kept
+    margins = [{shape(line) for line in page[:MARGIN_LINES] + page[-MARGIN_LINES:]} for page in pages]
+    often = {line for line, times in Counter(line for margin in margins for line in margin).items() if times >= 3}
+
+    def running(lines: Iterable[str]) -> int:
+        return len(list(takewhile(lambda line: shape(line) in often, islice(lines, MARGIN_LINES))))
+
+    kept = [page[running(page) :] for page in pages]
+    return [page[: len(page) - running(reversed(page))] for page in kept]
 
 
 def join_pages(pages: list[str]) -> Iterator[str]:

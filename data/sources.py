@@ -28,7 +28,7 @@ from configs.schema import UserError
 PIECE_CHARACTERS = 16_384  # longer documents are split, so that mixing stays fine-grained and held-out text spread
 HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
 
-# Every byte that is not UTF-8 is read as Windows-1252 by itself, so a legacy file, or a mixed one, loses nothing.
+# A byte that is not UTF-8 in a file that otherwise is: read as Windows-1252, by itself, so nothing else is lost.
 _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
@@ -170,7 +170,7 @@ class FileSource(Source):
 
     def _pieces(self, path: Path) -> Iterator[str]:
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=1 << 20) as file:  # as much as `decode` looks at
                 for text in split(decode(file)):
                     if is_binary(text):
                         return self._skip(str(path), "binary")
@@ -180,10 +180,18 @@ class FileSource(Source):
 
 
 def decode(file: io.BufferedReader) -> io.TextIOWrapper:
-    """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8 (see `_STRAY_BYTES`)."""
-    head = file.peek(4)[:4]
+    """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
+
+    A mostly UTF-8 file keeps its stray bytes as surrogates, which `split` reads as Windows-1252.
+    """
+    head = file.peek(1)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return io.TextIOWrapper(file, encoding="utf-16", errors="replace")
+    if not head.isascii():
+        text = head.decode("utf-8", "surrogateescape")
+        num_stray, num_foreign = len(_STRAY.findall(text)), sum(not character.isascii() for character in text)
+        if num_stray > num_foreign - num_stray:
+            return io.TextIOWrapper(file, encoding="cp1252", errors="replace")
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
 
 

@@ -1,235 +1,306 @@
-"""What a preset will cost on this machine, before it is started: parameters, FLOPs, memory, disk, time; and the choices that
-depend on the hardware, each with its reason.
+"""What a preset costs before anything of it is built, and what this machine offers.
 
-Arithmetic, except for `measure_machine`, which multiplies matrices for half a second and is the only thing here that
-imports torch. What was measured (the machine's rate, a preset's tokens/s) is kept in `checkpoints/machine.json`.
+Pure arithmetic over a preset; torch is imported only by `measure_machine` and `precision_choice`, so the menu can show
+these numbers first. Estimates of time and memory are guesses until a trial step or a run has measured them:
+`save_machine` keeps measured speeds, and the next menu uses those. Every automatic choice comes with its reason.
+
+D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
 """
 
-from __future__ import annotations
-
+import dataclasses
+import importlib.util
 import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
+import sysconfig
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from configs.schema import AuxiliaryConfig, ModelConfig, Preset, UserError
+from configs.schema import AuxiliaryConfig, ModelConfig, Preset
+from lm.checkpoint import required_bytes
 
-MACHINE_FILE = "machine.json"
-EFFICIENCY = {"cpu": 0.55, "cuda": 0.35}  # share of the matmul rate that a whole training step reaches
-HEADS_COST = 0.06  # of the trunk's FLOPs, all four heads on (aux_heads look at a fraction of the positions)
-PROCESS_BYTES = 900e6  # torch, its compiler and the producer, before the model
-CHECKPOINT_GENERATIONS = 4  # three, and the temporary file of the next
-JOURNAL_BYTES_PER_TOKEN = 5  # at most: a token id and its source
+if TYPE_CHECKING:
+    import torch
+
+# The heads' shapes that matter for cost (aux_heads/): one position in four, three tokens ahead.
+UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 4, 1 / 16
+VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 128, 64, 128
+POLICY_POSITIONS = 2048
+
+# Fitted to the peak resident memory of compiled bf16 steps on a CPU (256x2 and 384x5, 8k and 16k tokens a micro-batch).
+LAYER_BYTES, SCORE_BYTES = 35, 9  # kept for backward: a channel of one layer and token; one attention score
+FP32_FACTOR, EAGER_FACTOR = 1.7, 2.0  # of those bytes, without bf16 and without torch.compile
+PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
+PRODUCER_BYTES = 400_000_000
+
+CPU_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.65, 0.5  # of the matmul peak: 17.5k tokens/s of 28 MFLOP at 725 GFLOP/s
+GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
+
+
+def num_matrix_parameters(model: ModelConfig) -> int:
+    """Parameters of the blocks' matrices: all that Muon updates."""
+    return model.num_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size)
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Of the trunk, exactly."""
-    width = model.hidden_size
-    layer = 4 * width**2 + 3 * width * model.mlp_size + 2 * width + 2 * model.head_dim
-    tables = vocab_size * width * (1 if model.tie_embeddings else 2)
-    return tables + model.num_layers * layer + width
+    """Every parameter of the trunk, the embedding included; heads are not counted."""
+    tables = (1 if model.tie_embeddings else 2) * vocab_size * model.hidden_size
+    norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim) + model.hidden_size
+    return num_matrix_parameters(model) + tables + norms
 
 
-def matmul_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Weights every token is multiplied with: all but the embedding, which is looked up, and the gains."""
-    layer = 4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size
-    return model.num_layers * layer + vocab_size * model.hidden_size
+def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> int:
+    """Parameters of the heads that are on."""
+    width, total = model.hidden_size, 0
+    if auxiliary.enable_dynamics or auxiliary.enable_policy:
+        total += 4 * width**2 + 3 * width
+    if auxiliary.enable_value:
+        total += VALUE_SIZE * (width + 1) + VALUE_BINS * (VALUE_SIZE + 1)
+    if auxiliary.enable_span_contrastive:
+        total += 2 * SPAN_SIZE * width
+    return total
 
 
-def flops_per_token(model: ModelConfig, vocab_size: int, aux: AuxiliaryConfig | None = None) -> float:
-    """Forward and backward: 6 per weight (Kaplan et al., arXiv 2001.08361), attention counted causally, heads roughly."""
-    trunk = 6 * matmul_parameters(model, vocab_size) + 6 * model.num_layers * model.seq_length * model.hidden_size
-    return trunk * (1 + (HEADS_COST if aux and aux.any_head else 0))
+def flops_per_token(
+    model: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig, tokens_per_step: int | None = None
+) -> float:
+    """Forward and backward of trunk, output layer and heads, and the optimizer's share if `tokens_per_step` is given.
+
+    6 for each matmul parameter, and causal attention, where a token sees T/2 others on average (PaLM, arXiv 2204.02311,
+    appendix B). Muon: five Newton-Schulz steps a matrix and step, each 4 r^2 c + 2 r^3 (lm/optim.py).
+    """
+    width, inner = model.hidden_size, model.mlp_size
+    flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
+    flops += 6.0 * model.num_layers * width * model.seq_length
+    if auxiliary.enable_dynamics or auxiliary.enable_policy:
+        flops += 6 * 4 * width**2 * UNROLL_STEPS * POSITION_SHARE
+    if auxiliary.enable_policy:  # the output layer is read, not trained: no weight gradient
+        flops += 4 * width * vocab_size * UNROLL_STEPS * POLICY_SHARE
+    if auxiliary.enable_value:
+        flops += 6 * VALUE_SIZE * (width + VALUE_BINS) * (1 + UNROLL_STEPS) * POSITION_SHARE
+    if tokens_per_step:
+        short, long = min(width, inner), max(width, inner)
+        orthogonalized = 4 * 6 * width**3 + 3 * (4 * short**2 * long + 2 * short**3)
+        flops += 5 * model.num_layers * orthogonalized / tokens_per_step
+    return flops
 
 
-def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """fp32 weights; one momentum a hidden-matrix weight, two moments for the rest."""
-    total = num_parameters(model, vocab_size)
-    hidden = matmul_parameters(model, vocab_size) - vocab_size * model.hidden_size
-    return 4 * (2 * hidden + 3 * (total - hidden))
+def checkpoint_bytes(preset: Preset) -> int:
+    """Weights in fp32, one momentum for Muon's matrices, two moments for the rest."""
+    matrices = num_matrix_parameters(preset.model)
+    others = num_parameters(preset.model, preset.model.vocab_size) - matrices
+    return 8 * matrices + 12 * (others + num_head_parameters(preset.model, preset.auxiliary))
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:
-    """Checkpoints and the journal of a whole run."""
+    """A whole run: checkpoints, the journal of every row, and the export."""
     model = preset.model
-    checkpoints = CHECKPOINT_GENERATIONS * checkpoint_bytes(model, model.vocab_size)
-    return checkpoints + JOURNAL_BYTES_PER_TOKEN * token_budget
+    token_width = 2 if model.vocab_size <= 2**16 else 4
+    num_rows = -(-token_budget // model.seq_length)
+    journal = num_rows * (model.seq_length + 1) * (token_width + 1)
+    return required_bytes(checkpoint_bytes(preset)) + journal + 4 * num_parameters(model, model.vocab_size)
 
 
-def memory_bytes(preset: Preset, bytes_per_activation: int = 2) -> int:
-    """Peak of one training process: weights, gradients, moments, and what a micro-batch keeps for its backward pass."""
-    model, rows = preset.model, preset.train.per_gpu_batch_size
-    positions = rows * model.seq_length
-    per_layer = (10 * model.hidden_size + 4 * model.mlp_size) * bytes_per_activation + 12 * model.hidden_size
-    per_layer += model.num_heads * model.seq_length * bytes_per_activation  # attention weights, half of them kept
-    activations = positions * (model.num_layers * per_layer + 16 * model.hidden_size)
-    weights = checkpoint_bytes(model, model.vocab_size) + 8 * num_parameters(model, model.vocab_size)
-    return int(PROCESS_BYTES + weights + activations)
+def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
+    """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
+
+    Within about a third of what was measured; a trial step knows better.
+    """
+    model, aux = preset.model, preset.auxiliary
+    num_tokens = preset.train.per_gpu_batch_size * model.seq_length
+    gradients = 4 * (num_parameters(model, model.vocab_size) + num_head_parameters(model, aux))
+    per_token = model.num_layers * model.hidden_size * LAYER_BYTES
+    if device == "cpu":  # the fused kernel of a GPU keeps no scores; our row blocks keep 5/8 of them
+        per_token += model.num_layers * model.num_heads * model.seq_length * SCORE_BYTES * 5 // 8
+    factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR)
+    policy = 4 * 4 * min(POLICY_POSITIONS, num_tokens) * model.vocab_size if aux.enable_policy else 0
+    fixed = PROCESS_BYTES[device] + (PRODUCER_BYTES if device == "cpu" else 0)
+    return int(fixed + checkpoint_bytes(preset) + gradients + factor * per_token * num_tokens + policy)
 
 
-def largest_batch(preset: Preset, available: float) -> int:
-    """The largest per_gpu_batch_size, a power of two, that fits into `available` bytes; 0 if none does."""
-    rows = 4096
-    while rows:
-        train = preset.train.model_copy(update={"per_gpu_batch_size": rows})
-        if memory_bytes(preset.model_copy(update={"train": train})) <= available:
-            return rows
-        rows //= 2
+def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices: bool) -> int:
+    """The largest number of rows a micro-batch that fits into `available` bytes and makes the same step in whole
+    micro-batches: a divisor of per_gpu_batch_size * accumulation_steps, 0 if not even one row fits.
+    """
+    rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps
+    for candidate in (size for size in range(rows, 0, -1) if rows % size == 0):
+        train = preset.train.model_copy(update={"per_gpu_batch_size": candidate})
+        if memory_bytes(preset.model_copy(update={"train": train}), device, **choices) <= available:
+            return candidate
     return 0
 
 
-def available_memory() -> int:
-    """Bytes this process may still take: the least of what the system, its control group and its own limit leave."""
+def available_memory() -> int | None:
+    """Bytes this process may still take: free memory, its control group's and its own limit. None where unknown."""
+    if sys.platform == "darwin":  # what is free is not told; all of it is an upper bound
+        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
+    if sys.platform != "linux":
+        return None
     import resource
 
-    limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    else:
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (text := group.read_text().strip()) != "max":
-        limits.append(int(text))
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    return min(limits)
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    limits = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    limits += [limit - used for limit, used in _control_group_limits()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        limits.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))
+    return max(0, min(limits))
 
 
-# ---- choices that depend on the hardware --------------------------------------------------------------------------------
+def _control_group_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of this process's control group and those above it, version 2 or 1."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        here = root / group.lstrip("/")
+        for folder in (here, *here.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
+            except (OSError, ValueError):  # not visible in this container, or "max"
+                continue
+    return found
 
 
-def precision_choice(device_type: str) -> tuple[str, str]:
-    """("bfloat16" or "float32", why)."""
-    if device_type == "cuda":
-        import torch
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What was measured here. `speeds`: tokens a second of each kind of run that was tried, see `speed_key`."""
 
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16", "this GPU multiplies it in hardware"
-        return "float32", "this GPU has no bfloat16"
-    flags = _cpu_flags()
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in flags:
-            return "bfloat16", f"this CPU has {flag}"
-    return "float32", "this CPU has neither avx512_bf16 nor amx_bf16, and without them bfloat16 is slower"
+    identity: str
+    device: str  # "cpu" or "cuda"
+    device_name: str
+    low_precision: bool
+    compiled: bool
+    matmul_flops: float  # a second, one device, in the precision that training uses
+    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def compile_choice(device_type: str) -> tuple[bool, str]:
-    """(whether to use torch.compile, why)."""
-    if device_type == "cuda":
-        import importlib.util
-
-        found = importlib.util.find_spec("triton") is not None
-        return found, "triton is installed" if found else "triton is not installed: pip install triton"
-    compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
-    return (
-        compiler is not None,
-        f"{compiler} found" if compiler else "no C++ compiler: install g++ for about twice the speed",
-    )
+def machine_identity() -> str:
+    """Names the hardware in use without torch: measurements of another machine, or of other GPUs, do not apply."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible)"
 
 
-def _cpu_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return set()
-    line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    return set(line.split())
+def _cpu_name() -> str:
+    return next((value for key, value in _cpu_info() if key == "model name"), platform.machine())
 
 
-# ---- the machine, measured ----------------------------------------------------------------------------------------------
+def _cpu_info() -> list[tuple[str, str]]:
+    """(key, value) lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
 
 
-def measure_machine() -> dict[str, Any]:
-    """{"device", "kind", "matmul_flops", "presets": {}}: the rate of a large matrix product, median of a few, in about half a
-    second besides importing torch.
-    """
+def measure_machine() -> Machine:
+    """Times matrix products for less than half a second, in the precision that training will use."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    kind = "cuda" if cuda else "cpu"
-    dtype = getattr(torch, precision_choice(kind)[0])
-    size = 8192 if cuda else 1024
-    a, b = (torch.randn(size, size, dtype=dtype, device=kind) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ b
-        if cuda:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, _ = precision_choice(device)
+    size = 4096 if device == "cuda" else 768
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        before = time.perf_counter()
+        matrix @ matrix
+        if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()}-core {platform.machine()} CPU"
-    return {"device": name, "kind": kind, "matmul_flops": 2 * size**3 / sorted(seconds)[6], "presets": {}}
-
-
-def load_machine(folder: Path) -> dict[str, Any] | None:
-    try:
-        machine = json.loads((Path(folder) / MACHINE_FILE).read_text(encoding="utf-8"))
-        return machine if {"device", "kind", "matmul_flops", "presets"} <= machine.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None  # never measured, or not ours: measured again
-
-
-def save_machine(folder: Path, machine: dict[str, Any]) -> None:
-    from lm.metrics import replace_text
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    replace_text(Path(folder) / MACHINE_FILE, json.dumps(machine, indent=1) + "\n")
-
-
-def shape_key(preset: Preset) -> str:
-    """What a preset's speed depends on, as the key of a measured rate."""
-    parts = preset.model.model_dump(), preset.train.per_gpu_batch_size, preset.auxiliary.any_head
-    return json.dumps(parts, sort_keys=True)
-
-
-def seconds_to_budget(preset: Preset, machine: dict[str, Any], token_budget: int) -> float:
-    """Measured on this machine if this shape ever ran here, otherwise FLOPs over an assumed share of the matmul rate."""
-    rate = machine["presets"].get(shape_key(preset))
-    if rate is None:
-        flops = flops_per_token(preset.model, preset.model.vocab_size, preset.auxiliary)
-        rate = machine["matmul_flops"] * EFFICIENCY[machine["kind"]] / flops
-    return token_budget / rate
-
-
-def remember_speed(folder: Path, preset: Preset, tokens_per_second: float) -> None:
-    """Makes the next menu's time for presets of this shape the measured one."""
-    machine = load_machine(folder) or measure_machine()
-    machine["presets"][shape_key(preset)] = tokens_per_second
-    save_machine(folder, machine)
-
-
-def check_memory(preset: Preset, device_type: str) -> None:
-    """Raises UserError, with the batch size that would fit, if a CPU run cannot have the memory it needs. (A GPU says so itself
-    in the trial step; on a CPU the system would kill the process instead.)
-    """
-    if device_type != "cpu":
-        return
-    needed, available = memory_bytes(preset), available_memory()
-    if needed <= available:
-        return
-    train, fitting = preset.train, largest_batch(preset, available)
-    advice = "choose a smaller model."
-    if fitting:
-        steps = -(-train.per_gpu_batch_size * train.accumulation_steps // fitting)
-        advice = f"set train.per_gpu_batch_size to {fitting} and train.accumulation_steps to {steps}: the same tokens a step."
-    raise UserError(
-        f"Preset {preset.name!r} needs about {needed / 1e9:.1f} GB of memory with train.per_gpu_batch_size "
-        f"{train.per_gpu_batch_size}, and {available / 1e9:.1f} GB are available here: {advice}"
+        best = min(best, time.perf_counter() - before)
+    return Machine(
+        identity=machine_identity(),
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        low_precision=dtype == torch.bfloat16,
+        compiled=compile_choice(device)[0],
+        matmul_flops=2 * size**3 / best,
     )
 
 
-def peak_memory(device_type: str) -> int:
-    """Bytes this process has held at most so far: on the GPU if it trains there."""
-    if device_type == "cuda":
-        import torch
+def load_machine(folder: Path) -> Machine | None:
+    """What `save_machine` kept in `folder`, if it was this machine."""
+    try:
+        machine = Machine(**json.loads((Path(folder) / "machine.json").read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
+        return None
+    return machine if machine.identity == machine_identity() else None
 
-        return torch.cuda.max_memory_allocated()
-    import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+def save_machine(folder: Path, machine: Machine) -> None:
+    """Writes `machine.json`; `record_speed` makes a Machine with one more measured speed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".machine.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(dataclasses.asdict(machine), indent=1))
+    os.replace(temporary, folder / "machine.json")
+
+
+def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
+    speeds = machine.speeds | {speed_key(preset, world_size): tokens_per_second}
+    return dataclasses.replace(machine, speeds=speeds)
+
+
+def speed_key(preset: Preset, world_size: int = 1) -> str:
+    """All that the speed of a run depends on, but the machine."""
+    model = ",".join(f"{name}={value}" for name, value in preset.model.model_dump().items())
+    aux = preset.auxiliary.model_dump()
+    heads = "+".join(name for name, value in aux.items() if name.startswith("enable_") and value is True)
+    rows = f"{preset.train.per_gpu_batch_size}x{preset.train.accumulation_steps}x{world_size}"
+    return f"{model}; rows {rows}; heads {heads or 'none'}"
+
+
+def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world_size: int = 1) -> float:
+    """Seconds of training; from the measured speed of such a run, or else from FLOPs and the machine's matmul speed."""
+    if speed := machine.speeds.get(speed_key(preset, world_size)):
+        return token_budget / speed
+    model, train = preset.model, preset.train
+    tokens_per_step = train.per_gpu_batch_size * train.accumulation_steps * model.seq_length * world_size
+    if machine.device == "cuda":
+        efficiency = GPU_EFFICIENCY * min(1, model.hidden_size / GPU_FULL_WIDTH)
+    else:
+        efficiency = CPU_EFFICIENCY if machine.compiled else EAGER_CPU_EFFICIENCY
+    flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
+    # Several processes on one CPU share its cores; several GPUs add up.
+    devices = world_size if machine.device == "cuda" else 1
+    return token_budget * flops / (machine.matmul_flops * efficiency * devices)
+
+
+def precision_choice(device: str) -> "tuple[torch.dtype, str]":
+    """The type of matrix products on "cuda" or "cpu", and why."""
+    import torch
+
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
+        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
+    flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return torch.bfloat16, f"this CPU has {flag}"
+    return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slower than float32"
+
+
+def compile_choice(device: str) -> tuple[bool, str]:
+    """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    compiler = next((path for path in map(shutil.which, compilers) if path), None)
+    if compiler is None:
+        return False, f"no compiler found (looked for {' and '.join(compilers)})"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return False, "Python's header files are not installed (python3-dev), which compiled code needs"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")

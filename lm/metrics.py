@@ -180,13 +180,13 @@ class Interval:
     def __init__(self, first_token: int):
         self.first_token = first_token
         self.seconds = 0.0
-        self._tokens = self._bytes = self._steps = self._skipped = 0
+        self.num_steps = self._tokens = self._bytes = self._skipped = 0
         self._nats = self._norm = 0.0
         self._waited = 0.0
 
     def add(self, result: StepResult, num_tokens: int, num_bytes: int, *, seconds: float, waited: float) -> None:
-        """One step over `num_tokens` targets whose text is `num_bytes` long; `seconds` in all, `waited` of them for rows."""
-        self._steps += 1
+        """One step over `num_tokens` targets, `num_bytes` of text; `seconds` in all, `waited` of them for rows."""
+        self.num_steps += 1
         self._skipped += result.skipped
         self._tokens += num_tokens
         self._bytes += num_bytes
@@ -201,6 +201,6 @@ class Interval:
             "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes),
             "tokens_per_second": self._tokens / self.seconds,
             "data_wait_fraction": self._waited / self.seconds,
-            "grad_norm": self._norm / self._steps,
+            "grad_norm": self._norm / self.num_steps,
         }
         return record | ({"skipped_steps": self._skipped} if self._skipped else {})

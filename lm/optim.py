@@ -2,8 +2,8 @@
 
 Muon (Jordan et al., kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by its nearest semi-orthogonal
 matrix, found with five Newton-Schulz iterations. Matrices of one shape are stacked and orthogonalised in one batch of
-products; `torch.optim.Muon` does the same one tensor at a time and is the reference of the tests. Never here: gradients,
-clipping, when to step.
+products; `torch.optim.Muon` does the same one tensor at a time and is the reference of the tests. Never here:
+gradients, clipping, when to step.
 """
 
 from __future__ import annotations
@@ -86,8 +86,10 @@ def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: f
 
 
 def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
-    """Peak rates by group. Rates tuned at 524k tokens a step scale with the square root of the step's size, and those of
-    embedding and output with 1/sqrt(width); what a preset gives is taken as it is.
+    """Peak rates by group; what a preset gives is taken as it is.
+
+    Rates known for 524k tokens a step scale with the square root of the step's size, and those of embedding and output
+    with 1/sqrt(width).
     """
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
     defaults = {"matrix": 0.06 * batch, "embedding": 0.3 * width * batch, "output": 0.008 * width * batch}
@@ -98,8 +100,9 @@ def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: i
 def build_optimizers(
     trunk: nn.Module, heads: nn.Module, train: TrainConfig, hidden_size: int, tokens_per_step: int
 ) -> list[torch.optim.Optimizer]:
-    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and all of the heads']. Each group keeps its
-    peak rate as `peak_lr`.
+    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads'].
+
+    Each group keeps its peak rate as `peak_lr`.
     """
     peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
     matrices, scalars, tied = defaultdict(list), [], trunk.output.weight is trunk.embed.weight

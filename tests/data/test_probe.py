@@ -1,8 +1,10 @@
 """The menu's question to every source: right answers, and never later than promised."""
 
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from configs.source_specs import HFSource, PDFSource, PythonSource, TextSource
@@ -34,15 +36,26 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
     assert "check the name or set HF_TOKEN" in answers[6].detail
 
 
-def test_a_network_that_swallows_packets_costs_no_more_than_promised(monkeypatch):
-    with socket.socket() as silent:  # takes connections and never answers
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+def test_a_network_that_hangs_costs_no_more_than_promised(monkeypatch):
+    """One connection is never answered; the other gets a byte now and then, which no socket timeout notices."""
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK\r\n" * 2:
+                connection.send(bytes([byte]))
+                time.sleep(0.1)
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         began = time.monotonic()
         answers = probe([hf("a/b"), hf("c/d"), PythonSource(type="python", label="python")], seconds=0.5)
         assert time.monotonic() - began < 0.9
     assert [answer.ok for answer in answers] == [False, False, True]
+    assert "no answer within 0.5 s" in {answer.detail for answer in answers}
 
 
 def test_no_connection_is_said_at_once(monkeypatch):

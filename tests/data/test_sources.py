@@ -85,6 +85,11 @@ def test_text_is_read_in_the_encoding_it_was_written_in(tmp_path, encoding):
     assert texts(open_text(tmp_path)) == ["Ein Fuß, zwei Füße – drei “Maß”.\nZeile"]
 
 
+def test_one_stray_byte_does_not_spoil_a_utf8_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Größe, Maße, caf".encode() + b"\xe9")
+    assert texts(open_text(tmp_path)) == ["Größe, Maße, café"]
+
+
 def test_nothing_in_a_folder_stops_the_run(tmp_path):
     (tmp_path / "good.txt").write_text("Good text.")
     (tmp_path / "picture.txt").write_bytes(os.urandom(5000) + b"\0")

@@ -1,0 +1,125 @@
+"""What happens between two steps once in a while: save, evaluate, adapt the mixture, sample.
+
+In this order, so that nothing that may fail comes before the save.
+
+Functions of a `Run` (run.py), called on every rank together. Each is a pure function of the weights, the held-out text
+and the seed: done again after a resume, it gives the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from data.batches import run_ahead_rows
+from data.mixing import base_weights, relative_loss, slope
+from lm.evaluate import Evaluation, evaluate
+from lm.generate import generate
+from lm.metrics import Sample, printable
+from run import Run
+
+PERIODIC_EVAL_TOKENS = 100_000
+SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
+
+Say = Callable[[str], None]
+
+
+def do_what_is_due(run: Run, say: Say) -> None:
+    train, aux = run.preset.train, run.preset.auxiliary
+    if due(run, run.last_saved, train.save_every_tokens):
+        run.save(say)
+    evaluation = None
+    if due(run, run.last_evaluated, train.eval_every_tokens):
+        evaluation = measure(run, say)
+    if aux.enable_adaptive_sources and due(run, run.adaptive["tokens"], aux.adaptive_interval_tokens):
+        adapt(run, evaluation or measure(run, say), say)
+    if due(run, run.last_sampled, train.sample_every_tokens):
+        sample(run, say)
+
+
+def due(run: Run, last: int, every: int) -> bool:
+    """Whether a multiple of `every` tokens was reached since `last`; not after the last step: the end has its own."""
+    return run.tokens_seen // every > last // every and not run.done
+
+
+def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | None:
+    """Held-out loss per source, recorded and said; on a fixed subset, or on everything. None: asked to stop."""
+    held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
+    evaluation = evaluate(
+        run.joint.trunk_forward,
+        run.trunk.output.weight,
+        held_out.sources,
+        token_bytes=run.token_bytes,
+        batch_rows=run.preset.train.per_gpu_batch_size,
+        autocast=run.autocast,
+        should_stop=run.stop,
+        rank=run.world.rank,
+        world_size=run.world.size,
+        reduce=run.world.sum,
+    )
+    if evaluation is None:
+        return None
+    if everything or run.tokens_seen > run.last_evaluated:  # else measured again after a resume, and recorded already
+        run.record_evaluation(evaluation)
+    sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
+    say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
+    return evaluation
+
+
+def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
+    """New factors on the sources' weights, in force a run-ahead later, so that every resume makes the same rows."""
+    if evaluation is None:
+        return
+    aux, data, seq_length = run.preset.auxiliary, run.preset.data, run.preset.model.seq_length
+    bounds = {"low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
+    found = {label: [s.bits_per_byte, s.stderr or 0.0] for label, s in evaluation.per_source.items()}
+    factors, before = run.adaptive["factors"], run.adaptive["bits_per_byte"]
+    if aux.adaptive_rule == "relative_loss":
+        losses = [found[label][0] if label in found else None for label in run.labels]
+        factors = relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, **bounds)
+    elif before:
+        pairs = [(before.get(label, [0.0, 0.0]), found.get(label, [0.0, 0.0])) for label in run.labels]
+        falls = [was[0] - now[0] for was, now in pairs]
+        errors = [math.hypot(was[1], now[1]) for was, now in pairs]
+        factors = slope(factors, falls, errors, **bounds)
+    run.adaptive = {"tokens": run.tokens_seen, "factors": factors, "bits_per_byte": found}
+
+    from_row = run.tokens_seen // seq_length + run_ahead_rows(seq_length)
+    base = base_weights(data.mix_strategy, data.weights)
+    weights = [weight * factor for weight, factor in zip(base, factors, strict=True)]
+    run.weight_changes.append([from_row, weights])
+    if run.stream:
+        run.stream.change_weights(weights, from_row)
+    shown = ", ".join(f"{label} x{factor:.2f}" for label, factor in zip(run.labels, factors, strict=True))
+    say(f"mixture from {from_row * seq_length:,} tokens on: {shown}")
+
+
+def sample(run: Run, say: Say) -> None:
+    """Continues held-out documents, the same ones every time, and keeps what came out in samples.md."""
+    run.last_sampled = run.tokens_seen
+    if not run.world.is_first:
+        return
+    samples = []
+    for number, (label, prompt) in enumerate(prompts(run)):
+        generator = torch.Generator().manual_seed(run.preset.train.seed + number)
+        with run.autocast():
+            tokens = generate(run.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
+            text = run.tokenizer.decode(list(tokens))
+        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), text))
+        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {printable(text)}")
+    run.samples.write(run.tokens_seen, samples)
+
+
+def prompts(run: Run) -> list[tuple[str, list[int]]]:
+    """The beginnings of a few held-out documents, from the sources in turn and from all over each."""
+    sources = [source for source in run.held_out.sources if len(source.starts)]
+    length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
+    chosen = []
+    for number in range(min(SAMPLES, sum(len(source.starts) for source in sources))):
+        source = sources[number % len(sources)]
+        row, column = source.starts[(2 * number + 1) * len(source.starts) // (2 * SAMPLES)]
+        following = source.rows[row : row + 2, :-1].ravel()
+        chosen.append((source.label, following[column : column + length].tolist()))
+    return chosen
