@@ -113,15 +113,17 @@ def gather_menu(folder: Path) -> Menu:
     )
 
 
-def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: dict) -> MenuEntry:
+def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: estimate.Machine) -> MenuEntry:
     if isinstance(preset, PresetError):
         return MenuEntry(path, error=str(preset))
     return MenuEntry(
         path,
         preset,
         num_parameters=estimate.num_parameters(preset.model, preset.model.vocab_size),
-        memory_bytes=estimate.memory_bytes(preset),
-        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET),
+        memory_bytes=estimate.memory_bytes(
+            preset, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
+        ),
+        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, int(os.environ.get("WORLD_SIZE", 1))),
         sources=[SourceStatus(*answer) for answer in answers],
     )
 
@@ -214,7 +216,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
 
     preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
     try:
-        estimate.check_memory(preset, run.world.device.type)
+        estimate.check_memory(preset, run.world.device.type, **run.choices)
         if run.world.is_first:
             checkpoint.check_disk(folder, estimate.disk_bytes(preset, run.token_budget))
         sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
@@ -229,7 +231,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         if run.world.is_first:
             if fresh and checkpoint.latest_exists(folder):
                 say(f"The run that was here is put aside in {put_aside(folder)}")
-            estimate.remember_speed(folder, preset, tokens_per_second)
+            remember_speed(run, tokens_per_second)
         run.begin(say)
     except Stopped:
         say("Stopped before the first step: nothing to save." if not resumed else "Stopped; the run is as it was.")
@@ -256,6 +258,13 @@ def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
         disk_free_bytes=shutil.disk_usage(run.folder).free,
         tokens_per_second=tokens_per_second,
     )
+
+
+def remember_speed(run: Run, tokens_per_second: float) -> None:
+    """Makes the next menu's time for such a run the measured one."""
+    machine = estimate.load_machine(run.folder) or estimate.measure_machine()
+    machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)
+    estimate.save_machine(run.folder, machine)
 
 
 def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
@@ -322,7 +331,7 @@ def progress_bar(run: Run):
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM during a run: the first asks it to finish the step, save and leave; the second leaves at once."""
+    """Ctrl-C or SIGTERM in a run: the first asks it to finish the step, save and leave; the second leaves at once."""
 
     def __init__(self) -> None:
         self.asked = False

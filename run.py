@@ -86,8 +86,9 @@ class Run:
         self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
         self.dtype, dtype_reason = precision_choice(world.device.type)
         self.compiled, compile_reason = compile_choice(world.device.type)
+        self.choices = {"low_precision": self.dtype == torch.bfloat16, "compiled": self.compiled}
         self.decisions = [
-            (self.dtype, dtype_reason),
+            (str(self.dtype).removeprefix("torch."), dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
@@ -128,7 +129,7 @@ class Run:
         )
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def trial(self) -> float:
         """Two real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the second.
@@ -163,7 +164,7 @@ class Run:
         )
 
     def begin(self, say: Callable[[str], None]) -> None:
-        """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights are loaded."""
+        """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         first = self.world.is_first
         if first:
             self.stream.go()
@@ -334,7 +335,7 @@ class Run:
             "parameters": f"{sum(parameter.numel() for parameter in self.trunk.parameters()):,}",
             "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
-            "machine": f"{self.world.size} x {device_name(self.world.device)}, {self.dtype}",
+            "machine": f"{self.world.size} x {device_name(self.world.device)}, {self.decisions[0][0]}",
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         }
 

@@ -122,8 +122,8 @@ class JointModel(nn.Module):
     def forward(
         self, tokens_BT1: Tensor, targets_BT: Tensor, samples: dict[str, Tensor], trunk_gradient_scale: float = 0.0
     ) -> JointOutput:
-        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is what
-        `sample` drew. The same call under `no_grad`, with a fixed generator, measures held-out rows."""
+        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is
+        what `sample` drew. The same call under `no_grad`, with a fixed generator, measures held-out rows."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.output.weight
         loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
@@ -132,10 +132,8 @@ class JointModel(nn.Module):
         if not self.heads:
             return JointOutput(loss_sum, loss_sum.detach(), num_tokens, {}, {})
 
-        if trunk_gradient_scale == 0:
-            head_hidden_BTD = hidden_BTD.detach()
-        else:
-            head_hidden_BTD = scale_gradient(hidden_BTD, trunk_gradient_scale)
+        scale = trunk_gradient_scale
+        head_hidden_BTD = hidden_BTD.detach() if scale == 0 else scale_gradient(hidden_BTD, scale)
         losses, measures = self._heads_forward(
             head_hidden_BTD,
             tokens_BT1,

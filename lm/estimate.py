@@ -1,30 +1,26 @@
-"""What a preset costs before anything of it is built, and what this machine offers.
+"""What a preset costs before anything of it is built: parameters, FLOPs, memory, disk and time.
 
-Pure arithmetic over a preset; torch is imported only by `measure_machine` and `precision_choice`, so the menu can show
-these numbers first. Estimates of time and memory are guesses until a trial step or a run has measured them:
-`save_machine` keeps measured speeds, and the next menu uses those. Every automatic choice comes with its reason.
+Pure arithmetic over a preset and a Machine (lm/machine.py), without torch, so the menu can show it first. Time and
+memory are guesses until a trial step or a run has measured them: `remember_speed` keeps what was measured for the next
+menu.
 
 D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
 """
 
 import dataclasses
-import importlib.util
-import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import sysconfig
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from configs.schema import AuxiliaryConfig, ModelConfig, Preset
+from configs.schema import AuxiliaryConfig, ModelConfig, Preset, UserError
 from lm.checkpoint import required_bytes
-
-if TYPE_CHECKING:
-    import torch
+from lm.machine import (  # noqa: F401  until main.py and run.py import the others from lm.machine themselves
+    Machine,
+    available_memory,
+    compile_choice,
+    load_machine,
+    measure_machine,
+    peak_memory,
+    precision_choice,
+    save_machine,
+)
 
 # The heads' shapes that matter for cost (aux_heads/): one position in four, three tokens ahead.
 UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 4, 1 / 16
@@ -36,6 +32,7 @@ LAYER_BYTES, SCORE_BYTES = 35, 9  # kept for backward: a channel of one layer an
 FP32_FACTOR, EAGER_FACTOR = 1.7, 2.0  # of those bytes, without bf16 and without torch.compile
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
 PRODUCER_BYTES = 400_000_000
+MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
 CPU_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.65, 0.5  # of the matmul peak: 17.5k tokens/s of 28 MFLOP at 725 GFLOP/s
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
@@ -78,8 +75,8 @@ def flops_per_token(
     flops += 6.0 * model.num_layers * width * model.seq_length
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         flops += 6 * 4 * width**2 * UNROLL_STEPS * POSITION_SHARE
-    if auxiliary.enable_policy:  # the output layer is read, not trained: no weight gradient
-        flops += 4 * width * vocab_size * UNROLL_STEPS * POLICY_SHARE
+    if auxiliary.enable_policy:  # what the model says, forward; what the latent says, forward and to the latent only
+        flops += 6 * width * vocab_size * POLICY_SHARE
     if auxiliary.enable_value:
         flops += 6 * VALUE_SIZE * (width + VALUE_BINS) * (1 + UNROLL_STEPS) * POSITION_SHARE
     if tokens_per_step:
@@ -134,123 +131,25 @@ def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices
     return 0
 
 
-def available_memory() -> int | None:
-    """Bytes this process may still take: free memory, its control group's and its own limit. None where unknown."""
-    if sys.platform == "darwin":  # what is free is not told; all of it is an upper bound
-        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
-    if sys.platform != "linux":
-        return None
-    import resource
+def check_memory(preset: Preset, device: str, **choices: bool) -> None:
+    """Raises UserError, with the batch size that would fit, when a CPU run would take more memory than there is.
 
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    limits = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    limits += [limit - used for limit, used in _control_group_limits()]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        limits.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))
-    return max(0, min(limits))
-
-
-def _control_group_limits() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of this process's control group and those above it, version 2 or 1."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup", controllers)
-        limit, used = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        )
-        here = root / group.lstrip("/")
-        for folder in (here, *here.parents):
-            if not folder.is_relative_to(root):
-                break
-            try:
-                found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
-            except (OSError, ValueError):  # not visible in this container, or "max"
-                continue
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What was measured here. `speeds`: tokens a second of each kind of run that was tried, see `speed_key`."""
-
-    identity: str
-    device: str  # "cpu" or "cuda"
-    device_name: str
-    low_precision: bool
-    compiled: bool
-    matmul_flops: float  # a second, one device, in the precision that training uses
-    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-def machine_identity() -> str:
-    """Names the hardware in use without torch: measurements of another machine, or of other GPUs, do not apply."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible)"
-
-
-def _cpu_name() -> str:
-    return next((value for key, value in _cpu_info() if key == "model name"), platform.machine())
-
-
-def _cpu_info() -> list[tuple[str, str]]:
-    """(key, value) lines of /proc/cpuinfo; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
-
-
-def measure_machine() -> Machine:
-    """Times matrix products for less than half a second, in the precision that training will use."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype, _ = precision_choice(device)
-    size = 4096 if device == "cuda" else 768
-    matrix = torch.randn(size, size, device=device).to(dtype)
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < 0.3:
-        before = time.perf_counter()
-        matrix @ matrix
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - before)
-    return Machine(
-        identity=machine_identity(),
-        device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        low_precision=dtype == torch.bfloat16,
-        compiled=compile_choice(device)[0],
-        matmul_flops=2 * size**3 / best,
+    A GPU says so itself in the trial step; on a CPU the system would kill the process instead.
+    """
+    if device != "cpu":
+        return
+    needed, available = memory_bytes(preset, device, **choices), available_memory()
+    if needed <= MEMORY_TOLERANCE * available:
+        return
+    train, fitting = preset.train, largest_batch(preset, available, device, **choices)
+    advice = "No batch size fits: choose a smaller model."
+    if fitting:
+        steps = train.per_gpu_batch_size * train.accumulation_steps // fitting
+        advice = f"Set train.per_gpu_batch_size to {fitting} and train.accumulation_steps to {steps}: the same tokens a step."
+    raise UserError(
+        f"Preset {preset.name!r} needs about {needed / 1e9:.1f} GB of memory with train.per_gpu_batch_size "
+        f"{train.per_gpu_batch_size}, and {available / 1e9:.1f} GB are free here. {advice}"
     )
-
-
-def load_machine(folder: Path) -> Machine | None:
-    """What `save_machine` kept in `folder`, if it was this machine."""
-    try:
-        machine = Machine(**json.loads((Path(folder) / "machine.json").read_text()))
-    except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
-        return None
-    return machine if machine.identity == machine_identity() else None
-
-
-def save_machine(folder: Path, machine: Machine) -> None:
-    """Writes `machine.json`; `record_speed` makes a Machine with one more measured speed."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".machine.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(dataclasses.asdict(machine), indent=1))
-    os.replace(temporary, folder / "machine.json")
-
-
-def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
-    speeds = machine.speeds | {speed_key(preset, world_size): tokens_per_second}
-    return dataclasses.replace(machine, speeds=speeds)
 
 
 def speed_key(preset: Preset, world_size: int = 1) -> str:
@@ -278,29 +177,7 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
     return token_budget * flops / (machine.matmul_flops * efficiency * devices)
 
 
-def precision_choice(device: str) -> "tuple[torch.dtype, str]":
-    """The type of matrix products on "cuda" or "cpu", and why."""
-    import torch
-
-    if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
-        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
-    flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in flags:
-            return torch.bfloat16, f"this CPU has {flag}"
-    return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slower than float32"
-
-
-def compile_choice(device: str) -> tuple[bool, str]:
-    """Whether torch.compile can be used on "cuda" or "cpu", and why."""
-    compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
-    compiler = next((path for path in map(shutil.which, compilers) if path), None)
-    if compiler is None:
-        return False, f"no compiler found (looked for {' and '.join(compilers)})"
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        return False, "Python's header files are not installed (python3-dev), which compiled code needs"
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
-        return False, "triton is not installed"
-    return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")
+def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
+    """`machine` with one more measured speed, of all processes together, for `save_machine`."""
+    speeds = machine.speeds | {speed_key(preset, world_size): tokens_per_second}
+    return dataclasses.replace(machine, speeds=speeds)

@@ -83,8 +83,8 @@ class StepResult:
 class TrainStep:
     """`step(tokens, plan, progress)` on every rank together.
 
-    `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no head can
-    shrink the trunk's step. Raises UserError after MAX_SKIPPED_IN_A_ROW steps whose gradients were not finite.
+    `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no
+    head can shrink the trunk's step. Raises UserError after MAX_SKIPPED_IN_A_ROW steps whose gradients were not finite.
     """
 
     def __init__(

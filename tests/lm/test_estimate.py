@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,8 +14,8 @@ import torch
 
 import lm.model
 from aux_heads.joint import build_heads
-from configs.schema import ModelConfig, Preset, TrainConfig, load_preset, parse_preset
-from lm import estimate
+from configs.schema import ModelConfig, Preset, TrainConfig, UserError, load_preset, parse_preset
+from lm import estimate, machine
 from lm.model import Transformer
 from lm.optim import build_optimizers
 
@@ -136,14 +137,28 @@ def test_the_largest_batch_fits_and_keeps_the_step(preset):
     assert estimate.largest_batch(preset, 10**6) == 0
 
 
+def test_too_little_memory_is_said_with_a_batch_that_fits(preset, monkeypatch):
+    estimate.check_memory(preset, "cpu")
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1_300_000_000)
+    wide = with_changes(preset, per_gpu_batch_size=512)
+    with pytest.raises(UserError, match=r"Set train\.per_gpu_batch_size to") as caught:
+        estimate.check_memory(wide, "cpu")
+    rows, steps = map(int, re.findall(r"(?:size to|steps to) (\d+)", str(caught.value)))
+    assert rows * steps == 512
+    estimate.check_memory(with_changes(wide, per_gpu_batch_size=rows, accumulation_steps=steps), "cpu")
+    monkeypatch.setattr(estimate, "available_memory", lambda: 10**8)
+    with pytest.raises(UserError, match="choose a smaller model"):
+        estimate.check_memory(preset, "cpu")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_available_memory_respects_the_limit_of_the_process():
-    assert 0 < estimate.available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < machine.available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     code = f"""
         import sys, resource
         sys.path.insert(0, {str(ROOT)!r})
         resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))
-        from lm.estimate import available_memory
+        from lm.machine import available_memory
         assert 0 < available_memory() < 10**9
         assert "torch" not in sys.modules
     """
@@ -151,24 +166,25 @@ def test_available_memory_respects_the_limit_of_the_process():
 
 
 def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only(tmp_path, preset, monkeypatch):
-    assert estimate.load_machine(tmp_path) is None
-    machine = estimate.measure_machine()
-    assert 1e9 < machine.matmul_flops < 1e16
-    guess = estimate.seconds_to_budget(preset, machine, BUDGET)
-    assert guess == pytest.approx(estimate.seconds_to_budget(preset, machine, BUDGET // 2) * 2)
-    estimate.save_machine(tmp_path, estimate.record_speed(machine, preset, 20_000.0))
-    loaded = estimate.load_machine(tmp_path)
+    assert machine.load_machine(tmp_path) is None
+    measured = machine.measure_machine()
+    assert 1e9 < measured.matmul_flops < 1e16
+    guess = estimate.seconds_to_budget(preset, measured, BUDGET)
+    assert guess == pytest.approx(estimate.seconds_to_budget(preset, measured, BUDGET // 2) * 2)
+    machine.save_machine(tmp_path, estimate.record_speed(measured, preset, 20_000.0))
+    loaded = machine.load_machine(tmp_path)
     assert estimate.seconds_to_budget(preset, loaded, BUDGET) == 5000
+    assert estimate.seconds_to_budget(preset, loaded, BUDGET, world_size=2) != 5000
     wider = with_changes(preset, per_gpu_batch_size=preset.train.per_gpu_batch_size * 2)
     assert estimate.seconds_to_budget(wider, loaded, BUDGET) != 5000
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    assert estimate.load_machine(tmp_path) is None
+    assert machine.load_machine(tmp_path) is None
     (tmp_path / "machine.json").write_text("{torn")
-    assert estimate.load_machine(tmp_path) is None
+    assert machine.load_machine(tmp_path) is None
 
 
 def test_time_falls_with_gpus_and_grows_with_the_model(preset):
-    gpu = estimate.Machine("here", "cuda", "GPU", True, True, 1e15)
+    gpu = machine.Machine("here", "cuda", "GPU", True, True, 1e15)
     assert estimate.seconds_to_budget(preset, gpu, BUDGET, 4) < estimate.seconds_to_budget(preset, gpu, BUDGET) / 3
     general = load_preset(ROOT / "configs" / "00_best_general.json")
     cpu = dataclasses.replace(gpu, device="cpu", matmul_flops=7e11)
@@ -183,14 +199,14 @@ def test_disk_covers_checkpoints_and_journal(preset):
 
 
 def test_choices_follow_the_hardware_and_say_why(monkeypatch):
-    monkeypatch.setattr(estimate, "_cpu_info", lambda: [("flags", "sse avx512_bf16")])
-    assert estimate.precision_choice("cpu") == (torch.bfloat16, "this CPU has avx512_bf16")
-    monkeypatch.setattr(estimate, "_cpu_info", lambda: [("flags", "sse avx2")])
-    dtype, reason = estimate.precision_choice("cpu")
+    monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx512_bf16")])
+    assert machine.precision_choice("cpu") == (torch.bfloat16, "this CPU has avx512_bf16")
+    monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx2")])
+    dtype, reason = machine.precision_choice("cpu")
     assert dtype == torch.float32
     assert "avx512_bf16" in reason
     monkeypatch.setenv("PATH", "")
-    assert estimate.compile_choice("cpu") == (False, "no compiler found (looked for g++ and clang++)")
+    assert machine.compile_choice("cpu") == (False, "no compiler found (looked for g++ and clang++)")
 
 
 def test_a_model_config_is_enough_for_parameters():

@@ -1,0 +1,173 @@
+"""What this machine offers: memory, the speed of its matrix products, bfloat16, a compiler. Each choice says why.
+
+Linux and macOS. torch is imported only where a GPU or a matrix product is needed; nothing here knows a preset.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm.files import temporary_name
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What was measured here. `speeds`: tokens a second of each kind of run that was tried (lm/estimate.py)."""
+
+    identity: str
+    device: str  # "cpu" or "cuda"
+    device_name: str
+    low_precision: bool
+    compiled: bool
+    matmul_flops: float  # a second, one device, in the precision that training uses
+    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def machine_identity() -> str:
+    """Names the hardware in use without torch: measurements of another machine, or of other GPUs, do not apply."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible)"
+
+
+def _cpu_name() -> str:
+    return next((value for key, value in _cpu_info() if key == "model name"), platform.machine())
+
+
+def _cpu_info() -> list[tuple[str, str]]:
+    """(key, value) lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def measure_machine() -> Machine:
+    """Times matrix products for less than half a second, in the precision that training will use."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, _ = precision_choice(device)
+    size = 4096 if device == "cuda" else 768
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        before = time.perf_counter()
+        matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - before)
+    return Machine(
+        identity=machine_identity(),
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        low_precision=dtype == torch.bfloat16,
+        compiled=compile_choice(device)[0],
+        matmul_flops=2 * size**3 / best,
+    )
+
+
+def load_machine(folder: Path) -> Machine | None:
+    """What `save_machine` kept in `folder`, if it was this machine."""
+    try:
+        machine = Machine(**json.loads((Path(folder) / "machine.json").read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
+        return None
+    return machine if machine.identity == machine_identity() else None
+
+
+def save_machine(folder: Path, machine: Machine) -> None:
+    """Writes `machine.json` in one step."""
+    target = Path(folder) / "machine.json"
+    temporary = temporary_name(target)
+    temporary.write_text(json.dumps(dataclasses.asdict(machine), indent=1))
+    os.replace(temporary, target)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: of free memory, within its control group's limits and its own."""
+    if sys.platform == "darwin":  # what is free is not told; all of it is an upper bound
+        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
+    import resource
+
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    limits = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    limits += [limit - used for limit, used in _control_group_limits()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        limits.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))
+    return max(0, min(limits))
+
+
+def peak_memory(device: str) -> int:
+    """Bytes this process has held at most so far: of the GPU for "cuda"."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _control_group_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of this process's control group and those above it, version 2 or 1."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        limit, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
+        here = root / group.lstrip("/")
+        for folder in (here, *here.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
+            except (OSError, ValueError):  # not visible in this container, or "max"
+                continue
+    return found
+
+
+def precision_choice(device: str) -> "tuple[torch.dtype, str]":
+    """The type of matrix products on "cuda" or "cpu", and why."""
+    import torch
+
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
+        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
+    flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return torch.bfloat16, f"this CPU has {flag}"
+    return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slower than float32"
+
+
+def compile_choice(device: str) -> tuple[bool, str]:
+    """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    compiler = next((path for path in map(shutil.which, compilers) if path), None)
+    if compiler is None:
+        return False, f"no compiler found (looked for {' and '.join(compilers)})"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return False, "Python's header files are not installed (python3-dev), which compiled code needs"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")
