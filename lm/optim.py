@@ -92,7 +92,7 @@ def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: i
     with 1/sqrt(width).
     """
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
-    defaults = {"matrix": 0.06 * batch, "embedding": 0.3 * width * batch, "output": 0.008 * width * batch}
+    defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.008 * width * batch}
     defaults["scalar"] = 0.015 * batch
     return {name: getattr(train, f"{name}_learning_rate") or rate for name, rate in defaults.items()}
 

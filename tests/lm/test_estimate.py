@@ -114,7 +114,7 @@ STEP = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS counts memory in other units")
 def test_memory_is_near_what_a_process_really_takes(preset):
-    rows = 16
+    rows = 8
     code = textwrap.dedent(
         STEP.format(root=str(ROOT), path=str(ROOT / "configs" / "02_offline_python.json"), rows=rows)
     )
@@ -140,7 +140,7 @@ def test_the_largest_batch_fits_and_keeps_the_step(preset):
 def test_too_little_memory_is_said_with_a_batch_that_fits(preset, monkeypatch):
     estimate.check_memory(preset, "cpu")
     monkeypatch.setattr(estimate, "available_memory", lambda: 1_300_000_000)
-    wide = with_changes(preset, per_gpu_batch_size=512)
+    wide = with_changes(preset, per_gpu_batch_size=512, accumulation_steps=1)
     with pytest.raises(UserError, match=r"Set train\.per_gpu_batch_size to") as caught:
         estimate.check_memory(wide, "cpu")
     rows, steps = map(int, re.findall(r"(?:size to|steps to) (\d+)", str(caught.value)))
