@@ -108,7 +108,7 @@ def gather_menu(folder: Path) -> Menu:
     return Menu(
         [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
         summary(current) if current else None,
-        [summary(run) for run in archived_runs(folder) if not run["finished"]],
+        [run for run in map(summary, archived_runs(folder)) if not run.finished],
         has_model=current is not None,
     )
 
@@ -129,7 +129,15 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine:
 
 
 def summary(run: checkpoint.RunSummary) -> RunSummary:
-    return RunSummary(run["name"], run["tokens_seen"], run["token_budget"], run["saved_at"], run["folder"])
+    reported = (run["folder"] / "report.md").exists()  # the end of a run may have been interrupted too
+    return RunSummary(
+        run["name"],
+        run["tokens_seen"],
+        run["token_budget"],
+        run["saved_at"],
+        run["folder"],
+        run["finished"] and reported,
+    )
 
 
 def start(choice: Choice | None) -> None:
@@ -185,7 +193,8 @@ def train(
     say = print if world.is_first else lambda *_: None
     with StopRequest() as stop, FolderLock(folder) if world.is_first else nullcontext():
         state = world.from_first(lambda: None if fresh else load_unfinished(preset, folder, say))
-        if state and state["tokens_seen"] >= token_budget and (folder / "report.md").exists():
+        over = state and (state["exhausted"] or state["tokens_seen"] >= token_budget)
+        if world.from_first(lambda: over and (folder / "report.md").exists()):
             return
         run = Run(preset, world, folder, token_budget, state, stop)
         try:
@@ -216,9 +225,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
 
     preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
     try:
-        estimate.check_memory(preset, run.world.device.type, **run.choices)
-        if run.world.is_first:
-            checkpoint.check_disk(folder, estimate.disk_bytes(preset, run.token_budget))
+        run.world.from_first(lambda: checkpoint.check_disk(folder, estimate.disk_bytes(preset, run.token_budget)))
         sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
         for notice in (notice for source in sources for notice in source.notices):
             say(notice)
@@ -229,7 +236,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
         say(render_card(start_card(run, sources, tokens_per_second)))
         if run.world.is_first:
-            if fresh and checkpoint.latest_exists(folder):
+            if fresh and (checkpoint.latest_exists(folder) or stream_of_another(folder, preset)):
                 say(f"The run that was here is put aside in {put_aside(folder)}")
             remember_speed(run, tokens_per_second)
         run.begin(say)
@@ -237,6 +244,15 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         say("Stopped before the first step: nothing to save." if not resumed else "Stopped; the run is as it was.")
         return False
     return True
+
+
+def stream_of_another(folder: Path, preset: Preset) -> bool:
+    """Whether a run killed before its first checkpoint has left a stream that `preset` cannot use."""
+    from data.journal import read_header
+    from data.preparation import data_identity
+
+    header = read_header(folder / "stream")
+    return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())
 
 
 def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
@@ -273,7 +289,7 @@ def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
 
     with progress_bar(run) as bar:
         while not run.done:
-            do_what_is_due(run, bar.write)
+            do_what_is_due(run, bar.write if run.world.is_first else say)
             step = run.next_step()
             if step is None:
                 break
@@ -282,7 +298,7 @@ def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
             bar.set_postfix_str(run.headline(result), refresh=False)
     if not run.done:
         run.record()
-        run.save(say)
+        run.save(say, last=True)
         say(f"Saved at {run.tokens_seen:,} tokens. `python main.py` and Enter continue with the very next one.")
         return
     finish(run, say)
@@ -292,7 +308,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
     """The end of a run: saved first, then measured on everything held out, reported and exported."""
     from periodic import measure, sample
 
-    run.save(say)
+    run.save(say, last=True)
     evaluation = measure(run, say, everything=True)
     if evaluation is None:
         say("Stopped during the final evaluation. The model is saved: start again for the report.")
@@ -364,7 +380,8 @@ def use(action: str, folder: Path) -> None:
     from lm.talk import talk
     from run import export, load_model
 
-    state, notice = checkpoint.load(folder)
+    with FolderLock(folder):
+        state, notice = checkpoint.load(folder)
     if notice:
         print(notice)
     if action == "export":

@@ -26,7 +26,7 @@ from data import tokenizer as bpe
 from data.batches import Stopped, Stream, StreamEnded
 from lm import checkpoint
 from lm.distributed import World
-from lm.estimate import compile_choice, precision_choice
+from lm.estimate import check_memory, compile_choice, precision_choice
 from lm.evaluate import Evaluation
 from lm.export import export_huggingface
 from lm.loss import linear_cross_entropy
@@ -59,7 +59,10 @@ class Run:
         state: dict | None,
         stop: Callable[[], bool],
     ):
-        """`state`: the checkpoint to go on from. Opens the sources (phase 1 of the producer); writes nothing."""
+        """`state`: the checkpoint to go on from. Opens the sources (phase 1 of the producer); writes nothing.
+
+        Raises UserError for a model that memory cannot hold, a tokenizer that cannot be read, heads without room.
+        """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         state = state or {}
         model, train, aux = preset.model, preset.train, preset.auxiliary
@@ -76,17 +79,16 @@ class Run:
         self.global_batch_rows = train.per_gpu_batch_size * train.accumulation_steps * world.size
         if state and not self._batch_was_edited(state["preset"]):
             self.global_batch_rows = state["global_batch_rows"]  # however many processes there are now
-        self.stream = self._open_stream() if world.is_first else None
-
         given = bpe.load(preset.data.tokenizer) if preset.data.tokenizer else None
         self.vocab_size = bpe.vocab_size(given) if given else model.vocab_size
         end_of_text = bpe.end_of_text(given) if given else 0
+        self.dtype, dtype_reason = precision_choice(world.device.type)
+        self.compiled, compile_reason = compile_choice(world.device.type)
+        check_memory(preset, world.device.type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
         torch.manual_seed(train.seed)
         self.trunk = Transformer(model, self.vocab_size).to(world.device)
         self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
-        self.dtype, dtype_reason = precision_choice(world.device.type)
-        self.compiled, compile_reason = compile_choice(world.device.type)
-        self.choices = {"low_precision": self.dtype == torch.bfloat16, "compiled": self.compiled}
+        self.stream = self._open_stream() if world.is_first else None  # after all that may be refused
         self.decisions = [
             (str(self.dtype).removeprefix("torch."), dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
@@ -277,8 +279,9 @@ class Run:
 
     # ---- its state ----------------------------------------------------------------------------------------------
 
-    def save(self, say: Callable[[str], None]) -> None:
-        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row is raised."""
+    def save(self, say: Callable[[str], None], *, last: bool = False) -> None:
+        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row is raised, and that
+        of the `last` save before the program ends."""
         self.last_saved = self.tokens_seen
         if not self.world.is_first:
             return
@@ -287,7 +290,7 @@ class Run:
             self._failed_saves = 0
         except checkpoint.CheckpointError as error:
             self._failed_saves += 1
-            if self._failed_saves == MAX_FAILED_SAVES:
+            if last or self._failed_saves == MAX_FAILED_SAVES:
                 raise
             say(str(error))
 

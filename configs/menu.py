@@ -64,10 +64,7 @@ class RunSummary:
     token_budget: int
     when: float  # of its last checkpoint, in seconds since 1970
     path: Path
-
-    @property
-    def finished(self) -> bool:
-        return self.tokens_seen >= self.token_budget
+    finished: bool = False  # with nothing left to do: trained to the end, and reported
 
 
 @dataclass(frozen=True)

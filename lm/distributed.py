@@ -38,7 +38,7 @@ class World:
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-        if size > 1:
+        if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
         return cls(rank, local_rank, size, device)
 

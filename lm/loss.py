@@ -15,8 +15,9 @@ CHUNK = 512
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        need_grad = any(ctx.needs_input_grad[:2])
+    def forward(
+        ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool
+    ) -> tuple[Tensor, Tensor]:
         low = (
             torch.get_autocast_dtype(hidden_ND.device.type)
             if torch.is_autocast_enabled(hidden_ND.device.type)
@@ -47,7 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum: Tensor, _grad_losses: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, grad_weight * grad_sum, None
+        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,4 +57,6 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     Returns the sum over targets that are not `IGNORE` (a scalar with gradient) and the losses one by one (N, detached,
     0 where ignored). Logits are computed in the autocast dtype, everything after them in fp32.
     """
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+    # Asked here: inside the function grad mode is always off, and ctx.needs_input_grad knows nothing of no_grad.
+    need_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, need_grad)

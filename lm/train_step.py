@@ -102,7 +102,9 @@ class TrainStep:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         trunk_gradient_scale: Callable[[float], float] = lambda progress: 0.0,
     ):
-        self.model, self.trunk, self.heads, self.sample = model, trunk, heads, sample
+        self.model, self.sample = model, sample
+        parts = [list(part.parameters()) for part in (trunk, heads)]
+        self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
         self.trunk_gradient_scale = trunk_gradient_scale
@@ -111,10 +113,9 @@ class TrainStep:
     def __call__(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> StepResult:
         """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1."""
         loss_sum, heads = self.accumulate(tokens, plan, progress)
-        trunk_norm = nn.utils.clip_grad_norm_(self.trunk.parameters(), self.gradient_clip)
-        head_norm = nn.utils.clip_grad_norm_(self.heads.parameters(), self.gradient_clip)
+        norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
         # Gradients are summed over ranks by now, so every rank sees the same norms and takes the same branch.
-        skipped = not bool(torch.isfinite(trunk_norm) & torch.isfinite(head_norm))
+        skipped = not bool(torch.isfinite(torch.stack(norms)).all())
         if not skipped:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -127,7 +128,7 @@ class TrainStep:
             )
         total, *means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()
         measured = {name: mean / self.world.size for name, mean in zip(heads, means, strict=True)}
-        return StepResult(total / plan.num_tokens, float(trunk_norm), skipped, measured)
+        return StepResult(total / plan.num_tokens, float(norms[0]), skipped, measured)
 
     def accumulate(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward and backward over this rank's micro-batches; gradients are then those of the step's mean loss.

@@ -56,7 +56,7 @@ def entry(
 GENERAL, QA, OFFLINE = entry("00_best_general"), entry("01_best_qa"), entry("02_offline_python")
 BROKEN = MenuEntry(path=Path("configs/03_mine.json"), error="configs/03_mine.json: name is missing\n    allowed: text")
 UNFINISHED = RunSummary("best_general", 34_000_000, 100_000_000, 1.7e9, Path("checkpoints"))
-FINISHED = dataclasses.replace(UNFINISHED, tokens_seen=100_000_000)
+FINISHED = dataclasses.replace(UNFINISHED, tokens_seen=100_000_000, finished=True)
 ARCHIVED = RunSummary("best_qa", 5_000_000, 100_000_000, 1.6e9, Path("checkpoints/archive/best_qa-1"))
 
 

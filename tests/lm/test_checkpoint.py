@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import textwrap
@@ -101,6 +102,26 @@ def test_three_generations_are_kept(tmp_path):
     assert generations(tmp_path) == [4, 3, 2]
     assert tokens_in(tmp_path / ALIAS) == 4
     assert sorted(os.listdir(tmp_path)) == sorted([*GENERATIONS, ALIAS])
+
+
+def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, make_state(1))
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor):
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def watched_replace(source, target):
+        events.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    checkpoint.save(tmp_path, make_state(2))
+    assert events[0] == (tmp_path / CURRENT).stat().st_ino
+    assert events[1:] == [PREVIOUS, ALIAS, CURRENT, "folder"]
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
@@ -270,6 +291,8 @@ def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_p
     assert (again["tokens_seen"], notice) == (expected, "")
     checkpoint.save(tmp_path, make_state(4))
     assert generations(tmp_path)[:2] == [4, expected]
+    for name in filter(lambda name: (tmp_path / name).exists(), GENERATIONS):
+        checkpoint.read(tmp_path / name)  # what was damaged is no generation any more
 
 
 def test_never_a_silent_fresh_start(tmp_path):

@@ -1,0 +1,250 @@
+"""Every target once, the exact gradient however a step is cut up, and no step on numbers that went wrong."""
+
+import copy
+import math
+from itertools import chain, repeat
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aux_heads.joint import JointModel, build_heads
+from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig, UserError
+from lm.distributed import World
+from lm.loss import IGNORE, linear_cross_entropy
+from lm.model import Transformer
+from lm.optim import build_optimizers
+from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan, TrainStep, micro_batches, plan_step, rows_of_rank
+
+VOCAB, SEQ_LENGTH, NUM_ROWS = 60, 64, 8
+CPU = torch.device("cpu")
+ALONE = World(0, 0, 1, CPU)
+NO_HEADS = AuxiliaryConfig()
+ALL_HEADS = AuxiliaryConfig(
+    enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True
+)
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    batch_rows=st.integers(1, 5),
+    seq_length=st.integers(1, 9),
+    accumulation=st.integers(1, 4),
+    world_size=st.integers(1, 4),
+    token_budget=st.integers(1, 700),
+)
+@settings(deadline=None)
+def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
+    batch_rows, seq_length, accumulation, world_size, token_budget
+):
+    """Token i of this stream is the number i, so the targets of a whole run must be 1, 2, ... token_budget."""
+    seen, learnt = 0, []
+    while seen < token_budget:
+        plan = plan_step(seen, token_budget, batch_rows * accumulation * world_size, seq_length)
+        assert plan.first_row * seq_length == seen
+        stream = np.arange(plan.num_rows)[:, None] * seq_length + np.arange(seq_length + 1) + seen
+        for rank in range(world_size):
+            place = SimpleNamespace(rank=rank, size=world_size, device=CPU)
+            batches = list(micro_batches(stream, plan, place, batch_rows))
+            assert 1 <= len(batches) <= accumulation
+            for batch in batches:
+                assert batch.tokens_BT1.shape == (batch_rows, seq_length + 1)
+                assert batch.targets_BT.shape == (batch_rows, seq_length)
+                valid = batch.targets_BT != IGNORE
+                assert torch.equal(batch.targets_BT[valid], batch.tokens_BT1[:, 1:][valid])
+                assert not valid.any() or batch.tokens_BT1[0, 0] == batch.first_row * seq_length
+                learnt += batch.targets_BT[valid].tolist()
+        seen += plan.num_tokens
+    assert seen == token_budget
+    assert learnt == list(range(1, token_budget + 1))
+
+
+@given(num_rows=st.integers(0, 50), world_size=st.integers(1, 8))
+def test_ranks_share_rows_evenly_and_in_order(num_rows, world_size):
+    parts = [rows_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
+    assert [row for part in parts for row in range(num_rows)[part]] == list(range(num_rows))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_rank_without_rows_takes_part_with_a_masked_micro_batch():
+    plan = StepPlan(first_row=7, num_rows=1, num_tokens=3)
+    [batch] = micro_batches(np.ones((1, 6), int), plan, SimpleNamespace(rank=0, size=2, device=CPU), 4)
+    assert batch.tokens_BT1.shape == (4, 6)
+    assert torch.all(batch.targets_BT == IGNORE)
+
+
+# ---- gradients --------------------------------------------------------------------------------------------------
+
+
+class Poisoned:
+    """The loss times the next of `factors`: one number for each micro-batch."""
+
+    def __init__(self, *factors: float):
+        self.factors = chain(factors, repeat(1.0))
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        total, losses_N = linear_cross_entropy(*inputs)
+        return total * next(self.factors), losses_N
+
+
+def make_step(
+    aux: AuxiliaryConfig = NO_HEADS, batch_rows: int = NUM_ROWS, seed: int = 1337, clip: float = 1e9, loss=None
+) -> TrainStep:
+    """A small model whose blocks are not the identity, so that every matrix has a gradient."""
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=SEQ_LENGTH, mlp_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = Transformer(config, VOCAB)
+        for parameter in trunk.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+        heads = build_heads(aux, 32, SEQ_LENGTH)
+    joint = JointModel(trunk, heads, aux, loss or linear_cross_entropy)
+    optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
+    return TrainStep(
+        joint, trunk, heads, joint.sample, optimizers, ALONE, batch_rows=batch_rows, gradient_clip=clip, seed=seed
+    )
+
+
+def rows(num_rows: int = NUM_ROWS, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(VOCAB, size=(num_rows, SEQ_LENGTH + 1))
+
+
+def whole(num_rows: int = NUM_ROWS, first_row: int = 0) -> StepPlan:
+    return StepPlan(first_row, num_rows, num_rows * SEQ_LENGTH)
+
+
+def snapshot(step: TrainStep) -> dict:
+    """Everything a step may change: parameters and optimizer state."""
+    return copy.deepcopy({"model": step.model.state_dict(), "optimizers": [o.state_dict() for o in step.optimizers]})
+
+
+def assert_same(actual, expected) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_tokens", [8 * SEQ_LENGTH, 7 * SEQ_LENGTH + 5], ids=["whole", "ends within a row"])
+@pytest.mark.parametrize("batch_rows", [8, 4, 3, 1])
+def test_gradients_are_those_of_one_batch_however_it_is_cut(batch_rows, num_tokens):
+    """8, 4 and 1 divide the step's rows; 3 leaves a micro-batch that is filled up with masked rows."""
+    step, tokens = make_step(batch_rows=batch_rows), rows()
+    trunk = step.model.trunk
+    logits = trunk(torch.from_numpy(tokens[:, :-1])) @ trunk.output.weight.T
+    losses = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(tokens[:, 1:]).flatten(), reduction="none")
+    reference = losses[:num_tokens].mean()
+    expected = torch.autograd.grad(reference, list(trunk.parameters()))
+    loss_sum, _ = step.accumulate(tokens, StepPlan(0, 8, num_tokens), 0.0)
+    assert loss_sum.item() / num_tokens == pytest.approx(reference.item(), rel=1e-6)
+    for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
+        assert (parameter.grad - grad).norm() <= 1e-6 * grad.norm(), name
+
+
+def test_a_masked_micro_batch_changes_nothing_with_every_head_on():
+    """What a rank without rows adds to the sum of gradients."""
+    step = make_step(ALL_HEADS)
+    step.world = SimpleNamespace(rank=0, size=2, device=CPU, no_sync=ALONE.no_sync)
+    loss_sum, measured = step.accumulate(rows(1), whole(1), 0.0)
+    assert loss_sum == 0
+    assert all(torch.all(parameter.grad == 0) for parameter in step.model.parameters())
+    assert all(value.isfinite() for value in measured.values())
+
+
+def test_result_reports_the_mean_loss_and_the_norm_before_clipping():
+    results = [make_step(clip=clip)(rows(), whole(), 0.0) for clip in (1e9, 1e-3)]
+    assert results[0] == results[1]
+    assert results[0].loss == pytest.approx(math.log(VOCAB), rel=0.5)
+    assert results[0].gradient_norm > 1e-3
+    assert not results[0].skipped
+
+
+def test_clipping_bounds_the_gradient_that_optimizers_see():
+    step, seen = make_step(clip=1e-3), []
+    step.optimizers[0].register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in step.model.trunk.parameters()]).norm().item())
+    )
+    step(rows(), whole(), 0.0)
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_heads_with_huge_gradients_do_not_shrink_the_trunks_step():
+    plain, headed = make_step(clip=0.1), make_step(ALL_HEADS, clip=0.1)
+    headed.model.weights = {name: 1e6 for name in headed.model.weights}
+    for step in (plain, headed):
+        step(rows(), whole(), 0.0)
+    assert_same(headed.model.trunk.state_dict(), plain.model.trunk.state_dict())
+
+
+# ---- numbers that went wrong ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1, 3], ids=["first", "second", "last"])
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(bad, position):
+    """The first step is sound, so there are momenta to spoil; the second has one bad micro-batch among four."""
+    step = make_step(batch_rows=2, loss=Poisoned(*[1.0] * (4 + position), bad))
+    assert not step(rows(), whole(), 0.0).skipped
+    before = snapshot(step)
+    assert step(rows(seed=1), whole(first_row=8), 0.1).skipped
+    assert_same(snapshot(step), before)
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+    result = step(rows(seed=2), whole(first_row=16), 0.2)
+    assert not result.skipped
+    assert math.isfinite(result.loss)
+    assert not torch.equal(step.model.trunk.embed.weight, before["model"]["trunk.embed.weight"])
+
+
+def test_a_head_that_is_not_finite_skips_the_step_too():
+    step = make_step(ALL_HEADS)
+    step(rows(), whole(), 0.0)
+    before = snapshot(step)
+    step.model.weights["value"] = math.nan
+    assert step(rows(seed=1), whole(first_row=8), 0.1).skipped
+    assert_same(snapshot(step), before)
+
+
+def test_five_bad_steps_in_a_row_end_the_run_and_a_sound_one_between_starts_the_count_again():
+    assert MAX_SKIPPED_IN_A_ROW == 5
+    step = make_step(loss=Poisoned(*[math.nan] * 4, 1.0, *[math.nan] * 5))
+    before = snapshot(step)
+    for _ in range(4):
+        assert step(rows(), whole(), 0.0).skipped
+    assert_same(snapshot(step), before)
+    assert not step(rows(), whole(), 0.0).skipped
+    before = snapshot(step)
+    for _ in range(4):
+        assert step(rows(), whole(), 0.0).skipped
+    with pytest.raises(UserError, match="learning_rate"):
+        step(rows(), whole(), 0.0)
+    assert_same(snapshot(step), before)
+
+
+# ---- the same again ---------------------------------------------------------------------------------------------
+
+
+def run_three_steps(seed: int = 1337) -> tuple[list, dict]:
+    step = make_step(ALL_HEADS, batch_rows=4, seed=seed)
+    results = [step(rows(seed=index), whole(first_row=8 * index), index / 3) for index in range(3)]
+    return results, snapshot(step)
+
+
+def test_same_seed_and_rows_give_the_same_bits():
+    """The heads draw positions: those come from seed and row, never from torch's global generator."""
+    first = run_three_steps()
+    torch.rand(7)
+    second = run_three_steps()
+    assert first[0] == second[0]
+    assert_same(second[1], first[1])
+
+
+def test_another_seed_trains_the_heads_elsewhere_and_the_trunk_alike():
+    (_, one), (_, other) = run_three_steps(), run_three_steps(seed=7)
+    same = {name: torch.equal(value, other["model"][name]) for name, value in one["model"].items()}
+    assert all(equal for name, equal in same.items() if name.startswith("trunk."))
+    assert not all(equal for name, equal in same.items() if name.startswith("heads."))

@@ -1,0 +1,163 @@
+"""The program as its user has it: a copy of the repository with presets and a token budget of its own, run in a process.
+
+A copy, because main.py finds presets and checkpoints beside itself. In it the budget is small, and the run-ahead too,
+so that weights which adapt take effect within the run. Nothing else is changed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lm.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+CODE = ("aux_heads", "configs", "data", "lm", "main.py", "run.py", "periodic.py")
+NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
+BUDGET = 20_011
+PIECE = 1_500  # characters of a document: enough of them that some are held out
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def write_text(folder: Path) -> Path:
+    """Two folders of text, a few hundred kB: this repository's own files, in pieces."""
+    for name, rooms in (("small", ("configs", "aux_heads")), ("large", ("data", "lm", "tests"))):
+        (folder / name).mkdir(parents=True)
+        text = "".join(path.read_text() for room in rooms for path in sorted((ROOT / room).rglob("*.py")))
+        for start in range(0, len(text), PIECE):
+            (folder / name / f"{start:07}.txt").write_text(text[start : start + PIECE])
+    return folder
+
+
+def preset_json(text: Path, *, name="tiny", model=(), train=(), data=(), auxiliary=(), **more) -> dict:
+    """A preset for `text`, a folder made by write_text; each argument changes a section."""
+    sources = [{"type": "text", "label": label, "path": str(text / label)} for label in ("small", "large")]
+    model = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 32, "vocab_size": 300, **dict(model)}
+    intervals = {"save_every_tokens": 4_000, "eval_every_tokens": 8_000, "sample_every_tokens": 10_000}
+    train = {"per_gpu_batch_size": 4, "accumulation_steps": 2, "eval_tokens": 2_000, **intervals, **dict(train)}
+    data = {"sources": sources, **dict(data)}
+    return {"name": name, "model": model, "train": train, "data": data, "auxiliary": dict(auxiliary), **more}
+
+
+ALL_HEADS = {
+    "enable_policy": True,
+    "enable_value": True,
+    "enable_dynamics": True,
+    "enable_span_contrastive": True,
+}
+
+
+class Program:
+    """`run` starts it, answers its questions and waits; `start` only starts it. `close` ends what still runs."""
+
+    def __init__(self, folder: Path, text: Path, *, token_budget: int = BUDGET):
+        self.folder, self.text, self.checkpoints = folder, text, folder / "checkpoints"
+        for name in CODE:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.json"))
+            else:
+                shutil.copy2(ROOT / name, folder / name)
+        self._change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
+        self._change("data/producer.py", "RUN_AHEAD_TOKENS = 8_000_000", "RUN_AHEAD_TOKENS = 8_000")
+        self.elsewhere = folder / "elsewhere"
+        self.elsewhere.mkdir()
+        self.processes: list[subprocess.Popen] = []
+
+    def _change(self, path: str, old: str, new: str) -> None:
+        text = (self.folder / path).read_text()
+        assert text.count(old) == 1
+        (self.folder / path).write_text(text.replace(old, new))
+
+    def add(self, stem: str = "00_tiny", **changes) -> Path:
+        return self.add_text(stem, json.dumps(preset_json(self.text, **changes)))
+
+    def add_text(self, stem: str, text: str) -> Path:
+        path = self.folder / "configs" / f"{stem}.json"
+        path.write_text(text)
+        return path
+
+    def start(self, answers: str | None = None, *, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+        """`answers`: what is typed, then end-of-file; None: stdin is /dev/null."""
+        process = subprocess.Popen(
+            [*launcher, str(self.folder / "main.py")],
+            cwd=self.elsewhere,
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.DEVNULL if answers is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        if answers is not None:
+            process.stdin.write(answers)
+            process.stdin.close()
+            process.stdin = None
+        return process
+
+    def run(self, answers: str | None = None, **how) -> Ended:
+        return ended(self.start(answers, **how))
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def wait_for(self, tokens: int, process: subprocess.Popen) -> None:
+        """Until metrics.jsonl says that so many tokens are trained on, or the process is over."""
+        deadline = time.monotonic() + 60
+        while process.poll() is None and self.tokens_in_metrics() < tokens:
+            assert time.monotonic() < deadline, "no progress within a minute"
+            time.sleep(0.002)
+
+    def tokens_in_metrics(self) -> int:
+        return max((line["tokens"] for line in read_metrics(self.checkpoints / "metrics.jsonl")), default=0)
+
+    def state(self, name: str = "lm_current.pth") -> dict:
+        return torch.load(self.checkpoints / name, weights_only=True)
+
+    def written(self) -> set[str]:
+        """What a run has left in checkpoints/, by name."""
+        return {path.name for path in self.checkpoints.glob("*")} - NOT_A_RUN
+
+
+def ended(process: subprocess.Popen) -> Ended:
+    out, err = process.communicate(timeout=120)
+    return Ended(process.returncode, out, err)
+
+
+def fingerprint(state: dict) -> str:
+    """sha256 over weights, optimizer state and everything the next rows depend on."""
+    digest = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                digest.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "stream_position"):
+        add(state[key])
+    return digest.hexdigest()

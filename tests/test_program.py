@@ -1,0 +1,193 @@
+"""`python main.py` as its user meets it: the menu, the choices, the mistakes."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm.checkpoint import inspect
+from tests.program import BUDGET, Program, ended, write_text
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory) -> Program:
+    """A program whose only preset was trained to the end, by a start that cannot be answered."""
+    program = Program(tmp_path_factory.mktemp("program"), text)
+    program.add()
+    program.first = program.run()
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def program(text, finished, tmp_path) -> Program:
+    """One that has measured this machine and trained nothing."""
+    program = Program(tmp_path, text)
+    program.checkpoints.mkdir()
+    shutil.copyfile(finished.checkpoints / "machine.json", program.checkpoints / "machine.json")
+    yield program
+    program.close()
+
+
+def test_without_anybody_to_ask_enter_is_taken_and_said(finished):
+    assert finished.first.code == 0, finished.first.err
+    assert "no answer can be read here: taken as Enter" in finished.first.out
+    assert "Enter: start 00_tiny" in finished.first.out
+    assert f"Done: {BUDGET:,} tokens" in finished.first.out
+    assert "✓ small  ✓ large" in finished.first.out
+    assert finished.state()["tokens_seen"] == BUDGET
+    assert not list(finished.elsewhere.iterdir())
+
+
+def test_a_finished_run_is_left_by_enter_and_offers_more(finished):
+    before = finished.state()["tokens_seen"], (finished.checkpoints / "report.md").read_bytes()
+    result = finished.run()
+    assert result.code == 0, result.err
+    for offer in ("n  new run", "t  talk to the model", "e  export it", "q  quit", "Enter: leave; tiny is finished"):
+        assert offer in result.out
+    assert (finished.state()["tokens_seen"], (finished.checkpoints / "report.md").read_bytes()) == before
+
+
+def test_talking_to_the_model(finished):
+    result = finished.run("t\nimport os\n/temperature 0.1\n\n")
+    assert result.code == 0, result.err
+    assert re.search(r"\[\d+ tokens, \d+ tokens/s\]", result.out)
+    assert "temperature = 0.1" in result.out
+
+
+def test_exporting_the_model(finished):
+    shutil.rmtree(finished.checkpoints / "hf")
+    result = finished.run("e\n")
+    assert result.code == 0, result.err
+    assert (finished.checkpoints / "hf" / "model.safetensors").exists()
+
+
+def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
+    (finished.checkpoints / "report.md").unlink()
+    result = finished.run("\n")
+    assert result.code == 0, result.err
+    assert (finished.checkpoints / "report.md").exists()
+    assert finished.state()["tokens_seen"] == BUDGET
+
+
+def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
+    program.add()
+    program.add("01_other", name="other", model={"hidden_size": 48})
+    process = program.start("0\n")
+    program.wait_for(5_000, process)
+    process.send_signal(signal.SIGINT)
+    assert ended(process).code == 0
+    seen = program.state()["tokens_seen"]
+
+    result = program.run("other\n")
+    assert result.code == 0, result.err
+    (aside,) = (program.checkpoints / "archive").iterdir()
+    assert f"is put aside in {aside}" in result.out
+    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("tiny", seen)
+    assert inspect(program.checkpoints)["name"] == "other"
+
+    result = program.run("a1\n")
+    assert result.code == 0, result.err
+    assert inspect(program.checkpoints)["name"] == "tiny"
+    assert program.state()["tokens_seen"] == BUDGET
+    (aside,) = (program.checkpoints / "archive").iterdir()
+    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", BUDGET)
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
+    program.add(train={"save_every_tokens": 10**9})
+    program.add("01_other", name="other", model={"seq_length": 16}, train={"per_gpu_batch_size": 64})
+    process = program.start("0\n")
+    program.wait_for(1, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert ended(process).code == -signal.SIGKILL
+    assert not (program.checkpoints / "lm_current.pth").exists()
+    result = program.run("1\n")
+    assert result.code == 0, result.err
+    assert inspect(program.checkpoints)["name"] == "other"
+
+
+def test_closed_stdin_is_enter(program):
+    program.add(train={"accumulation_steps": 40})
+    result = program.run(launcher=("/bin/sh", "-c", f'exec {sys.executable} "$0" <&-'))
+    assert result.code == 0, result.err
+    assert "taken as Enter" in result.out
+    assert program.state()["tokens_seen"] == BUDGET
+
+
+def refused(program: Program, answer: str = "0\n") -> str:
+    """What is said to a user who must change something."""
+    result = program.run(answer)
+    assert result.code == 2, result.out + result.err
+    assert "Traceback" not in result.err
+    assert not program.written()
+    return result.err
+
+
+def test_a_name_that_does_not_exist(program):
+    program.add()
+    assert "there is no 'tinny'; the nearest is 'tiny'" in refused(program, "tinny\n")
+
+
+def test_sources_that_do_not_answer(program):
+    sources = [{"type": "hf", "dataset": "nobody/nothing"}]
+    program.add(data={"sources": sources})
+    program.add("01_other", name="other")
+    said = refused(program, "tiny\n")
+    assert "nobody/nothing does not answer" in said
+    assert "the Hub cannot be reached" in said
+
+
+MISTAKES = {
+    "unknown key": ({"train": {"batch_size": 4}}, r"train\.batch_size.*\n.*per_gpu_batch_size"),
+    "wrong type": ({"model": {"num_layers": "two"}}, r"model\.num_layers.*'?two"),
+    "heads do not divide": ({"model": {"num_heads": 5}}, r"model\.num_heads[\s\S]*allowed: \[1, 2, 4, 8, 16\]"),
+    "wrong number of weights": ({"data": {"source_weights": [1.0]}}, r"data\.source_weights[\s\S]*each of the 2 sources"),
+    "format reaches attributes": (
+        {"data": {"sources": [{"type": "hf", "dataset": "a/b", "fields": ["q"], "format": "{q.__class__}"}]}},
+        r"data\.sources\[0\]\.format[\s\S]*not a bare name",
+    ),
+    "no such folder": ({"data": {"sources": [{"type": "text", "path": "/no/such/folder"}]}}, "does not exist"),
+    "absurd batch": (
+        {"model": {"hidden_size": 512, "num_layers": 24, "num_heads": 8}, "train": {"per_gpu_batch_size": 4096}},
+        r"Set train\.per_gpu_batch_size to \d+ and train\.accumulation_steps to \d+",
+    ),
+    "heads without room": ({"auxiliary": {"enable_value": True}}, r"model\.seq_length is 32.*at least 64"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message(mistake, program):
+    changes, message = MISTAKES[mistake]
+    program.add(**changes)
+    assert re.search(message, refused(program))
+
+
+def test_a_file_that_is_not_json(program):
+    program.add_text("00_tiny", '{"name": "tiny",\n "model": {]}')
+    assert "line 2" in refused(program)
+
+
+def test_an_empty_folder(program, tmp_path):
+    (tmp_path / "empty").mkdir()
+    program.add(data={"sources": [{"type": "text", "path": str(tmp_path / "empty")}]})
+    assert f"no file in {tmp_path / 'empty'} matches" in refused(program)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read(program, tmp_path):
+    (tmp_path / "secret.txt").write_text("a few words")
+    (tmp_path / "secret.txt").chmod(0)
+    program.add(data={"sources": [{"type": "text", "path": str(tmp_path / "secret.txt")}]})
+    assert "secret.txt" in refused(program)

@@ -1,0 +1,207 @@
+"""`main.train`: a whole run in this process, what it leaves behind, and what it refuses."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from configs.schema import PresetError, UserError, parse_preset
+from lm.metrics import read_metrics, read_samples
+from run import Run
+from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
+
+CONTRACT = {
+    "format_version", "preset", "tokens_seen", "model", "heads", "optimizer", "rng", "stream_position",
+    "tokenizer_sha256", "world_size",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch):
+    monkeypatch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
+    monkeypatch.setattr("lm.machine.compile_choice", lambda device: (False, "seconds matter here"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def make(text):
+    return lambda **changes: parse_preset(json.dumps(preset_json(text, **changes)), "test")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Asks the run to stop, as Ctrl-C does, once it has seen so many tokens."""
+
+    def stop(tokens: int) -> None:
+        train_on = Run.train_on
+
+        def and_stop(run: Run, step):
+            result = train_on(run, step)
+            run.stop.asked |= run.tokens_seen >= tokens
+            return result
+
+        monkeypatch.setattr(Run, "train_on", and_stop)
+
+    yield stop
+
+
+def load(folder: Path, name: str = "lm_current.pth") -> dict:
+    return torch.load(folder / name, weights_only=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_A_RUN)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_path, capsys):
+    preset = make()
+    main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    state = load(tmp_path)
+    assert state["tokens_seen"] == BUDGET
+    assert BUDGET % preset.model.seq_length != 0  # the last row is used in part
+    assert state.keys() >= CONTRACT
+    assert load(tmp_path, "lm_prev.pth")["tokens_seen"] < BUDGET
+    assert load(tmp_path, "lm_prev2.pth")["tokens_seen"] < load(tmp_path, "lm_prev.pth")["tokens_seen"]
+    assert (tmp_path / "simple_lm_trained.pth").samefile(tmp_path / "lm_current.pth")
+    assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
+
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    keys = {"tokens", "step", "loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm"}
+    assert all(line.keys() >= keys for line in steps)
+    assert steps[-1]["tokens"] == BUDGET
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    evaluations = [line for line in lines if "eval" in line]
+    assert [line["tokens"] for line in evaluations] == [8192, 16128, BUDGET]
+    for line in evaluations:
+        assert line["eval"].keys() >= {"loss", "bits_per_byte", "per_source"}
+        assert set(line["eval"]["per_source"]) == {"small", "large"}
+        assert set(line["mixture"]) == {"small", "large"}
+        assert sum(line["mixture"].values()) == pytest.approx(1)
+
+    assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
+    assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()
+    assert list(tmp_path.glob("report*.png"))
+    assert (tmp_path / "stream" / "rows.bin").stat().st_size > 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "hf"))
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["type"] == "BPE"
+
+    capsys.readouterr()
+    before = contents(tmp_path)
+    main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert contents(tmp_path) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path):
+    model = {"seq_length": 64}
+    states = []
+    for name, auxiliary in (("without", {}), ("with", ALL_HEADS)):
+        main.train(make(model=model, auxiliary=auxiliary), token_budget=6_000, checkpoint_dir=tmp_path / name)
+        states.append(load(tmp_path / name))
+    assert fingerprint({**states[0], "optimizer": (), "heads": ()}) == fingerprint(
+        {**states[1], "optimizer": (), "heads": ()}
+    )
+    assert states[1]["heads"]
+    assert not states[0]["heads"]
+    lines = [line for line in read_metrics(tmp_path / "with" / "metrics.jsonl") if "heads" in line]
+    measured = {name.partition("/")[0] for name in lines[-1]["heads"]}
+    assert measured == {"policy", "value", "dynamics", "span_contrastive"}
+
+
+@pytest.mark.slow
+def test_an_edited_learning_rate_is_said_and_in_force(make, tmp_path, stop_at, capsys, monkeypatch):
+    with monkeypatch.context():
+        stop_at(6_000)
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    monkeypatch.undo()
+    assert 6_000 <= load(tmp_path)["tokens_seen"] < BUDGET
+    out = capsys.readouterr().out
+    assert f"Saved at {load(tmp_path)['tokens_seen']:,} tokens" in out
+
+    monkeypatch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
+    edited = make(train={"matrix_learning_rate": 0.0123})
+    main.train(edited, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert "train.matrix_learning_rate: None -> 0.0123" in capsys.readouterr().out
+    assert load(tmp_path)["tokens_seen"] == BUDGET
+    steps = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert max(line["lr"] for line in steps if line["tokens"] > 7_000) == pytest.approx(0.0123)
+    assert parse_preset(load(tmp_path)["preset"], "checkpoint") == edited
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"hidden_size": 64}},
+        {"train": {"seed": 1}},
+        {"data": {"mix_strategy": "weighted"}},
+        {"model": {"seq_length": 64}, "auxiliary": {"enable_value": True}},
+    ],
+)
+def test_a_run_whose_weights_do_not_fit_the_preset_is_left_alone(changes, unfinished, make):
+    before = contents(unfinished)
+    with pytest.raises(PresetError, match="cannot be continued"):
+        main.train(make(**changes), token_budget=BUDGET, checkpoint_dir=unfinished)
+    assert contents(unfinished) == before
+
+
+@pytest.fixture(scope="module")
+def unfinished(text, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
+        patch.setattr(Run, "next_step", lambda run: None)  # asked to stop before the first step
+        main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_path, capsys):
+    sources = [{"type": "text", "label": "small", "path": str(text / "small"), "repeat": 1}]
+    preset = make(data={"sources": sources}, train={"per_gpu_batch_size": 32})
+    main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
+    state = load(tmp_path)
+    assert state["exhausted"]
+    assert 10_000 < state["tokens_seen"] < 10_000_000
+    assert "used up before the budget" in (tmp_path / "report.md").read_text()
+    before = contents(tmp_path)
+    main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
+    assert contents(tmp_path) == before
+    assert main.gather_menu(tmp_path).current.finished
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(UserError, match=r"needs 0\.\d+ GB more .* free"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert not contents(tmp_path)
+
+
+def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, stop_at, monkeypatch, capsys):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    stop_at(500)
+    monkeypatch.setattr("lm.checkpoint.link_as", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert "Saved at" not in capsys.readouterr().out
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(make, tmp_path):
+    huge = make(model={"hidden_size": 8192, "num_layers": 128, "num_heads": 64})
+    with pytest.raises(UserError, match="No batch size fits"):
+        main.train(huge, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert not contents(tmp_path)
