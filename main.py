@@ -41,6 +41,7 @@ from data.probe import probe
 from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted, put_aside, restore
 from lm.files import FolderLock
+from lm.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
 
 if TYPE_CHECKING:
     from run import Run
@@ -98,10 +99,10 @@ def gather_menu(folder: Path) -> Menu:
     ]  # fmt: skip
     for thread in asking:
         thread.start()
-    machine = estimate.load_machine(folder)  # measured while the sources are asked
+    machine = load_machine(folder)  # measured while the sources are asked
     if machine is None:
-        machine = estimate.measure_machine()
-        estimate.save_machine(folder, machine)
+        machine = measure_machine()
+        save_machine(folder, machine)
     for thread in asking:
         thread.join()
     current = checkpoint.inspect(folder)
@@ -113,7 +114,7 @@ def gather_menu(folder: Path) -> Menu:
     )
 
 
-def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: estimate.Machine) -> MenuEntry:
+def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: Machine) -> MenuEntry:
     if isinstance(preset, PresetError):
         return MenuEntry(path, error=str(preset))
     return MenuEntry(
@@ -269,7 +270,7 @@ def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
         token_budget=run.token_budget,
         tokens_seen=run.tokens_seen,
         decisions=run.decisions,
-        peak_memory_bytes=estimate.peak_memory(run.world.device.type),
+        peak_memory_bytes=peak_memory(run.world.device.type),
         disk_needed_bytes=estimate.disk_bytes(preset, run.token_budget),
         disk_free_bytes=shutil.disk_usage(run.folder).free,
         tokens_per_second=tokens_per_second,
@@ -278,9 +279,9 @@ def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
 
 def remember_speed(run: Run, tokens_per_second: float) -> None:
     """Makes the next menu's time for such a run the measured one."""
-    machine = estimate.load_machine(run.folder) or estimate.measure_machine()
+    machine = load_machine(run.folder) or measure_machine()
     machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)
-    estimate.save_machine(run.folder, machine)
+    save_machine(run.folder, machine)
 
 
 def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:

@@ -26,10 +26,11 @@ from data import tokenizer as bpe
 from data.batches import Stopped, Stream, StreamEnded
 from lm import checkpoint
 from lm.distributed import World
-from lm.estimate import check_memory, compile_choice, precision_choice
+from lm.estimate import check_memory
 from lm.evaluate import Evaluation
 from lm.export import export_huggingface
 from lm.loss import linear_cross_entropy
+from lm.machine import compile_choice, precision_choice
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
 from lm.model import Transformer
 from lm.optim import build_optimizers, learning_rate_factor, set_learning_rate

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from configs.catalog import FIELD_ALIASES
 from configs.problems import PresetError, UserError, explain, preset_error, read_json, read_text
 from configs.source_specs import (
     KINDS,
@@ -28,6 +29,7 @@ from configs.source_specs import (
 )
 
 __all__ = [
+    "FIELD_ALIASES",
     "TOKEN_BUDGET",
     "AuxiliaryConfig",
     "DataConfig",

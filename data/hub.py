@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from configs.catalog import FIELD_ALIASES
+from configs.schema import FIELD_ALIASES
 from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 
 METADATA_DELAYS = (1, 2, 4)  # seconds; one dropped request for metadata would otherwise end `load_dataset`

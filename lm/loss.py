@@ -15,9 +15,7 @@ CHUNK = 512
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
         low = (
             torch.get_autocast_dtype(hidden_ND.device.type)
             if torch.is_autocast_enabled(hidden_ND.device.type)

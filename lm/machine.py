@@ -162,6 +162,8 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 
 def compile_choice(device: str) -> tuple[bool, str]:
     """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return False, "TORCH_COMPILE_DISABLE is set"
     compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
     compiler = next((path for path in map(shutil.which, compilers) if path), None)
     if compiler is None:

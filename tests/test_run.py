@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,7 @@ CONTRACT = {
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch):
-    monkeypatch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
-    monkeypatch.setattr("lm.machine.compile_choice", lambda device: (False, "seconds matter here"))
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +36,19 @@ def make(text):
     return lambda **changes: parse_preset(json.dumps(preset_json(text, **changes)), "test")
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
+@contextmanager
+def stop_at(tokens: int):
     """Asks the run to stop, as Ctrl-C does, once it has seen so many tokens."""
+    train_on = Run.train_on
 
-    def stop(tokens: int) -> None:
-        train_on = Run.train_on
+    def and_stop(run: Run, step):
+        result = train_on(run, step)
+        run.stop.asked |= run.tokens_seen >= tokens
+        return result
 
-        def and_stop(run: Run, step):
-            result = train_on(run, step)
-            run.stop.asked |= run.tokens_seen >= tokens
-            return result
-
-        monkeypatch.setattr(Run, "train_on", and_stop)
-
-    yield stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "train_on", and_stop)
+        yield
 
 
 def load(folder: Path, name: str = "lm_current.pth") -> dict:
@@ -121,16 +119,13 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_edited_learning_rate_is_said_and_in_force(make, tmp_path, stop_at, capsys, monkeypatch):
-    with monkeypatch.context():
-        stop_at(6_000)
+def test_an_edited_learning_rate_is_said_and_in_force(make, tmp_path, capsys):
+    with stop_at(6_000):
         main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
-    monkeypatch.undo()
     assert 6_000 <= load(tmp_path)["tokens_seen"] < BUDGET
     out = capsys.readouterr().out
     assert f"Saved at {load(tmp_path)['tokens_seen']:,} tokens" in out
 
-    monkeypatch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
     edited = make(train={"matrix_learning_rate": 0.0123})
     main.train(edited, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert "train.matrix_learning_rate: None -> 0.0123" in capsys.readouterr().out
@@ -160,7 +155,7 @@ def test_a_run_whose_weights_do_not_fit_the_preset_is_left_alone(changes, unfini
 def unfinished(text, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("run.compile_choice", lambda device: (False, "seconds matter here"))
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
         patch.setattr(Run, "next_step", lambda run: None)  # asked to stop before the first step
         main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
     return folder
@@ -189,13 +184,12 @@ def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monke
     assert not contents(tmp_path)
 
 
-def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, stop_at, monkeypatch, capsys):
+def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, monkeypatch, capsys):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    stop_at(500)
     monkeypatch.setattr("lm.checkpoint.link_as", no_space)
-    with pytest.raises(UserError, match="No space left"):
+    with stop_at(500), pytest.raises(UserError, match="No space left"):
         main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert "Saved at" not in capsys.readouterr().out
 

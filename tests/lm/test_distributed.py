@@ -19,9 +19,7 @@ from lm.train_step import StepPlan, TrainStep
 
 ROOT = Path(__file__).parents[2]
 VOCAB, SEQ_LENGTH, BATCH_ROWS = 60, 64, 4
-ALL_HEADS = AuxiliaryConfig(
-    enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True
-)
+ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 PLANS = {
     "whole": StepPlan(0, 8, 8 * SEQ_LENGTH),  # one process: two micro-batches; two processes: one each
     "uneven": StepPlan(8, 5, 5 * SEQ_LENGTH - 9),  # two rows and three, the last one cut short
@@ -112,7 +110,7 @@ if __name__ == "__main__":  # under torchrun: each rank leaves what it saw in th
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
-    return everything(World.start())
+    return everything(World(0, 0, 1, torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +119,7 @@ def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [*torchrun, __file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*torchrun, __file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=180)
     finally:
@@ -138,7 +134,11 @@ def assert_close(actual: dict, expected: dict, tolerance: float) -> None:
         assert (actual[name] - value).norm() <= tolerance * value.norm(), name
 
 
-def test_alone_everything_is_local(alone):
+def test_without_torchrun_there_is_one_process(alone, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    world = World.start()
+    assert (world.rank, world.size, world.objects) == (0, 1, None)
     assert (alone["rank"], alone["is_first"], alone["value"]["rank"]) == (0, True, 0)
     assert alone["error"] == ("UserError", "rank 0 found no sources")
     assert alone["sum"].tolist() == [1, 10]

@@ -57,7 +57,7 @@ def test_large_logits_stay_finite():
 
 
 def test_bf16_autocast_is_close_and_keeps_the_dtypes_of_parameters():
-    hidden_ND, weight_VD, targets_N = inputs = make_inputs(37)
+    hidden_ND, weight_VD, _ = inputs = make_inputs(37)
     expected_N = reference(*inputs)
     expected_grads = torch.autograd.grad(expected_N.sum(), (hidden_ND, weight_VD))
     with torch.autocast("cpu", torch.bfloat16):
@@ -87,7 +87,7 @@ def test_one_product_without_gradients_and_three_with_them():
 @pytest.mark.skipif(os.environ.get("TORCH_COMPILE_DISABLE") == "1", reason="torch.compile is switched off")
 def test_traces_as_one_graph_with_and_without_gradients():
     """`aot_eager` is torch.compile without its code generator: it needs no C++ compiler."""
-    hidden_ND, weight_VD, targets_N = inputs = make_inputs(16)
+    hidden_ND, weight_VD, _ = inputs = make_inputs(16)
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
     expected, _ = linear_cross_entropy(*inputs)
     expected_grads = torch.autograd.grad(expected, (hidden_ND, weight_VD))

@@ -22,9 +22,7 @@ from lm.optim import (
     set_learning_rate,
 )
 
-ALL_HEADS = AuxiliaryConfig(
-    enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True
-)
+ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -173,9 +171,7 @@ def test_a_presets_rates_reach_their_groups_and_only_matrices_decay():
         model, weight_decay=0.7, **{f"{name}_learning_rate": rate for name, rate in rates.items()}
     )
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    known = {
-        id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]
-    }
+    known = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
     trunk = model.trunk
     assert known[id(trunk.layers[1].mlp.down.weight)] == (0.011, 0.7)
     assert known[id(trunk.embed.weight)] == (0.022, 0.0)

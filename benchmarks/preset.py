@@ -1,0 +1,47 @@
+"""Trains a preset unattended for some tokens and prints what came out: loss and bits per byte per source, the realised
+mixture, tokens/s, the share of time spent waiting for data, peak memory, and the machine.
+
+    python -m benchmarks.preset configs/02_offline_python.json 2000000 /tmp/run
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import main
+from configs.schema import load_preset
+from lm.machine import load_machine
+from lm.metrics import read_metrics
+
+
+def report(folder: Path) -> None:
+    records = read_metrics(folder / "metrics.jsonl")
+    steps = [record for record in records if "tokens_per_second" in record]
+    last = [record for record in records if record.get("eval")][-1]
+    seconds = 0.0
+    waited, tokens = 0.0, 0
+    for record in steps:
+        spent = (record["tokens"] - tokens) / record["tokens_per_second"]
+        seconds, waited, tokens = seconds + spent, waited + spent * record["data_wait_fraction"], record["tokens"]
+    speeds = sorted(record["tokens_per_second"] for record in steps)
+    machine = load_machine(folder)
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps(last["eval"], indent=1))
+    print(f"mixture: {json.dumps(last.get('mixture'))}")
+    print(f"heads: {json.dumps(last.get('heads'))}")
+    median, slowest, fastest = speeds[len(speeds) // 2], speeds[0], speeds[-1]
+    print(f"{tokens:,} tokens in {seconds:.0f} s: median {median:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})")
+    print(f"waiting for data: {waited / seconds:.3%} of the time")
+    print(f"peak memory: trainer {own / 2**20:.2f} GiB, largest child {children / 2**20:.2f} GiB")
+    print(
+        f"machine: {machine.device_name}, {machine.matmul_flops / 1e9:,.0f} GFLOP/s in matrix products"
+        if machine
+        else ""
+    )
+
+
+if __name__ == "__main__":
+    preset, folder = load_preset(sys.argv[1]), Path(sys.argv[3])
+    main.train(preset, token_budget=int(sys.argv[2]), checkpoint_dir=folder)
+    report(folder)
