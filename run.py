@@ -29,7 +29,7 @@ from lm.distributed import World
 from lm.estimate import check_memory
 from lm.evaluate import Evaluation
 from lm.export import export_huggingface
-from lm.loss import linear_cross_entropy
+from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.machine import compile_choice, precision_choice
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
 from lm.model import Transformer
@@ -95,7 +95,7 @@ class Run:
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
-        loss = torch.compile(linear_cross_entropy) if self.compiled else linear_cross_entropy
+        loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
         self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
         if self.compiled:
             self.joint.compile_trunk_and_heads()

@@ -153,7 +153,10 @@ MISTAKES = {
     "unknown key": ({"train": {"batch_size": 4}}, r"train\.batch_size.*\n.*per_gpu_batch_size"),
     "wrong type": ({"model": {"num_layers": "two"}}, r"model\.num_layers.*'?two"),
     "heads do not divide": ({"model": {"num_heads": 5}}, r"model\.num_heads[\s\S]*allowed: \[1, 2, 4, 8, 16\]"),
-    "wrong number of weights": ({"data": {"source_weights": [1.0]}}, r"data\.source_weights[\s\S]*each of the 2 sources"),
+    "wrong number of weights": (
+        {"data": {"source_weights": [1.0]}},
+        r"data\.source_weights[\s\S]*each of the 2 sources",
+    ),
     "format reaches attributes": (
         {"data": {"sources": [{"type": "hf", "dataset": "a/b", "fields": ["q"], "format": "{q.__class__}"}]}},
         r"data\.sources\[0\]\.format[\s\S]*not a bare name",

@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lm.metrics import read_metrics, read_samples
-from tests.program import ALL_HEADS, Program, ended, fingerprint, write_text
+from tests.program import ALL_HEADS, BUDGET, Program, ended, fingerprint, write_text
 
-BUDGET = 30_007
-EVERYTHING = {**ALL_HEADS, "enable_adaptive_sources": True, "adaptive_interval_tokens": 5_000}
+ADAPTIVE = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 3_000, "adaptive_smoothing": 0.0}
 pytestmark = pytest.mark.slow
 
 
@@ -28,13 +28,15 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make(text, tmp_path):
-    """Programs with one preset, `strategy` its mixture, and a budget that takes a few seconds."""
+    """Programs with one preset, `strategy` its mixture."""
     made = []
 
     def program(name: str, strategy: str = "weighted") -> Program:
         weights = {"source_weights": [1.0, 3.0]} if strategy == "weighted" else {}
-        made.append(Program(tmp_path / name, text, token_budget=BUDGET))
-        made[-1].add(model={"seq_length": 64}, data={"mix_strategy": strategy, **weights}, auxiliary=EVERYTHING)
+        made.append(Program(tmp_path / name, text))
+        made[-1].add(
+            model={"seq_length": 64}, data={"mix_strategy": strategy, **weights}, auxiliary=ALL_HEADS | ADAPTIVE
+        )
         return made[-1]
 
     yield program
@@ -63,7 +65,7 @@ def check_logs(program: Program) -> None:
         assert tokens[-1] == BUDGET
     tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
     assert tokens == sorted(set(tokens))
-    assert len(tokens) == 3  # at 10,000, 20,000 and the end
+    assert len(tokens) == 2  # at 10,000 and the end
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")
@@ -74,12 +76,13 @@ def test_kills_at_any_instant_leave_no_trace(strategy, make):
     state = whole.state()
     assert state["tokens_seen"] == BUDGET
     changes = state["stream_position"]["weight_changes"]
-    assert len(changes) == 5
-    assert changes[0][0] * 64 < BUDGET - 10_000  # adapted weights are in force well before the end
+    before, after = np.array(changes[0][1]), np.array(changes[2][1])
+    assert np.abs(after / before - 1).max() > 0.01
+    assert changes[2][0] * 64 < BUDGET - 2_000  # it is in force before the end
     check_logs(whole)
 
     killed, rng = make("killed", strategy), random.Random(strategy)
-    for first, last in ((0, 4_000), (6_000, 14_000), (15_000, 26_000)):
+    for first, last in ((0, 4_000), (5_000, 16_000)):
         process = killed.start()
         killed.wait_for(rng.randrange(first, last), process)
         time.sleep(rng.uniform(0.0, 0.05))
@@ -155,5 +158,6 @@ def test_two_processes_meet_the_budget(make):
     assert result.code == 0, result.err
     assert program.state()["tokens_seen"] == BUDGET
     assert result.out.count("Done: ") == 1
-    assert result.out.count("held out: ") == 4  # said once, not by each
+    evaluations = [line for line in read_metrics(program.checkpoints / "metrics.jsonl") if "eval" in line]
+    assert result.out.count("held out: ") == len(evaluations)  # said once, not by each
     check_logs(program)
