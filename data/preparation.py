@@ -5,6 +5,7 @@
 Everything here is a function of the preset and the sources, so a start cut short is simply made again.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -63,11 +64,15 @@ def prepare_stream(
 
     def choose(i: int) -> dict[bytes, Document]:
         share = preset.train.eval_tokens * weights[i] / sum(weights)
-        return collect(_held_out(specs[i].label, sources[i], status), share, data.min_text_length)
+        spread = collect(_held_out(specs[i].label, sources[i], status), share, data.min_text_length)
+        return spread or first_of_two(sources[i](), data.min_text_length)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         chosen = list(pool.map(choose, range(len(specs))))
     hashes = frozenset(key for documents in chosen for key in documents)
+    if not hashes:
+        labels = ", ".join(spec.label for spec in specs)
+        raise UserError(f"{labels}: no document can be held out to measure the model with; at least two are needed")
 
     if data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)
@@ -110,6 +115,13 @@ def _held_out(label: str, open_again: Callable[[], Source], status: Status) -> I
             return
         except Retryable as error:
             wait = pause(label, error, wait, status)
+
+
+def first_of_two(source: Source, min_text_length: int) -> dict[bytes, Document]:
+    """One document of a source so small that none in twenty came up; none if there is nothing else to train on."""
+    first = (document for document, _ in islice(source.documents(0), 100))
+    usable = collect(first, math.inf, min_text_length)
+    return dict(islice(usable.items(), int(len(usable) > 1)))
 
 
 def _head_of_mixture(feeds: Sequence[Feed], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:

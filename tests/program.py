@@ -34,7 +34,7 @@ class Ended(NamedTuple):
 
 
 def write_text(folder: Path) -> Path:
-    """Two folders of text, a few hundred kB: in pieces: this repository's own files, and digests of them, which read differently."""
+    """Two folders of text in pieces, a few hundred kB: this repository's own files, and digests of their lines."""
     for name, rooms in (("small", ("configs", "aux_heads")), ("large", ("data", "lm", "tests"))):
         (folder / name).mkdir(parents=True)
         text = "".join(path.read_text() for room in rooms for path in sorted((ROOT / room).rglob("*.py")))

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lm.metrics import read_metrics, read_samples
@@ -76,9 +75,9 @@ def test_kills_at_any_instant_leave_no_trace(strategy, make):
     state = whole.state()
     assert state["tokens_seen"] == BUDGET
     changes = state["stream_position"]["weight_changes"]
-    before, after = np.array(changes[0][1]), np.array(changes[2][1])
-    assert np.abs(after / before - 1).max() > 0.01
-    assert changes[2][0] * 64 < BUDGET - 2_000  # it is in force before the end
+    from_row, weights = changes[0]
+    assert weights != pytest.approx([1.0, 3.0] if strategy == "weighted" else [1.0, 1.0], rel=0.01)
+    assert from_row * 64 < BUDGET - 5_000  # adapted weights are in force well before the end
     check_logs(whole)
 
     killed, rng = make("killed", strategy), random.Random(strategy)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from configs.schema import TextSource
 from data import tokenizer as bpe
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
-from data.sources import Document
+from data.preparation import first_of_two
+from data.sources import Document, open_source
 
 T = 16
 QUESTIONS = [(f"Q: What is {n} and {n}?\nA: ", f"It is {2 * n}, naïvely.") for n in range(40)]
@@ -97,3 +99,19 @@ def test_collect_takes_each_text_once_and_stops_when_there_is_enough():
     many = collect((Document(f"document number {n:06}") for n in range(10**9)), 1000, 1)
     assert sum(len(document.text) for document in many.values()) == pytest.approx(1000 * BYTES_PER_TOKEN, abs=25)
     assert collect(map(Document, texts), 0, 1) == {}
+
+
+def test_a_source_too_small_for_one_in_twenty_still_holds_out_a_document(tmp_path):
+    texts = [f"document number {number} of a very small folder " * 20 for number in range(3)]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
+    held_out = list(source.held_out()) or list(first_of_two(source, 1).values())
+    assert len(held_out) == 1
+    assert held_out[0].text in texts
+
+
+def test_a_single_document_is_not_taken_away_from_training(tmp_path):
+    (tmp_path / "only.txt").write_text("the only document there is " * 20)
+    source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
+    assert first_of_two(source, 1) == {}

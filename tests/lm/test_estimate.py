@@ -199,6 +199,7 @@ def test_disk_covers_checkpoints_and_journal(preset):
 
 
 def test_choices_follow_the_hardware_and_say_why(monkeypatch):
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx512_bf16")])
     assert machine.precision_choice("cpu") == (torch.bfloat16, "this CPU has avx512_bf16")
     monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx2")])
