@@ -13,35 +13,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from choose import choose, preset_of
 from configs.compare import changes, check_continuable, describe
 from configs.menu import (
     Choice,
-    Menu,
-    MenuEntry,
-    RunSummary,
     SourcePreview,
-    SourceStatus,
     StartCard,
-    ask,
-    human_count,
     human_time,
-    preset_paths,
     render_card,
-    render_menu,
 )
-from configs.schema import TOKEN_BUDGET, Preset, PresetError, UserError, load_preset, parse_preset
-from data.probe import probe
+from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
 from lm import checkpoint, estimate
-from lm.archive import archived_runs, finish_interrupted, put_aside, restore
+from lm.archive import put_aside, restore
 from lm.files import FolderLock
-from lm.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
+from lm.machine import load_machine, measure_machine, peak_memory, save_machine
 
 if TYPE_CHECKING:
     from run import Run
@@ -56,7 +47,7 @@ def main() -> int:
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
     try:
-        start(choose(CHECKPOINTS) if os.environ.get("RANK", "0") == "0" else None)
+        start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
@@ -72,78 +63,10 @@ def main() -> int:
     return 0
 
 
-# ---- choose ----------------------------------------------------------------------------------------------------
-
-
-def choose(folder: Path) -> Choice:
-    """The menu, on the first rank only, before anything heavy is loaded and before any collective could time out."""
-    with FolderLock(folder):
-        finish_interrupted(folder)
-    menu = gather_menu(folder)
-    print(render_menu(menu))
-    return ask(menu, read=input, say=print, terminal=bool(sys.stdin and sys.stdin.isatty()))
-
-
-def gather_menu(folder: Path) -> Menu:
-    """The menu's facts: which sources answer (two seconds at most), what presets cost here, which runs there are."""
-    presets: dict[Path, Preset | PresetError] = {}
-    for path in preset_paths(CONFIGS):
-        try:
-            presets[path] = load_preset(path)
-        except PresetError as error:
-            presets[path] = error
-    answers: dict[Path, list] = {}
-    asking = [
-        threading.Thread(target=lambda p=path, s=preset.data.all_sources: answers.update({p: probe(s)}), daemon=True)
-        for path, preset in presets.items() if isinstance(preset, Preset)
-    ]  # fmt: skip
-    for thread in asking:
-        thread.start()
-    machine = load_machine(folder)  # measured while the sources are asked
-    if machine is None:
-        machine = measure_machine()
-        save_machine(folder, machine)
-    for thread in asking:
-        thread.join()
-    current = checkpoint.inspect(folder)
-    return Menu(
-        [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
-        summary(current) if current else None,
-        [run for run in map(summary, archived_runs(folder)) if not run.finished],
-        has_model=current is not None,
-    )
-
-
-def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: Machine) -> MenuEntry:
-    if isinstance(preset, PresetError):
-        return MenuEntry(path, error=str(preset))
-    return MenuEntry(
-        path,
-        preset,
-        num_parameters=estimate.num_parameters(preset.model, preset.model.vocab_size),
-        memory_bytes=estimate.memory_bytes(
-            preset, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
-        ),
-        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, int(os.environ.get("WORLD_SIZE", 1))),
-        sources=[SourceStatus(*answer) for answer in answers],
-    )
-
-
-def summary(run: checkpoint.RunSummary) -> RunSummary:
-    reported = (run["folder"] / "report.md").exists()  # the end of a run may have been interrupted too
-    return RunSummary(
-        run["name"],
-        run["tokens_seen"],
-        run["token_budget"],
-        run["saved_at"],
-        run["folder"],
-        run["finished"] and reported,
-    )
-
-
 def start(choice: Choice | None) -> None:
     """What was chosen, done. `None` on every rank but the first, which tells them."""
     from lm.distributed import World
+    from use import use
 
     world = World.start()
     choice = world.from_first(lambda: choice)
@@ -157,23 +80,8 @@ def start(choice: Choice | None) -> None:
         case "restore" if world.is_first:
             with FolderLock(CHECKPOINTS):
                 restore(CHECKPOINTS, choice.path)
-    text = world.from_first(lambda: preset_of(choice).to_json())
+    text = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS).to_json())
     train(parse_preset(text, "the chosen preset"), fresh=choice.action == "preset")
-
-
-def preset_of(choice: Choice) -> Preset:
-    """The chosen preset; to go on with a run: the preset file of that name as it is today, or else the run's own."""
-    if choice.action == "preset":
-        return load_preset(choice.path)
-    own = parse_preset(checkpoint.inspect(CHECKPOINTS)["preset"], "the checkpoint")
-    for path in preset_paths(CONFIGS):
-        try:
-            preset = load_preset(path)
-        except PresetError:
-            continue
-        if preset.name == own.name:
-            return preset
-    return own
 
 
 # ---- train -----------------------------------------------------------------------------------------------------
@@ -266,6 +174,7 @@ def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
         sources=[SourcePreview(source.label, source.size, source.first_line) for source in sources],
         tokenizer=preset.data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, run.vocab_size),
+        rows_per_step=run.global_batch_rows,
         world_size=run.world.size,
         token_budget=run.token_budget,
         tokens_seen=run.tokens_seen,
@@ -291,7 +200,11 @@ def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
     with progress_bar(run) as bar:
         while not run.done:
             do_what_is_due(run, bar.write if run.world.is_first else say)
-            step = run.next_step()
+            try:
+                step = run.next_step()
+            except UserError:  # a source that is gone, a full disk: what was learnt so far is kept
+                run.save(say)
+                raise
             if step is None:
                 break
             result = run.train_on(step)
@@ -366,36 +279,9 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: object) -> None:
         if self.asked:
-            os._exit(
-                128 + number
-            )  # checkpoints and journal survive a kill at any instant: there is nothing to clean up
+            os._exit(128 + number)  # checkpoints and journal survive a kill at any instant: nothing to clean up
         self.asked = True
         os.write(2, b"\nFinishing this step, then saving. Once more leaves at once.\n")
-
-
-# ---- use -------------------------------------------------------------------------------------------------------
-
-
-def use(action: str, folder: Path) -> None:
-    """Talk to the model of the run in `folder`, or export it."""
-    from lm.talk import talk
-    from run import export, load_model
-
-    with FolderLock(folder):
-        state, notice = checkpoint.load(folder)
-    if notice:
-        print(notice)
-    if action == "export":
-        print(f"exported to {export(state, folder)}")
-        return
-    model, tokenizer, end_of_text = load_model(state, folder)
-    print(f"{human_count(state['tokens_seen'])} tokens seen.")
-    talk(
-        model,
-        encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
-        decode=tokenizer.decode,
-        stop_token=end_of_text,
-    )
 
 
 if __name__ == "__main__":

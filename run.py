@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
 from configs.compare import changes
@@ -28,7 +27,6 @@ from lm import checkpoint
 from lm.distributed import World
 from lm.estimate import check_memory
 from lm.evaluate import Evaluation
-from lm.export import export_huggingface
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.machine import compile_choice, precision_choice
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
@@ -36,6 +34,7 @@ from lm.model import Transformer
 from lm.optim import build_optimizers, learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.train_step import StepPlan, StepResult, TrainStep, plan_step
+from use import export
 
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 MAX_FAILED_SAVES = 3
@@ -352,33 +351,6 @@ class Run:
     def close(self) -> None:
         if self.stream:
             self.stream.close()
-
-
-# ---- a run that is over, or put down ---------------------------------------------------------------------------
-
-
-def export(state: dict[str, Any], folder: Path, facts: dict[str, str] | None = None) -> Path:
-    """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
-    preset = parse_preset(state["preset"], "the checkpoint")
-    path = folder / "tokenizer.json"
-    tokenizer = bpe.load(path)
-    return export_huggingface(
-        state["model"],
-        preset,
-        path,
-        folder / "hf",
-        end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
-        facts=facts or {"preset": preset.name, "tokens": f"{state['tokens_seen']:,}"},
-        aux_heads=state["heads"] or None,
-    )
-
-
-def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
-    """The model of a checkpoint's `state`, its tokenizer, and the token that begins a document."""
-    tokenizer = bpe.load(folder / "tokenizer.json")
-    model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
-    model.load_state_dict(state["model"])
-    return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
 
 
 def device_name(device: torch.device) -> str:

@@ -236,6 +236,7 @@ class StartCard:
     sources: list[SourcePreview]
     tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
     num_parameters: int
+    rows_per_step: int
     world_size: int
     token_budget: int
     tokens_seen: int  # more than 0 when a run is resumed
@@ -247,15 +248,14 @@ class StartCard:
 
     @property
     def tokens_per_step(self) -> int:
-        train = self.preset.train
-        rows = train.per_gpu_batch_size * train.accumulation_steps * self.world_size
-        return rows * self.preset.model.seq_length
+        return self.rows_per_step * self.preset.model.seq_length
 
 
 def render_card(card: StartCard) -> str:
     """The start card: everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
     remaining = card.token_budget - card.tokens_seen
+    processes = "process" if card.world_size == 1 else "processes"
     widest = max((len(source.label) for source in card.sources), default=0)
     width = min(widest, 24)
     rows = [("run", card.preset.name)]
@@ -272,7 +272,7 @@ def render_card(card: StartCard) -> str:
         ("batch", f"{card.tokens_per_step:,} tokens a step, {math.ceil(remaining / card.tokens_per_step):,} steps"),
         (
             "",
-            f"{train.per_gpu_batch_size} rows x {train.accumulation_steps} micro-batches x {card.world_size} processes",
+            f"{card.rows_per_step} rows over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
         ),
         *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
         ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),

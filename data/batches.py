@@ -45,6 +45,9 @@ class Stopped(Exception):
     """`should_stop` said so while waiting."""
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
 class SourceInfo(NamedTuple):
     """A source as the start card shows it. `notices`: sentences to read once."""
 
@@ -109,9 +112,8 @@ class Stream:
         self._events: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._last_words: deque[str] = deque(maxlen=20)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "data.producer"],
-            cwd=Path(__file__).resolve().parent.parent,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "true", "PYTHONUTF8": "1"},
+            [sys.executable, "-P", "-m", "data.producer"],  # -P: a folder "data" where the user stands is not ours
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true", "PYTHONUTF8": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=10)  # a step, a save, an evaluation batch: far less; longer means that a rank is lost
+MENU_TIMEOUT = timedelta(days=1)  # for joining the job: the first rank joins when its user has chosen
 
 
 class World:
@@ -26,7 +27,10 @@ class World:
 
     def __init__(self, rank: int, local_rank: int, size: int, device: torch.device):
         self.rank, self.local_rank, self.size, self.device = rank, local_rank, size, device
-        self.objects = dist.new_group(backend="gloo", timeout=TIMEOUT) if size > 1 else None
+        self.objects = self.gradients = None
+        if size > 1:
+            self.objects = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            self.gradients = dist.new_group(timeout=TIMEOUT)
 
     @classmethod
     def start(cls) -> World:
@@ -39,7 +43,7 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=MENU_TIMEOUT)
         return cls(rank, local_rank, size, device)
 
     @property
@@ -73,7 +77,10 @@ class World:
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=[self.local_rank] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
+            model,
+            device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+            process_group=self.gradients,
+            gradient_as_bucket_view=True,
         )
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:

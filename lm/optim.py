@@ -80,7 +80,7 @@ def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: f
     The warm-up is counted from its first step on, so the first step already moves; the last one still does, a little.
     """
     progress = tokens_seen / token_budget
-    warmup = (progress + 0.1 * warmup_fraction) / warmup_fraction if warmup_fraction else 1.0
+    warmup = progress / warmup_fraction + 0.1 if warmup_fraction else 1.0
     decay = (1 - progress) / decay_fraction if decay_fraction else 1.0
     return min(1.0, warmup, decay)
 

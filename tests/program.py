@@ -21,7 +21,7 @@ from lm.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-CODE = ("aux_heads", "configs", "data", "lm", "main.py", "run.py", "periodic.py")
+CODE = ("aux_heads", "configs", "data", "lm", *sorted(path.name for path in ROOT.glob("*.py")))
 NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
 BUDGET = 20_011
 PIECE = 1_000  # characters of a document: enough of them that some are held out

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import main
+from choose import gather_menu
 from configs.schema import PresetError, UserError, parse_preset
 from lm.metrics import read_metrics, read_samples
 from run import Run
@@ -173,7 +174,7 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     before = contents(tmp_path)
     main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
-    assert main.gather_menu(tmp_path).current.finished
+    assert gather_menu(tmp_path, main.CONFIGS).current.finished
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):

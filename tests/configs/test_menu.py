@@ -240,6 +240,7 @@ def card(**changes) -> StartCard:
         ],
         "tokenizer": "byte-level BPE, 8192 tokens",
         "num_parameters": 15_100_000,
+        "rows_per_step": 512,
         "world_size": 2,
         "token_budget": 100_000_000,
         "tokens_seen": 0,
@@ -254,7 +255,7 @@ def card(**changes) -> StartCard:
 
 def test_the_start_card_says_everything_decided():
     shown = render_card(card())
-    # 256 rows x 1 x 2 processes x 64 tokens = 32,768 tokens a step; 100,000,000 / 32,768 = 3051.8
+    # 512 rows x 64 tokens = 32,768 tokens a step; 100,000,000 / 32,768 = 3051.8
     for part in (
         "41 shards",
         "Anarchism is",

@@ -1,7 +1,6 @@
 """The export is the same model: transformers gives our logits, our greedy text and our token ids."""
 
 import json
-import os
 import re
 
 import pytest
@@ -14,9 +13,6 @@ from lm.export import export_huggingface
 from lm.generate import generate
 from lm.model import Transformer
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before transformers is imported, which the tests do: nothing here needs the network
-)
 END_OF_TEXT = "<|endoftext|>"
 PROMPT = "  The réponse:\tdef f(x1):\n\n    return 漢字 12345 'don't' <|endoftext|> "
 

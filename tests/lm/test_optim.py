@@ -225,7 +225,7 @@ def test_schedule_warms_up_stays_and_falls():
     factors = [learning_rate_factor(seen, 1000, 0.1, 0.5) for seen in range(1000)]
     assert 0 < factors[0] <= 0.11
     assert all(before < after for before, after in pairwise(factors[:90]))
-    assert factors[90:501] == [1.0] * 411
+    assert factors[91:501] == [1.0] * 410
     assert all(before > after for before, after in pairwise(factors[500:]))
     assert 0 < factors[-1] < 0.005
     assert learning_rate_factor(750, 1000, 0.1, 0.5) == pytest.approx(0.5)

@@ -1,0 +1,102 @@
+"""The menu's facts and the user's answer, before anything heavy is loaded.
+
+Which sources answer, what each preset costs on this machine, which runs there are: gathered here, put into words by
+configs/menu.py. Runs on the first rank only.
+"""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
+from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
+from data.probe import probe
+from lm import checkpoint, estimate
+from lm.archive import archived_runs, finish_interrupted
+from lm.files import FolderLock
+from lm.machine import Machine, load_machine, measure_machine, save_machine
+
+
+def choose(folder: Path, configs: Path) -> Choice:
+    """The menu over the presets in `configs` and the runs in `folder`, and what the user wants.
+
+    Comes before the first collective: other ranks wait for it as long as it takes.
+    """
+    with FolderLock(folder):
+        finish_interrupted(folder)
+    menu = gather_menu(folder, configs)
+    print(render_menu(menu))
+    return ask(menu, read=input, say=print, terminal=bool(sys.stdin and sys.stdin.isatty()))
+
+
+def gather_menu(folder: Path, configs: Path) -> Menu:
+    """The menu's facts: which sources answer (two seconds at most), what presets cost here, which runs there are."""
+    presets: dict[Path, Preset | PresetError] = {}
+    for path in preset_paths(configs):
+        try:
+            presets[path] = load_preset(path)
+        except PresetError as error:
+            presets[path] = error
+    answers: dict[Path, list] = {}
+    asking = [
+        threading.Thread(target=lambda p=path, s=preset.data.all_sources: answers.update({p: probe(s)}), daemon=True)
+        for path, preset in presets.items() if isinstance(preset, Preset)
+    ]  # fmt: skip
+    for thread in asking:
+        thread.start()
+    machine = load_machine(folder)  # measured while the sources are asked
+    if machine is None:
+        machine = measure_machine()
+        save_machine(folder, machine)
+    for thread in asking:
+        thread.join()
+    current = checkpoint.inspect(folder)
+    return Menu(
+        [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
+        summary(current) if current else None,
+        [run for run in map(summary, archived_runs(folder)) if not run.finished],
+        has_model=current is not None,
+    )
+
+
+def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: Machine) -> MenuEntry:
+    if isinstance(preset, PresetError):
+        return MenuEntry(path, error=str(preset))
+    return MenuEntry(
+        path,
+        preset,
+        num_parameters=estimate.num_parameters(preset.model, preset.model.vocab_size),
+        memory_bytes=estimate.memory_bytes(
+            preset, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
+        ),
+        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, int(os.environ.get("WORLD_SIZE", 1))),
+        sources=[SourceStatus(*answer) for answer in answers],
+    )
+
+
+def summary(run: checkpoint.RunSummary) -> RunSummary:
+    reported = (run["folder"] / "report.md").exists()  # the end of a run may have been interrupted too
+    return RunSummary(
+        run["name"],
+        run["tokens_seen"],
+        run["token_budget"],
+        run["saved_at"],
+        run["folder"],
+        run["finished"] and reported,
+    )
+
+
+def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
+    """The chosen preset; to go on with a run: the preset file of that name as it is today, or else the run's own."""
+    if choice.action == "preset":
+        return load_preset(choice.path)
+    own = parse_preset(checkpoint.inspect(folder)["preset"], "the checkpoint")
+    for path in preset_paths(configs):
+        try:
+            preset = load_preset(path)
+        except PresetError:
+            continue
+        if preset.name == own.name:
+            return preset
+    return own
