@@ -1,4 +1,4 @@
-"""One run: its parts put together, its state saved and taken up again, and what happens once in a while.
+"""One run: its parts put together, its state saved and taken up again.
 
 `main.py` holds the loop and calls what is here. Like main, this file may import every room; nobody but main, tests and
 benchmarks imports it. Everything random is a function of `train.seed` and of the row in the stream, so a run taken up
