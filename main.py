@@ -131,6 +131,7 @@ def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) ->
 def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
     """What would fail later fails here, before anything is written; then the start card. False: asked to stop."""
     from data.batches import Stopped
+    from trial import trial
 
     preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
     try:
@@ -141,7 +142,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         say(
             "trying one step" + (" (compiling it first: 20 to 60 s, once for each model shape)" if run.compiled else "")
         )
-        seconds = run.trial()
+        seconds = trial(run)
         tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
         say(render_card(start_card(run, sources, tokens_per_second)))
         if run.world.is_first:

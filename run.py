@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Run:
-    """Built by `Run(...)`, tried by `trial`, begun by `begin`; then `next_step` and `train_on` until it is `done`."""
+    """Built by `Run(...)`, tried by trial.py, begun by `begin`; then `next_step` and `train_on` until it is `done`."""
 
     def __init__(
         self,
@@ -132,38 +132,6 @@ class Run:
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
-    def trial(self) -> float:
-        """Two real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the second.
-
-        They compile and allocate everything a step needs. Raises UserError with a batch size that fits.
-        """
-        rows, length = self.global_batch_rows, self.preset.model.seq_length
-        tokens = np.random.default_rng(0).integers(self.vocab_size, size=(rows, length + 1))
-        set_learning_rate(self.optimizers, 0.0)
-        seconds = 0.0
-        try:
-            for _ in range(2):
-                began = time.perf_counter()
-                self.train_step(tokens, StepPlan(0, rows, rows * length), 0.0)
-                seconds = time.perf_counter() - began
-                if self.world.from_first(self.stop):
-                    raise Stopped
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-                raise
-            raise UserError(self._too_large()) from None
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-        return seconds
-
-    def _too_large(self) -> str:
-        train = self.preset.train
-        return (
-            f"A trial step with train.per_gpu_batch_size {train.per_gpu_batch_size} does not fit into the memory of "
-            f"{self.world.device}. Try {max(1, train.per_gpu_batch_size // 2)} with train.accumulation_steps "
-            f"{train.accumulation_steps * 2}: the same tokens a step in half the memory."
-        )
 
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
