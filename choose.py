@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+from configs.compare import changes, check_continuable
 from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
 from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
 from data.probe import probe
@@ -25,6 +26,8 @@ def choose(folder: Path, configs: Path) -> Choice:
     """
     with FolderLock(folder):
         finish_interrupted(folder)
+        if checkpoint.latest_exists(folder) and checkpoint.inspect(folder) is None:
+            checkpoint.load(folder)  # says what is wrong: a damaged run is never taken for none
     menu = gather_menu(folder, configs)
     print(render_menu(menu))
     return ask(menu, read=input, say=print, terminal=bool(sys.stdin and sys.stdin.isatty()))
@@ -92,11 +95,22 @@ def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
     if choice.action == "preset":
         return load_preset(choice.path)
     own = parse_preset(checkpoint.inspect(folder)["preset"], "the checkpoint")
+    namesakes = []
     for path in preset_paths(configs):
         try:
             preset = load_preset(path)
         except PresetError:
             continue
         if preset.name == own.name:
-            return preset
-    return own
+            namesakes.append(preset)
+    # A copy that kept its original's name is told apart by what the run's weights need.
+    fitting = [preset for preset in namesakes if can_continue(own, preset)]
+    return min(fitting or namesakes or [own], key=lambda preset: len(changes(own, preset)))
+
+
+def can_continue(own: Preset, preset: Preset) -> bool:
+    try:
+        check_continuable(own, changes(own, preset))
+    except PresetError:
+        return False
+    return True

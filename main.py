@@ -10,6 +10,7 @@ everything is set in the presets under configs/. What a run leaves behind is in 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -52,15 +53,26 @@ def main() -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped before training began: nothing to save.", file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
+        print("\nStopped.", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return defect()
         print(
-            "\nThis is a defect, or a lost machine. The last checkpoint is intact: start again to resume.",
+            f"\nThe disk is full ({error}). The last checkpoint is intact: free some space, then start again.",
             file=sys.stderr,
         )
-        return 1
+        return 2
+    except Exception:
+        return defect()
     return 0
+
+
+def defect() -> int:
+    traceback.print_exc()
+    print(
+        "\nThis is a defect, or a lost machine. The last checkpoint is intact: start again to resume.", file=sys.stderr
+    )
+    return 1
 
 
 def start(choice: Choice | None) -> None:
@@ -77,11 +89,15 @@ def start(choice: Choice | None) -> None:
             if world.is_first:
                 use(choice.action, CHECKPOINTS)
             return
-        case "restore" if world.is_first:
-            with FolderLock(CHECKPOINTS):
-                restore(CHECKPOINTS, choice.path)
+        case "restore":
+            world.from_first(lambda: bring_back(choice.path))
     text = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS).to_json())
     train(parse_preset(text, "the chosen preset"), fresh=choice.action == "preset")
+
+
+def bring_back(archived: Path) -> None:
+    with FolderLock(CHECKPOINTS):
+        restore(CHECKPOINTS, archived)
 
 
 # ---- train -----------------------------------------------------------------------------------------------------
@@ -106,6 +122,7 @@ def train(
         if world.from_first(lambda: over and (folder / "report.md").exists()):
             return
         run = Run(preset, world, folder, token_budget, state, stop)
+        del state  # the run has taken what it needs
         try:
             if check(run, fresh, say):
                 learn(run, stop, say)
@@ -135,7 +152,8 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
 
     preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
     try:
-        run.world.from_first(lambda: checkpoint.check_disk(folder, estimate.disk_bytes(preset, run.token_budget)))
+        needed = estimate.disk_bytes(preset, run.token_budget)
+        run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
         sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
         for notice in (notice for source in sources for notice in source.notices):
             say(notice)
@@ -144,16 +162,20 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         )
         seconds = trial(run)
         tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
-        say(render_card(start_card(run, sources, tokens_per_second)))
-        if run.world.is_first:
-            if fresh and (checkpoint.latest_exists(folder) or stream_of_another(folder, preset)):
-                say(f"The run that was here is put aside in {put_aside(folder)}")
-            remember_speed(run, tokens_per_second)
+        run.world.from_first(lambda: settle(run, sources, tokens_per_second, fresh))
         run.begin(say)
     except Stopped:
         say("Stopped before the first step: nothing to save." if not resumed else "Stopped; the run is as it was.")
         return False
     return True
+
+
+def settle(run: Run, sources: list, tokens_per_second: float, fresh: bool) -> None:
+    """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
+    print(render_card(start_card(run, sources, tokens_per_second)))
+    if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
+        print(f"The run that was here is put aside in {put_aside(run.folder)}")
+    remember_speed(run, tokens_per_second)
 
 
 def stream_of_another(folder: Path, preset: Preset) -> bool:
@@ -230,8 +252,8 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
         return
     sample(run, say)
     if run.world.is_first:
-        path = run.write_report()
         exported = run.export()
+        path = run.write_report()  # last: its report marks a run as finished
         say(
             f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
@@ -279,10 +301,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:  # schedulers repeat SIGTERM, to us and through torchrun
             os._exit(128 + number)  # checkpoints and journal survive a kill at any instant: nothing to clean up
         self.asked = True
-        os.write(2, b"\nFinishing this step, then saving. Once more leaves at once.\n")
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nStopping as soon as it is safe, with what was learnt saved. Ctrl-C again leaves at once.\n")
 
 
 if __name__ == "__main__":

@@ -79,9 +79,7 @@ class Run:
         self.global_batch_rows = train.per_gpu_batch_size * train.accumulation_steps * world.size
         if state and not self._batch_was_edited(state["preset"]):
             self.global_batch_rows = state["global_batch_rows"]  # however many processes there are now
-        given = bpe.load(preset.data.tokenizer) if preset.data.tokenizer else None
-        self.vocab_size = bpe.vocab_size(given) if given else model.vocab_size
-        end_of_text = bpe.end_of_text(given) if given else 0
+        self.vocab_size, end_of_text = world.from_first(lambda: tokenizer_facts(preset))
         self.dtype, dtype_reason = precision_choice(world.device.type)
         self.compiled, compile_reason = compile_choice(world.device.type)
         check_memory(preset, world.device.type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
@@ -99,7 +97,9 @@ class Run:
         if self.compiled:
             self.joint.compile_trunk_and_heads()
         tokens_per_step = self.global_batch_rows * model.seq_length
-        self.optimizers = build_optimizers(self.trunk, self.heads, train, model.hidden_size, tokens_per_step)
+        self.optimizers = build_optimizers(
+            self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
+        )
         self.train_step = TrainStep(
             world.data_parallel(self.joint),
             self.trunk,
@@ -115,6 +115,7 @@ class Run:
         )
         self._state = state
         self._failed_saves = 0
+        self._logs: list = []
         self.num_steps: int = state.get("num_steps", 0)
         self.last_saved = self.tokens_seen
 
@@ -142,6 +143,7 @@ class Run:
         self.labels = [source.label for source in self.preset.data.all_sources]
         self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
         self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
+        self._logs = [self.metrics, self.samples]
         self.metrics.truncate_after(self.tokens_seen)
         self.samples.truncate_after(self.tokens_seen)
         self.last_evaluated, self.last_sampled = self.world.from_first(self._last_recorded)
@@ -157,7 +159,9 @@ class Run:
         self.head_measures: dict[str, float] = {}
         if self._state:
             self._load_state(self._state)
-            self.metrics.write({"tokens": self.tokens_seen, "resumed": time.strftime("%Y-%m-%d %H:%M")})
+            self.metrics.write(
+                {"tokens": self.tokens_seen, "resumed": f"{time.strftime('%Y-%m-%d %H:%M')}, {self.machine}"}
+            )
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
@@ -251,8 +255,9 @@ class Run:
         """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row is raised, and that
         of the `last` save before the program ends."""
         self.last_saved = self.tokens_seen
-        if not self.world.is_first:
-            return
+        self.world.from_first(lambda: self._save(say, last))
+
+    def _save(self, say: Callable[[str], None], last: bool) -> None:
         try:
             checkpoint.save(self.folder, self.state())
             self._failed_saves = 0
@@ -281,6 +286,7 @@ class Run:
                 "weight_changes": self.weight_changes,
                 "adaptive": self.adaptive,
             },
+            "facts": self.facts(),
             "tokenizer_sha256": self.stream_info.tokenizer_sha256,
             "world_size": self.world.size,
         }
@@ -292,9 +298,15 @@ class Run:
         parts = [f"loss {result.loss:.3f}"]
         if result.skipped:
             parts.append("step skipped: gradient not finite")
+        if self.stream:
+            parts += [f"{label} begun anew ({epoch + 1})" for label, epoch in self.stream.epochs.items()]
         if self.stream and self.stream.status:
             parts.append(self.stream.status)
         return ", ".join(parts)
+
+    @property
+    def machine(self) -> str:
+        return f"{self.world.size} x {device_name(self.world.device)}, {self.decisions[0][0]}"
 
     def facts(self) -> dict[str, str]:
         """For the report and the model card: what was trained, on what, where."""
@@ -306,7 +318,7 @@ class Run:
             "parameters": f"{sum(parameter.numel() for parameter in self.trunk.parameters()):,}",
             "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
-            "machine": f"{self.world.size} x {device_name(self.world.device)}, {self.decisions[0][0]}",
+            "machine": self.machine,
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         }
 
@@ -314,11 +326,21 @@ class Run:
         return write_report(self.folder, self.preset.to_json(), self.facts())
 
     def export(self) -> Path:
-        return export(self.state(), self.folder, self.facts())
+        return export(self.state(), self.folder)
 
     def close(self) -> None:
         if self.stream:
             self.stream.close()
+        for log in self._logs:
+            log.close()
+
+
+def tokenizer_facts(preset: Preset) -> tuple[int, int]:
+    """(vocabulary size, end-of-text token) of the preset's own tokenizer, or of the one that will be trained."""
+    if not preset.data.tokenizer:
+        return preset.model.vocab_size, 0
+    given = bpe.load(preset.data.tokenizer)
+    return bpe.vocab_size(given), bpe.end_of_text(given)
 
 
 def device_name(device: torch.device) -> str:

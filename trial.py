@@ -6,6 +6,7 @@ Leaves no trace in the run: learning rates are 0 and the optimizers' states are 
 import time
 
 import numpy as np
+import torch
 
 from configs.schema import UserError
 from data.batches import Stopped
@@ -42,28 +43,32 @@ def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
             seconds = time.perf_counter() - began
             if run.world.from_first(run.stop):
                 raise Stopped
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; so is a CPU's refusal
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+    except (MemoryError, torch.OutOfMemoryError):
+        return None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what the CPU's allocator says
             raise
         return None
     return seconds
 
 
 def too_large(run: Run) -> str:
-    """The message for a micro-batch that memory cannot hold, with the largest half, quarter, ... that it can."""
-    train, fitting = run.preset.train, run.preset.train.per_gpu_batch_size // 2
-    while fitting:
+    """The message for a micro-batch that memory cannot hold, with the largest that makes the same step and fits.
+
+    With several processes the first smaller one is named untried: ranks that lost a step cannot be led into another.
+    """
+    train = run.preset.train
+    rows = train.per_gpu_batch_size * train.accumulation_steps
+    advice = "Not even one row fits: choose a smaller model or a shorter seq_length."
+    for smaller in (size for size in range(train.per_gpu_batch_size // 2, 0, -1) if rows % size == 0):
         run.train_step.clear()
-        if try_steps(run, fitting * run.world.size, fitting) is not None:
+        if run.world.size > 1 or try_steps(run, smaller, smaller) is not None:
+            verb = "may fit" if run.world.size > 1 else "fits"
+            advice = (
+                f"{smaller} {verb}: set train.per_gpu_batch_size to {smaller} and train.accumulation_steps to "
+                f"{rows // smaller} for the same tokens a step."
+            )
             break
-        fitting //= 2
-    steps = -(-train.per_gpu_batch_size * train.accumulation_steps // max(1, fitting))
-    advice = (
-        f"{fitting} fits: set train.per_gpu_batch_size to {fitting} and train.accumulation_steps to {steps} for the "
-        "same tokens a step."
-        if fitting
-        else "Not even one row fits: choose a smaller model or a shorter seq_length."
-    )
     return (
         f"A step of preset {run.preset.name!r} with train.per_gpu_batch_size {train.per_gpu_batch_size} does not fit "
         f"into the memory of {device_name(run.world.device)}. {advice}"

@@ -19,11 +19,11 @@ def use(action: str, folder: Path) -> None:
     """Talk to the model of the run in `folder`, or export it."""
     with FolderLock(folder):
         state, notice = checkpoint.load(folder)
-    if notice:
-        print(notice)
-    if action == "export":
-        print(f"exported to {export(state, folder)}")
-        return
+        if notice:
+            print(notice)
+        if action == "export":
+            print(f"exported to {export(state, folder)}")
+            return
     model, tokenizer, end_of_text = load_model(state, folder)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
     talk(
@@ -34,7 +34,7 @@ def use(action: str, folder: Path) -> None:
     )
 
 
-def export(state: dict[str, Any], folder: Path, facts: dict[str, str] | None = None) -> Path:
+def export(state: dict[str, Any], folder: Path) -> Path:
     """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
@@ -45,7 +45,7 @@ def export(state: dict[str, Any], folder: Path, facts: dict[str, str] | None = N
         path,
         folder / "hf",
         end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
-        facts=facts or {"preset": preset.name, "tokens": f"{state['tokens_seen']:,}"},
+        facts=state["facts"],
         aux_heads=state["heads"] or None,
     )
 

@@ -160,7 +160,7 @@ class Stream:
                 case "opened":
                     self._opened = True
                 case "ready":
-                    self._ready = event
+                    self._ready, self.status = event, ""
                 case "status":
                     self.status = event["message"]
                 case "epoch":
@@ -237,7 +237,6 @@ class Stream:
             return self._ready is not None
 
         self._wait(there, should_stop)
-        self.status = ""
         vocab_size, sha256 = self._ready["vocab_size"], self._ready["tokenizer_sha256"]
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, vocab_size))
         self.held_out = HeldOut.load(self.stream_dir / HELD_OUT)

@@ -78,7 +78,7 @@ def relative_loss(
 ) -> list[float]:
     """factor <- smoothing * factor + (1 - smoothing) * clamp(loss / mean loss, low, high).
 
-    `losses`: mean training loss per source since the last decision, any unit; None (no tokens seen) keeps the factor.
+    `losses`: held-out loss of each source, any unit; None (nothing held out) keeps the factor.
     """
     known = [loss for loss in losses if loss is not None]
     mean = sum(known) / len(known) if known else 0.0

@@ -252,12 +252,15 @@ def required_bytes(checkpoint_bytes: int) -> int:
     return 4 * checkpoint_bytes
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Raises UserError unless the run in `folder` can grow to `needed` bytes, counting what it already occupies."""
+def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
+    """Raises UserError unless the run in `folder` can grow to `needed` bytes, counting what it already occupies.
+
+    `beside`: a new run, next to what is there.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = (path.stat() for pattern in ("lm_*.pth", "stream/*") for path in folder.glob(pattern) if path.is_file())
-    occupied = sum({status.st_ino: status.st_size for status in files}.values())
+    occupied = 0 if beside else sum({status.st_ino: status.st_size for status in files}.values())
     free = shutil.disk_usage(folder).free
     if occupied + free < needed:
         raise UserError(

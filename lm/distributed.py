@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.schema import UserError
+
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=10)  # a step, a save, an evaluation batch: far less; longer means that a rank is lost
-MENU_TIMEOUT = timedelta(days=1)  # for joining the job: the first rank joins when its user has chosen
+STEP_TIMEOUT = timedelta(minutes=10)  # a forward and backward pass takes far less: longer means that a rank is lost
+FIRST_TIMEOUT = timedelta(days=1)  # the first rank may wait for its user at the menu, or for a network that is down
 
 
 class World:
@@ -29,8 +31,8 @@ class World:
         self.rank, self.local_rank, self.size, self.device = rank, local_rank, size, device
         self.objects = self.gradients = None
         if size > 1:
-            self.objects = dist.new_group(backend="gloo", timeout=TIMEOUT)
-            self.gradients = dist.new_group(timeout=TIMEOUT)
+            self.objects = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
+            self.gradients = dist.new_group(timeout=STEP_TIMEOUT)
 
     @classmethod
     def start(cls) -> World:
@@ -40,10 +42,15 @@ class World:
         size = int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda and local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start torchrun with "
+                f"--nproc_per_node={torch.cuda.device_count()}."
+            )
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=MENU_TIMEOUT)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=FIRST_TIMEOUT)
         return cls(rank, local_rank, size, device)
 
     @property

@@ -1,7 +1,7 @@
 """What a preset costs before anything of it is built: parameters, FLOPs, memory, disk and time.
 
 Pure arithmetic over a preset and a Machine (lm/machine.py), without torch, so the menu can show it first. Time and
-memory are guesses until a trial step or a run has measured them: `remember_speed` keeps what was measured for the next
+memory are guesses until a trial step or a run has measured them: `record_speed` keeps what was measured for the next
 menu.
 
 D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
@@ -11,16 +11,7 @@ import dataclasses
 
 from configs.schema import AuxiliaryConfig, ModelConfig, Preset, UserError
 from lm.checkpoint import required_bytes
-from lm.machine import (  # noqa: F401  until main.py and run.py import the others from lm.machine themselves
-    Machine,
-    available_memory,
-    compile_choice,
-    load_machine,
-    measure_machine,
-    peak_memory,
-    precision_choice,
-    save_machine,
-)
+from lm.machine import Machine, available_memory
 
 # The heads' shapes that matter for cost (aux_heads/): one position in four, three tokens ahead.
 UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 4, 1 / 16

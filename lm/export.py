@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from configs.schema import ModelConfig, Preset
-from lm.checkpoint import sync_folder
+from lm.files import sync_folder
 from lm.metrics import fenced, table_cell
 from lm.model import NORM_EPS, ROPE_THETA
 

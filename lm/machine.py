@@ -170,6 +170,11 @@ def compile_choice(device: str) -> tuple[bool, str]:
         return False, f"no compiler found (looked for {' and '.join(compilers)})"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return False, "Python's header files are not installed (python3-dev), which compiled code needs"
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
-        return False, "triton is not installed"
+    if device == "cuda":
+        import torch
+
+        if importlib.util.find_spec("triton") is None:
+            return False, "triton is not installed"
+        if torch.cuda.get_device_capability() < (7, 0):
+            return False, f"{torch.cuda.get_device_name()} is too old for triton"
     return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")

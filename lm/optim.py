@@ -24,10 +24,10 @@ ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 
 
-def orthogonalize(matrices_NRC: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of each of N matrices (R, C), approximately, in bf16."""
+def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The nearest semi-orthogonal matrix of each of N matrices (R, C), approximately: bf16 is precise enough."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices_NRC.bfloat16()
+    x = matrices_NRC.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -46,8 +46,9 @@ class Muon(torch.optim.Optimizer):
     `params`, `parts`, `lr`, `weight_decay`; `lr` may be changed at any time, and the decay is scaled by lr as in AdamW.
     """
 
-    def __init__(self, groups: Iterable[dict]):
+    def __init__(self, groups: Iterable[dict], dtype: torch.dtype = torch.bfloat16):
         super().__init__(groups, {"parts": 1, "lr": 0.02, "weight_decay": 0.0})
+        self.dtype = dtype  # of the products; float32 where the hardware is slow at bfloat16
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -66,7 +67,9 @@ class Muon(torch.optim.Optimizer):
                 ):
                     by_shape[matrix.shape].append((part, matrix, group))
         for (rows, columns), members in by_shape.items():
-            updates = orthogonalize(torch.stack([update for update, _, _ in members])).to(members[0][1].dtype)
+            updates = orthogonalize(torch.stack([update for update, _, _ in members]), self.dtype).to(
+                members[0][1].dtype
+            )
             for update, (_, matrix, group) in zip(updates, members, strict=True):
                 if group["weight_decay"]:
                     shrinks = update * matrix > 0  # cautious decay: never against the update's own direction
@@ -98,7 +101,13 @@ def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: i
 
 
 def build_optimizers(
-    trunk: nn.Module, heads: nn.Module, train: TrainConfig, hidden_size: int, tokens_per_step: int
+    trunk: nn.Module,
+    heads: nn.Module,
+    train: TrainConfig,
+    hidden_size: int,
+    tokens_per_step: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads'].
 
@@ -128,7 +137,7 @@ def build_optimizers(
         ),
     ]
     optimizers = [
-        Muon(muon_groups),
+        Muon(muon_groups, dtype),
         torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True),
     ]
     for optimizer in optimizers:

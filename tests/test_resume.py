@@ -106,7 +106,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, make):
     process.send_signal(number)
     result = ended(process)
     assert result.code == 0, result.err
-    assert "Finishing this step, then saving." in result.err
+    assert "Stopping as soon as it is safe" in result.err
     seen = program.state()["tokens_seen"]
     assert 5_000 <= seen < BUDGET
     assert f"Saved at {seen:,} tokens" in result.out
@@ -126,7 +126,7 @@ def test_a_second_signal_leaves_at_once(make):
     while "trying one step" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert "Finishing this step" in process.stderr.readline() + process.stderr.readline()
+    assert "Stopping as soon as it is safe" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 128 + signal.SIGINT
     assert not program.written()
