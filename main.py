@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -22,13 +23,7 @@ from typing import TYPE_CHECKING
 
 from choose import choose, preset_of
 from configs.compare import changes, check_continuable, describe
-from configs.menu import (
-    Choice,
-    SourcePreview,
-    StartCard,
-    human_time,
-    render_card,
-)
+from configs.menu import Choice, SourcePreview, StartCard, human_time, render_card
 from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
 from lm import checkpoint, estimate
 from lm.archive import put_aside, restore
@@ -125,7 +120,7 @@ def train(
         del state  # the run has taken what it needs
         try:
             if check(run, fresh, say):
-                learn(run, stop, say)
+                learn(run, say)
         finally:
             run.close()
 
@@ -188,8 +183,6 @@ def stream_of_another(folder: Path, preset: Preset) -> bool:
 
 
 def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
-    import shutil
-
     preset = run.preset
     made = f"byte-level BPE, {run.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
@@ -216,7 +209,7 @@ def remember_speed(run: Run, tokens_per_second: float) -> None:
     save_machine(run.folder, machine)
 
 
-def learn(run: Run, stop: StopRequest, say: Callable[[str], None]) -> None:
+def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from periodic import do_what_is_due
 
