@@ -78,7 +78,7 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine:
     )
 
 
-def summary(run: checkpoint.RunSummary) -> RunSummary:
+def summary(run: checkpoint.SavedRun) -> RunSummary:
     reported = (run["folder"] / "report.md").exists()  # the end of a run may have been interrupted too
     return RunSummary(
         run["name"],

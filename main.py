@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from choose import choose, preset_of
+from configs.card import SourcePreview, StartCard, render_card
 from configs.compare import changes, check_continuable, describe
-from configs.menu import Choice, SourcePreview, StartCard, human_time, render_card
+from configs.menu import Choice
 from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
+from configs.words import human_time
 from lm import checkpoint, estimate
 from lm.archive import put_aside, restore
 from lm.files import FolderLock

@@ -5,8 +5,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs.menu import human_count
 from configs.schema import parse_preset
+from configs.words import human_count
 from data import tokenizer as bpe
 from lm import checkpoint
 from lm.export import export_huggingface

@@ -1,21 +1,20 @@
-"""What is asked and shown before training: the menu, the answer, the start card. Words only.
+"""What is asked before training: the menu and the answer. Words only.
 
 Every fact (sizes, speeds, which sources answer, which runs exist) is handed in; nothing here measures, opens or starts
 anything. `ask` reads through the callable it is given, so a test can be the user.
 """
 
 import difflib
-import itertools
 import math
 import re
 import time
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from configs.schema import Preset, UserError
+from configs.words import clip, human_bytes, human_count, human_time
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
 WIDTH, HEIGHT = 80, 24  # the smallest terminal the menu must fit
@@ -223,108 +222,5 @@ def _ready(entry: MenuEntry) -> Choice:
     return Choice("preset", entry.path)
 
 
-@dataclass(frozen=True)
-class SourcePreview:
-    label: str
-    size: str  # "41 shards", "812 files, 12 MB"
-    first_line: str  # of a real document
-
-
-@dataclass(frozen=True)
-class StartCard:
-    preset: Preset
-    sources: list[SourcePreview]
-    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
-    num_parameters: int
-    rows_per_step: int
-    world_size: int
-    token_budget: int
-    tokens_seen: int  # more than 0 when a run is resumed
-    decisions: list[tuple[str, str]]  # (what was decided, why): ("bf16", "this CPU has AVX512-BF16")
-    peak_memory_bytes: int  # of a real trial step
-    disk_needed_bytes: int
-    disk_free_bytes: int
-    tokens_per_second: float  # of the same trial, or an estimate
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.rows_per_step * self.preset.model.seq_length
-
-
-def render_card(card: StartCard) -> str:
-    """The start card: everything decided before the first step, in at most 80 columns."""
-    model, train = card.preset.model, card.preset.train
-    remaining = card.token_budget - card.tokens_seen
-    processes = "process" if card.world_size == 1 else "processes"
-    widest = max((len(source.label) for source in card.sources), default=0)
-    width = min(widest, 24)
-    rows = [("run", card.preset.name)]
-    for index, source in enumerate(card.sources):
-        rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {source.size}"))
-        rows.append(("", f"  “{clip(source.first_line, 60)}”"))
-    rows += [
-        ("tokenizer", card.tokenizer),
-        (
-            "model",
-            f"{human_count(card.num_parameters)} parameters: {model.num_layers} layers, {model.hidden_size} wide,",
-        ),
-        ("", f"{model.num_heads} heads, {model.seq_length} tokens of context"),
-        ("batch", f"{card.tokens_per_step:,} tokens a step, {math.ceil(remaining / card.tokens_per_step):,} steps"),
-        (
-            "",
-            f"{card.rows_per_step} rows over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
-        ),
-        *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
-        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),
-        ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
-        (
-            "speed",
-            f"{human_count(card.tokens_per_second)} tokens/s, {human_time(remaining / card.tokens_per_second)} to go",
-        ),
-    ]
-    return "\n".join(clip(f"{name:<10} {text}", WIDTH) for name, text in rows)
-
-
-def clip(text: str, width: int) -> str:
-    """One printable line of at most `width` terminal cells: no control characters, a wide character counted as two."""
-    text = "".join(character if character.isprintable() else " " for character in text)
-    cells = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
-    if sum(cells) <= width:
-        return text
-    fitting = itertools.takewhile(lambda end: end < width, itertools.accumulate(cells))  # "<": one cell for the "…"
-    return text[: len(list(fitting))] + "…"
-
-
 def _progress(run: RunSummary) -> str:
     return f"{human_count(run.tokens_seen)} of {human_count(run.token_budget)} tokens"
-
-
-def human_time(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min, 4.2 days."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{seconds / 86400:.1f} days"
-
-
-def human_count(number: float) -> str:
-    """950, 17.5k, 15.1M, 2.0B."""
-    return _scaled(number, ["", "k", "M", "B", "T"])
-
-
-def human_bytes(number: float) -> str:
-    """512 B, 1.2 GB; decimal units, as on the disk's label."""
-    return _scaled(number, [" B", " kB", " MB", " GB", " TB"])
-
-
-def _scaled(number: float, units: list[str]) -> str:
-    power = 0
-    while abs(number) >= 999.5 and power < len(units) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.0f}{units[power]}" if power == 0 or number >= 99.95 else f"{number:.1f}{units[power]}"

@@ -18,7 +18,7 @@ import shutil
 import time
 from pathlib import Path
 
-from lm.checkpoint import CURRENT, CheckpointError, RunSummary, inspect, latest_exists
+from lm.checkpoint import CURRENT, CheckpointError, SavedRun, inspect, latest_exists
 from lm.files import link_as, sync_folder
 
 ARTEFACTS = (
@@ -87,7 +87,7 @@ def finish_interrupted(folder: Path) -> None:
             shutil.rmtree(entry)
 
 
-def archived_runs(folder: Path) -> list[RunSummary]:
+def archived_runs(folder: Path) -> list[SavedRun]:
     """The runs put aside that can be read, newest first."""
     summaries = (inspect(entry) for entry in (Path(folder) / "archive").glob("*") if entry.is_dir())
     return sorted((summary for summary in summaries if summary), key=lambda summary: summary["saved_at"], reverse=True)

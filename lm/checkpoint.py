@@ -39,7 +39,7 @@ class CheckpointError(UserError):
     """A checkpoint could not be written, or none could be read; the message says what, where, and what to do."""
 
 
-class RunSummary(TypedDict):
+class SavedRun(TypedDict):
     """What the menu shows of a run."""
 
     folder: Path
@@ -212,7 +212,7 @@ def _keep_aside(damaged: Path) -> str:
     return target.name
 
 
-def inspect(folder: Path) -> RunSummary | None:
+def inspect(folder: Path) -> SavedRun | None:
     """What the newest readable generation in `folder` says about its run; None if there is none.
 
     Reads the pickle inside the file with every tensor left out, so it needs neither torch nor the weights.
@@ -223,7 +223,7 @@ def inspect(folder: Path) -> RunSummary | None:
                 record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 with archive.open(record) as file:
                     state = _WithoutTensors(file).load()
-            return RunSummary(
+            return SavedRun(
                 folder=Path(folder),
                 name=json.loads(state["preset"])["name"],
                 preset=state["preset"],

@@ -9,25 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.card import SourcePreview, StartCard, render_card
 from configs.menu import (
     Choice,
     Menu,
     MenuEntry,
     RunSummary,
-    SourcePreview,
     SourceStatus,
-    StartCard,
     ask,
-    clip,
     default_choice,
-    human_bytes,
-    human_count,
-    human_time,
     preset_paths,
-    render_card,
     render_menu,
 )
 from configs.schema import UserError, parse_preset
+from configs.words import clip, human_bytes, human_count, human_time
 
 HOUR = 3600.0
 

@@ -1,0 +1,71 @@
+"""The start card: everything that was decided before the first step, in at most 80 columns. Words only."""
+
+import math
+from dataclasses import dataclass
+
+from configs.schema import Preset
+from configs.words import clip, human_bytes, human_count, human_time
+
+WIDTH = 80  # columns
+
+
+@dataclass(frozen=True)
+class SourcePreview:
+    label: str
+    size: str  # "41 shards", "812 files, 12 MB"
+    first_line: str  # of a real document
+
+
+@dataclass(frozen=True)
+class StartCard:
+    preset: Preset
+    sources: list[SourcePreview]
+    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
+    num_parameters: int
+    rows_per_step: int
+    world_size: int
+    token_budget: int
+    tokens_seen: int  # more than 0 when a run is resumed
+    decisions: list[tuple[str, str]]  # (what was decided, why): ("bf16", "this CPU has AVX512-BF16")
+    peak_memory_bytes: int  # of a real trial step
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    tokens_per_second: float  # of the same trial, or an estimate
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows_per_step * self.preset.model.seq_length
+
+
+def render_card(card: StartCard) -> str:
+    """The start card: everything decided before the first step, in at most 80 columns."""
+    model, train = card.preset.model, card.preset.train
+    remaining = card.token_budget - card.tokens_seen
+    processes = "process" if card.world_size == 1 else "processes"
+    widest = max((len(source.label) for source in card.sources), default=0)
+    width = min(widest, 24)
+    rows = [("run", card.preset.name)]
+    for index, source in enumerate(card.sources):
+        rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {source.size}"))
+        rows.append(("", f"  “{clip(source.first_line, 60)}”"))
+    rows += [
+        ("tokenizer", card.tokenizer),
+        (
+            "model",
+            f"{human_count(card.num_parameters)} parameters: {model.num_layers} layers, {model.hidden_size} wide,",
+        ),
+        ("", f"{model.num_heads} heads, {model.seq_length} tokens of context"),
+        ("batch", f"{card.tokens_per_step:,} tokens a step, {math.ceil(remaining / card.tokens_per_step):,} steps"),
+        (
+            "",
+            f"{card.rows_per_step} rows over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
+        ),
+        *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
+        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),
+        ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
+        (
+            "speed",
+            f"{human_count(card.tokens_per_second)} tokens/s, {human_time(remaining / card.tokens_per_second)} to go",
+        ),
+    ]
+    return "\n".join(clip(f"{name:<10} {text}", WIDTH) for name, text in rows)

@@ -1,0 +1,46 @@
+"""Facts in the words of a terminal: one printable line of known width, times, counts and sizes a person reads at once."""
+
+import itertools
+import math
+import unicodedata
+
+
+def clip(text: str, width: int) -> str:
+    """One printable line of at most `width` terminal cells: no control characters, a wide character counted as two."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    cells = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+    if sum(cells) <= width:
+        return text
+    fitting = itertools.takewhile(lambda end: end < width, itertools.accumulate(cells))  # "<": one cell for the "…"
+    return text[: len(list(fitting))] + "…"
+
+
+def human_time(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min, 4.2 days."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def human_count(number: float) -> str:
+    """950, 17.5k, 15.1M, 2.0B."""
+    return _scaled(number, ["", "k", "M", "B", "T"])
+
+
+def human_bytes(number: float) -> str:
+    """512 B, 1.2 GB; decimal units, as on the disk's label."""
+    return _scaled(number, [" B", " kB", " MB", " GB", " TB"])
+
+
+def _scaled(number: float, units: list[str]) -> str:
+    power = 0
+    while abs(number) >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.0f}{units[power]}" if power == 0 or number >= 99.95 else f"{number:.1f}{units[power]}"
