@@ -1,4 +1,4 @@
-"""The file-system steps that a run's safety rests on: one name for another file, a folder forced to the disk, the lock.
+"""The file-system steps a run's safety rests on: another name for a file, a file replaced whole, a synced folder, the lock.
 
 Linux and macOS. Nothing here knows what the files contain.
 """
@@ -29,6 +29,16 @@ def link_as(source: Path, target: Path) -> None:
             os.fsync(copy.fileno())
         shutil.copystat(source, temporary)
     os.replace(temporary, target)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a whole text file so that a crash leaves either the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def temporary_name(target: Path) -> Path:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.files import temporary_name
+from lm.files import replace_text
 
 if TYPE_CHECKING:
     import torch
@@ -90,10 +90,7 @@ def load_machine(folder: Path) -> Machine | None:
 
 def save_machine(folder: Path, machine: Machine) -> None:
     """Writes `machine.json` in one step."""
-    target = Path(folder) / "machine.json"
-    temporary = temporary_name(target)
-    temporary.write_text(json.dumps(dataclasses.asdict(machine), indent=1))
-    os.replace(temporary, target)
+    replace_text(Path(folder) / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
 
 
 def available_memory() -> int:

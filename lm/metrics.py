@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lm.files import replace_text
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
@@ -152,16 +153,6 @@ def _whole_lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         return [line for line in file if line.endswith("\n")]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a whole text file so that a crash leaves either the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.metrics import fenced, read_metrics, read_samples, replace_text, table_cell
+from lm.files import replace_text
+from lm.metrics import fenced, read_metrics, read_samples, table_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
