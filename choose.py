@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from configs.compare import changes, check_continuable
+from configs.compare import changes, fixed_changes
 from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
 from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
 from data.probe import probe
@@ -35,12 +35,7 @@ def choose(folder: Path, configs: Path) -> Choice:
 
 def gather_menu(folder: Path, configs: Path) -> Menu:
     """The menu's facts: which sources answer (two seconds at most), what presets cost here, which runs there are."""
-    presets: dict[Path, Preset | PresetError] = {}
-    for path in preset_paths(configs):
-        try:
-            presets[path] = load_preset(path)
-        except PresetError as error:
-            presets[path] = error
+    presets = presets_in(configs)
     answers: dict[Path, list] = {}
     asking = [
         threading.Thread(target=lambda p=path, s=preset.data.all_sources: answers.update({p: probe(s)}), daemon=True)
@@ -95,22 +90,23 @@ def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
     if choice.action == "preset":
         return load_preset(choice.path)
     own = parse_preset(checkpoint.inspect(folder)["preset"], "the checkpoint")
-    namesakes = []
+
+    def edits(preset: Preset) -> tuple[bool, int]:
+        changed = changes(own, preset)
+        return bool(fixed_changes(changed)), len(changed)
+
+    # A copy that kept its original's name is told apart by what the run's weights need.
+    presets = presets_in(configs).values()
+    namesakes = [preset for preset in presets if isinstance(preset, Preset) and preset.name == own.name]
+    return min(namesakes, key=edits, default=own)
+
+
+def presets_in(configs: Path) -> dict[Path, Preset | PresetError]:
+    """Every preset file of the menu, in its order; for a broken one what is wrong with it."""
+    presets: dict[Path, Preset | PresetError] = {}
     for path in preset_paths(configs):
         try:
-            preset = load_preset(path)
-        except PresetError:
-            continue
-        if preset.name == own.name:
-            namesakes.append(preset)
-    # A copy that kept its original's name is told apart by what the run's weights need.
-    fitting = [preset for preset in namesakes if can_continue(own, preset)]
-    return min(fitting or namesakes or [own], key=lambda preset: len(changes(own, preset)))
-
-
-def can_continue(own: Preset, preset: Preset) -> bool:
-    try:
-        check_continuable(own, changes(own, preset))
-    except PresetError:
-        return False
-    return True
+            presets[path] = load_preset(path)
+        except PresetError as error:
+            presets[path] = error
+    return presets

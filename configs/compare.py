@@ -34,10 +34,14 @@ def describe(changed: Changes) -> str:
     return "\n".join(f"  {key}: {was!r} -> {now!r}" for key, (was, now) in changed.items())
 
 
+def fixed_changes(changed: Changes) -> Changes:
+    """Those that a run cannot go on with."""
+    return {key: values for key, values in changed.items() if key.startswith(FIXED)}
+
+
 def check_continuable(old: Preset, changed: Changes) -> None:
     """Raises PresetError if a run begun with preset `old` cannot go on with these settings changed."""
-    fatal = {key: values for key, values in changed.items() if key.startswith(FIXED)}
-    if fatal:
+    if fatal := fixed_changes(changed):
         raise PresetError(
             f"The unfinished run {old.name!r} cannot be continued with this preset: its weights or its stream were made for "
             f"other settings.\n{describe(fatal)}\n"
