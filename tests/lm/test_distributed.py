@@ -8,18 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
 
-from aux_heads.joint import JointModel, build_heads
-from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig, UserError
+from configs.schema import UserError
 from lm.distributed import World
-from lm.loss import linear_cross_entropy
-from lm.model import Transformer
-from lm.optim import build_optimizers
 from lm.train_step import StepPlan, TrainStep
 
 ROOT = Path(__file__).parents[2]
-VOCAB, SEQ_LENGTH, BATCH_ROWS = 60, 64, 4
-ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 PLANS = {
     "whole": StepPlan(0, 8, 8 * SEQ_LENGTH),  # one process: two micro-batches; two processes: one each
     "uneven": StepPlan(8, 5, 5 * SEQ_LENGTH - 9),  # two rows and three, the last one cut short
@@ -29,22 +24,8 @@ PLANS = {
 }
 
 
-def make_step(world: World) -> TrainStep:
-    """The same model on every rank; its blocks are not the identity, so that every matrix has a gradient."""
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=SEQ_LENGTH, mlp_size=32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        trunk = Transformer(config, VOCAB)
-        for parameter in trunk.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.2)
-        heads = build_heads(ALL_HEADS, 32, SEQ_LENGTH)
-    joint = JointModel(trunk, heads, ALL_HEADS, linear_cross_entropy)
-    optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, 8 * SEQ_LENGTH)
-    model = world.data_parallel(joint)
-    return TrainStep(
-        model, trunk, heads, joint.sample, optimizers, world, batch_rows=BATCH_ROWS, gradient_clip=1.0, seed=1
-    )
+def same_step(world: World) -> TrainStep:
+    return make_step(ALL_HEADS, world=world, batch_rows=4, seed=1, clip=1.0)
 
 
 def rows_of(plan: StepPlan) -> np.ndarray:
@@ -58,7 +39,7 @@ def named(step: TrainStep) -> list[tuple[str, torch.nn.Parameter]]:
 
 def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
     """By plan: the gradients of every parameter, and the step's loss under "loss"."""
-    step, found = make_step(world), {}
+    step, found = same_step(world), {}
     for key, plan in PLANS.items():
         loss_sum, _ = step.accumulate(rows_of(plan), plan, 0.0)
         found[key] = {name: parameter.grad.clone() for name, parameter in named(step)}
@@ -69,7 +50,7 @@ def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
 
 def train(world: World) -> dict:
     """Two steps on the `whole` plan: what they report, and the parameters after them."""
-    step, plan = make_step(world), PLANS["whole"]
+    step, plan = same_step(world), PLANS["whole"]
     results = [step(rows_of(plan), plan, 0.0) for _ in range(2)]
     return {
         "losses": [result.loss for result in results],
@@ -111,7 +92,7 @@ if __name__ == "__main__":  # under torchrun: each rank leaves what it saw in th
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
-    return everything(World(0, 0, 1, torch.device("cpu")))
+    return everything(ALONE)
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_step import ALL_HEADS, ALONE, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
-from aux_heads.joint import JointModel, build_heads
-from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig, UserError
-from lm.distributed import World
+from configs.schema import UserError
 from lm.loss import IGNORE, linear_cross_entropy
-from lm.model import Transformer
-from lm.optim import build_optimizers
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan, TrainStep, micro_batches, plan_step, rows_of_rank
 
-VOCAB, SEQ_LENGTH, NUM_ROWS = 60, 64, 8
 CPU = torch.device("cpu")
-ALONE = World(0, 0, 1, CPU)
-NO_HEADS = AuxiliaryConfig()
-ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 
 
 # ---- the plan ---------------------------------------------------------------------------------------------------
@@ -91,25 +84,6 @@ class Poisoned:
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total, losses_N = linear_cross_entropy(*inputs)
         return total * next(self.factors), losses_N
-
-
-def make_step(
-    aux: AuxiliaryConfig = NO_HEADS, batch_rows: int = NUM_ROWS, seed: int = 1337, clip: float = 1e9, loss=None
-) -> TrainStep:
-    """A small model whose blocks are not the identity, so that every matrix has a gradient."""
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=SEQ_LENGTH, mlp_size=32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        trunk = Transformer(config, VOCAB)
-        for parameter in trunk.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.2)
-        heads = build_heads(aux, 32, SEQ_LENGTH)
-    joint = JointModel(trunk, heads, aux, loss or linear_cross_entropy)
-    optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
-    return TrainStep(
-        joint, trunk, heads, joint.sample, optimizers, ALONE, batch_rows=batch_rows, gradient_clip=clip, seed=seed
-    )
 
 
 def rows(num_rows: int = NUM_ROWS, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,42 @@
+"""The training step of a model small enough to know its gradients exactly."""
+
+import torch
+
+from aux_heads.joint import JointModel, build_heads
+from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig
+from lm.distributed import World
+from lm.loss import linear_cross_entropy
+from lm.model import Transformer
+from lm.optim import build_optimizers
+from lm.train_step import TrainStep
+
+VOCAB, SEQ_LENGTH, NUM_ROWS = 60, 64, 8
+ALONE = World(0, 0, 1, torch.device("cpu"))
+NO_HEADS = AuxiliaryConfig()
+ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
+
+
+def make_step(
+    aux: AuxiliaryConfig = NO_HEADS,
+    *,
+    world: World = ALONE,
+    batch_rows: int = NUM_ROWS,
+    seed: int = 1337,
+    clip: float = 1e9,
+    loss=linear_cross_entropy,
+) -> TrainStep:
+    """The same model on every rank; its blocks are not the identity, so that every matrix has a gradient."""
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=SEQ_LENGTH, mlp_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = Transformer(config, VOCAB)
+        for parameter in trunk.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+        heads = build_heads(aux, 32, SEQ_LENGTH)
+    joint = JointModel(trunk, heads, aux, loss)
+    optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
+    model = world.data_parallel(joint)
+    return TrainStep(
+        model, trunk, heads, joint.sample, optimizers, world, batch_rows=batch_rows, gradient_clip=clip, seed=seed
+    )
