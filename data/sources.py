@@ -109,7 +109,8 @@ class FileSource(Source):
             self._index(path)
         if not self._files:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-            raise SourceError(f"source {label}: none of its files can be read ({reasons}); add files with text in them")
+            mend = "allow this user to read them" if self.skipped["unreadable"] else "add files with text in them"
+            raise SourceError(f"source {label}: none of its files can be read ({reasons}), {path} among them; {mend}")
         everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
         self.pinned = {"files": len(self._files), "digest": everything}
         if pinned and pinned["digest"] != everything:

@@ -1,7 +1,6 @@
 """Trunk and heads together: what is built, what the trunk feels, what is summed, that heads learn from real text."""
 
 import copy
-import shutil
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from small_trunk import ALL_HEADS, HIDDEN_SIZE, SEQ_LENGTH, generator, joint_mod
 
 from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
 from configs.schema import AuxiliaryConfig, UserError
+from lm.machine import compile_choice
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,8 @@ def test_every_head_learns_from_real_text():
     assert after["span_contrastive/top1_same_document"] > after["span_contrastive/chance_same_document"] + 0.1
 
 
-needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
+CAN_COMPILE, WHY_NOT = compile_choice("cpu")
+needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason=WHY_NOT)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
