@@ -152,11 +152,11 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
         needed = estimate.disk_bytes(preset, run.token_budget)
         run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
         sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
-        for notice in (notice for source in sources for notice in source.notices):
-            say(notice)
-        say(
-            "trying one step" + (" (compiling it first: 20 to 60 s, once for each model shape)" if run.compiled else "")
-        )
+        for source in sources:
+            for notice in source.notices:
+                say(notice)
+        compiling = " (compiling it first: 20 to 60 s, once for each model shape)" if run.learner.compiled else ""
+        say(f"trying one step{compiling}")
         seconds = trial(run)
         tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
         run.world.from_first(lambda: settle(run, sources, tokens_per_second, fresh))
@@ -186,17 +186,17 @@ def stream_of_another(folder: Path, preset: Preset) -> bool:
 
 def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
     preset = run.preset
-    made = f"byte-level BPE, {run.vocab_size} tokens, trained on the head of the mixture"
+    made = f"byte-level BPE, {run.learner.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
         preset=preset,
         sources=[SourcePreview(source.label, source.size, source.first_line) for source in sources],
         tokenizer=preset.data.tokenizer or made,
-        num_parameters=estimate.num_parameters(preset.model, run.vocab_size),
+        num_parameters=estimate.num_parameters(preset.model, run.learner.vocab_size),
         rows_per_step=run.global_batch_rows,
         world_size=run.world.size,
         token_budget=run.token_budget,
         tokens_seen=run.tokens_seen,
-        decisions=run.decisions,
+        decisions=run.learner.decisions,
         peak_memory_bytes=peak_memory(run.world.device.type),
         disk_needed_bytes=estimate.disk_bytes(preset, run.token_budget),
         disk_free_bytes=shutil.disk_usage(run.folder).free,

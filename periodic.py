@@ -48,12 +48,12 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     """Held-out loss per source, recorded and said; on a fixed subset, or on everything. None: asked to stop."""
     held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
     evaluation = evaluate(
-        run.joint.trunk_forward,
-        run.trunk.output.weight,
+        run.learner.joint.trunk_forward,
+        run.learner.trunk.output.weight,
         held_out.sources,
         token_bytes=run.token_bytes,
         batch_rows=run.preset.train.per_gpu_batch_size,
-        autocast=run.autocast,
+        autocast=run.learner.autocast,
         should_stop=run.stop,
         rank=run.world.rank,
         world_size=run.world.size,
@@ -104,8 +104,8 @@ def sample(run: Run, say: Say) -> None:
     samples = []
     for number, (label, prompt) in enumerate(prompts(run)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
-        with run.autocast():
-            tokens = generate(run.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
+        with run.learner.autocast():
+            tokens = generate(run.learner.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
             text = run.tokenizer.decode(list(tokens))
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), text))
         say(f"--- {label}: {printable(samples[-1].prompt)} >>> {printable(text)}")

@@ -1,8 +1,7 @@
-"""One run: its parts put together, its state saved and taken up again.
+"""One run: where the stream stands, what was learnt from it, and what is written down of both.
 
 `main.py` holds the loop and calls what is here. Like main, this file may import every room; nobody but main, tests and
-benchmarks imports it. Everything random is a function of `train.seed` and of the row in the stream, so a run taken up
-again does what it would have done.
+benchmarks imports it. Nothing in it is random, so a run taken up again does what it would have done.
 """
 
 from __future__ import annotations
@@ -11,29 +10,24 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
 from data.batches import Stopped, Stream, StreamEnded
+from learner import Learner
 from lm import checkpoint
 from lm.distributed import World
-from lm.estimate import check_memory
 from lm.evaluate import Evaluation
-from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
-from lm.machine import compile_choice, precision_choice
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
-from lm.model import Transformer
-from lm.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
-from lm.train_step import StepPlan, StepResult, TrainStep, plan_step
+from lm.train_step import StepPlan, StepResult, plan_step
 from use import export
 
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
@@ -65,7 +59,6 @@ class Run:
         """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         state = state or {}
-        model, train, aux = preset.model, preset.train, preset.auxiliary
         self.tokens_seen: int = state.get("tokens_seen", 0)
         self.seconds: float = state.get("seconds", 0.0)
         self.exhausted: bool = state.get("exhausted", False)
@@ -76,43 +69,18 @@ class Run:
             "factors": [1.0] * len(preset.data.all_sources),
             "bits_per_byte": {},
         }
-        self.global_batch_rows = train.per_gpu_batch_size * train.accumulation_steps * world.size
+        self.global_batch_rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * world.size
         if state and not self._batch_was_edited(state["preset"]):
             self.global_batch_rows = state["global_batch_rows"]  # however many processes there are now
-        self.vocab_size, end_of_text = world.from_first(lambda: tokenizer_facts(preset))
-        self.dtype, dtype_reason = precision_choice(world.device.type)
-        self.compiled, compile_reason = compile_choice(world.device.type)
-        check_memory(preset, world.device.type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
-        torch.manual_seed(train.seed)
-        self.trunk = Transformer(model, self.vocab_size).to(world.device)
-        self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
-        self.stream = self._open_stream() if world.is_first else None  # after all that may be refused
-        self.decisions = [
-            (str(self.dtype).removeprefix("torch."), dtype_reason),
-            ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
-        ]
-        torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
-        loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
-        self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
-        if self.compiled:
-            self.joint.compile_trunk_and_heads()
-        tokens_per_step = self.global_batch_rows * model.seq_length
-        self.optimizers = build_optimizers(
-            self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
-        )
-        self.train_step = TrainStep(
-            world.data_parallel(self.joint),
-            self.trunk,
-            self.heads,
-            self.joint.sample,
-            self.optimizers,
+        vocab_size, end_of_text = world.from_first(lambda: tokenizer_facts(preset))
+        self.learner = Learner(
+            preset,
             world,
-            batch_rows=train.per_gpu_batch_size,
-            gradient_clip=train.gradient_clip,
-            seed=train.seed,
-            autocast=self.autocast,
-            trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
+            vocab_size=vocab_size,
+            end_of_text=end_of_text,
+            tokens_per_step=self.global_batch_rows * preset.model.seq_length,
         )
+        self.stream = self._open_stream() if world.is_first else None  # after all that may be refused
         self._state = state
         self._failed_saves = 0
         self._logs: list = []
@@ -131,9 +99,6 @@ class Run:
             self.preset, self.folder, self.token_budget, start_row=start_row, weight_changes=self.weight_changes
         )
 
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         first = self.world.is_first
@@ -147,13 +112,9 @@ class Run:
         self.metrics.truncate_after(self.tokens_seen)
         self.samples.truncate_after(self.tokens_seen)
         self.last_evaluated, self.last_sampled = self.world.from_first(self._last_recorded)
-        if first:
-            self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
-            self.token_bytes = np.zeros(self.vocab_size, dtype=np.int64)
-            known = bpe.token_bytes(self.tokenizer)
-            self.token_bytes[: len(known)] = known
+        self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
+        self.token_bytes = self.world.from_first(self._token_bytes)
         self.held_out = self.world.from_first(lambda: self.stream.held_out)
-        self.token_bytes = self.world.from_first(lambda: self.token_bytes)
         rows_seen = self.tokens_seen // self.preset.model.seq_length
         self.source_tokens = self.world.from_first(lambda: self.stream.mixture(0, rows_seen))
         self.head_measures: dict[str, float] = {}
@@ -171,17 +132,18 @@ class Run:
         sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
         return max(evaluated, default=0), max(sampled, default=0)
 
+    def _token_bytes(self) -> np.ndarray:
+        """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""
+        known = bpe.token_bytes(self.tokenizer)
+        return np.pad(known, (0, self.learner.vocab_size - len(known)))
+
     def _load_state(self, state: dict) -> None:
         if state["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
             raise UserError(
                 f"{self.folder / 'tokenizer.json'} is not the tokenizer this run was trained with "
                 f"(sha256 {state['tokenizer_sha256'][:16]}...): put that one back to resume."
             )
-        self.trunk.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            # Rates and decay come from the preset, which may have been edited; momenta from the run.
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        self.learner.load_state(state)
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
@@ -219,8 +181,8 @@ class Run:
         began = time.perf_counter()
         train, plan = self.preset.train, step.plan
         factor = learning_rate_factor(self.tokens_seen, self.token_budget, train.warmup_fraction, train.decay_fraction)
-        set_learning_rate(self.optimizers, factor)
-        result = self.train_step(step.tokens, plan, self.progress)
+        set_learning_rate(self.learner.optimizers, factor)
+        result = self.learner.train_step(step.tokens, plan, self.progress)
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
         self.head_measures = result.heads
@@ -236,7 +198,7 @@ class Run:
         """One line of metrics.jsonl for the steps since the last one, if there were any."""
         if not self.interval.num_steps:
             return
-        lr = self.optimizers[0].param_groups[0]["lr"]
+        lr = self.learner.optimizers[0].param_groups[0]["lr"]
         self.metrics.write({"tokens": self.tokens_seen, "step": self.num_steps, "lr": lr, **self.interval.means()})
         self.seconds += self.interval.seconds
         self.interval = Interval(self.tokens_seen)
@@ -277,9 +239,7 @@ class Run:
             "num_steps": self.num_steps,
             "seconds": self.seconds,
             "exhausted": self.exhausted,
-            "model": self.trunk.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
             "stream_position": {
                 "row": self.tokens_seen // self.preset.model.seq_length,
@@ -306,7 +266,7 @@ class Run:
 
     @property
     def machine(self) -> str:
-        return f"{self.world.size} x {device_name(self.world.device)}, {self.decisions[0][0]}"
+        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.decisions[0][0]}"
 
     def facts(self) -> dict[str, str]:
         """For the report and the model card: what was trained, on what, where."""
@@ -315,7 +275,7 @@ class Run:
             "preset": self.preset.name,
             "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps",
             "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
-            "parameters": f"{sum(parameter.numel() for parameter in self.trunk.parameters()):,}",
+            "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
             "machine": self.machine,

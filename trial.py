@@ -21,11 +21,11 @@ def trial(run: Run) -> float:
     They compile and allocate everything a step needs. Raises UserError with a batch size that does fit.
     """
     train = run.preset.train
-    set_learning_rate(run.optimizers, 0.0)
+    set_learning_rate(run.learner.optimizers, 0.0)
     seconds = try_steps(run, run.global_batch_rows, train.per_gpu_batch_size)
     if seconds is None:
         raise UserError(too_large(run))
-    for optimizer in run.optimizers:
+    for optimizer in run.learner.optimizers:
         optimizer.state.clear()
     return seconds
 
@@ -33,13 +33,13 @@ def trial(run: Run) -> float:
 def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
     """Seconds of the second of two steps over `num_rows` rows; None if memory cannot hold them."""
     length = run.preset.model.seq_length
-    tokens = np.random.default_rng(0).integers(run.vocab_size, size=(num_rows, length + 1))
-    run.train_step.batch_rows = batch_rows
+    tokens = np.random.default_rng(0).integers(run.learner.vocab_size, size=(num_rows, length + 1))
+    run.learner.train_step.batch_rows = batch_rows
     seconds = 0.0
     try:
         for _ in range(2):
             began = time.perf_counter()
-            run.train_step(tokens, StepPlan(0, num_rows, num_rows * length), 0.0)
+            run.learner.train_step(tokens, StepPlan(0, num_rows, num_rows * length), 0.0)
             seconds = time.perf_counter() - began
             if run.world.from_first(run.stop):
                 raise Stopped
@@ -61,7 +61,7 @@ def too_large(run: Run) -> str:
     rows = train.per_gpu_batch_size * train.accumulation_steps
     advice = "Not even one row fits: choose a smaller model or a shorter seq_length."
     for smaller in (size for size in range(train.per_gpu_batch_size // 2, 0, -1) if rows % size == 0):
-        run.train_step.clear()
+        run.learner.train_step.clear()
         if run.world.size > 1 or try_steps(run, smaller, smaller) is not None:
             verb = "may fit" if run.world.size > 1 else "fits"
             advice = (

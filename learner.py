@@ -1,0 +1,78 @@
+"""What learns: the model with its heads, their loss, their optimizers and the step over them, as this machine runs them.
+
+Everything random in it is a function of `train.seed` and of the row in the stream.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
+from configs.schema import Preset
+from lm.distributed import World
+from lm.estimate import check_memory
+from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
+from lm.machine import compile_choice, precision_choice
+from lm.model import Transformer
+from lm.optim import build_optimizers
+from lm.train_step import TrainStep
+
+
+class Learner:
+    """The state that training changes (`state`, `load_state`), and `train_step`, which changes it."""
+
+    def __init__(self, preset: Preset, world: World, *, vocab_size: int, end_of_text: int, tokens_per_step: int):
+        """Raises UserError for a model that memory cannot hold, or heads without room."""
+        model, train, aux = preset.model, preset.train, preset.auxiliary
+        self.device_type, self.vocab_size = world.device.type, vocab_size
+        self.dtype, dtype_reason = precision_choice(self.device_type)
+        self.compiled, compile_reason = compile_choice(self.device_type)
+        self.decisions = [  # what the start card says of this machine, and why
+            (str(self.dtype).removeprefix("torch."), dtype_reason),
+            ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
+        ]
+        check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
+        torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
+        torch.manual_seed(train.seed)
+        self.trunk = Transformer(model, vocab_size).to(world.device)
+        self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
+        loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
+        self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
+        if self.compiled:
+            self.joint.compile_trunk_and_heads()
+        self.optimizers = build_optimizers(
+            self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
+        )
+        self.train_step = TrainStep(
+            world.data_parallel(self.joint),
+            self.trunk,
+            self.heads,
+            self.joint.sample,
+            self.optimizers,
+            world,
+            batch_rows=train.per_gpu_batch_size,
+            gradient_clip=train.gradient_clip,
+            seed=train.seed,
+            autocast=self.autocast,
+            trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
+        )
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.trunk.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.trunk.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+            # Rates and decay come from the preset, which may have been edited; momenta from the run.
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
