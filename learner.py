@@ -15,7 +15,7 @@ from configs.schema import Preset
 from lm.distributed import World
 from lm.estimate import check_memory
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
-from lm.machine import compile_choice, precision_choice
+from lm.machine import compile_choice, keep_freed_memory, precision_choice
 from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.train_step import TrainStep
@@ -35,6 +35,8 @@ class Learner:
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
+        if self.device_type == "cpu":
+            keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
         torch.manual_seed(train.seed)
         self.trunk = Transformer(model, vocab_size).to(world.device)

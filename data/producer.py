@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -231,9 +232,17 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
         prepare_stream(preset, stream_dir, sources, token_budget, lambda text: emit("status", message=text))
 
 
+def give_way() -> None:
+    """The training step comes first. Linux shares the cores among sessions before it looks at their processes'
+    niceness, and we are a session of our own."""
+    os.nice(5)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("5")
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
-    os.nice(5)  # the training step comes first
+    give_way()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the protocol
     lock = threading.Lock()
