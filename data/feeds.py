@@ -1,39 +1,48 @@
-"""One source as the mixer sees it: usable documents, encoded, one at a time, for as many epochs as are allowed.
+"""One source as the mixer sees it: usable documents, shuffled, encoded, one at a time, for as many epochs as allowed.
 
-Texts are encoded in batches ahead of need, because that is several times faster; `progress` is always the state after
-the last document handed out, never after those waiting, so what is saved leads exactly to the next document.
+Documents are read, shuffled and encoded a block at a time: neighbours in a source (questions on one paragraph, pages of
+one book) do not meet in one batch, and encoding many texts at once is several times faster. Blocks and their order are
+a function of the seed and the source's own order alone. `progress` is always the state after the last document handed
+out, never after those waiting; what is saved leads exactly to the next document by reading one block again.
 """
 
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from data.sources import Document, Position, Retryable, Source, SourceError
+from data.sources import Document, Position, Retryable, Source, SourceError, hash_key
 
-FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # characters encoded at once: small at first, so that training can begin
-BATCH_SECONDS = 0.5  # a slow source hands on what it has
+BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 1024, 2**20  # a block ends with the document that reaches either
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
 
 
 @dataclass
 class Progress:
-    """Where a source stands. JSON by `asdict`. `position`: the next document of `epoch` (counted from 0)."""
+    """Where a source stands. JSON by `asdict`. `position`: of the block being handed out in `epoch` (counted from 0);
+    `given`: how many of its documents were. `bytes`: of all text read, in UTF-8."""
 
     epoch: int = 0
     position: Position = None
+    given: int = 0
     epoch_documents: int = 0
     documents: int = 0
     tokens: int = 0
+    bytes: int = 0
+    retries: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
 
 class Entry(NamedTuple):
-    """A document read (`text`; None: the end of an epoch), the position after it, what was left out before it."""
+    """A document (None: the end of an epoch), where the source stands after it, and what was read to find it."""
 
-    text: str | None
+    document: Sequence | None
     position: Position
+    given: int
+    num_bytes: int
     skipped: Counter[str]
 
 
@@ -49,17 +58,19 @@ class Feed:
         encode: Callable[[list[str]], Any],
         reason_to_skip: Callable[[str], str | None],
         trouble: Callable[[str], None],
+        *,
+        seed: int,
         progress: Progress | None = None,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._trouble = reason_to_skip, trouble
+        self._seed = seed
         self._source: Source | None = None
         self._seen: Counter[str] = Counter()  # what the source had left out when we last looked
-        self._entries = self._read()
-        self._waiting: deque[tuple[Entry, Sequence | None]] = deque()
-        self._batch = FIRST_BATCH
+        self._blocks = self._read()
+        self._waiting: deque[Entry] = deque()
 
     @property
     def finished(self) -> bool:
@@ -68,59 +79,69 @@ class Feed:
 
     def next_document(self) -> Sequence | None:
         """The next document, encoded; None: the epoch has ended. Raises SourceError if the epoch had no document."""
-        if not self._waiting:
-            self._fill()
-        entry, encoded = self._waiting.popleft()
-        progress = self.progress
+        while not self._waiting:
+            self._waiting.extend(next(self._blocks))
+        entry, progress = self._waiting.popleft(), self.progress
+        progress.position, progress.given = entry.position, entry.given
+        progress.bytes += entry.num_bytes
         for reason, count in entry.skipped.items():
             progress.skipped[reason] = progress.skipped.get(reason, 0) + count
-        progress.position = entry.position
-        if encoded is None:
+        if entry.document is None:
             progress.epoch, progress.epoch_documents = progress.epoch + 1, 0
             return None
         progress.epoch_documents += 1
         progress.documents += 1
-        progress.tokens += len(encoded)
-        return encoded
+        progress.tokens += len(entry.document)
+        return entry.document
 
-    def _fill(self) -> None:
-        batch, length, deadline = [], 0, time.monotonic() + BATCH_SECONDS
-        while length < self._batch and not (batch and time.monotonic() > deadline):
-            entry = next(self._entries, None)
-            if entry is None:  # the last epoch allowed is read
-                break
-            batch.append(entry)
-            length += len(entry.text or "")
-        self._batch = min(2 * self._batch, LARGEST_BATCH)
-        encoded = iter(self._encode([entry.text for entry in batch if entry.text is not None]))
-        self._waiting.extend((entry, None if entry.text is None else next(encoded)) for entry in batch)
-
-    def _read(self) -> Iterator[Entry]:
-        """Entries from `progress` on, through all epochs allowed."""
-        epoch, position, used = self.progress.epoch, self.progress.position, self.progress.epoch_documents
+    def _read(self) -> Iterator[list[Entry]]:
+        """Blocks from `progress` on, through all epochs allowed."""
+        epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
+        used = self.progress.epoch_documents - given  # before the block
         while self.repeat is None or epoch < self.repeat:
-            skipped: Counter[str] = Counter()
-            if self.max_documents is None or used < self.max_documents:
-                for document, after in self._documents(epoch, position):
-                    skipped += self._left_out()
-                    text = document.text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be tokenized
-                    if reason := self._reason_to_skip(text):
-                        skipped[reason] += 1
-                        continue
-                    yield Entry(text, after, skipped)
-                    skipped = Counter()
-                    used += 1
-                    if used == self.max_documents:
-                        break
-            skipped += self._left_out()
-            if not used:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
-                raise SourceError(
-                    f"source {self.label}: not one document can be used ({reasons}); "
-                    "add text, or change min_text_length or the source in the preset"
-                )
-            yield Entry(None, None, skipped)
+            documents, ended = self._documents(epoch, position), False
+            while not ended:
+                room = None if self.max_documents is None else self.max_documents - used
+                texts, num_bytes, skipped, after = self._read_block(documents, room)
+                used += len(texts)
+                ended = after is None or used == self.max_documents
+                if not used:
+                    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
+                    raise SourceError(
+                        f"source {self.label}: not one document can be used ({reasons}); "
+                        "add text, or change min_text_length or the source in the preset"
+                    )
+                order = sorted(range(len(texts)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
+                encoded = self._encode([texts[i] for i in order])
+                entries = [Entry(each, position, i + 1, 0, Counter()) for i, each in enumerate(encoded)]
+                if ended:
+                    entries.append(Entry(None, None, 0, 0, Counter()))
+                else:
+                    entries[-1] = entries[-1]._replace(position=after, given=0)
+                entries[0] = entries[0]._replace(num_bytes=num_bytes, skipped=skipped)
+                yield entries[min(given, len(texts)) :]
+                position, given = after, 0
             epoch, position, used = epoch + 1, None, 0
+
+    def _read_block(
+        self, documents: Iterator[tuple[Document, Position]], room: int | None
+    ) -> tuple[list[str], int, Counter[str], Position]:
+        """Usable texts, at most `room`; bytes read and documents left out for them; where the next block begins (None:
+        the epoch has ended)."""
+        texts: list[str] = []
+        num_characters, num_bytes, skipped = 0, 0, Counter()
+        for document, after in documents:
+            read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
+            num_bytes += len(read)
+            text = read.decode()
+            if reason := self._reason_to_skip(text):
+                skipped[reason] += 1
+                continue
+            texts.append(text)
+            num_characters += len(text)
+            if len(texts) in (BLOCK_DOCUMENTS, room) or num_characters >= BLOCK_CHARACTERS:
+                return texts, num_bytes, skipped + self._left_out(), after
+        return texts, num_bytes, skipped + self._left_out(), None
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
         """One epoch, waiting as long as it takes when the network is down."""
@@ -137,6 +158,7 @@ class Feed:
                     position = after
                 return
             except Retryable as error:
+                self.progress.retries += 1
                 wait = pause(self.label, error, wait, self._trouble)
 
     def _left_out(self) -> Counter[str]:

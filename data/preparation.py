@@ -23,7 +23,7 @@ from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 from data.sources import Document, Retryable, Source
 
-FORMAT = 1
+FORMAT = 2
 HELD_OUT = "heldout.npz"
 TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
 
@@ -37,6 +37,7 @@ def tokenizer_path(stream_dir: Path) -> Path:
 def data_identity(preset: Preset) -> dict:
     """What must be the same for a stream to be continued."""
     return {
+        "format": FORMAT,
         "seq_length": preset.model.seq_length,
         "vocab_size": None if preset.data.tokenizer else preset.model.vocab_size,
         "seed": preset.train.seed,
@@ -79,7 +80,10 @@ def prepare_stream(
     else:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
         # The same mixture from the same beginning; nothing is encoded yet, so shares are counted in characters.
-        feeds = [Feed(spec, source, list, skip, status) for spec, source in zip(specs, sources, strict=True)]
+        feeds = [
+            Feed(spec, source, list, skip, status, seed=preset.train.seed)
+            for spec, source in zip(specs, sources, strict=True)
+        ]
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
         head = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
         tokenizer = bpe.train(head, preset.model.vocab_size)
@@ -93,7 +97,6 @@ def prepare_stream(
     HeldOut(packed, hashes).save(stream_dir / HELD_OUT)
     write_atomically(tokenizer_path(stream_dir), tokenizer.to_str(pretty=True).encode())
     header = {
-        "format": FORMAT,
         **data_identity(preset),
         "tokenizer_sha256": bpe.fingerprint(tokenizer),
         "token_type": row_dtype(seq_length, bpe.vocab_size(tokenizer))["tokens"].base.name,
@@ -144,7 +147,7 @@ def _head_of_mixture(feeds: Sequence[Feed], mixer: Mixer, num_characters: int, s
 
 def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
     """Raises UserError if the stream was made for something else than this preset."""
-    wanted = {"format": FORMAT, **data_identity(preset)}
+    wanted = data_identity(preset)
     differing = [
         f"  {key}: {header.get(key)!r} in the stream, {value!r} in the preset"
         for key, value in wanted.items()

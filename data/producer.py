@@ -124,7 +124,7 @@ class Producer:
         encode = partial(bpe.encode, self.tokenizer)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
-            Feed(spec, source, encode, skip, self._trouble, progress)
+            Feed(spec, source, encode, skip, self._trouble, seed=preset.train.seed, progress=progress)
             for spec, source, progress in zip(specs, sources, stands, strict=True)
         ]
 

@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -36,9 +37,8 @@ class Numbers(Source):
 
 def feed(source, progress=None, *, repeat=None, max_documents=None, trouble=lambda _: None, min_text_length=1):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
-    return Feed(
-        spec, lambda: source, list, lambda text: reason_to_skip(text, min_text_length, frozenset()), trouble, progress
-    )
+    skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
+    return Feed(spec, lambda: source, list, skip, trouble, seed=1, progress=progress)
 
 
 def take(feed, count):
@@ -46,7 +46,7 @@ def take(feed, count):
 
 
 def test_what_is_saved_after_any_document_leads_to_the_next(monkeypatch):
-    monkeypatch.setattr(feeds, "FIRST_BATCH", 30)  # some documents are always waiting, encoded but not handed out
+    monkeypatch.setattr(feeds, "BLOCK_DOCUMENTS", 4)  # an epoch ends inside a block, and at the end of one
     whole = feed(Numbers(23), max_documents=13)
     expected = take(whole, 60)
     for count in range(50):
@@ -62,11 +62,29 @@ def test_what_is_saved_after_any_document_leads_to_the_next(monkeypatch):
 def test_an_epoch_ends_with_none_and_everything_left_out_is_counted():
     numbers = feed(Numbers(20), repeat=2)
     first, second = take(numbers, 13), take(numbers, 13)
-    assert first == [f"0:{n}" for n in range(20) if n % 5 != 4 and n % 4 != 3] + [None]
-    assert second == [text and text.replace("0:", "1:", 1) for text in first]
+    assert first[-1] is second[-1] is None
+    assert sorted(first[:-1]) == sorted(f"0:{n}" for n in range(20) if n % 5 != 4 and n % 4 != 3)
+    assert sorted(second[:-1]) == [text.replace("0:", "1:", 1) for text in sorted(first[:-1])]
+    assert second[:-1] != [text.replace("0:", "1:", 1) for text in first[:-1]]  # another order
     assert numbers.finished
     assert numbers.progress.skipped == {"divisible": 8, "empty": 8}
     assert numbers.progress.documents == 24
+
+
+def test_documents_are_shuffled_by_blocks_and_all_there(monkeypatch):
+    monkeypatch.setattr(feeds, "BLOCK_DOCUMENTS", 100)
+    numbers = [int(text[2:]) for text in take(feed(Numbers(1000)), 600)]
+    for first in range(0, 600, 100):
+        block, expected = numbers[first : first + 100], sorted(numbers)[first : first + 100]
+        assert block != expected
+        assert sorted(block) == expected
+
+
+def test_a_block_ends_with_the_characters_it_may_hold(monkeypatch):
+    monkeypatch.setattr(feeds, "BLOCK_CHARACTERS", 30)
+    numbers = feed(Numbers(1000))
+    take(numbers, 1)
+    assert len(numbers._waiting) < 12
 
 
 def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
@@ -74,6 +92,7 @@ def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
     said = []
     numbers = feed(Numbers(40, breaks=[0, 7, 8, 39]), repeat=1, trouble=said.append)
     assert take(numbers, 25) == take(feed(Numbers(40), repeat=1), 25)
+    assert numbers.progress.retries == 4
     assert "numbers: connection lost, retrying in 0 s" in said
     assert said.count("") == 3  # the fourth break comes after the last document
 
