@@ -20,6 +20,7 @@ from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
 from data.batches import Stopped, Stream, StreamEnded
+from data.mixing import base_weights, shares, shares_asked
 from learner import Learner
 from lm import checkpoint
 from lm.distributed import World
@@ -204,12 +205,29 @@ class Run:
         self.interval = Interval(self.tokens_seen)
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
-        """A line with held-out losses, the realised mixture and what the heads measured."""
-        shares = self.source_tokens / max(1, self.source_tokens.sum())
+        """A line with held-out losses, the realised mixture, what was read for it and what the heads measured."""
         line = {"tokens": self.tokens_seen, "step": self.num_steps, "eval": evaluation.to_json()}
-        line["mixture"] = dict(zip(self.labels, shares.tolist(), strict=True))
+        line["mixture"] = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
+        if self.stream:
+            line["sources"] = self._sources()
         self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
         self.last_evaluated = self.tokens_seen
+
+    def _sources(self) -> dict[str, dict]:
+        """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
+        rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
+        strategy, weights = self.preset.data.mix_strategy, self.preset.data.weights
+        num_rows = -(-self.tokens_seen // self.preset.model.seq_length)
+        entries = self.stream.progress(num_rows)
+        unit = "documents" if strategy == "round_robin" else "tokens"
+        realised = shares([entry[unit] for entry in entries])
+        asked = shares_asked(base_weights(strategy, weights), self.weight_changes, num_rows)
+        keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
+        return {
+            label: {key: entry[key] for key in keys}
+            | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
+            for i, (label, entry) in enumerate(zip(self.labels, entries, strict=True))
+        }
 
     # ---- its state ----------------------------------------------------------------------------------------------
 

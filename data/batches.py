@@ -281,6 +281,10 @@ class Stream:
             counts += np.bincount(source.ravel(), minlength=len(counts))
         return counts
 
+    def progress(self, num_rows: int) -> list[dict]:
+        """What had been taken from each source when `num_rows` rows were there, or a little later (feeds.Progress)."""
+        return self._reader.state_with(num_rows)["sources"]
+
     def close(self) -> None:
         """End the producer. Rows not yet committed are made again next time."""
         self._reap()

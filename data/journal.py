@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -166,6 +167,7 @@ class JournalReader:
         self.folder, self.dtype = folder, dtype
         self._read = 0  # bytes of states.jsonl understood so far
         self._num_rows = 0
+        self._appends: list[tuple[int, int]] = []  # rows after each append, and where in states.jsonl its line begins
         self._mapped = np.empty(0, dtype=dtype)
 
     def num_rows(self) -> int:
@@ -178,9 +180,19 @@ class JournalReader:
                     entry = _from_line(line)
                     if entry is None:  # still being written, or torn: the writer will cut it
                         break
-                    self._read += len(line)
                     self._num_rows = entry["rows"]
+                    self._appends.append((self._num_rows, self._read))
+                    self._read += len(line)
         return self._num_rows
+
+    def state_with(self, num_rows: int) -> dict:
+        """The state after the first append that completes `num_rows` rows. Raises IndexError if there is none yet."""
+        if num_rows > self.num_rows():
+            raise IndexError(f"row {num_rows} of {self._num_rows}")
+        _, start = self._appends[bisect_left(self._appends, (num_rows, 0))]
+        with (self.folder / STATES).open("rb") as states:
+            states.seek(start)
+            return _from_line(states.readline())["state"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
         """(count,) records, a view of the file. Raises IndexError if they are not all committed."""

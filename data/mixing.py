@@ -73,6 +73,22 @@ def base_weights(strategy: Strategy, source_weights: Sequence[float]) -> list[fl
     return list(source_weights) if strategy == "weighted" else [1.0] * len(source_weights)
 
 
+def shares(amounts: Sequence[float]) -> list[float]:
+    """Each amount as a part of their sum; zeros if that is zero."""
+    total = sum(amounts)
+    return [amount / total if total else 0.0 for amount in amounts]
+
+
+def shares_asked(base: Sequence[float], changes: Sequence[tuple[int, Sequence[float]]], num_rows: int) -> list[float]:
+    """The mean share asked of each source over the first `num_rows` rows; `changes`: (from row, weights) in order."""
+    asked = [0.0] * len(base)
+    ends = [row for row, _ in changes] + [num_rows]
+    for (start, weights), end in zip([(0, base), *changes], ends, strict=True):
+        rows = max(0, min(end, num_rows) - start)
+        asked = [so_far + rows * share for so_far, share in zip(asked, shares(weights), strict=True)]
+    return shares(asked)
+
+
 def relative_loss(
     factors: Sequence[float], losses: Sequence[float | None], *, smoothing: float, low: float, high: float
 ) -> list[float]:

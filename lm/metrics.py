@@ -4,8 +4,9 @@ Both are cut back on resume, so that no step is recorded twice; both survive a t
 first use `NullLog`. Never here: what is measured, plots (lm/report.py), the terminal.
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
-grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `heads` {...}; a line
-with `resumed` (when, on what) marks where a run was taken up again. Numbers that are not finite become null.
+grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
+{documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {...}; a line with `resumed` (when, on
+what) marks where a run was taken up again. Numbers that are not finite become null.
 """
 
 from __future__ import annotations

@@ -84,11 +84,21 @@ def _figures(records: list[Record]) -> list[str]:
             for name, value in _flat(measured[-1]["heads"])
         ]
         parts += [f"## Heads after {measured[-1]['tokens']:,} tokens", table(("measure", "value"), rows)]
-    mixed = [record for record in records if record.get("mixture")]
-    if mixed:
-        rows = [(label, f"{share:.1%}") for label, share in mixed[-1]["mixture"].items()]
-        parts += ["## Mixture, as last recorded", table(("source", "share of tokens"), rows)]
+    read = [record for record in records if record.get("sources")]
+    if read:
+        parts += [f"## Sources after {read[-1]['tokens']:,} tokens", _sources(read[-1]["sources"])]
     return parts
+
+
+def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    header = ("source", "asked", "realised", "documents", "tokens", "MB read", "begun anew", "retries", "left out")
+    rows = []
+    for label, values in sources.items():
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in values["skipped"].items())
+        asked = "" if values["asked"] is None else f"{values['asked']:.1%}"
+        numbers = (values["documents"], values["tokens"], values["bytes"] // 10**6, values["epoch"], values["retries"])
+        rows.append((label, asked, f"{values['realised']:.1%}", *(f"{value:,}" for value in numbers), left_out))
+    return table(header, rows)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -87,6 +87,8 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
         assert set(line["eval"]["per_source"]) == {"small", "large"}
         assert set(line["mixture"]) == {"small", "large"}
         assert sum(line["mixture"].values()) == pytest.approx(1)
+        assert sum(source["realised"] for source in line["sources"].values()) == pytest.approx(1)
+        assert sum(source["tokens"] for source in line["sources"].values()) > 0.9 * line["tokens"]
 
     assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
     assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()

@@ -103,6 +103,13 @@ def test_a_reader_sees_appends_as_they_are_made(tmp_path):
     writer.close()
 
 
+def test_the_state_that_goes_with_a_row_is_that_of_the_append_that_brought_it(three_appends):
+    reader = JournalReader(three_appends[0], DTYPE)
+    assert [reader.state_with(num_rows)["after"] for num_rows in range(7)] == [2, 2, 2, 5, 5, 5, 6]
+    with pytest.raises(IndexError):
+        reader.state_with(7)
+
+
 FULL = """
 import resource, sys
 from pathlib import Path

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from data.mixing import LARGEST_MOVE, Mixer, base_weights, relative_loss, slope
+from data.mixing import LARGEST_MOVE, Mixer, base_weights, relative_loss, shares_asked, slope
 
 
 def mix(mixer, sizes, num_documents):
@@ -113,6 +113,14 @@ def test_saved_state_continues_with_the_same_choices(strategy):
 def test_only_weighted_listens_to_source_weights():
     assert base_weights("weighted", [3, 1]) == [3, 1]
     assert base_weights("round_robin", [3, 1]) == [1, 1]
+
+
+def test_the_share_asked_is_the_mean_over_rows_of_what_was_in_force():
+    assert shares_asked([3, 1], [], 0) == [0, 0]
+    assert shares_asked([3, 1], [], 10) == pytest.approx([0.75, 0.25])
+    changes = [(10, [1, 1]), (15, [0.5, 4.5])]
+    assert shares_asked([3, 1], changes, 10) == pytest.approx([0.75, 0.25])
+    assert shares_asked([3, 1], changes, 20) == pytest.approx([(7.5 + 2.5 + 0.5) / 20, (2.5 + 2.5 + 4.5) / 20])
 
 
 def test_relative_loss_follows_the_formula_and_its_limits():

@@ -21,6 +21,12 @@ def run_folder(tmp_path):
                 "tokens": tokens, "step": 2, "loss": loss, "tokens_per_second": 11.0,
                 "eval": {"loss": loss, "bits_per_byte": loss / 3, "tokens": 1241, "per_source": per_source},
                 "mixture": {"wiki|en": 0.75, "$math_$": 0.25},
+                "sources": {
+                    "wiki|en": {
+                        "documents": 4321, "tokens": 99999, "bytes": 3 * 10**6, "epoch": 2, "retries": 5,
+                        "skipped": {"too short": 17, "empty": 1}, "asked": 0.8, "realised": 0.75,
+                    }
+                },
                 "heads": {"dynamics": {"k1": 0.4321}},
             }
         )  # fmt: skip
@@ -38,7 +44,7 @@ def test_report_of_a_run(run_folder):
     assert "0.8765" in text
     assert "1,234" in text
     assert "| dynamics.k1 | 0.4321 |" in text
-    assert "75.0%" in text
+    assert r"| wiki\|en | 80.0% | 75.0% | 4,321 | 99,999 | 3 | 2 | 5 | 17 too short, 1 empty |" in text
     assert r"| 100 | on the 2nd \| machine |" in text
     assert r"2 cores \| 8 GB" in text
     assert "at 200" in text
