@@ -6,6 +6,7 @@ benchmarks imports it. Nothing in it is random, so a run taken up again does wha
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
@@ -82,6 +83,7 @@ class Run:
             tokens_per_step=self.global_batch_rows * preset.model.seq_length,
         )
         self.stream = self._open_stream() if world.is_first else None  # after all that may be refused
+        self.text_digest: str = position.get("text_digest", "")
         self._state = state
         self._failed_saves = 0
         self._logs: list = []
@@ -184,6 +186,7 @@ class Run:
         factor = learning_rate_factor(self.tokens_seen, self.token_budget, train.warmup_fraction, train.decay_fraction)
         set_learning_rate(self.learner.optimizers, factor)
         result = self.learner.train_step(step.tokens, plan, self.progress)
+        self.text_digest = chain_digest(self.text_digest, step.tokens, plan.num_tokens)
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
         self.head_measures = result.heads
@@ -263,6 +266,7 @@ class Run:
                 "row": self.tokens_seen // self.preset.model.seq_length,
                 "weight_changes": self.weight_changes,
                 "adaptive": self.adaptive,
+                "text_digest": self.text_digest,
             },
             "facts": self.facts(),
             "tokenizer_sha256": self.stream_info.tokenizer_sha256,
@@ -293,6 +297,7 @@ class Run:
             "preset": self.preset.name,
             "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps",
             "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
+            "text seen": f"{self.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
@@ -311,6 +316,16 @@ class Run:
             self.stream.close()
         for log in self._logs:
             log.close()
+
+
+def chain_digest(before: str, tokens: np.ndarray, num_tokens: int) -> str:
+    """`before` chained with rows (B, T+1) of which `num_tokens` are predicted: SHA-256 over all text seen in its order,
+    however it was cut into steps."""
+    seq_length = tokens.shape[1] - 1
+    for number, row in enumerate(tokens):
+        seen = row[: min(seq_length, num_tokens - number * seq_length) + 1]
+        before = hashlib.sha256(before.encode() + seen.astype("<u4").tobytes()).hexdigest()
+    return before
 
 
 def tokenizer_facts(preset: Preset) -> tuple[int, int]:

@@ -30,17 +30,33 @@ def make(text, tmp_path):
     """Programs with one preset, `strategy` its mixture."""
     made = []
 
-    def program(name: str, strategy: str = "weighted") -> Program:
+    def program(name: str, strategy: str = "weighted", *, adaptive: bool = True) -> Program:
         weights = {"source_weights": [1.0, 3.0]} if strategy == "weighted" else {}
+        auxiliary = ALL_HEADS | (ADAPTIVE if adaptive else {})
         made.append(Program(tmp_path / name, text))
-        made[-1].add(
-            model={"seq_length": 64}, data={"mix_strategy": strategy, **weights}, auxiliary=ALL_HEADS | ADAPTIVE
-        )
+        made[-1].add(model={"seq_length": 64}, data={"mix_strategy": strategy, **weights}, auxiliary=auxiliary)
         return made[-1]
 
     yield program
     for one in made:
         one.close()
+
+
+def torchrun(num_processes: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
+
+
+def workers_of(program: Program) -> list[int]:
+    """Process ids of all that run its main.py."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if str(program.folder / "main.py").encode() in command:
+            found.append(int(path.parent.name))
+    return found
 
 
 def producer_of(process) -> int | None:
@@ -134,7 +150,7 @@ def test_a_second_signal_leaves_at_once(make):
 
 def test_two_processes_train_what_one_goes_on_with(make):
     program = make("program")
-    process = program.start(launcher=(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"))
+    process = program.start(launcher=torchrun(2))
     program.wait_for(6_000, process)
     process.send_signal(signal.SIGTERM)
     result = ended(process)
@@ -151,9 +167,26 @@ def test_two_processes_train_what_one_goes_on_with(make):
     check_logs(program)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_any_number_of_processes_sees_the_same_text(make):
+    """With fixed weights: adaptive ones follow losses, whose last digits depend on how many processes add them up."""
+    whole, killed = make("whole", adaptive=False), make("killed", adaptive=False)
+    assert whole.run().code == 0
+    for num_processes, tokens in ((2, 4_000), (4, 9_000), (1, 14_000)):
+        process = killed.start(launcher=torchrun(num_processes))
+        killed.wait_for(tokens, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        for worker in workers_of(killed):
+            os.kill(worker, signal.SIGKILL)  # torchrun starts each in a session of its own
+        assert ended(process).code == -signal.SIGKILL
+    assert killed.run(launcher=torchrun(2)).code == 0
+    digests = [program.state()["stream_position"]["text_digest"] for program in (whole, killed)]
+    assert digests[0] == digests[1] != ""
+
+
 def test_two_processes_meet_the_budget(make):
     program = make("program")
-    result = program.run(launcher=(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"))
+    result = program.run(launcher=torchrun(2))
     assert result.code == 0, result.err
     assert program.state()["tokens_seen"] == BUDGET
     assert result.out.count("Done: ") == 1

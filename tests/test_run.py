@@ -6,6 +6,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ import main
 from choose import gather_menu
 from configs.schema import PresetError, UserError, parse_preset
 from lm.metrics import read_metrics, read_samples
-from run import Run
+from run import Run, chain_digest
 from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
 CONTRACT = {
@@ -102,6 +103,16 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
     assert capsys.readouterr().out == ""
+
+
+def test_the_digest_of_the_text_seen_depends_on_tokens_and_order_and_not_on_steps():
+    rows = np.arange(8 * 5).reshape(8, 5)
+    digest = chain_digest("", rows, 30)
+    assert chain_digest(chain_digest("", rows[:3], 12), rows[3:], 18) == digest
+    assert chain_digest("", rows[[1, 0, *range(2, 8)]], 30) != digest
+    assert chain_digest("", rows, 29) != digest
+    rows[7, 3] += 1  # behind the 30th target
+    assert chain_digest("", rows, 30) == digest
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from data.batches import Stopped, Stream, StreamEnded
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
+from tests.data.test_hub import parquet
+from tests.data.test_pdf import make_pdf
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -37,7 +39,12 @@ def make_preset(strategy="weighted", sources=("email", "asyncio", "json"), weigh
         "name": "test",
         "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": T, "vocab_size": 512},
         "train": {"eval_tokens": 5000},
-        "data": {"sources": sources, "mix_strategy": strategy, "source_weights": list(weights), **data},
+        "data": {
+            "sources": sources,
+            "mix_strategy": strategy,
+            **({"source_weights": list(weights)} if weights else {}),
+            **data,
+        },
     }
     return parse_preset(json.dumps(preset), "test")
 
@@ -74,29 +81,68 @@ def started():
 CHANGES = [(2000, [1.0, 1.0, 6.0]), (5000, [2.0, 2.0, 0.5])]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
-def test_a_producer_killed_at_any_instant_leaves_the_same_stream(strategy, tmp_path, started):
-    preset, num_rows = make_preset(strategy), 12_000  # about 770k tokens; json alone is read many times over
-    changes = [] if strategy == "sequential" else CHANGES
-    written, rng = {}, random.Random(strategy)
+def check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, kill_at, weight_changes):
+    """`kill_at`: at how many rows each start is killed; 0: while it prepares."""
+    written, rng = {}, random.Random(1)
     for name in ("whole", "killed"):
-        for rows_before in (0, 0, 1, 1, 2500, 5000, 5000, 8000) if name == "killed" else ():
-            stream = started(preset, tmp_path / name, num_rows * T, weight_changes=changes)
+        for rows_before in kill_at if name == "killed" else ():
+            stream = started(preset, tmp_path / name, num_rows * T, weight_changes=weight_changes)
             stream.go()
             reader = JournalReader(tmp_path / name / "stream", DTYPE)
             while reader.num_rows() < rows_before:
                 time.sleep(0.001)
-            time.sleep(rng.uniform(0.0, 0.05) if rows_before else rng.uniform(0.2, 0.5))  # 0: before the first row
+            time.sleep(rng.uniform(0.0, 0.05) if rows_before else rng.uniform(0.2, 0.5))
             os.kill(stream._process.pid, signal.SIGKILL)
             stream.close()
-        read_all(started(preset, tmp_path / name, num_rows * T, weight_changes=changes), num_rows)
+        read_all(started(preset, tmp_path / name, num_rows * T, weight_changes=weight_changes), num_rows)
         written[name] = {
             path: (tmp_path / name / path).read_bytes()
             for path in ("tokenizer.json", "stream/rows.bin", "stream/heldout.npz", "stream/stream.json")
         }
         assert len(written[name]["stream/rows.bin"]) >= num_rows * DTYPE.itemsize
     assert written["whole"] == written["killed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
+def test_a_producer_killed_at_any_instant_leaves_the_same_stream(strategy, tmp_path, started):
+    preset, num_rows = make_preset(strategy), 12_000  # about 770k tokens; json alone is read many times over
+    changes = [] if strategy == "sequential" else CHANGES
+    check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, (0, 0, 1, 1, 2500, 5000, 5000, 8000), changes)
+
+
+@pytest.fixture
+def all_kinds(hub, tmp_path):
+    """A source of every kind: text and PDF folders, datasets on the Hub and on this disk."""
+    sentences = [f"Number {n} squared is {n * n}, and its cube is {n**3}." for n in range(3000)]
+    (tmp_path / "papers").mkdir()
+    for n in range(3):
+        pages = ["\n".join(sentences[first : first + 40]) for first in range(1000 * n, 1000 * n + 400, 40)]
+        (tmp_path / "papers" / f"{n}.pdf").write_bytes(make_pdf(pages))
+    hub.add(
+        "owner/numbers",
+        {f"data/train-{n}.parquet": parquet(rows_in_group=100, text=sentences[n::2]) for n in range(2)},
+    )
+    rows = [{"question": text.split(" is ")[0], "answer": text} for text in sentences]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        folder("json"),
+        {"type": "pdf", "path": str(tmp_path / "papers")},
+        {"type": "hf", "dataset": "owner/numbers"},
+        {
+            "type": "hf", "dataset": "json", "data_files": str(tmp_path / "rows.jsonl"),
+            "fields": ["question", "answer"], "format": "{question}? {answer}",
+        },
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
+def test_every_kind_of_source_goes_on_exactly_after_three_kills(strategy, all_kinds, tmp_path, started):
+    weights = {"source_weights": [4, 3, 2, 1]} if strategy == "weighted" else {}
+    preset = make_preset(strategy, sources=all_kinds, weights=None, **weights)
+    changes = [] if strategy == "sequential" else [(2000, [1.0, 1.0, 6.0, 1.0])]
+    check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (1, 1500, 4000), changes)
 
 
 def test_a_dead_producer_is_replaced_and_the_trainer_only_waits(tmp_path, started):
