@@ -9,12 +9,13 @@ and the seed: done again after a resume, it gives the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from configs.schema import AuxiliaryConfig
 from data.batches import run_ahead_rows
-from data.mixing import base_weights, relative_loss, slope
+from data.mixing import base_weights, loss_slope, relative_loss
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
 from lm.metrics import Sample, printable
@@ -24,6 +25,7 @@ PERIODIC_EVAL_TOKENS = 100_000
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
 Say = Callable[[str], None]
+Measured = Sequence[float]  # bits per byte, its standard error
 
 
 def do_what_is_due(run: Run, say: Say) -> None:
@@ -72,18 +74,10 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
     """New factors on the sources' weights, in force a run-ahead later, so that every resume makes the same rows."""
     if evaluation is None:
         return
-    aux, data, seq_length = run.preset.auxiliary, run.preset.data, run.preset.model.seq_length
-    bounds = {"low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
-    found = {label: [s.bits_per_byte, s.stderr or 0.0] for label, s in evaluation.per_source.items()}
+    data, seq_length = run.preset.data, run.preset.model.seq_length
+    found = {label: (s.bits_per_byte, s.stderr or 0.0) for label, s in evaluation.per_source.items()}
     factors, before = run.adaptive["factors"], run.adaptive["bits_per_byte"]
-    if aux.adaptive_rule == "relative_loss":
-        losses = [found[label][0] if label in found else None for label in run.labels]
-        factors = relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, **bounds)
-    elif before:
-        pairs = [(before.get(label, [0.0, 0.0]), found.get(label, [0.0, 0.0])) for label in run.labels]
-        falls = [was[0] - now[0] for was, now in pairs]
-        errors = [math.hypot(was[1], now[1]) for was, now in pairs]
-        factors = slope(factors, falls, errors, **bounds)
+    factors, reasons = decide(run.preset.auxiliary, run.labels, factors, before, found)
     run.adaptive = {"tokens": run.tokens_seen, "factors": factors, "bits_per_byte": found}
 
     from_row = run.tokens_seen // seq_length + run_ahead_rows(seq_length)
@@ -92,8 +86,35 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
     run.weight_changes.append([from_row, weights])
     if run.stream:
         run.stream.change_weights(weights, from_row)
-    shown = ", ".join(f"{label} x{factor:.2f}" for label, factor in zip(run.labels, factors, strict=True))
-    say(f"mixture from {from_row * seq_length:,} tokens on: {shown}")
+    moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(factors, reasons, strict=True)]
+    move = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
+    run.metrics.write({"tokens": run.tokens_seen, "adapted": move})
+    say(f"mixture from {from_row * seq_length:,} tokens on: {'; '.join(map(' '.join, move['sources'].items()))}")
+
+
+def decide(
+    aux: AuxiliaryConfig,
+    labels: list[str],
+    factors: list[float],
+    before: Mapping[str, Measured],
+    now: Mapping[str, Measured],
+) -> tuple[list[float], list[str]]:
+    """New factors by the preset's rule, and for each source the reason in words.
+
+    `before`, `now`: held-out bits per byte with their standard errors at the last decision and at this one.
+    """
+    bounds = {"low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
+    if aux.adaptive_rule == "relative_loss":
+        losses = [now[label][0] if label in now else None for label in labels]
+        reasons = ["nothing held out" if loss is None else f"{loss:.3f} bits per byte" for loss in losses]
+        return relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, **bounds), reasons
+    if not before:
+        return factors, ["nothing to compare with yet"] * len(labels)
+    pairs = [(before.get(label, (0.0, 0.0)), now.get(label, (0.0, 0.0))) for label in labels]
+    falls = [was[0] - is_now[0] for was, is_now in pairs]
+    errors = [math.hypot(was[1], is_now[1]) for was, is_now in pairs]
+    reasons = [f"fell by {fall:.4f} ± {error:.4f}" for fall, error in zip(falls, errors, strict=True)]
+    return loss_slope(factors, falls, errors, **bounds), reasons
 
 
 def sample(run: Run, say: Say) -> None:

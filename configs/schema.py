@@ -213,7 +213,7 @@ class AuxiliaryConfig(Section):
         description="Whether the heads' gradient reaches the trunk: never, fading out, or throughout.",
     )
     enable_adaptive_sources: bool = Field(default=False, description="Let held-out losses move the sources' weights.")
-    adaptive_rule: Literal["relative_loss", "slope"] = Field(
+    adaptive_rule: Literal["relative_loss", "loss_slope"] = Field(
         default="relative_loss", description="Weight by loss relative to the mean, or by how fast the loss still falls."
     )
     adaptive_interval_tokens: Count = Field(default=5_000_000, description="Tokens between two changes of weights.")

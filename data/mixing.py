@@ -106,7 +106,7 @@ def relative_loss(
     ]
 
 
-def slope(
+def loss_slope(
     factors: Sequence[float], falls: Sequence[float], standard_errors: Sequence[float], *, low: float, high: float
 ) -> list[float]:
     """Give more to sources whose held-out loss still falls fast.

@@ -12,8 +12,9 @@ import torch
 
 import main
 from choose import gather_menu
-from configs.schema import PresetError, UserError, parse_preset
+from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm.metrics import read_metrics, read_samples
+from periodic import decide
 from run import Run, chain_digest
 from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
@@ -103,6 +104,20 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
     assert capsys.readouterr().out == ""
+
+
+def test_every_move_of_the_mixture_has_its_reason():
+    aux = AuxiliaryConfig(enable_adaptive_sources=True, adaptive_smoothing=0.0)
+    before, now = {"a": [2.5, 0.01], "b": [1.1, 0.01]}, {"a": [2.0, 0.01], "b": [1.0, 0.5]}
+    labels, ones = ["a", "b", "c"], [1.0, 1.0, 1.0]
+    factors, reasons = decide(aux, labels, ones, before, now)
+    assert factors == pytest.approx([2 / 1.5, 1 / 1.5, 1])
+    assert reasons == ["2.000 bits per byte", "1.000 bits per byte", "nothing held out"]
+    aux = aux.model_copy(update={"adaptive_rule": "loss_slope"})
+    assert decide(aux, labels, ones, {}, now) == (ones, ["nothing to compare with yet"] * 3)
+    factors, reasons = decide(aux, labels, ones, before, now)
+    assert factors == pytest.approx([1.25, 0.8, 0.8])  # only a fall beyond two standard errors counts
+    assert reasons[0] == "fell by 0.5000 ± 0.0141"
 
 
 def test_the_digest_of_the_text_seen_depends_on_tokens_and_order_and_not_on_steps():

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from data.mixing import LARGEST_MOVE, Mixer, base_weights, relative_loss, shares_asked, slope
+from data.mixing import LARGEST_MOVE, Mixer, base_weights, loss_slope, relative_loss, shares_asked
 
 
 def mix(mixer, sizes, num_documents):
@@ -132,10 +132,10 @@ def test_relative_loss_follows_the_formula_and_its_limits():
 
 
 def test_slope_moves_only_on_real_falls_and_by_bounded_steps():
-    assert slope([1.0, 1.0], [0.01, -0.3], [0.02, 0.02], low=0.5, high=3.0) == [1.0, 1.0]
-    moved = slope([1.0, 1.0], [0.3, 0.01], [0.02, 0.02], low=0.5, high=3.0)
+    assert loss_slope([1.0, 1.0], [0.01, -0.3], [0.02, 0.02], low=0.5, high=3.0) == [1.0, 1.0]
+    moved = loss_slope([1.0, 1.0], [0.3, 0.01], [0.02, 0.02], low=0.5, high=3.0)
     assert moved == pytest.approx([LARGEST_MOVE, 1 / LARGEST_MOVE])
     for _ in range(50):
-        moved = slope(moved, [0.3, 0.0], [0.02, 0.02], low=0.5, high=1.5)
+        moved = loss_slope(moved, [0.3, 0.0], [0.02, 0.02], low=0.5, high=1.5)
     assert moved == pytest.approx([1.5, 0.5])
-    assert slope([1.0, 1.0], [0.2, 0.2], [0.0, 0.0], low=0.5, high=3.0) == pytest.approx([1.0, 1.0])
+    assert loss_slope([1.0, 1.0], [0.2, 0.2], [0.0, 0.0], low=0.5, high=3.0) == pytest.approx([1.0, 1.0])
