@@ -32,6 +32,11 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "ODC-By-1.0",
         "filtered web pages of all kinds",
     ),
+    "openwebtext": NamedSource(
+        {"type": "hf", "dataset": "Skylion007/openwebtext", "text_field": "text"},
+        "CC0-1.0",
+        "web pages that were linked and voted for on Reddit",
+    ),
     "c4": NamedSource(
         {"type": "hf", "dataset": "allenai/c4", "config": "en", "text_field": "text"},
         "ODC-By-1.0",

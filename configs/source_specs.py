@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from configs.catalog import NAMED_SOURCES
 
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of files on this disk, as the datasets library names them
+
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
@@ -43,11 +45,12 @@ class SourceSpec(Section):
 class HFSource(SourceSpec):
     """A dataset on the Hugging Face Hub, streamed. A document is one column, or several put into a format."""
 
-    type: Literal["hf"] = Field(description="A dataset on the Hugging Face Hub.")
+    type: Literal["hf"] = Field(description="A dataset on the Hugging Face Hub, or in its form on this disk.")
     dataset: str = Field(
-        max_length=200,
-        pattern=r"^[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$",
-        description="Dataset on the Hub: owner/name.",
+        max_length=1000,
+        pattern=r"^([A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?|[/~.][^\x00-\x1f]*)$",
+        description="Dataset on the Hub, owner/name; a folder, beginning with /, ./ or ~/; or the format of data_files: "
+        "json, csv, parquet, text, arrow.",
     )
     config: str | None = Field(default=None, min_length=1, description="Configuration (subset) of the dataset.")
     split: str = Field(default="train", min_length=1, description="Split of the dataset.")
@@ -101,8 +104,17 @@ class HFSource(SourceSpec):
         return given
 
     @property
+    def folder(self) -> Path | None:
+        """Where the dataset lies on this disk, if it is given as a folder."""
+        return Path(self.dataset).expanduser() if self.dataset.startswith(("/", "~", ".")) else None
+
+    @property
+    def is_local(self) -> bool:
+        return self.dataset in LOCAL_FORMATS or self.folder is not None
+
+    @property
     def names(self) -> tuple[str, ...]:
-        return self.dataset, f"{self.dataset}/{self.config}"
+        return self.folder.name if self.folder else self.dataset, f"{self.dataset}/{self.config}"
 
 
 class PDFSource(SourceSpec):

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
-from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -23,7 +22,6 @@ from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source,
 
 METADATA_DELAYS = (1, 2, 4)  # seconds; one dropped request for metadata would otherwise end `load_dataset`
 HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
-LOCAL_BUILDERS = {"json", "csv", "parquet", "text", "arrow"}  # `dataset` may name one of these beside `data_files`
 
 
 class HubSource(Source):
@@ -33,9 +31,6 @@ class HubSource(Source):
         super().__init__(spec.label)
         self.spec, self.seed = spec, seed
         configure_library()
-        folder = Path(spec.dataset).expanduser()
-        self.is_local = spec.dataset in LOCAL_BUILDERS or folder.exists()
-        self._path = str(folder) if self.is_local else spec.dataset
         self.pinned = {"revision": pinned["revision"] if pinned else None}
         columns = self._patiently(self._open)
         self._num_files = self._dataset.num_shards
@@ -47,7 +42,7 @@ class HubSource(Source):
         self._dataset = self._dataset.select_columns(list(dict.fromkeys(self._columns.values())))
 
     def size(self) -> str:
-        where = "on this disk" if self.is_local else f"revision {self.pinned['revision'][:8]}"
+        where = "on this disk" if self.spec.is_local else f"revision {self.pinned['revision'][:8]}"
         return f"{self._num_files:,} {'file' if self._num_files == 1 else 'files'}, {where}"
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
@@ -158,12 +153,12 @@ class HubSource(Source):
         import datasets
         from huggingface_hub import HfApi
 
-        if not self.is_local:
+        if not self.spec.is_local:
             # Asked even if a revision is pinned: when the Hub is away this fails at once, load_dataset after minutes.
             info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"], timeout=10)
             self.pinned["revision"] = info.sha
         self._dataset = datasets.load_dataset(
-            self._path,
+            str(self.spec.folder or self.spec.dataset),
             self.spec.config,
             split=self.spec.split,
             data_files=self.spec.data_files,

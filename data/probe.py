@@ -56,7 +56,7 @@ def probe_one(spec, seconds: float) -> Probe:
     return Probe(spec.label, not problem, problem)
 
 
-def path_problem(path: str, pattern: str) -> str:
+def path_problem(path: str | Path, pattern: str) -> str:
     root = Path(path).expanduser()
     if not os.path.exists(root):
         return f"{path} does not exist"
@@ -66,8 +66,8 @@ def path_problem(path: str, pattern: str) -> str:
 
 
 def dataset_problem(spec, seconds: float) -> str:
-    if "/" not in spec.dataset or Path(spec.dataset).expanduser().exists():
-        return ""  # on this disk, or one of the library's own readers: opening it will tell
+    if spec.is_local:
+        return path_problem(spec.folder, "**/*") if spec.folder else ""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     request = urllib.request.Request(f"{endpoint}/api/datasets/{spec.dataset}")
     if token := os.environ.get("HF_TOKEN"):

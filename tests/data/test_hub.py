@@ -111,6 +111,9 @@ def test_files_on_this_disk_need_no_hub(hub, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     source = open_hub("json", data_files=str(tmp_path / "a.jsonl"))
     assert texts(source) == ["one", "two"]
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "set" / "data" / "train.parquet").write_bytes(parquet(text=["three", "four"]))
+    assert texts(open_hub(str(tmp_path / "set"))) == ["three", "four"]
     assert hub.requests == []
 
 

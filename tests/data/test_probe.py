@@ -27,10 +27,13 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
         PDFSource(type="pdf", path=str(tmp_path / "gone"), label="no pdf"),
         hf("some/data"),
         hf("no/where"),
+        hf("json"),
+        hf(str(tmp_path)),
+        hf(str(tmp_path / "gone")),
     ]
     answers = probe(specs)
     assert [answer.label for answer in answers] == [spec.label for spec in specs]
-    assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False]
+    assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False, True, True, False]
     assert "matches **/*.txt" in answers[2].detail
     assert "does not exist" in answers[4].detail
     assert "check the name or set HF_TOKEN" in answers[6].detail
