@@ -18,19 +18,26 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from choose import choose, preset_of
-from configs.card import SourcePreview, StartCard, render_card
-from configs.compare import changes, check_continuable, describe
-from configs.menu import Choice
-from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
-from configs.words import human_time
-from lm import checkpoint, estimate
-from lm.archive import put_aside, restore
-from lm.files import FolderLock
-from lm.machine import load_machine, measure_machine, peak_memory, save_machine
+try:
+    if not find_spec("torch"):  # imported late, because it is slow
+        raise ModuleNotFoundError(name="torch")
+    from choose import choose, preset_of
+    from configs.card import SourcePreview, StartCard, render_card
+    from configs.compare import changes, check_continuable, describe
+    from configs.menu import Choice
+    from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
+    from configs.words import human_time
+    from lm import checkpoint, estimate
+    from lm.archive import put_aside, restore
+    from lm.files import FolderLock
+    from lm.machine import load_machine, measure_machine, peak_memory, save_machine
+except ModuleNotFoundError as error:
+    print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from run import Run

@@ -235,9 +235,9 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
 def give_way() -> None:
     """The training step comes first. Linux shares the cores among sessions before it looks at their processes'
     niceness, and we are a session of our own."""
-    os.nice(5)
+    os.nice(10)
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("5")
+        Path("/proc/self/autogroup").write_text("10")
 
 
 def main() -> int:

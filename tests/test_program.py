@@ -135,6 +135,12 @@ def refused(program: Program, answer: str = "0\n", **how) -> str:
     return result.err
 
 
+def test_without_what_must_be_installed_the_command_that_installs_it_is_said(program):
+    program.add()
+    message = refused(program, launcher=(sys.executable, "-S"))  # no site-packages
+    assert message == "torch is not installed. In the folder of this file: python -m pip install -e .\n"
+
+
 def test_a_name_that_does_not_exist(program):
     program.add()
     assert "there is no 'tinny'; the nearest is 'tiny'" in refused(program, "tinny\n")
