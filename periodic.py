@@ -80,7 +80,7 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
     factors, reasons = decide(run.preset.auxiliary, run.labels, factors, before, found)
     run.adaptive = {"tokens": run.tokens_seen, "factors": factors, "bits_per_byte": found}
 
-    from_row = run.tokens_seen // seq_length + run_ahead_rows(seq_length)
+    from_row = run.tokens_seen // seq_length + run_ahead_rows(seq_length, run.token_budget)
     base = base_weights(data.mix_strategy, data.weights)
     weights = [weight * factor for weight, factor in zip(base, factors, strict=True)]
     run.weight_changes.append([from_row, weights])

@@ -10,9 +10,10 @@ one journal shard for each node of eight ranks (.github/MODEL_INSTRUCTIONS.md, "
 import sys
 
 from configs.schema import TOKEN_BUDGET
-from data.producer import RUN_AHEAD_TOKENS
+from data.producer import RUN_AHEAD
 
 RANKS_PER_NODE = 8
+RUN_AHEAD_TOKENS = RUN_AHEAD * TOKEN_BUDGET
 TICK = 0.05  # seconds
 
 
@@ -29,7 +30,7 @@ def simulate(trained_per_second: float, produced_per_second: float) -> tuple[flo
 
 
 def main(producer: float) -> None:
-    print(f"one producer: {producer:,.0f} tokens/s; a run-ahead of {RUN_AHEAD_TOKENS:,} tokens")
+    print(f"one producer: {producer:,.0f} tokens/s; a run-ahead of {RUN_AHEAD_TOKENS:,.0f} tokens")
     print(f"{'ranks':>5} {'tokens/s a rank':>16} {'one producer':>24} {'a shard for each node':>24}")
     for ranks in (1, 8, 16, 64):
         for speed in (80_000, 300_000, 1_000_000):

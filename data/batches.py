@@ -86,7 +86,7 @@ class Stream:
         weight_changes: Sequence[tuple[int, list[float]]] = (),
     ):
         self.seq_length = preset.model.seq_length
-        self.run_ahead_rows = run_ahead_rows(self.seq_length)
+        self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
         self.stream_dir = Path(checkpoint_dir).absolute() / "stream"
         self.wait_seconds = 0.0
         self.status = ""
@@ -95,7 +95,7 @@ class Stream:
         self._num_sources = len(preset.data.all_sources)
         self._preset_json = preset.to_json()
         self._token_budget = token_budget
-        self._consumed = start_row
+        self._consumed = self._wanted = start_row
         self._weight_changes = [(int(row), list(weights)) for row, weights in weight_changes]
         self._went = False
         self._reader: JournalReader | None = None
@@ -133,6 +133,7 @@ class Stream:
             "token_budget": self._token_budget,
             "weight_changes": self._weight_changes,
             "consumed": self._consumed,
+            "wanted": self._wanted,
         }
         self._send(request)
         if self._went:
@@ -249,6 +250,8 @@ class Stream:
         """
         if first + count > self._reader.num_rows():
             began = time.monotonic()
+            self._wanted = first + count
+            self._send({"wanted": self._wanted})
             try:
                 self._wait(lambda: self._exhausted or first + count <= self._reader.num_rows(), should_stop)
             finally:

@@ -1,13 +1,13 @@
 """The process that fills the journal: python -m data.producer, started and spoken to by data/batches.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
-"weight_changes": [[from_row, weights], ...], "consumed": row}; then {"go": true}, {"consumed": row},
-{"weights": [...], "from_row": row}. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row}; then {"go": true}, {"consumed": row},
+{"wanted": row}, {"weights": [...], "from_row": row}. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
 1. Opens every source side by side and writes nothing.                                            -> source ..., opened
 2. On "go": a new stream is prepared (data/preparation.py), an existing one is checked against the preset and cut to
    its last append.                                                                                            -> ready
-3. Appends rows, at most RUN_AHEAD_TOKENS beyond what was consumed, until the token budget is covered.
+3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond what was consumed or is waited for.
 
 It may be killed at any instant: started again it appends the very rows it would have. It ends when stdin closes, with
 exit code 2 after an error event, with 1 and a traceback on stderr for a defect. It never imports torch or main.
@@ -39,20 +39,22 @@ from data.sources import Retryable, Source, SourceError, open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small at first, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
-RUN_AHEAD_TOKENS = 8_000_000
+RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, 100 s of training at 80k tokens/s
 OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while the network is down
 
 
-def run_ahead_rows(seq_length: int) -> int:
+def run_ahead_rows(seq_length: int, token_budget: int) -> int:
     """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
-    return RUN_AHEAD_TOKENS // seq_length
+    return int(RUN_AHEAD * token_budget) // seq_length
 
 
 class Orders:
     """What the trainer said so far, kept current by a thread that ends the process when stdin closes."""
 
-    def __init__(self, request: dict):
+    def __init__(self, request: dict, run_ahead: int):
+        self.run_ahead = run_ahead
         self.consumed: int = request["consumed"]
+        self.wanted: int = request["wanted"]  # rows that the trainer waits for, or has
         self.weight_changes = [(row, weights) for row, weights in request["weight_changes"]]
         self._go = False
         self._news = threading.Condition()
@@ -65,6 +67,7 @@ class Orders:
                 if "weights" in order:
                     self.weight_changes.append((order["from_row"], order["weights"]))
                 self.consumed = max(self.consumed, order.get("consumed", 0))
+                self.wanted = max(self.wanted, order.get("wanted", 0))
                 self._go |= order.get("go", False)
                 self._news.notify()
         os._exit(0)  # the trainer is gone; the journal bears being left at any instant
@@ -73,9 +76,14 @@ class Orders:
         with self._news:
             self._news.wait_for(lambda: self._go)
 
-    def wait_until_consumed(self, row: int) -> None:
+    @property
+    def limit(self) -> int:
+        """Rows there may be by now, to within a document."""
+        return max(self.consumed + self.run_ahead, self.wanted)
+
+    def wait_for_room(self, num_rows: int) -> None:
         with self._news:
-            self._news.wait_for(lambda: self.consumed >= row)
+            self._news.wait_for(lambda: num_rows < self.limit)
 
     def weights(self, row: int) -> list[float] | None:
         """Weights for a document chosen when `row` rows are produced; None: those of the preset."""
@@ -113,7 +121,6 @@ class Producer:
         self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
         self.mixer = Mixer(preset.data.mix_strategy, self.base_weights)
-        self.run_ahead = run_ahead_rows(seq_length)
         self.last_append = time.monotonic()
         state = self.journal.state
         if state:
@@ -135,9 +142,9 @@ class Producer:
                 self._append()
                 self.emit("exhausted")
                 return
-            if self.packer.num_rows >= self.orders.consumed + self.run_ahead:
+            if self.packer.num_rows >= self.orders.limit:
                 self._append()
-                self.orders.wait_until_consumed(self.packer.num_rows - self.run_ahead + 1)
+                self.orders.wait_for_room(self.packer.num_rows)
             self._add_document()
             pending = self.packer.waiting * self.packer.seq_length
             wanted = min(max(FIRST_APPEND, self.journal.num_rows * self.packer.seq_length), LARGEST_APPEND)
@@ -254,7 +261,7 @@ def main() -> int:
     try:
         request = json.loads(sys.stdin.readline())
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
-        orders = Orders(request)
+        orders = Orders(request, run_ahead_rows(preset.model.seq_length, request["token_budget"]))
         sources = open_sources(preset, stream_dir, emit)
         emit("opened")
         orders.wait_for_go()

@@ -1,7 +1,6 @@
 """The program as its user has it: a copy of the repository with presets and a token budget of its own, run in a process.
 
-A copy, because main.py finds presets and checkpoints beside itself. In it the budget is small, and the run-ahead too,
-so that weights which adapt take effect within the run. Nothing else is changed.
+A copy, because main.py finds presets and checkpoints beside itself. In it the budget is small; nothing else is changed.
 """
 
 import hashlib
@@ -74,7 +73,6 @@ class Program:
             else:
                 shutil.copy2(ROOT / name, folder / name)
         self._change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
-        self._change("data/producer.py", "RUN_AHEAD_TOKENS = 8_000_000", "RUN_AHEAD_TOKENS = 8_000")
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
         self.processes: list[subprocess.Popen] = []

@@ -283,10 +283,15 @@ def is_running(pid):
     return bool(state.strip()) and not state.startswith("Z")
 
 
+def test_a_step_larger_than_the_run_ahead_is_made_all_the_same(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 100_000)
+    assert read_all(stream, 4 * stream.run_ahead_rows)[0].shape == (4 * stream.run_ahead_rows, T + 1)
+
+
 @pytest.mark.slow
 def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, started):
     preset, margin = make_preset(sources=("email", "asyncio"), weights=(1, 1)), 200  # rows of the longest document
-    total = 8_200_000
+    total = 2_000_000
     live = started(preset, tmp_path / "live", total)
     limit = live.run_ahead_rows
     read_all(live, limit)
