@@ -4,9 +4,11 @@ Texts are encoded in batches ahead of need, because that is several times faster
 the last document handed out, never after those waiting, so what is saved leads exactly to the next document.
 """
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +17,9 @@ from data.sources import Document, Position, Retryable, Source, SourceError
 FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # characters encoded at once: small at first, so that training can begin
 BATCH_SECONDS = 0.5  # a slow source hands on what it has
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
+LONGEST_SILENCE = 20.0  # seconds until a source that neither answers nor fails is said to
+
+Status = Callable[[str], None]  # shows a message until the next one; "" shows none
 
 
 @dataclass
@@ -39,8 +44,8 @@ class Entry(NamedTuple):
 
 class Feed:
     """`open_again()` gives the Source (and may raise Retryable); `encode(texts)` gives one sequence a text;
-    `reason_to_skip(text)` says why a document is not used, or None; `trouble(message)` is called before waiting for
-    the network, and with "" when it is back."""
+    `reason_to_skip(text)` says why a document is not used, or None; `status` hears of trouble, maybe from another
+    thread; `before_waiting()` is called between two documents when the network is down."""
 
     def __init__(
         self,
@@ -48,13 +53,14 @@ class Feed:
         open_again: Callable[[], Source],
         encode: Callable[[list[str]], Any],
         reason_to_skip: Callable[[str], str | None],
-        trouble: Callable[[str], None],
+        status: Status,
         progress: Progress | None = None,
+        before_waiting: Callable[[], None] = lambda: None,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
-        self._reason_to_skip, self._trouble = reason_to_skip, trouble
+        self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
         self._source: Source | None = None
         self._seen: Counter[str] = Counter()  # what the source had left out when we last looked
         self._entries = self._read()
@@ -85,12 +91,13 @@ class Feed:
 
     def _fill(self) -> None:
         batch, length, deadline = [], 0, time.monotonic() + BATCH_SECONDS
-        while length < self._batch and not (batch and time.monotonic() > deadline):
-            entry = next(self._entries, None)
-            if entry is None:  # the last epoch allowed is read
-                break
-            batch.append(entry)
-            length += len(entry.text or "")
+        with watch(self.label, self._status) as self._say:
+            while length < self._batch and not (batch and time.monotonic() > deadline):
+                entry = next(self._entries, None)
+                if entry is None:  # the last epoch allowed is read
+                    break
+                batch.append(entry)
+                length += len(entry.text or "")
         self._batch = min(2 * self._batch, LARGEST_BATCH)
         encoded = iter(self._encode([entry.text for entry in batch if entry.text is not None]))
         self._waiting.extend((entry, None if entry.text is None else next(encoded)) for entry in batch)
@@ -130,14 +137,12 @@ class Feed:
                 self._source = self._open()
                 self._left_out()
                 for document, after in self._source.documents(epoch, position):
-                    if wait > FIRST_WAIT:
-                        self._trouble("")
-                        wait = FIRST_WAIT
                     yield document, after
-                    position = after
+                    position, wait = after, FIRST_WAIT
                 return
             except Retryable as error:
-                wait = pause(self.label, error, wait, self._trouble)
+                self._before_waiting()
+                wait = pause(self.label, error, wait, self._say)
 
     def _left_out(self) -> Counter[str]:
         """Documents the source itself left out since the last call, by reason."""
@@ -148,8 +153,33 @@ class Feed:
         return new
 
 
-def pause(label: str, error: Retryable, seconds: float, trouble: Callable[[str], None]) -> float:
+@contextmanager
+def watch(label: str, status: Status) -> Iterator[Status]:
+    """For whatever asks a source: gives what to say trouble with. After LONGEST_SILENCE without a word says itself that
+    there is no answer, whatever the source or its library is waiting for. In the end takes back what was said."""
+    said = False
+
+    def say(message: str) -> None:
+        nonlocal said
+        said = True
+        timer.cancel()
+        status(message)
+
+    message = f"{label}: no answer for {LONGEST_SILENCE:.0f} s, still trying"
+    timer = threading.Timer(LONGEST_SILENCE, say, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield say
+    finally:
+        timer.cancel()
+        timer.join()  # it may be speaking just now
+        if said:
+            status("")
+
+
+def pause(label: str, error: Retryable, seconds: float, say: Status) -> float:
     """Say what is wrong and wait; returns how long to wait if it happens again."""
-    trouble(f"{label}: {error}, retrying in {seconds:.0f} s")
+    say(f"{label}: {error}, retrying in {seconds:.0f} s")
     time.sleep(seconds)
     return min(2 * seconds, LONGEST_WAIT)
