@@ -179,7 +179,7 @@ class HubSource(Source):
             if advice := advice_for(error, self.spec):
                 raise SourceError(f"source {self.label}: {advice}") from error
             if is_network_trouble(error):
-                raise Retryable(f"{self.label}: {first_line(error)}") from error
+                raise Retryable(first_line(error)) from error
             raise UnreadableFile(first_line(error)) from error
 
 

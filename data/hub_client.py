@@ -60,7 +60,7 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
         except Exception as error:
             if not is_request_error(error):
                 raise
-            problem = str(error) or type(error).__name__
+            problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
             time.sleep(delay)
     raise NoAnswer(f"{request.url.host}: {problem}")
