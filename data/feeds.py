@@ -17,7 +17,7 @@ from data.sources import Document, Position, Retryable, Source, SourceError
 FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # characters encoded at once: small at first, so that training can begin
 BATCH_SECONDS = 0.5  # a slow source hands on what it has
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
-LONGEST_SILENCE = 20.0  # seconds until a source that neither answers nor fails is said to
+LONGEST_SILENCE = 20.0  # seconds until it is said of a source that neither answers nor fails
 
 Status = Callable[[str], None]  # shows a message until the next one; "" shows none
 
@@ -155,8 +155,8 @@ class Feed:
 
 @contextmanager
 def watch(label: str, status: Status) -> Iterator[Status]:
-    """For whatever asks a source: gives what to say trouble with. After LONGEST_SILENCE without a word says itself that
-    there is no answer, whatever the source or its library is waiting for. In the end takes back what was said."""
+    """For whatever asks a source: gives what to say trouble with; after LONGEST_SILENCE without a word says so itself,
+    whatever the source or its library is waiting for; in the end takes back what was said."""
     said = False
 
     def say(message: str) -> None:
@@ -165,7 +165,7 @@ def watch(label: str, status: Status) -> Iterator[Status]:
         timer.cancel()
         status(message)
 
-    message = f"{label}: no answer for {LONGEST_SILENCE:.0f} s, still trying"
+    message = f"{label}: no text for {LONGEST_SILENCE:.0f} s, still trying"
     timer = threading.Timer(LONGEST_SILENCE, say, (message,))
     timer.daemon = True
     timer.start()

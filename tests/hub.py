@@ -34,7 +34,8 @@ class HubStandIn:
 
     `fault(method, path, number_of_request)` may return a status to answer with (429 has `Retry-After: retry_after`) or
     what to do instead of answering: "drop" the connection; "truncate" the body, of which more was promised; "stall"
-    until the client gives up, or after "half" the body; send a "page" of HTML with status 200. None: answer.
+    until the client gives up, or after "half" the body; send a "page" of HTML with status 200, or the "whole" file
+    when a part is asked for. None: answer.
     `requests` lists what was asked. `gated` repositories answer 403 as the Hub does.
     """
 
@@ -80,13 +81,17 @@ class HubStandIn:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: HubStandIn
-    _broken_off: str | None = None  # "truncate", "half"
+    _fault: str | None = None  # of the answer that is being sent
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's delayed acknowledgement
     wbufsize = 1 << 16
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that gave up
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -108,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             case int(status):
                 headers = {"Retry-After": str(self.hub.retry_after)} if status == 429 else {}
                 return self._send(status, b"out of order", headers)
-        self._broken_off = fault
+        self._fault = fault
         if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
         if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/[^/]+|/tree/[^/]+(/.*)?)?", path):
@@ -146,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         total = size(content)
         headers["ETag"] = f'"{hashlib.sha1(f"{path}:{total}".encode()).hexdigest()}"'
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
+        if not asked or self._fault == "whole":
             return self._send(200, part(content, 0, total) if self.command == "GET" else b"", headers, total)
         start, end = int(asked[1]), min(int(asked[2] or total), total - 1) + 1
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
@@ -165,10 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if self._broken_off else body)
-        if self._broken_off:
+            self.wfile.write(body[: len(body) // 2] if self._fault in ("truncate", "half") else body)
+        if self._fault == "truncate":
             self.close_connection = True
-        if self._broken_off == "half":
+        elif self._fault == "half":
             self.wfile.flush()
             self._wait_for_the_client_to_leave()
 

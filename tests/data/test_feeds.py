@@ -80,19 +80,19 @@ def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
 
 
 def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
-    monkeypatch.setattr(feeds, "LONGEST_SILENCE", 0.05)
+    monkeypatch.setattr(feeds, "LONGEST_SILENCE", 0.2)
 
     class Slow(Numbers):
         def documents(self, epoch, position=None):
-            time.sleep(0.3)
+            time.sleep(0.6)
             yield from super().documents(epoch, position)
 
     said = []
-    assert take(feed(Slow(3), status=said.append), 3) == ["0:0", "0:1", "0:2"]
-    assert said == ["numbers: no answer for 0 s, still trying", ""]
+    assert take(feed(Slow(3), repeat=1, status=said.append), 3) == ["0:0", "0:1", "0:2"]
+    assert said == ["numbers: no text for 0 s, still trying", ""]
     said.clear()
-    take(feed(Numbers(3), status=said.append), 3)
-    time.sleep(0.1)
+    take(feed(Numbers(3), repeat=1, status=said.append), 3)
+    time.sleep(0.4)
     assert said == []
 
 
