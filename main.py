@@ -158,7 +158,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
     try:
         needed = estimate.disk_bytes(preset, run.token_budget)
         run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
-        sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop))
+        sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop, say))
         for source in sources:
             for notice in source.notices:
                 say(notice)
@@ -226,7 +226,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
         while not run.done:
             do_what_is_due(run, bar.write if run.world.is_first else say)
             try:
-                step = run.next_step()
+                step = run.next_step(bar.set_postfix_str)
             except UserError:  # a source that is gone, a full disk: what was learnt so far is kept
                 run.save(say)
                 raise

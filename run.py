@@ -158,19 +158,20 @@ class Run:
     def done(self) -> bool:
         return self.tokens_seen >= self.token_budget or self.exhausted
 
-    def next_step(self) -> Step | None:
-        """The next rows to train on; None when asked to stop, or when the sources are used up (`exhausted`)."""
+    def next_step(self, say: Callable[[str], Any]) -> Step | None:
+        """The next rows to train on; None when asked to stop, or when the sources are used up (`exhausted`). `say` hears
+        what stands in the way while there are none."""
         began = time.perf_counter()
         plan = plan_step(self.tokens_seen, self.token_budget, self.global_batch_rows, self.preset.model.seq_length)
-        step, self.exhausted = self.world.from_first(lambda: self._read(plan))
+        step, self.exhausted = self.world.from_first(lambda: self._read(plan, say))
         return step and step._replace(waited=time.perf_counter() - began)
 
-    def _read(self, plan: StepPlan) -> tuple[Step | None, bool]:
+    def _read(self, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
         try:
-            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop)), False
+            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, say)), False
         except Stopped:
             return None, False
         except StreamEnded as end:

@@ -67,6 +67,10 @@ def never() -> bool:
     return False
 
 
+def ignore(status: str) -> None:
+    pass
+
+
 class Stream:
     """The run's rows, from the first to `token_budget`. Creating it starts the producer, which writes nothing before
     `go()`.
@@ -198,11 +202,15 @@ class Stream:
             listener.join(timeout=1)
         return code
 
-    def _wait(self, there: Callable[[], Any], should_stop: Callable[[], bool]) -> None:
-        """Until `there()`; short sleeps, so that signal handlers run. Raises what the producer reported."""
-        poll = SHORTEST_POLL
+    def _wait(self, there: Callable[[], Any], should_stop: Callable[[], bool], on_status: Callable[[str], Any]) -> None:
+        """Until `there()`; short sleeps, so that signal handlers run. `on_status` hears every status once. Raises what
+        the producer reported."""
+        poll, said = SHORTEST_POLL, ""
         while True:
             self._look()
+            if self.status not in (said, ""):
+                on_status(self.status)
+                said = self.status
             if there():
                 return
             if self._error:
@@ -214,9 +222,13 @@ class Stream:
 
     # ---- what main uses ---------------------------------------------------------------------------------------
 
-    def wait_opened(self, should_stop: Callable[[], bool] = never) -> list[SourceInfo]:
+    # Each may be left by `should_stop` (Stopped) and tells `on_status` what is being waited for.
+
+    def wait_opened(
+        self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore
+    ) -> list[SourceInfo]:
         """Every source, in the order of the preset. Raises UserError naming all that cannot be used."""
-        self._wait(lambda: self._opened, should_stop)
+        self._wait(lambda: self._opened, should_stop, on_status)
         return [info for _, info in sorted(self._sources.items())]
 
     def go(self) -> None:
@@ -225,25 +237,22 @@ class Stream:
         self._send({"go": True})
 
     def wait_ready(
-        self, on_status: Callable[[str], None] = lambda _: None, should_stop: Callable[[], bool] = never
+        self, on_status: Callable[[str], Any] = ignore, should_stop: Callable[[], bool] = never
     ) -> StreamInfo:
-        """Held-out text and tokenizer are there, rows are coming. `on_status` hears every new status line."""
-        said = ""
-
-        def there() -> bool:
-            nonlocal said
-            if self.status not in (said, ""):
-                on_status(self.status)
-                said = self.status
-            return self._ready is not None
-
-        self._wait(there, should_stop)
+        """Held-out text and tokenizer are there, rows are coming."""
+        self._wait(lambda: self._ready, should_stop, on_status)
         vocab_size, sha256 = self._ready["vocab_size"], self._ready["tokenizer_sha256"]
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, vocab_size))
         self.held_out = HeldOut.load(self.stream_dir / HELD_OUT)
         return StreamInfo(vocab_size, sha256, tokenizer_path(self.stream_dir))
 
-    def rows(self, first: int, count: int, should_stop: Callable[[], bool] = never) -> tuple[np.ndarray, np.ndarray]:
+    def rows(
+        self,
+        first: int,
+        count: int,
+        should_stop: Callable[[], bool] = never,
+        on_status: Callable[[str], Any] = ignore,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows first .. first + count - 1: (count, T+1) tokens and (count, T+1) uint8 sources; waits for them.
 
         Raises StreamEnded if they will never be, UserError if the producer could not go on, Stopped.
@@ -253,7 +262,7 @@ class Stream:
             self._wanted = first + count
             self._send({"wanted": self._wanted})
             try:
-                self._wait(lambda: self._exhausted or first + count <= self._reader.num_rows(), should_stop)
+                self._wait(lambda: self._exhausted or first + count <= self._reader.num_rows(), should_stop, on_status)
             finally:
                 self.wait_seconds += time.monotonic() - began
             if first + count > self._reader.num_rows():

@@ -7,9 +7,11 @@ out, never after those waiting; what is saved leads exactly to the next document
 """
 
 import json
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +20,9 @@ from data.sources import Document, Position, Retryable, Source, SourceError, has
 
 BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 1024, 2**20  # a block ends with the document that reaches either
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
+LONGEST_SILENCE = 20.0  # seconds until it is said of a source that neither answers nor fails
+
+Status = Callable[[str], None]  # shows a message until the next one; "" shows none
 
 
 @dataclass
@@ -48,8 +53,8 @@ class Entry(NamedTuple):
 
 class Feed:
     """`open_again()` gives the Source (and may raise Retryable); `encode(texts)` gives one sequence a text;
-    `reason_to_skip(text)` says why a document is not used, or None; `trouble(message)` is called before waiting for
-    the network, and with "" when it is back."""
+    `reason_to_skip(text)` says why a document is not used, or None; `status` hears of trouble, maybe from another
+    thread; `before_waiting()` is called between two documents when the network is down."""
 
     def __init__(
         self,
@@ -57,15 +62,16 @@ class Feed:
         open_again: Callable[[], Source],
         encode: Callable[[list[str]], Any],
         reason_to_skip: Callable[[str], str | None],
-        trouble: Callable[[str], None],
+        status: Status,
         *,
         seed: int,
         progress: Progress | None = None,
+        before_waiting: Callable[[], None] = lambda: None,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
-        self._reason_to_skip, self._trouble = reason_to_skip, trouble
+        self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
         self._seed = seed
         self._source: Source | None = None
         self._seen: Counter[str] = Counter()  # what the source had left out when we last looked
@@ -80,7 +86,8 @@ class Feed:
     def next_document(self) -> Sequence | None:
         """The next document, encoded; None: the epoch has ended. Raises SourceError if the epoch had no document."""
         while not self._waiting:
-            self._waiting.extend(next(self._blocks))
+            with watch(self.label, self._status) as self._say:
+                self._waiting.extend(next(self._blocks))
         entry, progress = self._waiting.popleft(), self.progress
         progress.position, progress.given = entry.position, entry.given
         progress.bytes += entry.num_bytes
@@ -151,15 +158,13 @@ class Feed:
                 self._source = self._open()
                 self._left_out()
                 for document, after in self._source.documents(epoch, position):
-                    if wait > FIRST_WAIT:
-                        self._trouble("")
-                        wait = FIRST_WAIT
                     yield document, after
-                    position = after
+                    position, wait = after, FIRST_WAIT
                 return
             except Retryable as error:
                 self.progress.retries += 1
-                wait = pause(self.label, error, wait, self._trouble)
+                self._before_waiting()
+                wait = pause(self.label, error, wait, self._say)
 
     def _left_out(self) -> Counter[str]:
         """Documents the source itself left out since the last call, by reason."""
@@ -170,8 +175,33 @@ class Feed:
         return new
 
 
-def pause(label: str, error: Retryable, seconds: float, trouble: Callable[[str], None]) -> float:
+@contextmanager
+def watch(label: str, status: Status) -> Iterator[Status]:
+    """For whatever asks a source: gives what to say trouble with; after LONGEST_SILENCE without a word says so itself,
+    whatever the source or its library is waiting for; in the end takes back what was said."""
+    said = False
+
+    def say(message: str) -> None:
+        nonlocal said
+        said = True
+        timer.cancel()
+        status(message)
+
+    message = f"{label}: no text for {LONGEST_SILENCE:.0f} s, still trying"
+    timer = threading.Timer(LONGEST_SILENCE, say, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield say
+    finally:
+        timer.cancel()
+        timer.join()  # it may be speaking just now
+        if said:
+            status("")
+
+
+def pause(label: str, error: Retryable, seconds: float, say: Status) -> float:
     """Say what is wrong and wait; returns how long to wait if it happens again."""
-    trouble(f"{label}: {error}, retrying in {seconds:.0f} s")
+    say(f"{label}: {error}, retrying in {seconds:.0f} s")
     time.sleep(seconds)
     return min(2 * seconds, LONGEST_WAIT)

@@ -6,21 +6,17 @@ file, or a whole file of any other format. An epoch visits groups in rounds: in 
 files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
 
 Position: [round, order key of the file, row of the group]. Resuming opens one file and skips rows of one group.
-
-Never written to a log: `HF_TOKEN`, and the presigned addresses that files are really read from.
 """
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from string import Formatter
 from typing import Any
 
 from configs.schema import FIELD_ALIASES
+from data.hub_client import NoAnswer, configure_library, is_request_error
 from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 
-METADATA_DELAYS = (1, 2, 4)  # seconds; one dropped request for metadata would otherwise end `load_dataset`
 HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
 
 
@@ -32,7 +28,10 @@ class HubSource(Source):
         self.spec, self.seed = spec, seed
         configure_library()
         self.pinned = {"revision": pinned["revision"] if pinned else None}
-        columns = self._patiently(self._open)
+        try:
+            columns = self._translate(self._open)
+        except UnreadableFile as error:
+            raise SourceError(f"source {self.label}: cannot open {spec.dataset}: {error}") from error
         self._num_files = self._dataset.num_shards
         self._groups: dict[int, Any] = {}  # file -> the file with one shard a group
         self.pinned["files"] = self._num_files
@@ -154,8 +153,7 @@ class HubSource(Source):
         from huggingface_hub import HfApi
 
         if not self.spec.is_local:
-            # Asked even if a revision is pinned: when the Hub is away this fails at once, load_dataset after minutes.
-            info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"], timeout=10)
+            info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"])
             self.pinned["revision"] = info.sha
         self._dataset = datasets.load_dataset(
             str(self.spec.folder or self.spec.dataset),
@@ -168,17 +166,6 @@ class HubSource(Source):
         )
         return self._dataset.column_names or list(next(iter(self._dataset), {}))
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """`call()`, tried again after short waits when the network fails. Whatever else fails is the user's to know."""
-        for delay in METADATA_DELAYS:
-            try:
-                return self._translate(call)
-            except Retryable:
-                time.sleep(delay)
-            except UnreadableFile as error:
-                raise SourceError(f"source {self.label}: cannot open {self.spec.dataset}: {error}") from error
-        return self._translate(call)
-
     def _translate(self, call: Callable[[], Any]) -> Any:
         """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
         try:
@@ -187,7 +174,7 @@ class HubSource(Source):
             if advice := advice_for(error, self.spec):
                 raise SourceError(f"source {self.label}: {advice}") from error
             if is_network_trouble(error):
-                raise Retryable(f"{self.label}: {first_line(error)}") from error
+                raise Retryable(first_line(error)) from error
             raise UnreadableFile(first_line(error)) from error
 
 
@@ -216,19 +203,9 @@ def advice_for(error: Exception, spec) -> str | None:
 
 
 def is_network_trouble(error: Exception) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError  # its name for "could not reach the Hub, nothing cached"
-
-    for link in causes(error):
-        status = status_of(link)
-        if status in (408, 429) or (status or 0) >= 500:
-            return True
-        if isinstance(link, ConnectionError | TimeoutError | LocalEntryNotFoundError):
-            return True
-        # The client is httpx or httpx2, whichever this version of huggingface_hub was made for.
-        kinds = {kind.__name__ for kind in type(link).__mro__ if kind.__module__.startswith("httpx")}
-        if "TransportError" in kinds:
-            return True
-    return False
+    """Whether it may pass by itself. Not NoAnswer alone: a connection can also break in the middle of a long file."""
+    kinds = NoAnswer | ConnectionError | TimeoutError
+    return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
 
 
 def causes(error: BaseException | None) -> list[BaseException]:
@@ -271,17 +248,3 @@ def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
                 answer_start = len(text)
             text += cells[name]
     return Document(text, answer_start)
-
-
-def configure_library() -> None:
-    """Quiet, and quick to report trouble: the producer retries and says so; the library can be silent for minutes."""
-    import datasets
-
-    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
-    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 5
-    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 10
-    datasets.disable_progress_bars()
-    for name in ("httpx", "httpx2"):  # at INFO they print presigned addresses
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a dataset without a card is no news

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from configs.schema import Preset, UserError
 from data import tokenizer as bpe
-from data.feeds import FIRST_WAIT, Feed, pause
+from data.feeds import FIRST_WAIT, Feed, Status, pause, watch
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
 from data.journal import begin, write_atomically
 from data.mixing import Mixer, base_weights
@@ -26,8 +26,6 @@ from data.sources import Document, Retryable, Source
 FORMAT = 2
 HELD_OUT = "heldout.npz"
 TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
-
-Status = Callable[[str], None]
 
 
 def tokenizer_path(stream_dir: Path) -> Path:
@@ -65,8 +63,9 @@ def prepare_stream(
 
     def choose(i: int) -> dict[bytes, Document]:
         share = preset.train.eval_tokens * weights[i] / sum(weights)
-        spread = collect(_held_out(specs[i].label, sources[i], status), share, data.min_text_length)
-        return spread or first_of_two(sources[i](), data.min_text_length)
+        held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
+        head = _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
+        return collect(held_out, share, data.min_text_length) or first_of_two(head, data.min_text_length)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         chosen = list(pool.map(choose, range(len(specs))))
@@ -107,23 +106,29 @@ def prepare_stream(
     begin(stream_dir, header)
 
 
-def _held_out(label: str, open_again: Callable[[], Source], status: Status) -> Iterator[Document]:
-    """A source's held-out documents, begun again where the network broke off."""
-    given, wait = 0, FIRST_WAIT
+def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
+    """The documents that `read()` gives, begun again where the network broke off."""
+    documents: Iterator[Document] | None = None
+    given = 0
     while True:
-        try:
-            for document in islice(open_again().held_out(), given, None):
-                given, wait = given + 1, FIRST_WAIT
-                yield document
+        wait, document = FIRST_WAIT, None
+        with watch(label, status) as say:
+            while True:
+                try:
+                    documents = documents or islice(read(), given, None)
+                    document = next(documents, None)
+                    break
+                except Retryable as error:
+                    documents, wait = None, pause(label, error, wait, say)
+        if document is None:
             return
-        except Retryable as error:
-            wait = pause(label, error, wait, status)
+        given += 1
+        yield document
 
 
-def first_of_two(source: Source, min_text_length: int) -> dict[bytes, Document]:
+def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, Document]:
     """One document of a source so small that none in twenty came up; none if there is nothing else to train on."""
-    first = (document for document, _ in islice(source.documents(0), 100))
-    usable = collect(first, math.inf, min_text_length)
+    usable = collect(islice(head, 100), math.inf, min_text_length)
     return dict(islice(usable.items(), int(len(usable) > 1)))
 
 

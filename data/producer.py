@@ -29,7 +29,7 @@ from pathlib import Path
 
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
-from data.feeds import FIRST_WAIT, Feed, Progress, pause
+from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header
 from data.mixing import Mixer, base_weights
@@ -96,17 +96,16 @@ class OpenSource:
     def __init__(self, spec, seed: int):
         self.spec, self.seed = spec, seed
         self.pinned: dict | None = None
+        self._cache_dir: Path | None = None
         self._source: Source | None = None
 
     def __call__(self) -> Source:
         if self._source is None:
-            self.open(self.pinned, None)
+            self._source = open_source(self.spec, cache_dir=self._cache_dir, seed=self.seed, pinned=self.pinned)
         return self._source
 
-    def open(self, pinned: dict | None, cache_dir: Path | None) -> Source:
-        self.pinned = pinned
-        self._source = open_source(self.spec, cache_dir=cache_dir, seed=self.seed, pinned=pinned)
-        return self._source
+    def open_anew(self, pinned: dict | None, cache_dir: Path) -> None:
+        self.pinned, self._cache_dir, self._source = pinned, cache_dir, None
 
 
 class Producer:
@@ -131,7 +130,16 @@ class Producer:
         encode = partial(bpe.encode, self.tokenizer)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
-            Feed(spec, source, encode, skip, self._trouble, seed=preset.train.seed, progress=progress)
+            Feed(
+                spec,
+                source,
+                encode,
+                skip,
+                lambda text: emit("status", message=text),
+                seed=preset.train.seed,
+                progress=progress,
+                before_waiting=self._append,
+            )
             for spec, source, progress in zip(specs, sources, stands, strict=True)
         ]
 
@@ -178,11 +186,6 @@ class Producer:
             }
             self.journal.append(rows, state)
 
-    def _trouble(self, message: str) -> None:
-        if message:
-            self._append()  # a feed asks before it hands anything out, so this is a state between two documents
-        self.emit("status", message=message)
-
 
 def open_sources(preset: Preset, stream_dir: Path, emit: Callable) -> list[OpenSource]:
     """Phase 1. Raises UserError listing every source that cannot be used."""
@@ -205,24 +208,28 @@ def open_sources(preset: Preset, stream_dir: Path, emit: Callable) -> list[OpenS
     return sources
 
 
-def _describe(opened: OpenSource, status: Callable[[str], None]) -> dict:
+def _describe(opened: OpenSource, status: Status) -> dict:
     """Open a source and read its first document: what the start card shows."""
-    label, wait = opened.spec.label, FIRST_WAIT
-    for attempt in range(1, OPENING_TRIES + 1):
-        try:
-            source = opened()
-            document, _ = next(source.documents(0), (None, None))
-            if document is None:
-                raise SourceError(f"source {label}: it holds no text; add some or take it out of the preset")
-            first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
-            return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices}
-        except Retryable as error:
-            if opened.pinned is not None:  # there are rows to train on until it is back
-                return {"label": label, "size": f"not reachable now ({error})", "first_line": "", "notices": []}
-            if attempt == OPENING_TRIES:
-                raise SourceError(f"source {label}: {error}; check the network, or choose another preset") from error
-            wait = pause(label, error, wait, status)
-    raise AssertionError("unreachable")
+    label, wait, tries = opened.spec.label, FIRST_WAIT, 0
+    with watch(label, status) as say:
+        while True:
+            try:
+                source = opened()
+                document, _ = next(source.documents(0), (None, None))
+                break
+            except Retryable as error:
+                if opened.pinned is not None:  # there are rows to train on until it is back
+                    return {"label": label, "size": f"not reachable now ({error})", "first_line": "", "notices": []}
+                tries += 1
+                if tries == OPENING_TRIES:
+                    raise SourceError(
+                        f"source {label}: {error}; check the network, or choose another preset"
+                    ) from error
+                wait = pause(label, error, wait, say)
+    if document is None:
+        raise SourceError(f"source {label}: it holds no text; add some or take it out of the preset")
+    first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
+    return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices}
 
 
 def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, emit: Callable) -> None:
@@ -234,7 +241,7 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
         pinned = header["sources"][i]["pinned"] if header else None
         # Only now may anything be written; and a run started anew does not keep the revision of the one before it.
         if source.spec.type == "pdf" or source.pinned != pinned:
-            source.open(pinned, stream_dir / "pdf_text")
+            source.open_anew(pinned, stream_dir / "pdf_text")
     if not header:
         prepare_stream(preset, stream_dir, sources, token_budget, lambda text: emit("status", message=text))
 

@@ -8,16 +8,21 @@ Without a README.md one is made from `configs`: {"owner/name": {"20231101.en": {
 """
 
 import hashlib
+import io
 import json
 import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes | Path]
+
+
+FAULTS = (429, 500, 503, 504, "drop", "truncate", "stall", "half", "page")
 
 
 def no_fault(method: str, path: str, number: int) -> int | str | None:
@@ -27,8 +32,11 @@ def no_fault(method: str, path: str, number: int) -> int | str | None:
 class HubStandIn:
     """Serves `repos` on a free port (or `port`) until closed.
 
-    `fault(method, path, number_of_request)` may return a status to answer with, "drop" to cut the connection,
-    or None; `requests` lists what was asked. `gated` repositories answer 403 as the Hub does.
+    `fault(method, path, number_of_request)` may return a status to answer with (429 has `Retry-After: retry_after`) or
+    what to do instead of answering: "drop" the connection; "truncate" the body, of which more was promised; "stall"
+    until the client gives up, or after "half" the body; send a "page" of HTML with status 200, or the "whole" file
+    when a part is asked for. None: answer.
+    `requests` lists what was asked. `gated` repositories answer 403 as the Hub does.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class HubStandIn:
         self.repos: dict[str, Files] = {}
         for name, files in repos.items():
             self.add(name, files, (configs or {}).get(name, {}))
-        self.gated, self.fault = gated, fault
+        self.gated, self.fault, self.retry_after = gated, fault, 1
         self.requests: list[str] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -73,12 +81,17 @@ class HubStandIn:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: HubStandIn
+    _fault: str | None = None  # of the answer that is being sent
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's delayed acknowledgement
     wbufsize = 1 << 16
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that gave up
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -89,12 +102,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        match self.hub.fault(self.command, path, len(self.hub.requests)):
+        match fault := self.hub.fault(self.command, path, len(self.hub.requests)):
             case "drop":
                 self.close_connection = True
                 return None
+            case "stall":
+                return self._wait_for_the_client_to_leave()
+            case "page":
+                return self._send(200, b"<html>back soon</html>", {"Content-Type": "text/html; charset=utf-8"})
             case int(status):
-                return self._send(status, b"out of order")
+                headers = {"Retry-After": str(self.hub.retry_after)} if status == 429 else {}
+                return self._send(status, b"out of order", headers)
+        self._fault = fault
         if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
         if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/[^/]+|/tree/[^/]+(/.*)?)?", path):
@@ -132,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         total = size(content)
         headers["ETag"] = f'"{hashlib.sha1(f"{path}:{total}".encode()).hexdigest()}"'
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
+        if not asked or self._fault == "whole":
             return self._send(200, part(content, 0, total) if self.command == "GET" else b"", headers, total)
         start, end = int(asked[1]), min(int(asked[2] or total), total - 1) + 1
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
@@ -151,7 +170,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self._fault in ("truncate", "half") else body)
+        if self._fault == "truncate":
+            self.close_connection = True
+        elif self._fault == "half":
+            self.wfile.flush()
+            self._wait_for_the_client_to_leave()
+
+    def _wait_for_the_client_to_leave(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.recv(1)
+
+
+def parquet(rows_in_group: int = 10, **columns: list) -> bytes:
+    """A Parquet file of `columns`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, row_group_size=rows_in_group)
+    return file.getvalue()
 
 
 def readme(configs: dict[str, dict[str, str]]) -> bytes:

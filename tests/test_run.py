@@ -185,7 +185,7 @@ def unfinished(text, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
-        patch.setattr(Run, "next_step", lambda run: None)  # asked to stop before the first step
+        patch.setattr(Run, "next_step", lambda run, say: None)  # asked to stop before the first step
         main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
     return folder
 

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
@@ -35,10 +36,10 @@ class Numbers(Source):
         return iter(())
 
 
-def feed(source, progress=None, *, repeat=None, max_documents=None, trouble=lambda _: None, min_text_length=1):
+def feed(source, progress=None, *, repeat=None, max_documents=None, status=lambda _: None, min_text_length=1):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
     skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
-    return Feed(spec, lambda: source, list, skip, trouble, seed=1, progress=progress)
+    return Feed(spec, lambda: source, list, skip, status, seed=1, progress=progress)
 
 
 def take(feed, count):
@@ -90,11 +91,28 @@ def test_a_block_ends_with_the_characters_it_may_hold(monkeypatch):
 def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
     monkeypatch.setattr(feeds, "FIRST_WAIT", 0.01)
     said = []
-    numbers = feed(Numbers(40, breaks=[0, 7, 8, 39]), repeat=1, trouble=said.append)
+    numbers = feed(Numbers(40, breaks=[0, 7, 8, 39]), repeat=1, status=said.append)
     assert take(numbers, 25) == take(feed(Numbers(40), repeat=1), 25)
     assert numbers.progress.retries == 4
-    assert "numbers: connection lost, retrying in 0 s" in said
-    assert said.count("") == 3  # the fourth break comes after the last document
+    assert said.count("numbers: connection lost, retrying in 0 s") == 4
+    assert said[-1] == ""
+
+
+def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
+    monkeypatch.setattr(feeds, "LONGEST_SILENCE", 0.2)
+
+    class Slow(Numbers):
+        def documents(self, epoch, position=None):
+            time.sleep(0.6)
+            yield from super().documents(epoch, position)
+
+    said = []
+    assert take(feed(Slow(3), repeat=1, status=said.append), 3) == take(feed(Numbers(3)), 3)
+    assert said == ["numbers: no text for 0 s, still trying", ""]
+    said.clear()
+    take(feed(Numbers(3), repeat=1, status=said.append), 3)
+    time.sleep(0.4)
+    assert said == []
 
 
 def test_a_source_without_one_usable_document_is_an_error_with_the_reasons():

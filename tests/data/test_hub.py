@@ -1,24 +1,15 @@
 """Hugging Face datasets, read by the real library from a stand-in for the Hub."""
 
 import gzip
-import io
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from configs.source_specs import HFSource
 from data.sources import Retryable, SourceError, open_source
-from tests.hub import no_fault
+from tests.hub import no_fault, parquet
 
 FORMAT = {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
-
-
-def parquet(rows_in_group: int = 10, **columns: list) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, row_group_size=rows_in_group)
-    return file.getvalue()
 
 
 def open_hub(dataset: str, pinned: dict | None = None, **keys):
