@@ -2,7 +2,10 @@
 
 import json
 import os
+import random
+import re
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm.metrics import read_metrics, read_samples
 from periodic import decide
 from run import Run, chain_digest
+from tests.hub import parquet
 from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
 CONTRACT = {
@@ -203,6 +207,37 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
     assert gather_menu(tmp_path, main.CONFIGS).current.finished
+
+
+@pytest.mark.slow
+def test_an_outage_that_outlasts_the_rows_is_shown_while_waiting_and_a_stop_saves(
+    hub, make, tmp_path, monkeypatch, capsys
+):
+    text = [random.Random(row).randbytes(200).hex() for row in range(2000)]
+    hub.add("some/text", {f"data/{n:02}.parquet": parquet(10, text=text[n::20]) for n in range(20)})
+    hub.fault = lambda *_: time.sleep(0.02)  # so slow that few rows are there when it goes away
+    next_step = Run.next_step
+
+    def and_an_outage(run: Run, say):
+        if run.tokens_seen:
+            hub.fault = lambda *_: "drop"
+
+        def stop_when_told(message: str):
+            say(message)
+            run.stop.asked |= "retrying" in message
+
+        return next_step(run, stop_when_told)
+
+    monkeypatch.setattr(Run, "next_step", and_an_outage)
+    preset = make(
+        data={"sources": [{"type": "hf", "dataset": "some/text", "label": "hub"}]},
+        train={"per_gpu_batch_size": 64, "eval_every_tokens": 10**8, "sample_every_tokens": 10**8},
+    )
+    main.train(preset, token_budget=500_000, checkpoint_dir=tmp_path)
+    assert 0 < load(tmp_path)["tokens_seen"] < 500_000
+    said = capsys.readouterr()
+    assert re.search(r"hub: 127.0.0.1: .*, retrying in \d+ s", said.err)
+    assert "Saved at" in said.out
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):

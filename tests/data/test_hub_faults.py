@@ -34,8 +34,8 @@ from data.sources import Retryable, open_source
 from tests.hub import FAULTS, no_fault, parquet
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
-READS, ROWS = (2000, 30_000) if FULL_COUNTS else (250, 1000)  # so many reads, at least, for so many rows
-STARTS = 12 if FULL_COUNTS else 2  # of the run with faults; each asks for the metadata of every source again
+READS, ROWS = (2000, 36_000) if FULL_COUNTS else (250, 1000)  # so many reads, at least, for so many rows
+STARTS = 14 if FULL_COUNTS else 2  # of the run with faults; each asks for the metadata of every source again
 T = 64
 SOURCES = (
     {"dataset": "some/wiki", "config": "en", "label": "wiki"},

@@ -20,8 +20,8 @@ from data.batches import Stopped, Stream, StreamEnded
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
-from tests.data.test_hub import parquet
 from tests.data.test_pdf import make_pdf
+from tests.hub import parquet
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = Path(sysconfig.get_path("stdlib"))
