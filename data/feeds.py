@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data.sources import Document, Position, Retryable, Source, SourceError
+from data.sources import Document, Position, Retryable, Source, SourceError, in_words
 
 FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # characters encoded at once: small at first, so that training can begin
 BATCH_SECONDS = 0.5  # a slow source hands on what it has
@@ -114,7 +114,7 @@ class Feed:
                         break
             skipped += self._left_out()
             if not used:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
+                reasons = in_words(skipped) or "it is empty"
                 raise SourceError(
                     f"source {self.label}: not one document can be used ({reasons}); "
                     "add text, or change min_text_length or the source in the preset"
