@@ -270,11 +270,12 @@ class Run:
 
     def facts(self) -> dict[str, str]:
         """For the report and the model card: what was trained, on what, where."""
-        model = self.preset.model
+        model, left_out = self.preset.model, self.stream.left_out() if self.stream else ""
         return {
             "preset": self.preset.name,
             "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps",
             "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
+            **({"left out": left_out} if left_out else {}),
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",

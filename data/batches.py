@@ -28,6 +28,7 @@ from data.journal import JournalReader
 from data.packing import row_dtype
 from data.preparation import HELD_OUT, tokenizer_path
 from data.producer import run_ahead_rows
+from data.sources import in_words
 
 MOST_DEATHS = 3  # in a row without a new row between them
 SHORTEST_POLL, LONGEST_POLL = 0.002, 0.1  # seconds between two looks while waiting
@@ -92,7 +93,7 @@ class Stream:
         self.status = ""
         self.epochs: dict[str, int] = {}
         self.held_out: HeldOut | None = None
-        self._num_sources = len(preset.data.all_sources)
+        self._labels = [source.label for source in preset.data.all_sources]
         self._preset_json = preset.to_json()
         self._token_budget = token_budget
         self._consumed = start_row
@@ -275,11 +276,18 @@ class Stream:
 
     def mixture(self, first_row: int, last_row: int) -> np.ndarray:
         """(number of sources,) predicted tokens of each source in rows first_row .. last_row - 1."""
-        counts = np.zeros(self._num_sources, dtype=np.int64)
+        counts = np.zeros(len(self._labels), dtype=np.int64)
         for start in range(first_row, last_row, 4096):
             source = self._reader.rows(start, min(4096, last_row - start))["source"][:, 1:]
             counts += np.bincount(source.ravel(), minlength=len(counts))
         return counts
+
+    def left_out(self) -> str:
+        """What the sources held and no row does, so far, for people: "papers: 2 needs a password; notes: 1 empty"."""
+        self._reader.num_rows()
+        stands = self._reader.state.get("sources", [])  # none before the first append
+        counted = [(label, in_words(stand["skipped"])) for label, stand in zip(self._labels, stands, strict=False)]
+        return "; ".join(f"{label}: {reasons}" for label, reasons in counted if reasons)
 
     def close(self) -> None:
         """End the producer. Rows not yet committed are made again next time."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data.sources import Document, Position, Retryable, Source, SourceError, in_words
 
-FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # characters encoded at once: small at first, so that training can begin
+FIRST_BATCH, LARGEST_BATCH = 2**16, 2**20  # bytes encoded at once: small at first, so that training can begin
 BATCH_SECONDS = 0.5  # a slow source hands on what it has
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
 
@@ -90,7 +90,7 @@ class Feed:
             if entry is None:  # the last epoch allowed is read
                 break
             batch.append(entry)
-            length += len(entry.text or "")
+            length += len((entry.text or "").encode())  # not characters: an emoji may be four tokens of 100 bytes each
         self._batch = min(2 * self._batch, LARGEST_BATCH)
         encoded = iter(self._encode([entry.text for entry in batch if entry.text is not None]))
         self._waiting.extend((entry, None if entry.text is None else next(encoded)) for entry in batch)

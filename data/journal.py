@@ -166,6 +166,7 @@ class JournalReader:
         self.folder, self.dtype = folder, dtype
         self._read = 0  # bytes of states.jsonl understood so far
         self._num_rows = 0
+        self.state: dict = {}  # that came with the last append seen
         self._mapped = np.empty(0, dtype=dtype)
 
     def num_rows(self) -> int:
@@ -179,7 +180,7 @@ class JournalReader:
                     if entry is None:  # still being written, or torn: the writer will cut it
                         break
                     self._read += len(line)
-                    self._num_rows = entry["rows"]
+                    self._num_rows, self.state = entry["rows"], entry["state"]
         return self._num_rows
 
     def rows(self, first: int, count: int) -> np.ndarray:
