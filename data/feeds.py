@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from data.sources import Document, Position, Retryable, Source, SourceError, hash_key
+from data.sources import Document, Position, Retryable, Source, SourceError, hash_key, in_words
 
-BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 1024, 2**20  # a block ends with the document that reaches either
+BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
 LONGEST_SILENCE = 20.0  # seconds until it is said of a source that neither answers nor fails
 
@@ -113,7 +113,7 @@ class Feed:
                 used += len(texts)
                 ended = after is None or used == self.max_documents
                 if not used:
-                    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"
+                    reasons = in_words(skipped) or "it is empty"
                     raise SourceError(
                         f"source {self.label}: not one document can be used ({reasons}); "
                         "add text, or change min_text_length or the source in the preset"
@@ -136,7 +136,7 @@ class Feed:
         """Usable texts, at most `room`; bytes read and documents left out for them; where the next block begins (None:
         the epoch has ended)."""
         texts: list[str] = []
-        num_characters, num_bytes, skipped = 0, 0, Counter()
+        size, num_bytes, skipped = 0, 0, Counter()  # of the block; of all that was read; of what is left out
         for document, after in documents:
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
@@ -145,8 +145,8 @@ class Feed:
                 skipped[reason] += 1
                 continue
             texts.append(text)
-            num_characters += len(text)
-            if len(texts) in (BLOCK_DOCUMENTS, room) or num_characters >= BLOCK_CHARACTERS:
+            size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
+            if len(texts) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
                 return texts, num_bytes, skipped + self._left_out(), after
         return texts, num_bytes, skipped + self._left_out(), None
 

@@ -31,7 +31,7 @@ class JournalFull(UserError):
 
 
 @contextmanager
-def _room_on_disk(path: Path):
+def room_on_disk(path: Path):
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either what it held before or all of `content`, also after a crash. Raises JournalFull."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with _room_on_disk(path), temporary.open("wb") as file:
+        with room_on_disk(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -138,7 +138,7 @@ class JournalWriter:
         """Add `rows` (records) and the JSON `state` after them; both are on the disk on return. Raises JournalFull."""
         line = _to_line({"rows": self.num_rows + len(rows), "state": state})
         try:
-            with _room_on_disk(self.folder / ROWS):
+            with room_on_disk(self.folder / ROWS):
                 _write_all(self._rows, rows.tobytes())
                 _write_all(self._states, line)
         except JournalFull:

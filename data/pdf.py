@@ -1,48 +1,62 @@
 """Text out of PDFs. A PDF is untrusted and pypdf can be slow or hungry, so each file is read by a child process.
 
-`python -m data.pdf FILE` writes one JSON value a page to stdout, at once, so that what was read before a child is
-killed survives: a string, or null for a page that failed. Limits: PAGE_SECONDS, FILE_SECONDS, MEMORY_BYTES of address
-space, TEXT_CHARACTERS. macOS may refuse the memory limit; then the time limits are the only ones.
+    PDFSource -> Extraction (one a file, as many at once as there are cores) -> data/pdf_child.py -> JSON lines
+              -> documents: consecutive pages without running headers, words whole again
 
-The parent keeps as many children busy ahead as there are cores, cleans the pages (`clean`), caches them in `cache_dir`
-under the file's content digest, and makes documents of consecutive pages. No images are read: a scanned page has no
-text and is counted as "scan, needs OCR".
+What a child wrote is cached in `cache_dir` under the file's content digest, whatever ended it: a run that resumes gets
+the same pages and the same reasons, and no file is read twice. Only one page is held in memory. No images are read: a
+page with next to no text is counted as one that may be a scan.
 """
 
-import contextlib
+import errno
 import io
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import islice, takewhile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from data.sources import PIECE_CHARACTERS, FileSource, find_files, split
+from data.journal import room_on_disk, write_atomically
+from data.sources import PIECE_CHARACTERS, FileSource, find_files, is_binary, split
 
-PAGE_SECONDS = 20
-FILE_SECONDS = 120
-MEMORY_BYTES = 1 << 30
-TEXT_CHARACTERS = 20_000_000
-MIN_PAGE_CHARACTERS = 20  # a page with less is a scan or a blank
-RULES_VERSION = 1  # part of the cache's file names: change it with what `extract` or `clean` produce
+
+class Limits(NamedTuple):
+    """Of one child. A page that breaks one is lost; a file that does keeps the pages before."""
+
+    page_seconds: float = 20  # of CPU time
+    file_seconds: int = 120  # of CPU time
+    patience_seconds: float = 600  # of real time: for a file that hangs without working; training takes the cores first
+    memory_bytes: int = 1 << 30  # of address space
+    page_characters: int = 1_000_000
+    text_characters: int = 20_000_000
+
+
+LIMITS = Limits()
+CORES = os.cpu_count() or 1
+AHEAD = 4 * CORES  # files that may be extracted before they are needed; more than the cores, as one may take long
+MIN_PAGE_CHARACTERS = 20
+RULES_VERSION = 2  # part of the cache's file names: change it with what a child writes
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
+LONGEST_HEADER = 200  # characters
+MOST_COMPOUNDS = 100_000  # words with a hyphen remembered of a file
 
-_LIGATURES = re.compile("[\ufb00-\ufb06\u0132\u0133\u01c7-\u01cc\u01f1-\u01f3]")
-_HYPHENATED = re.compile(r"([^\W\d_])[-\u00ad\u2010]\n([^\W\d_])")
+NO_TEXT = "page without text (a scan? needs OCR)"
+
+_NUMBER = re.compile(r"\d+|\b[ivxl]+\b", re.IGNORECASE)  # page numbers are Arabic or Roman
+_COMPOUND = re.compile(r"\b([^\W\d_]{1,40})-(?=([^\W\d_]{1,40}))")
+_BROKEN = re.compile(r"\b([^\W\d_]{1,40})([-\u00ad\u2010])\n([^\W\d_]{1,40})")
 
 
 class PDFSource(FileSource):
-    """The PDFs of a folder. The files that come next are extracted ahead, a few at a time."""
+    """The PDFs of a folder. The files that come next are extracted ahead, on all cores."""
 
     noun = "PDFs"
 
@@ -50,184 +64,186 @@ class PDFSource(FileSource):
         super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
         self.cache_dir = cache_dir
 
-    def read_ahead(self, order: list[tuple[str, str]]) -> Iterator[tuple[str, str, Iterator[str]]]:
-        upcoming = (Extraction(self._files[digest], self.cache_dir, key, digest) for key, digest in order)
-        waiting = deque(islice(upcoming, os.cpu_count() or 1))
-        try:
-            while waiting:
-                pages, skipped = waiting[0].result()
-                extraction = waiting.popleft()
-                waiting.extend(islice(upcoming, 1))
-                for reason, number in skipped.items():
-                    self._skip(f"{extraction.digest} {reason}", reason, number)
-                yield extraction.key, extraction.digest, join_pages(pages)
-        finally:
-            for extraction in waiting:
-                extraction.cancel()
-
-
-class Extracted(NamedTuple):
-    """The clean pages of one PDF, and what is not among them, by reason. Cached as JSON."""
-
-    pages: list[str]
-    skipped: dict[str, int]
+    def read_ahead(
+        self, order: list[tuple[str, str]], skipped: Counter[str]
+    ) -> Iterator[tuple[str, str, Iterator[str]]]:
+        upcoming = iter(order)
+        waiting: deque[tuple[str, str, Extraction]] = deque()
+        with ThreadPoolExecutor(CORES) as pool:
+            try:
+                while True:
+                    for key, digest in islice(upcoming, AHEAD - len(waiting)):
+                        waiting.append((key, digest, Extraction(self._files[digest], digest, self.cache_dir, pool)))
+                    if not waiting:
+                        return
+                    lines = waiting[0][2].result()
+                    key, digest, _ = waiting.popleft()
+                    yield key, digest, documents(lines, skipped)
+            finally:
+                for _, _, extraction in waiting:
+                    extraction.cancel()
 
 
 class Extraction:
-    """One PDF on its way to text: its child is started here and waited for in `result`."""
+    """One PDF on its way to text: waits for a free thread of the pool, which then waits for its child."""
 
-    def __init__(self, path: Path, cache_dir: Path | None, key: str, digest: str):
-        self.key, self.digest = key, digest
-        self._cached = cache_dir / f"{digest}-{RULES_VERSION}.json" if cache_dir else None
-        self._child = None
-        if self._cached and self._cached.exists():
-            return
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `result`)
-        self._deadline = time.monotonic() + FILE_SECONDS
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "data.pdf", str(path.absolute())],
-            cwd=Path(__file__).parent.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,  # a file and not a pipe: the child never waits for the parent
-            stderr=subprocess.DEVNULL,
-        )
+    def __init__(self, path: Path, digest: str, cache_dir: Path | None, pool: ThreadPoolExecutor):
+        self.path, self.cache_dir = path, cache_dir
+        self._cache = cache_dir / f"{digest}-{RULES_VERSION}.jsonl" if cache_dir else None
+        self._child: subprocess.Popen | None = None
+        self._cancelled = False
+        self._output = pool.submit(self._run)
 
-    def result(self) -> Extracted:
-        """Blocks until the text is there or the file's time is over. Never raises for what is in the file."""
-        if self._child is None:
-            return Extracted(*json.loads(self._cached.read_text("utf-8")))
-        try:
-            status = self._child.wait(max(0, self._deadline - time.monotonic()))
-            problem = None if status == 0 else "crashed the PDF reader"
-        except subprocess.TimeoutExpired:
-            problem = "file took too long"
-        self.cancel()
-        self._output.seek(0)
-        with self._output:
-            extracted = collect(self._output, problem)
-        if self._cached:
-            self._cached.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self._cached.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(extracted), "utf-8")
-            os.replace(unfinished, self._cached)
-        return extracted
+    def result(self) -> BinaryIO:
+        """The child's lines, the last one with the problem. Raises JournalFull, never for what is in the file."""
+        where = self.cache_dir or Path(tempfile.gettempdir())
+        with room_on_disk(where):
+            output = self._output.result()
+        if self._cache and not is_whole(self._cache):
+            output.seek(0)
+            write_atomically(self._cache, output.read())
+        return output
 
     def cancel(self) -> None:
+        self._cancelled = True
+        self._output.cancel()
         if self._child is not None:
             self._child.kill()
+
+    def _run(self) -> BinaryIO:
+        if self._cache and is_whole(self._cache):
+            return self._cache.open("rb")
+        if self.cache_dir:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (who reads it closes it)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "data.pdf_child", str(self.path.absolute()), json.dumps(LIMITS._asdict())],
+            cwd=Path(__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,  # a file and not a pipe: the child never waits for us
+            stderr=subprocess.DEVNULL,
+        )
+        if self._cancelled:  # between the look above and now
+            self._child.kill()
+        try:
+            status = self._child.wait(LIMITS.patience_seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
             self._child.wait()
+            status = -signal.SIGXCPU
+        if status == os.EX_IOERR:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if status == os.EX_NOINPUT:
+            self._cache = None  # it may be there again another time
+        if status:
+            reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
+            end_for_child(output, reasons.get(status, "PDF crashed its reader"))
+        return output
 
 
-def collect(lines: Iterable[bytes], problem: str | None) -> Extracted:
-    """What a child wrote, cleaned. `problem`: what ended the child, if not itself."""
-    raw: list[str | None] = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break  # the line the child was killed in
-        if isinstance(value, dict):
-            problem = value["problem"]
-        else:
-            raw.append(value)
-    pages = clean([page for page in raw if page is not None])
-    kept = [page for page in pages if len(page) >= MIN_PAGE_CHARACTERS]
-    skipped = Counter({"page failed": raw.count(None), "scan, needs OCR": len(pages) - len(kept)})
-    if problem:
-        skipped[problem] += 1
-    return Extracted(kept, dict(+skipped))
+def end_for_child(output: BinaryIO, problem: str) -> None:
+    """Cut the line in which a child was ended and write the one it owed."""
+    output.seek(0)
+    size = sum(len(line) for line in output if line.endswith(b"\n"))
+    output.truncate(size)
+    output.seek(size)
+    output.write(json.dumps({"problem": problem}).encode() + b"\n")
 
 
-def clean(pages: list[str]) -> list[str]:
-    """Pages as running text: ligatures spelled out, hyphens at line ends joined, repeated headers and footers gone."""
-    pages = [_LIGATURES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), page) for page in pages]
-    lines = drop_running_lines([[line.rstrip() for line in page.strip().splitlines()] for page in pages])
-    return [_HYPHENATED.sub(r"\1\2", "\n".join(page)).strip() for page in lines]
-
-
-def drop_running_lines(pages: list[list[str]]) -> list[list[str]]:
-    """Without headers and footers: margin lines that, numbers aside, are those of three pages (a chapter is short)."""
-
-    def shape(line: str) -> str:
-        return re.sub(r"\d+", "#", line.strip())
-
-    margins = [{shape(line) for line in page[:MARGIN_LINES] + page[-MARGIN_LINES:]} for page in pages]
-    often = {line for line, times in Counter(line for margin in margins for line in margin).items() if times >= 3}
-
-    def running(lines: Iterable[str]) -> int:
-        return len(list(takewhile(lambda line: shape(line) in often, islice(lines, MARGIN_LINES))))
-
-    kept = [page[running(page) :] for page in pages]
-    return [page[: len(page) - running(reversed(page))] for page in kept]
-
-
-def join_pages(pages: list[str]) -> Iterator[str]:
-    """Documents of consecutive pages, at most PIECE_CHARACTERS long."""
-    buffer = ""
-    for page in pages:
-        if buffer and len(buffer) + len(page) > PIECE_CHARACTERS:
-            yield from split(io.StringIO(buffer))
-            buffer = ""
-        buffer += ("\n" if buffer else "") + page
-    yield from split(io.StringIO(buffer))
-
-
-# ---------------------------------------------------------------- the child
-
-
-def print_pages(path: str) -> None:
-    """Writes one JSON value a page, or one object {"problem": reason} and ends."""
-    import pypdf
-
-    def emit(value: str | dict | None) -> None:
-        print(json.dumps(value), flush=True)
-
-    limit_resources()
-    signal.signal(signal.SIGALRM, page_took_too_long)
-    signal.alarm(PAGE_SECONDS)
+def is_whole(cache: Path) -> bool:
+    """Whether the file is there and ends with the line that tells the problem."""
     try:
-        with open(path, "rb") as file:
-            if b"%PDF-" not in file.read(1024):
-                return emit({"problem": "not a PDF"})
-        reader = pypdf.PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            return emit({"problem": "encrypted"})
-        num_pages = len(reader.pages)
-    except MemoryError:
-        return emit({"problem": "file needs too much memory"})
-    except PageTimeout:
-        return emit({"problem": "file took too long"})
-    except Exception:  # pypdf raises what the damage happens to cause: KeyError, RecursionError, struct.error ...
-        return emit({"problem": "damaged PDF"})
-    num_characters = 0
-    for number in range(num_pages):
-        signal.alarm(PAGE_SECONDS)
-        try:
-            # Lone surrogates, which broken fonts produce, cannot be tokenized.
-            text = reader.pages[number].extract_text().encode("utf-8", "ignore").decode("utf-8")
-        except (Exception, PageTimeout):
-            text = None
-        signal.alarm(0)
-        num_characters += len(text or "")
-        if num_characters > TEXT_CHARACTERS:
-            return emit({"problem": "text beyond 20 MB"})
-        emit(text)
-    return None
+        with cache.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            return file.read() == b"}\n"
+    except OSError:
+        return False
 
 
-class PageTimeout(BaseException):
-    """Not an Exception: pypdf catches those where it reads on after damage."""
+def documents(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
+    """Consecutive pages as documents of at most PIECE_CHARACTERS; `skipped` counts what is left out, by reason.
+
+    Reads the lines twice: what repeats in a file is known only at its end.
+    """
+    with lines:
+        running, compounds = survey(pages(lines, Counter()))
+        buffer = ""
+        for page in pages(lines, skipped):
+            page = without_running_lines(page, running).strip()
+            if len(page) < MIN_PAGE_CHARACTERS:
+                skipped[NO_TEXT] += 1
+                continue
+            if buffer and len(buffer) + len(page) > PIECE_CHARACTERS:
+                yield from split(io.StringIO(join_words(buffer, compounds)))
+                buffer = ""
+            buffer += ("\n" if buffer else "") + page
+        yield from split(io.StringIO(join_words(buffer, compounds)))
 
 
-def page_took_too_long(*_: object) -> None:
-    raise PageTimeout
+def pages(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
+    """The pages that can be read, from the first on."""
+    lines.seek(0)
+    for line in lines:
+        value = json.loads(line)
+        if isinstance(value, dict):
+            if value["problem"]:
+                skipped[value["problem"]] += 1
+        elif value is None or is_binary(value):  # a font that does not say which letters it draws
+            skipped["page cannot be read"] += 1
+        else:
+            yield value
 
 
-def limit_resources() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (FILE_SECONDS, FILE_SECONDS))
-    with contextlib.suppress(ValueError, OSError):  # macOS
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+def survey(pages: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What repeats in a file: the shapes of its running headers and footers, and its words with a hyphen.
+
+    A header is a margin line that, numbers aside, stands in the margins of three pages, each at most two pages after
+    the one before: chapters are short, and left and right pages may differ. Code repeats a "}" there by chance, but not
+    on pages so near to each other.
+    """
+    last_page: dict[str, int] = {}
+    near: Counter[str] = Counter()
+    compounds: set[str] = set()
+    for number, page in enumerate(pages):
+        for line in set(map(shape, margins(page))):
+            near[line] += number - last_page.get(line, number - 3) <= 2
+            last_page[line] = number
+        if len(compounds) < MOST_COMPOUNDS:
+            compounds.update(f"{left}-{right}".casefold() for left, right in _COMPOUND.findall(page))
+    return {line for line, times in near.items() if times >= 2}, compounds
 
 
-if __name__ == "__main__":
-    print_pages(sys.argv[1])
+def margins(page: str) -> Iterator[str]:
+    """The first and the last MARGIN_LINES lines."""
+    yield from page.split("\n", MARGIN_LINES)[:MARGIN_LINES]
+    yield from page.rsplit("\n", MARGIN_LINES)[-MARGIN_LINES:]
+
+
+def shape(line: str) -> str:
+    """The line without what differs from page to page; a long line is its own beginning and no header's."""
+    line = line.strip()
+    return _NUMBER.sub("#", line) if len(line) <= LONGEST_HEADER else line[: LONGEST_HEADER + 1]
+
+
+def without_running_lines(page: str, running: set[str]) -> str:
+    for _ in range(MARGIN_LINES):
+        first, _, rest = page.partition("\n")
+        page = rest if shape(first) in running else page
+    for _ in range(MARGIN_LINES):
+        rest, _, last = page.rpartition("\n")
+        page = rest if shape(last) in running else page
+    return page
+
+
+def join_words(text: str, compounds: set[str]) -> str:
+    """Words broken at a line end are whole again. A hyphen stays where the file writes the word with one elsewhere
+    ("well-known") and before a capital ("Anglo-Saxon")."""
+
+    def join(match: re.Match) -> str:
+        left, hyphen, right = match.groups()
+        own = hyphen != "\u00ad" and (
+            f"{left}-{right}".casefold() in compounds or (right[0].isupper() and not left.isupper())
+        )
+        return left + hyphen * own + right
+
+    return _BROKEN.sub(join, text)

@@ -35,7 +35,7 @@ from data.journal import JournalWriter, read_header
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
 from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
-from data.sources import Retryable, Source, SourceError, open_source
+from data.sources import Retryable, Source, SourceError, in_words, open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small at first, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
@@ -227,7 +227,8 @@ def _describe(opened: OpenSource, status: Status) -> dict:
                     ) from error
                 wait = pause(label, error, wait, say)
     if document is None:
-        raise SourceError(f"source {label}: it holds no text; add some or take it out of the preset")
+        reasons = f" ({in_words(source.skipped)})" if source.skipped else ""
+        raise SourceError(f"source {label}: it holds no text{reasons}; add some or take it out of the preset")
     first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
     return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices}
 

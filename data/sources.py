@@ -18,8 +18,9 @@ import re
 import stat
 import sysconfig
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,15 +103,16 @@ class FileSource(Source):
     def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
         super().__init__(label)
         self.seed = seed
-        self._skipped_once: set[str] = set()  # a file counts once, however many epochs meet it
         self._files: dict[str, Path] = {}  # content digest -> path
+        self._left_out: Counter[str] = Counter()  # files found to be of no use while opening, by reason
         self._num_bytes = 0
         for path in files:
             self._index(path)
         if not self._files:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
-            mend = "allow this user to read them" if self.skipped["unreadable"] else "add files with text in them"
-            raise SourceError(f"source {label}: none of its files can be read ({reasons}), {path} among them; {mend}")
+            mend = "allow this user to read them" if self._left_out["unreadable"] else "add files with text in them"
+            raise SourceError(
+                f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {mend}"
+            )
         everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
         self.pinned = {"files": len(self._files), "digest": everything}
         if pinned and pinned["digest"] != everything:
@@ -120,64 +122,79 @@ class FileSource(Source):
             )
 
     def _index(self, path: Path) -> None:
+        digest = None
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-                return self._skip(str(path), "not a regular file")
-            if status.st_size == 0:
-                return self._skip(str(path), "empty")
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                reason = "not a regular file"
+            elif status.st_size == 0:
+                reason = "empty"
+            else:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                reason = "duplicate" if digest in self._files else None
         except OSError:
-            return self._skip(str(path), "unreadable")
-        if digest in self._files:
-            return self._skip(str(path), "duplicate")
-        self._files[digest] = path
-        self._num_bytes += status.st_size
-        return None
-
-    def _skip(self, what: str, reason: str, number: int = 1) -> None:
-        if what not in self._skipped_once:
-            self._skipped_once.add(what)
-            self.skipped[reason] += number
+            reason = "unreadable"
+        if reason:
+            self._left_out[reason] += 1
+        else:
+            self._files[digest] = path
+            self._num_bytes += status.st_size
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
-        return f"{len(self._files):,} {noun}, {human_bytes(self._num_bytes)}"
+        left_out = f"; left out: {in_words(self._left_out)}" if self._left_out else ""
+        return f"{len(self._files):,} {noun}, {human_bytes(self._num_bytes)}{left_out}"
 
     def order(self, epoch: int | str) -> list[tuple[str, str]]:
         """(order key, content digest) of every file, in the order of this epoch."""
         return sorted((hash_key(self.seed, epoch, digest), digest) for digest in self._files)
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
+        """A file is counted in `skipped` once, however many epochs meet it and however often the run resumes."""
+        skipped = self.skipped if epoch == 0 else Counter()
+        if position is None:
+            skipped.update(self._left_out)
         start_key, start_piece = position or ["", 0]
         order = [entry for entry in self.order(epoch) if entry[0] >= start_key]
-        for key, _, pieces in self.read_ahead(order):
-            skip = start_piece if key == start_key else 0
-            for number, text in enumerate(pieces):
-                if number >= skip and text.strip():
-                    yield Document(text), [key, number + 1]
+        for key, _, pieces in self.read_ahead(order, skipped):
+            numbered = enumerate(pieces, start=1)
+            if key == start_key:
+                counted = skipped.copy()
+                deque(islice(numbered, start_piece), maxlen=0)
+                skipped.clear()  # of what was counted before the position
+                skipped.update(counted)
+            for number, text in numbered:
+                if text.strip():
+                    yield Document(text), [key, number]
 
     def held_out(self) -> Iterator[Document]:
-        for _, digest, pieces in self.read_ahead(self.order("held out")):
+        for _, digest, pieces in self.read_ahead(self.order("held out"), Counter()):
             for number, text in enumerate(pieces):
                 if int(hash_key(self.seed, digest, number), 16) % HELD_OUT_ONE_IN == 0 and text.strip():
                     yield Document(text)
 
-    def read_ahead(self, order: list[tuple[str, str]]) -> Iterator[tuple[str, str, Iterator[str]]]:
-        """(order key, digest, pieces) of each file in turn."""
+    def read_ahead(
+        self, order: list[tuple[str, str]], skipped: Counter[str]
+    ) -> Iterator[tuple[str, str, Iterator[str]]]:
+        """(order key, digest, pieces) of each file in turn; `skipped` counts what is left out of them, by reason."""
         for key, digest in order:
-            yield key, digest, self._pieces(self._files[digest])
+            yield key, digest, self._pieces(self._files[digest], skipped)
 
-    def _pieces(self, path: Path) -> Iterator[str]:
+    def _pieces(self, path: Path, skipped: Counter[str]) -> Iterator[str]:
+        blank = True
         try:
             with path.open("rb", buffering=1 << 20) as file:  # as much as `decode` looks at
                 for text in split(decode(file)):
                     if is_binary(text):
-                        return self._skip(str(path), "binary")
+                        skipped["binary"] += 1
+                        return
+                    blank = blank and not text.strip()
                     yield text
+            if blank:
+                skipped["empty"] += 1
         except OSError:
-            self._skip(str(path), "unreadable")
+            skipped["unreadable"] += 1
 
 
 def decode(file: io.BufferedReader) -> io.TextIOWrapper:
@@ -261,6 +278,11 @@ def python_files() -> Iterator[Path]:
 def hash_key(*parts: object) -> str:
     """16 hex digits that depend on all parts: the order of files and shards, and what is held out."""
     return hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).hexdigest()
+
+
+def in_words(reasons: Mapping[str, int]) -> str:
+    """What was left out, for people: "2 empty, 1 unreadable"."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
 
 
 def human_bytes(count: int) -> str:

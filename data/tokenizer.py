@@ -6,6 +6,7 @@ of. Nothing is downloaded.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from configs.schema import UserError
 
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
+LONGEST_WORD = 100  # characters of a word that training looks at
+_ENDLESS = re.compile(rf"\w{{{LONGEST_WORD + 1},}}|[^\w\s]{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
 # What well-known tokenizers call the token that ends a document, most specific first.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "[SEP]")
 
@@ -30,7 +33,10 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(iter(texts), trainer)
+    # Training holds every different word in memory and its time grows with the square of their length: 7 MB without a
+    # space took 575 MB and 49 s, 7 million emoji 1.8 GB. Of a word without end the beginning is enough.
+    words = (_ENDLESS.sub(lambda match: match[0][:LONGEST_WORD], text) for text in texts)
+    tokenizer.train_from_iterator(words, trainer)
     return _ready(tokenizer)
 
 

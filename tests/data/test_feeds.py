@@ -81,8 +81,8 @@ def test_documents_are_shuffled_by_blocks_and_all_there(monkeypatch):
         assert sorted(block) == expected
 
 
-def test_a_block_ends_with_the_characters_it_may_hold(monkeypatch):
-    monkeypatch.setattr(feeds, "BLOCK_CHARACTERS", 30)
+def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
+    monkeypatch.setattr(feeds, "BLOCK_BYTES", 30)
     numbers = feed(Numbers(1000))
     take(numbers, 1)
     assert len(numbers._waiting) < 12

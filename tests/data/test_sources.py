@@ -95,14 +95,18 @@ def test_nothing_in_a_folder_stops_the_run(tmp_path):
     (tmp_path / "picture.txt").write_bytes(os.urandom(5000) + b"\0")
     (tmp_path / "short.txt").write_bytes(bytes(range(1, 120)))
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.txt").write_text(" \n\t\u2028" * PIECE_CHARACTERS)
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "nowhere.txt").symlink_to(tmp_path / "missing")
+    (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     source = open_text(tmp_path)
+    left_out = source.size().partition("; left out: ")[2].split(", ")
+    assert sorted(left_out) == ["1 empty", "1 not a regular file", "2 unreadable"]
     assert texts(source) == ["Good text."]
     assert texts(source, 1) == ["Good text."]
-    assert source.skipped == {"binary": 2, "empty": 1, "unreadable": 1, "not a regular file": 1}
+    assert source.skipped == {"binary": 2, "empty": 2, "unreadable": 2, "not a regular file": 1}
 
 
 def test_a_file_that_vanishes_while_running_is_counted(folder):

@@ -315,3 +315,76 @@ def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, starte
     again = started(preset, tmp_path / "live", total, start_row=2000, weight_changes=[change])
     again.consumed(total // T)
     assert (read_all(again, total // T)[0] == tokens).all()
+
+
+def write_poison(folder: Path) -> None:
+    """Files that are no text, or text that is made to fill the memory or to take for ever."""
+    rng = np.random.default_rng(0)
+
+    def characters(first: int, last: int, count: int) -> str:
+        return rng.integers(first, last, count, dtype=np.uint32).tobytes().decode("utf-32-le")
+
+    texts = {
+        "without_a_space": rng.bytes(50_000_000).translate(b"a" * 250 + b"bcdefg").decode(),
+        "emoji": characters(0x1F300, 0x1F900, 1_000_000),
+        "marks": "a" + "\u0301" * 1_000_000,
+        "other_marks": "a" + characters(0x300, 0x370, 1_000_000),
+        "one_line": "word " * 1_000_000,
+        "spaces": " " * 20_000_000,
+        "whitespace": " \n\t\u2028" * 10,
+        "lone_surrogates": "high \ud800 and low \udfff " * 1000,
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    lone = ("text \ud800 " * 1000).encode("utf-16-le", "surrogatepass")
+    (folder / "lone_surrogates_16.txt").write_bytes(b"\xff\xfe" + lone)
+    (folder / "odd_utf16.txt").write_bytes(b"\xff\xfe" + "cut in a letter".encode("utf-16-le")[:-1])
+    (folder / "not_utf8.txt").write_bytes(rng.bytes(1_000_000).translate(None, bytes(range(32))))
+    (folder / "nul.txt").write_bytes(b"text, then \0 and more text" * 1000)
+    (folder / "zeros.txt").write_bytes(bytes(1_000_000))
+    (folder / "empty.txt").touch()
+    with (folder / "gigabyte.txt").open("wb") as file:  # without a block on the disk
+        file.truncate(10**9)
+    for path in (LIBRARY / "json").glob("*.py"):
+        (folder / f"{path.name}.txt").write_bytes(path.read_bytes())
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from configs.schema import parse_preset
+from data.batches import Stream, StreamEnded
+from data.sources import in_words
+
+budget = 25_000_000  # enough for the tokenizer to be trained on as much text as it ever is
+stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)
+stream.wait_opened()
+stream.go()
+stream.wait_ready()
+stream.consumed(budget)
+try:
+    stream.rows(0, budget // stream.seq_length)
+except StreamEnded as ended:
+    print(ended.num_rows * stream.seq_length)
+    print(in_words(stream.progress(ended.num_rows)[0]["skipped"]))
+stream.close()
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.slow
+def test_poisoned_text_is_counted_and_fills_no_memory(tmp_path):
+    (tmp_path / "poison").mkdir()
+    write_poison(tmp_path / "poison")
+    source = {"type": "text", "path": str(tmp_path / "poison"), "label": "poison", "repeat": 1}
+    preset = make_preset(sources=(source,), weights=(1,)).to_json()
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, preset, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    num_tokens, left_out, peak = run.stdout.splitlines()
+    assert int(num_tokens) > 3_000_000  # all of it was read
+    assert int(peak) < 500e6
+    # nul, zeros and gigabyte; empty, spaces and whitespace. All else is text, however odd.
+    assert {"3 binary", "3 empty"} <= set(left_out.split(", "))
+    assert left_out.count(",") == 2  # and what is held out
