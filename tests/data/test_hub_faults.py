@@ -144,12 +144,13 @@ def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_pat
 
 def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     add_datasets(hub)
-    num_rows = 4000
+    num_rows = 20_000  # more than the documents that the feeds have in memory
     begin(whole := start("whole", num_rows))
     whole.rows(0, num_rows)
     begin(stream := start("outage", num_rows))
     stream.rows(0, 100)
     hub.fault = lambda *_: "drop"  # while rows are being written
+    stream.consumed(num_rows)
     assert eventually(lambda: stream.rows(0, 1) and "retrying" in stream.status)
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
 
@@ -175,7 +176,7 @@ def test_a_minute_without_the_hub_at_full_speed(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     add_datasets(hub)
     speed, seq_length = 80_000, 512
-    stream = Stream(make_preset(seq_length=seq_length), tmp_path, 40_000_000)
+    stream = Stream(make_preset(seq_length=seq_length), tmp_path, 100_000_000)
     begin(stream)
     reader = JournalReader(tmp_path / "stream", row_dtype(seq_length, 512))
     row, began, figures = 0, time.monotonic(), []
@@ -237,7 +238,7 @@ def test_whatever_goes_wrong_while_reading_is_said_soon(fault, hub, quick):
     said = []
     spec = HFSource(type="hf", **SOURCES[0])
     source = open_source(spec, cache_dir=None, seed=1)
-    feed = Feed(spec, lambda: source, list, lambda text: None, said.append)
+    feed = Feed(spec, lambda: source, list, lambda text: None, said.append, seed=1)
     hub.fault = lambda *_: fault
     began = time.monotonic()
     thread = threading.Thread(target=feed.next_document, daemon=True)
