@@ -5,13 +5,12 @@ mixture, tokens/s, the share of time spent waiting for data, peak memory, and th
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
 import main
 from configs.schema import load_preset
-from lm.machine import load_machine
+from lm.machine import load_machine, peak_memory
 from lm.metrics import read_metrics
 
 
@@ -26,14 +25,13 @@ def report(folder: Path) -> None:
         seconds, waited, tokens = seconds + spent, waited + spent * record["data_wait_fraction"], record["tokens"]
     speeds = sorted(record["tokens_per_second"] for record in steps)
     machine = load_machine(folder)
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps(last["eval"], indent=1))
     print(f"mixture: {json.dumps(last.get('mixture'))}")
     print(f"heads: {json.dumps(last.get('heads'))}")
     median, slowest, fastest = speeds[len(speeds) // 2], speeds[0], speeds[-1]
     print(f"{tokens:,} tokens in {seconds:.0f} s: median {median:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})")
     print(f"waiting for data: {waited / seconds:.3%} of the time")
-    print(f"peak memory: trainer {own / 2**20:.2f} GiB, largest child {children / 2**20:.2f} GiB")
+    print(f"peak memory of the trainer: {peak_memory('cpu') / 2**30:.2f} GiB")
     print(
         f"machine: {machine.device_name}, {machine.matmul_flops / 1e9:,.0f} GFLOP/s in matrix products"
         if machine
