@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any
 
 from configs.schema import FIELD_ALIASES
-from data.hub_client import NoAnswer, configure_library, is_request_error
+from data.hub_client import NoAnswer, configure_library, is_request_error, last_failure
 from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 
 HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
@@ -168,13 +168,14 @@ class HubSource(Source):
 
     def _translate(self, call: Callable[[], Any]) -> Any:
         """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
+        last_failure.error = None
         try:
             return call()
         except Exception as error:
             if advice := advice_for(error, self.spec):
                 raise SourceError(f"source {self.label}: {advice}") from error
-            if is_network_trouble(error):
-                raise Retryable(first_line(error)) from error
+            if is_network_trouble(error) or last_failure.error:
+                raise Retryable(first_line(last_failure.error or error)) from error
             raise UnreadableFile(first_line(error)) from error
 
 

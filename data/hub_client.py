@@ -3,7 +3,7 @@
 Left to themselves these libraries retry for minutes without a word, take some failures for an answer (a file that could
 not be asked for "is not there"), and hand on whatever bytes arrive. So a request is tried three times here, and an
 answer that is not what was asked for counts as none. What then still fails is raised as NoAnswer, which no library
-retries or catches; to wait longer, and to say so, is for data/feeds.py.
+retries, and noted as the `last_failure` for where one catches it; to wait longer, and say so, is for data/feeds.py.
 
 Never written to a log: `HF_TOKEN`, and the presigned addresses that files are really read from.
 """
@@ -19,6 +19,13 @@ from typing import Any
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 SMALL_BODY = 2**24  # bytes; read here even if the library would read it bit by bit, so that a broken one is asked again
 _configuring = threading.Lock()
+
+
+class _Failure(threading.local):
+    error: "NoAnswer | None" = None
+
+
+last_failure = _Failure()  # of this thread. fsspec's isfile swallows every error, and what comes of it names no reason
 
 
 class NoAnswer(Exception):
@@ -63,7 +70,8 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
             problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
             time.sleep(delay)
-    raise NoAnswer(f"{request.url.host}: {problem}")
+    last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
+    raise last_failure.error
 
 
 def problem_with(response: Any, asked_range: str) -> str | None:
