@@ -25,7 +25,10 @@ PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch, co
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
-CPU_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.65, 0.5  # of the matmul peak: 3.4k tokens/s of 85 MFLOP, 16.3k of 17, at 440 GFLOP/s
+CPU_EFFICIENCY, EAGER_CPU_EFFICIENCY = (
+    0.65,
+    0.5,
+)  # of the matmul peak: 3.4k tokens/s of 85 MFLOP, 16.3k of 17, at 440 GFLOP/s
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
 
 

@@ -1,13 +1,13 @@
 """PDFs: the text comes out, and no file can stop, starve or hang the run."""
 
-import itertools
 import json
 import os
 import resource
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,19 +202,32 @@ def test_each_hostile_file_ends_within_its_limits_and_is_counted(kind, hostile_f
     assert text or source.skipped
 
 
+def feed(folder: Path, cache: Path, progress: Progress | None = None) -> Feed:
+    """Two epochs of a folder, as a producer reads them."""
+    source, spec = open_pdf(folder, cache), SimpleNamespace(label="papers", repeat=2, max_documents=None)
+    if progress is None:
+        deque(source.held_out(), maxlen=0)  # a new run has read them before, a resumed one has not
+    return Feed(spec, lambda: source, list, lambda _: None, lambda _: None, seed=1, progress=progress)
+
+
+def rest(feed: Feed) -> list[str | None]:
+    return [feed.next_document() for _ in iter(lambda: feed.finished, True)]
+
+
+def check_resuming(folder: Path, cache: Path, documents: list[str | None], end: Progress, done: int) -> None:
+    """After `done` documents the run is broken off: a new one gives the others and ends with the same counts."""
+    first = feed(folder, cache)
+    for _ in range(done):
+        first.next_document()
+    resumed = feed(folder, cache, Progress(**json.loads(json.dumps(asdict(first.progress)))))
+    assert rest(resumed) == documents[done:]
+    assert resumed.progress == end
+
+
 @pytest.mark.slow
 def test_the_run_goes_on_and_a_resumed_one_skips_the_same(hostile_folder, cache, monkeypatch):
     monkeypatch.setattr(pdf, "LIMITS", SMALL)
-
-    def feed(progress: Progress | None = None) -> Feed:
-        source, spec = open_pdf(hostile_folder, cache), SimpleNamespace(label="papers", repeat=2, max_documents=None)
-        list(itertools.islice(source.held_out(), 3))  # as a new run does, and a resumed one does not
-        return Feed(spec, lambda: source, list, lambda _: None, lambda _: None, seed=1, progress=progress)
-
-    def rest(feed: Feed) -> list:
-        return [feed.next_document() for _ in iter(lambda: feed.finished, True)]
-
-    whole = feed()
+    whole = feed(hostile_folder, cache)
     documents = rest(whole)
     for title in ("one", "two"):
         assert any(f"This is page 4 of {title}." in (text or "") for text in documents)
@@ -225,22 +238,42 @@ def test_the_run_goes_on_and_a_resumed_one_skips_the_same(hostile_folder, cache,
     assert skipped["PDF took too long"] >= 1
 
     monkeypatch.setattr(subprocess, "Popen", None)  # from here on nothing may be extracted
-    for done in range(0, len(documents), len(documents) // 7):
-        first = feed()
-        for _ in range(done):
-            first.next_document()
-        resumed = feed(Progress(**json.loads(json.dumps(vars(first.progress)))))
-        assert rest(resumed) == documents[done:]
-        assert resumed.progress == whole.progress
+    for done in range(0, len(documents), len(documents) // 4):
+        check_resuming(hostile_folder, cache, documents, whole.progress, done)
 
 
-def test_a_page_that_takes_too_long_or_too_much_is_lost_alone(tmp_path, monkeypatch):
+def test_a_run_resumed_anywhere_counts_the_same(tmp_path):
+    files = {"book": make_pdf([BODY, ""]), "scan": make_pdf([""]), "locked": encrypted(make_pdf([BODY]), "secret")}
+    long = [f"{word}\n" + "\n".join([f"{BODY} {word}"] * 250) for word in ("ash", "elm", "fir")]
+    files["long"] = make_pdf(
+        [long[0], "", long[1], stream(b"41>", b"/Filter[%s]" % (b"/ASCIIHexDecode" * 100)), long[2]]
+    )
+    (tmp_path / "pdf").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pdf" / f"{name}.pdf").write_bytes(content)
+    whole = feed(tmp_path / "pdf", tmp_path / "cache")
+    documents = rest(whole)
+    assert len(documents) == 2 * 5  # four documents and the end of each epoch
+    assert whole.progress.skipped == {NO_TEXT: 3, BAD_PAGE: 1, "needs a password": 1}
+    for done in range(len(documents)):
+        check_resuming(tmp_path / "pdf", tmp_path / "cache", documents, whole.progress, done)
+
+
+def test_a_page_that_takes_too_long_is_lost_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(pdf, "LIMITS", SMALL)
     slow = stream(b"BT /F1 12 Tf " + b"(words ) Tj " * 300_000 + b"ET")
     assert read(tmp_path, one_page(slow)) == (f"{BODY}\n{BODY}", {BAD_PAGE: 1})
-    hungry = flate(b"BT /F1 12 Tf " + b"(x) Tj " * 8_000_000 + b"ET")
-    monkeypatch.setattr(pdf, "LIMITS", SMALL._replace(page_seconds=20, file_seconds=20, memory_bytes=150 << 20))
-    assert read(tmp_path, one_page(hungry)) == (f"{BODY}\n{BODY}", {BAD_PAGE: 1})
+
+
+@pytest.mark.slow
+def test_a_page_that_needs_too_much_memory_is_lost_alone(tmp_path, monkeypatch):
+    patient = SMALL._replace(page_seconds=20, file_seconds=40)
+    hungry = one_page(flate(b"BT /F1 12 Tf " + b"(x) Tj " * 400_000 + b"ET"))
+    monkeypatch.setattr(pdf, "LIMITS", patient)
+    text, skipped = read(tmp_path, hungry)
+    assert (text.count("x"), skipped) == (400_000, {})
+    monkeypatch.setattr(pdf, "LIMITS", patient._replace(memory_bytes=120 << 20))
+    assert read(tmp_path, hungry) == (f"{BODY}\n{BODY}", {BAD_PAGE: 1})
 
 
 def test_pages_before_the_end_of_the_time_or_of_the_text_are_kept(tmp_path, monkeypatch):
@@ -354,15 +387,23 @@ def test_all_cores_work_ahead_while_nobody_asks(tmp_path, monkeypatch):
 def test_children_do_not_outlive_the_reader(tmp_path, monkeypatch):
     for number in range(4):
         (tmp_path / f"{number}.pdf").write_bytes(make_pdf([f"{BODY} Number {number}."]))
+    source = open_pdf(tmp_path)
+    first = str(source._files[source.order(0)[0][1]])
     started = []
     start = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda *given, **keys: started.append(start(*given, **keys)) or started[-1]
-    )
-    documents = open_pdf(tmp_path).documents(0)
+
+    def start_and_hang(command: list[str], **keys) -> subprocess.Popen:
+        started.append(start(command if first in command else ["sleep", "60"], **keys))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_hang)
+    documents = source.documents(0)
+    began = time.monotonic()
     next(documents)
+    while len(started) < 2:
+        time.sleep(0.01)
     documents.close()
-    assert len(started) > 1
+    assert time.monotonic() - began < 40
     assert all(child.poll() is not None for child in started)
 
 
