@@ -207,7 +207,7 @@ def decode(file: io.BufferedReader) -> io.TextIOWrapper:
         return io.TextIOWrapper(file, encoding="utf-16", errors="replace")
     if not head.isascii():
         text = head.decode("utf-8", "surrogateescape")
-        num_stray, num_foreign = len(_STRAY.findall(text)), sum(not character.isascii() for character in text)
+        num_stray, num_foreign = len(_STRAY.findall(text)), len(text) - len(text.encode("ascii", "ignore"))
         if num_stray > num_foreign - num_stray:
             return io.TextIOWrapper(file, encoding="cp1252", errors="replace")
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
