@@ -15,7 +15,7 @@ import torch
 
 from configs.schema import AuxiliaryConfig
 from data.batches import run_ahead_rows
-from data.mixing import base_weights, loss_slope, relative_loss
+from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
 from lm.metrics import Sample, printable
@@ -64,10 +64,27 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     if evaluation is None:
         return None
     if everything or run.tokens_seen > run.last_evaluated:  # else measured again after a resume, and recorded already
-        run.record_evaluation(evaluation)
+        run.record_evaluation(evaluation, source_records(run) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
     return evaluation
+
+
+def source_records(run: Run) -> dict[str, dict]:
+    """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
+    rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
+    strategy, weights = run.preset.data.mix_strategy, run.preset.data.weights
+    num_rows = -(-run.tokens_seen // run.preset.model.seq_length)
+    entries = run.stream.progress(num_rows)
+    unit = "documents" if strategy == "round_robin" else "tokens"
+    realised = shares([entry[unit] for entry in entries])
+    asked = shares_asked(base_weights(strategy, weights), run.weight_changes, num_rows)
+    keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
+    return {
+        label: {key: entry[key] for key in keys}
+        | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
+        for i, (label, entry) in enumerate(zip(run.labels, entries, strict=True))
+    }
 
 
 def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:

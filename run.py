@@ -6,7 +6,6 @@ benchmarks imports it. Nothing in it is random, so a run taken up again does wha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
@@ -21,7 +20,8 @@ from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
 from data.batches import Stopped, Stream, StreamEnded
-from data.mixing import base_weights, shares, shares_asked
+from data.mixing import shares
+from data.packing import chain_digest
 from learner import Learner
 from lm import checkpoint
 from lm.distributed import World
@@ -208,30 +208,13 @@ class Run:
         self.seconds += self.interval.seconds
         self.interval = Interval(self.tokens_seen)
 
-    def record_evaluation(self, evaluation: Evaluation) -> None:
+    def record_evaluation(self, evaluation: Evaluation, sources: dict[str, dict]) -> None:
         """A line with held-out losses, the realised mixture, what was read for it and what the heads measured."""
         line = {"tokens": self.tokens_seen, "step": self.num_steps, "eval": evaluation.to_json()}
         line["mixture"] = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
-        if self.stream:
-            line["sources"] = self._sources()
+        line["sources"] = sources
         self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
         self.last_evaluated = self.tokens_seen
-
-    def _sources(self) -> dict[str, dict]:
-        """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
-        rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
-        strategy, weights = self.preset.data.mix_strategy, self.preset.data.weights
-        num_rows = -(-self.tokens_seen // self.preset.model.seq_length)
-        entries = self.stream.progress(num_rows)
-        unit = "documents" if strategy == "round_robin" else "tokens"
-        realised = shares([entry[unit] for entry in entries])
-        asked = shares_asked(base_weights(strategy, weights), self.weight_changes, num_rows)
-        keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
-        return {
-            label: {key: entry[key] for key in keys}
-            | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
-            for i, (label, entry) in enumerate(zip(self.labels, entries, strict=True))
-        }
 
     # ---- its state ----------------------------------------------------------------------------------------------
 
@@ -317,16 +300,6 @@ class Run:
             self.stream.close()
         for log in self._logs:
             log.close()
-
-
-def chain_digest(before: str, tokens: np.ndarray, num_tokens: int) -> str:
-    """`before` chained with rows (B, T+1) of which `num_tokens` are predicted: SHA-256 over all text seen in its order,
-    however it was cut into steps."""
-    seq_length = tokens.shape[1] - 1
-    for number, row in enumerate(tokens):
-        seen = row[: min(seq_length, num_tokens - number * seq_length) + 1]
-        before = hashlib.sha256(before.encode() + seen.astype("<u4").tobytes()).hexdigest()
-    return before
 
 
 def tokenizer_facts(preset: Preset) -> tuple[int, int]:

@@ -7,6 +7,8 @@ Shapes: a record is {"tokens": (T+1) uint16 or uint32, "source": (T+1) uint8}; `
 from (the end-of-text token belongs to the document it opens).
 """
 
+import hashlib
+
 import numpy as np
 
 
@@ -78,3 +80,13 @@ class Packer:
         self._append(
             np.array(state["tokens"], dtype=self.dtype["tokens"].base), np.array(state["source"], dtype=np.uint8)
         )
+
+
+def chain_digest(before: str, tokens: np.ndarray, num_tokens: int) -> str:
+    """`before` chained with rows (B, T+1) of which `num_tokens` are predicted: SHA-256 over all text seen in its order,
+    however it was cut into steps."""
+    seq_length = tokens.shape[1] - 1
+    for number, row in enumerate(tokens):
+        seen = row[: min(seq_length, num_tokens - number * seq_length) + 1]
+        before = hashlib.sha256(before.encode() + seen.astype("<u4").tobytes()).hexdigest()
+    return before

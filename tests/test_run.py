@@ -9,7 +9,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,7 @@ from choose import gather_menu
 from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm.metrics import read_metrics, read_samples
 from periodic import decide
-from run import Run, chain_digest
+from run import Run
 from tests.hub import parquet
 from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
@@ -122,16 +121,6 @@ def test_every_move_of_the_mixture_has_its_reason():
     factors, reasons = decide(aux, labels, ones, before, now)
     assert factors == pytest.approx([1.25, 0.8, 0.8])  # only a fall beyond two standard errors counts
     assert reasons[0] == "fell by 0.5000 ± 0.0141"
-
-
-def test_the_digest_of_the_text_seen_depends_on_tokens_and_order_and_not_on_steps():
-    rows = np.arange(8 * 5).reshape(8, 5)
-    digest = chain_digest("", rows, 30)
-    assert chain_digest(chain_digest("", rows[:3], 12), rows[3:], 18) == digest
-    assert chain_digest("", rows[[1, 0, *range(2, 8)]], 30) != digest
-    assert chain_digest("", rows, 29) != digest
-    rows[7, 3] += 1  # behind the 30th target
-    assert chain_digest("", rows, 30) == digest
 
 
 @pytest.mark.slow

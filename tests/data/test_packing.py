@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.packing import Packer, row_dtype
+from data.packing import Packer, chain_digest, row_dtype
 
 END, T = 0, 8
 documents = st.lists(st.tuples(st.lists(st.integers(1, 65_535), max_size=40), st.integers(0, 3)), max_size=30)
@@ -55,3 +55,13 @@ def test_every_token_id_fits_its_type(vocab_size, expected):
     assert rows["tokens"].dtype == expected
     assert rows["tokens"][0].tolist() == [END, vocab_size - 1, vocab_size - 1]
     assert rows["source"][0].tolist() == [255, 255, 255]
+
+
+def test_the_digest_of_the_text_seen_depends_on_tokens_and_order_and_not_on_steps():
+    rows = np.arange(8 * 5).reshape(8, 5)
+    digest = chain_digest("", rows, 30)
+    assert chain_digest(chain_digest("", rows[:3], 12), rows[3:], 18) == digest
+    assert chain_digest("", rows[[1, 0, *range(2, 8)]], 30) != digest
+    assert chain_digest("", rows, 29) != digest
+    rows[7, 3] += 1  # behind the 30th target
+    assert chain_digest("", rows, 30) == digest
