@@ -88,6 +88,7 @@ def check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, kill_at
         for rows_before in kill_at if name == "killed" else ():
             stream = started(preset, tmp_path / name, num_rows * T, weight_changes=weight_changes)
             stream.go()
+            stream.consumed(num_rows)  # nothing but the kill holds it
             reader = JournalReader(tmp_path / name / "stream", DTYPE)
             while reader.num_rows() < rows_before:
                 time.sleep(0.001)
