@@ -14,6 +14,8 @@ from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
 from run import Run, device_name
 
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")  # in the words of torch's CPU allocator and of oneDNN
+
 
 def trial(run: Run) -> float:
     """Two real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the second.
@@ -46,7 +48,7 @@ def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
     except (MemoryError, torch.OutOfMemoryError):
         return None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # what the CPU's allocator says
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         return None
     return seconds
@@ -59,17 +61,22 @@ def too_large(run: Run) -> str:
     """
     train = run.preset.train
     rows = train.per_gpu_batch_size * train.accumulation_steps
+    smaller = [size for size in range(train.per_gpu_batch_size // 2, 0, -1) if rows % size == 0]
     advice = "Not even one row fits: choose a smaller model or a shorter seq_length."
-    for smaller in (size for size in range(train.per_gpu_batch_size // 2, 0, -1) if rows % size == 0):
-        run.learner.train_step.clear()
-        if run.world.size > 1 or try_steps(run, smaller, smaller) is not None:
-            verb = "may fit" if run.world.size > 1 else "fits"
-            advice = (
-                f"{smaller} {verb}: set train.per_gpu_batch_size to {smaller} and train.accumulation_steps to "
-                f"{rows // smaller} for the same tokens a step."
-            )
-            break
+    if smaller:
+        fitting = None if run.world.size > 1 else next((size for size in smaller if fits(run, size)), None)
+        # A failed step can leave memory in pieces too small for one that would fit by itself.
+        size, verb = (fitting, "fits") if fitting else (smaller[0], "may fit")
+        advice = (
+            f"{size} {verb}: set train.per_gpu_batch_size to {size} and train.accumulation_steps to "
+            f"{rows // size} for the same tokens a step."
+        )
     return (
         f"A step of preset {run.preset.name!r} with train.per_gpu_batch_size {train.per_gpu_batch_size} does not fit "
         f"into the memory of {device_name(run.world.device)}. {advice}"
     )
+
+
+def fits(run: Run, batch_rows: int) -> bool:
+    run.learner.train_step.clear()
+    return try_steps(run, batch_rows, batch_rows) is not None
