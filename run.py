@@ -105,9 +105,7 @@ class Run:
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         first = self.world.is_first
-        if first:
-            self.stream.go()
-        self.stream_info = self.world.from_first(lambda: self.stream.wait_ready(say, self.stop))
+        self.stream_info = self.world.from_first(lambda: self.stream.begin(self.stop, say))
         self.labels = [source.label for source in self.preset.data.all_sources]
         self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
         self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()

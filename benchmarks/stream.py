@@ -53,9 +53,7 @@ def texts(folders: list[Path]) -> Iterator[str]:
 
 def start(chosen, out: Path, tokens: int, first_row: int = 0) -> Stream:
     stream = Stream(chosen, out, tokens, start_row=first_row)
-    stream.wait_opened()
-    stream.go()
-    stream.wait_ready()
+    stream.begin()
     return stream
 
 

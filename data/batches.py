@@ -73,7 +73,7 @@ def ignore(status: str) -> None:
 
 class Stream:
     """The run's rows, from the first to `token_budget`. Creating it starts the producer, which writes nothing before
-    `go()`.
+    `begin()`.
 
     `start_row`: rows already trained on. `weight_changes`: [(from_row, weights)] so far, as given to change_weights.
     `wait_seconds`: time spent blocked in rows(). `status`: what the producer is busy or in trouble with, or "".
@@ -231,15 +231,11 @@ class Stream:
         self._wait(lambda: self._opened, should_stop, on_status)
         return [info for _, info in sorted(self._sources.items())]
 
-    def go(self) -> None:
-        """From here on the producer writes into the checkpoint folder."""
+    def begin(self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore) -> StreamInfo:
+        """From here on the producer writes into the checkpoint folder. Returns when held-out text and tokenizer are
+        there and rows are coming. Raises what wait_opened does."""
         self._went = True
         self._send({"go": True})
-
-    def wait_ready(
-        self, on_status: Callable[[str], Any] = ignore, should_stop: Callable[[], bool] = never
-    ) -> StreamInfo:
-        """Held-out text and tokenizer are there, rows are coming."""
         self._wait(lambda: self._ready, should_stop, on_status)
         vocab_size, sha256 = self._ready["vocab_size"], self._ready["tokenizer_sha256"]
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, vocab_size))

@@ -20,12 +20,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
@@ -46,6 +46,20 @@ OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while
 def run_ahead_rows(seq_length: int, token_budget: int) -> int:
     """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
     return int(RUN_AHEAD * token_budget) // seq_length
+
+
+class Events:
+    """What the trainer hears, from whichever thread: a JSON line each, in `channel`."""
+
+    def __init__(self, channel: IO[str]):
+        self._channel, self._lock = channel, threading.Lock()
+
+    def emit(self, event: str, **content) -> None:
+        with self._lock:
+            self._channel.write(json.dumps({"event": event, **content}) + "\n")
+
+    def status(self, message: str) -> None:
+        self.emit("status", message=message)
 
 
 class Orders:
@@ -111,9 +125,9 @@ class OpenSource:
 class Producer:
     """Phase 3: chooses documents, packs them, appends rows."""
 
-    def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, emit: Callable):
+    def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
-        self.orders, self.emit = orders, emit
+        self.orders, self.events = orders, events
         self.tokenizer = load_tokenizer(read_header(stream_dir), stream_dir)
         dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
         self.journal = JournalWriter(stream_dir, dtype)
@@ -135,7 +149,7 @@ class Producer:
                 source,
                 encode,
                 skip,
-                lambda text: emit("status", message=text),
+                events.status,
                 seed=preset.train.seed,
                 progress=progress,
                 before_waiting=self._append,
@@ -148,7 +162,7 @@ class Producer:
         while self.packer.num_rows < num_rows:
             if self.mixer.exhausted:
                 self._append()
-                self.emit("exhausted")
+                self.events.emit("exhausted")
                 return
             if self.packer.num_rows >= self.orders.limit:
                 self._append()
@@ -171,7 +185,7 @@ class Producer:
         elif feed.finished:
             self.mixer.drop(index)
         else:
-            self.emit("epoch", label=feed.label, epoch=feed.progress.epoch)
+            self.events.emit("epoch", label=feed.label, epoch=feed.progress.epoch)
             self.mixer.epoch_ended(index)
 
     def _append(self) -> None:
@@ -187,7 +201,7 @@ class Producer:
             self.journal.append(rows, state)
 
 
-def open_sources(preset: Preset, stream_dir: Path, emit: Callable) -> list[OpenSource]:
+def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenSource]:
     """Phase 1. Raises UserError listing every source that cannot be used."""
     header = read_header(stream_dir)
     sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
@@ -197,7 +211,7 @@ def open_sources(preset: Preset, stream_dir: Path, emit: Callable) -> list[OpenS
 
     def open_one(index: int) -> str | None:
         try:
-            emit("source", index=index, **_describe(sources[index], lambda text: emit("status", message=text)))
+            events.emit("source", index=index, **_describe(sources[index], events.status))
         except UserError as error:
             return str(error)
 
@@ -233,7 +247,7 @@ def _describe(opened: OpenSource, status: Status) -> dict:
     return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices}
 
 
-def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, emit: Callable) -> None:
+def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, events: Events) -> None:
     """Phase 2: afterwards the stream has its header, tokenizer and held-out text."""
     header = read_header(stream_dir)
     if header:
@@ -244,7 +258,7 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
     if not header:
-        prepare_stream(preset, stream_dir, sources, token_budget, lambda text: emit("status", message=text))
+        prepare_stream(preset, stream_dir, sources, token_budget, events.status)
 
 
 def give_way() -> None:
@@ -258,24 +272,18 @@ def give_way() -> None:
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
     give_way()
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1))
     os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the protocol
-    lock = threading.Lock()
-
-    def emit(event: str, **content) -> None:
-        with lock:
-            channel.write(json.dumps({"event": event, **content}) + "\n")
-
     try:
         request = json.loads(sys.stdin.readline())
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
         orders = Orders(request, run_ahead_rows(preset.model.seq_length, request["token_budget"]))
-        sources = open_sources(preset, stream_dir, emit)
-        emit("opened")
+        sources = open_sources(preset, stream_dir, events)
+        events.emit("opened")
         orders.wait_for_go()
-        prepare(preset, stream_dir, sources, request["token_budget"], emit)
-        producer = Producer(preset, stream_dir, sources, orders, emit)
-        emit(
+        prepare(preset, stream_dir, sources, request["token_budget"], events)
+        producer = Producer(preset, stream_dir, sources, orders, events)
+        events.emit(
             "ready",
             vocab_size=bpe.vocab_size(producer.tokenizer),
             tokenizer_sha256=bpe.fingerprint(producer.tokenizer),
@@ -284,7 +292,7 @@ def main() -> int:
         producer.run(-(-request["token_budget"] // preset.model.seq_length))
         threading.Event().wait()  # all is produced; the trainer decides when to part
     except UserError as error:
-        emit("error", message=str(error))
+        events.emit("error", message=str(error))
         return 2
     except BrokenPipeError:
         return 0  # the trainer is gone

@@ -7,6 +7,7 @@ an outage of 60 s while 80,000 tokens a second are used; `-s` shows the figures:
 """
 
 import gzip
+import io
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from data.feeds import Feed
 from data.hub_client import NoAnswer, configure_library
 from data.journal import JournalReader
 from data.packing import row_dtype
-from data.producer import open_sources
+from data.producer import Events, open_sources
 from data.sources import Retryable, open_source
 from tests.hub import FAULTS, no_fault, parquet
 
@@ -98,12 +99,6 @@ def start(tmp_path, monkeypatch):
         stream.close()
 
 
-def begin(stream):
-    stream.wait_opened()
-    stream.go()
-    stream.wait_ready()
-
-
 def written(folder: Path, num_rows: int) -> dict[str, bytes]:
     files = ("tokenizer.json", "stream/heldout.npz", "stream/stream.json", "stream/rows.bin")
     content = {name: (folder / name).read_bytes() for name in files}
@@ -113,7 +108,7 @@ def written(folder: Path, num_rows: int) -> dict[str, bytes]:
 
 def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_path):
     add_datasets(hub)
-    begin(stream := start("whole", ROWS))
+    (stream := start("whole", ROWS)).begin()
     stream.rows(0, ROWS)
     reads_without = len(hub.requests)
     stream.close()
@@ -128,7 +123,7 @@ def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_pat
     hub.requests.clear()
     hub.fault, began = fault, time.monotonic()
     for part in range(1, STARTS + 1):
-        begin(stream := start("faulty", ROWS))
+        (stream := start("faulty", ROWS)).begin()
         stream.rows(0, ROWS * part // STARTS)
         stream.close()
     print(
@@ -145,9 +140,9 @@ def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_pat
 def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     add_datasets(hub)
     num_rows = 20_000  # more than the documents that the feeds have in memory
-    begin(whole := start("whole", num_rows))
+    (whole := start("whole", num_rows)).begin()
     whole.rows(0, num_rows)
-    begin(stream := start("outage", num_rows))
+    (stream := start("outage", num_rows)).begin()
     stream.rows(0, 100)
     hub.fault = lambda *_: "drop"  # while rows are being written
     stream.consumed(num_rows)
@@ -177,7 +172,7 @@ def test_a_minute_without_the_hub_at_full_speed(hub, tmp_path, monkeypatch):
     add_datasets(hub)
     speed, seq_length = 80_000, 512
     stream = Stream(make_preset(seq_length=seq_length), tmp_path, 100_000_000)
-    begin(stream)
+    stream.begin()
     reader = JournalReader(tmp_path / "stream", row_dtype(seq_length, 512))
     row, began, figures = 0, time.monotonic(), []
 
@@ -256,11 +251,12 @@ def test_whatever_goes_wrong_while_opening_is_said_and_ends_in_one_message(fault
     hub.retry_after, hub.fault = 300, lambda *_: fault
     said, began = [], time.monotonic()
 
-    def emit(event, **content):
-        said.append((time.monotonic() - began, content["message"]))
+    class Timed(Events):
+        def emit(self, event, **content):
+            said.append((time.monotonic() - began, content["message"]))
 
     with pytest.raises(UserError, match=r"source wiki: 127.0.0.1: .*; check the network, or choose another preset"):
-        open_sources(make_preset(SOURCES[:1]), tmp_path, emit)
+        open_sources(make_preset(SOURCES[:1]), tmp_path, Timed(io.StringIO()))
     assert said[0][0] < quick
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,7 @@ def make_preset(strategy="weighted", sources=("email", "asyncio", "json"), weigh
 
 
 def read_all(stream, num_rows):
-    stream.wait_opened()
-    stream.go()
-    stream.wait_ready()
+    stream.begin()
     return stream.rows(0, num_rows)
 
 
@@ -87,7 +86,8 @@ def check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, kill_at
     for name in ("whole", "killed"):
         for rows_before in kill_at if name == "killed" else ():
             stream = started(preset, tmp_path / name, num_rows * T, weight_changes=weight_changes)
-            stream.go()
+            with suppress(Stopped):
+                stream.begin(should_stop=lambda: True)  # without waiting
             stream.consumed(num_rows)  # nothing but the kill holds it
             reader = JournalReader(tmp_path / name / "stream", DTYPE)
             while reader.num_rows() < rows_before:
@@ -171,9 +171,7 @@ def test_shares_are_as_asked_and_weights_change_at_their_row(tmp_path, started):
 def test_rows_are_the_sources_text_without_held_out_documents(tmp_path, started):
     preset = make_preset(sources=[folder(name, repeat=1) for name in ("json", "wsgiref", "html")], min_text_length=40)
     stream = started(preset, tmp_path, 10**6)
-    stream.wait_opened()
-    stream.go()
-    stream.wait_ready()
+    stream.begin()
     with pytest.raises(StreamEnded) as ended:
         stream.rows(0, 10**6 // T)
     tokens, _ = stream.rows(0, ended.value.num_rows)
@@ -224,9 +222,7 @@ def test_a_given_tokenizer_is_used(tmp_path, started):
     given = bpe.train([path.read_text() for path in (LIBRARY / "json").glob("*.py")], 400)
     given.save(str(tmp_path / "given.json"))
     stream = started(make_preset(tokenizer=str(tmp_path / "given.json")), tmp_path / "run", 500 * T)
-    stream.wait_opened()
-    stream.go()
-    info = stream.wait_ready()
+    info = stream.begin()
     assert (info.vocab_size, info.tokenizer_sha256) == (400, bpe.fingerprint(given))
     assert bpe.fingerprint(bpe.load(info.tokenizer_path)) == bpe.fingerprint(given)
     assert stream.rows(0, 500)[0].max() < 400
@@ -246,8 +242,8 @@ def test_interrupts_are_for_the_trainer_and_waiting_can_be_stopped(tmp_path, sta
     stream.wait_opened()
     process = stream._process
     os.kill(process.pid, signal.SIGINT)
-    with pytest.raises(Stopped):  # it waits for go()
-        stream.wait_ready(should_stop=lambda: True)
+    with pytest.raises(Stopped):
+        stream.begin(should_stop=lambda: True)
     read_all(stream, 100)
     assert stream._process is process
     with pytest.raises(Stopped):  # beyond the budget no row will come
@@ -261,9 +257,7 @@ from pathlib import Path
 from configs.schema import parse_preset
 from data.batches import Stream
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), 10**5)
-stream.wait_opened()
-stream.go()
-stream.wait_ready()
+stream.begin()
 stream.rows(0, 10**5 // 64)  # all there is: from now on the producer has nothing to say
 print(stream._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -359,9 +353,7 @@ from data.sources import in_words
 
 budget = 25_000_000  # enough for the tokenizer to be trained on as much text as it ever is
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)
-stream.wait_opened()
-stream.go()
-stream.wait_ready()
+stream.begin()
 stream.consumed(budget)
 try:
     stream.rows(0, budget // stream.seq_length)
