@@ -5,7 +5,8 @@ resume exactly. Order and position are ours. The smallest thing it can open is a
 file, or a whole file of any other format. An epoch visits groups in rounds: in each round every file gives one group,
 files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
 
-Position: [round, order key of the file, row of the group]. Resuming opens one file and skips rows of one group.
+Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming opens one file and
+skips rows of one group.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,18 +46,19 @@ class HubSource(Source):
         return f"{self._num_files:,} {'file' if self._num_files == 1 else 'files'}, {where}"
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
-        first_round, first_key, first_row = position or [0, "", 0]
+        first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
         for turn in count(first_round):
             groups_read = 0
             for key, file in self._order(epoch):
                 if turn == first_round and key < first_key:
                     continue
-                start = first_row if (turn, key) == (first_round, first_key) else 0
+                resumed = (turn, key) == (first_round, first_key)
                 group = self._group(file, turn, epoch)
                 groups_read += group is not None
-                for number, row in self._rows(group, start):
-                    if (document := self._render(row)) is not None:
-                        yield document, [turn, key, number + 1]
+                for number, row in self._rows(group, first_row if resumed else 0):
+                    start = pieces_read if resumed and number == first_row else 0
+                    for piece, document in enumerate(islice(self._render(row), start, None), start + 1):
+                        yield document, [turn, key, number, piece]
             # A round that was resumed in its middle says nothing about the files before it: look once more.
             if not groups_read and (turn > first_round or not first_key):
                 return
@@ -74,8 +76,8 @@ class HubSource(Source):
                 row = next((row for number, row in reader if number % HELD_OUT_ONE_IN == 0), None)
                 if row is None:
                     readers.remove(reader)
-                elif (document := self._render(row)) is not None:
-                    yield document
+                else:
+                    yield from self._render(row)
 
     def _order(self, epoch: int | str) -> list[tuple[str, int]]:
         return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
@@ -120,17 +122,19 @@ class HubSource(Source):
                 return
             yield number, row
 
-    def _render(self, row: dict) -> Document | None:
-        """The row as a document; None (and counted) if a cell holds no text."""
+    def _render(self, row: dict) -> Iterator[Document]:
+        """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
         cells = {}
         for field, column in self._columns.items():
             if (text := cell_text(row[column])) is None:
                 self.skipped[f"no text in {column!r}"] += 1
-                return None
+                return
             cells[field] = text
         if not self.spec.fields:
-            return Document(*cells.values())
-        return render(self.spec.format, cells, answer=self.spec.fields[-1] if len(cells) > 1 else None)
+            yield from Document(*cells.values()).pieces()
+        else:
+            answer = self.spec.fields[-1] if len(cells) > 1 else None
+            yield from render(self.spec.format, cells, answer).pieces()
 
     def _find_columns(self, there: list[str]) -> dict[str, str]:
         """Field -> column of the dataset, through FIELD_ALIASES where a name is not there."""

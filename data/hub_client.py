@@ -33,9 +33,10 @@ class NoAnswer(Exception):
 
 
 def configure_library() -> None:
-    """`ask` for every request, no retries of the library's own, nothing printed."""
+    """`ask` for every request, no retries of the library's own, nothing printed, no torch."""
     import datasets
     from huggingface_hub import get_session
+    from tqdm import tqdm
 
     client = get_session()
     with _configuring:  # sources are opened side by side
@@ -43,6 +44,8 @@ def configure_library() -> None:
             client.send = partial(ask, client.send)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+    datasets.config.TORCH_AVAILABLE = False  # a second and 170 MB, to share a counter with workers that there are not
+    tqdm.get_lock()  # there from now on: the library makes and deletes it for each source, and two do not agree on it
     datasets.disable_progress_bars()
     for name in ("httpx", "httpx2"):  # at INFO they print presigned addresses
         logging.getLogger(name).setLevel(logging.WARNING)

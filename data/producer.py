@@ -13,6 +13,8 @@ It may be killed at any instant: started again it appends the very rows it would
 exit code 2 after an error event, with 1 and a traceback on stderr for a defect. It never imports torch or main.
 """
 
+import ctypes
+import gc
 import json
 import os
 import signal
@@ -37,7 +39,7 @@ from data.packing import Packer, row_dtype
 from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
 from data.sources import Retryable, Source, SourceError, in_words, open_source
 
-FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small at first, so that training can begin
+FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
 RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, 100 s of training at 80k tokens/s
 OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while the network is down
@@ -131,6 +133,7 @@ class Producer:
         self.tokenizer = load_tokenizer(read_header(stream_dir), stream_dir)
         dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
         self.journal = JournalWriter(stream_dir, dtype)
+        self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
         self.mixer = Mixer(preset.data.mix_strategy, self.base_weights)
@@ -169,7 +172,8 @@ class Producer:
                 self.orders.wait_for_room(self.packer.num_rows)
             self._add_document()
             pending = self.packer.waiting * self.packer.seq_length
-            wanted = min(max(FIRST_APPEND, self.journal.num_rows * self.packer.seq_length), LARGEST_APPEND)
+            appended = (self.journal.num_rows - self.first_row) * self.packer.seq_length
+            wanted = min(max(FIRST_APPEND, appended), LARGEST_APPEND)
             if pending >= wanted or (pending and time.monotonic() - self.last_append > APPEND_SECONDS):
                 self._append()
         self._append()
@@ -269,6 +273,13 @@ def give_way() -> None:
         Path("/proc/self/autogroup").write_text("10")
 
 
+def give_back_memory() -> None:
+    """What preparing left behind, 100 MB, to the system, where the C library can (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
     give_way()
@@ -282,6 +293,7 @@ def main() -> int:
         events.emit("opened")
         orders.wait_for_go()
         prepare(preset, stream_dir, sources, request["token_budget"], events)
+        give_back_memory()
         producer = Producer(preset, stream_dir, sources, orders, events)
         events.emit(
             "ready",

@@ -43,6 +43,17 @@ class Document(NamedTuple):
     text: str
     answer_start: int | None = None
 
+    def pieces(self) -> "Iterator[Document]":
+        """Documents of at most PIECE_CHARACTERS; joined they are this one."""
+        if len(self.text) <= PIECE_CHARACTERS:
+            yield self
+            return
+        start, first = 0, self.answer_start
+        while start < len(self.text):
+            end = end_of_piece(self.text, start)
+            yield Document(self.text[start:end], None if first is None or first >= end else max(0, first - start))
+            start = end
+
 
 class SourceError(UserError):
     """A source that cannot be used until the user changes something: what, where, what to do."""
@@ -214,23 +225,27 @@ def decode(file: io.BufferedReader) -> io.TextIOWrapper:
 
 
 def split(stream: io.TextIOBase) -> Iterator[str]:
-    """The stream's text in pieces of at most PIECE_CHARACTERS; joined they are the text again.
-
-    A piece ends at the last blank line, else line end, else space of its second half.
-    """
+    """The stream's text in pieces of at most PIECE_CHARACTERS; joined they are the text again."""
     buffer = ""
     while True:
         while len(buffer) <= PIECE_CHARACTERS and (more := stream.read(PIECE_CHARACTERS * 16)):
             buffer += _STRAY.sub(lambda match: _STRAY_BYTES[ord(match[0])], more)
         if not buffer:
             return
-        cut = len(buffer)
-        if cut > PIECE_CHARACTERS:
-            half = PIECE_CHARACTERS // 2
-            ends = (buffer.rfind(mark, half, PIECE_CHARACTERS) + len(mark) for mark in ("\n\n", "\n", " "))
-            cut = next((end for end in ends if end > half), PIECE_CHARACTERS)
-        yield buffer[:cut]
-        buffer = buffer[cut:]
+        end = end_of_piece(buffer)
+        yield buffer[:end]
+        buffer = buffer[end:]
+
+
+def end_of_piece(text: str, start: int = 0) -> int:
+    """Where the piece of `text` that begins at `start` ends: at the last blank line, else line end, else space of its
+    second half."""
+    longest = start + PIECE_CHARACTERS
+    if len(text) <= longest:
+        return len(text)
+    half = start + PIECE_CHARACTERS // 2
+    ends = (text.rfind(mark, half, longest) + len(mark) for mark in ("\n\n", "\n", " "))
+    return next((end for end in ends if end > half), longest)
 
 
 def is_binary(text: str) -> bool:

@@ -2,13 +2,21 @@
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import datasets
 import pytest
+from tqdm import tqdm
+from tqdm.contrib.concurrent import ensure_lock
 
 from configs.source_specs import HFSource
-from data.sources import Retryable, SourceError, open_source
+from data.hub_client import configure_library
+from data.sources import PIECE_CHARACTERS, Retryable, SourceError, open_source
 from tests.hub import no_fault, parquet
 
+ROOT = Path(__file__).parents[2]
 FORMAT = {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
 
 
@@ -47,6 +55,21 @@ def test_every_position_resumes_with_the_very_next_row(hub):
     resumed = open_hub("wikimedia/resume", pinned=json.loads(json.dumps(source.pinned)), config="20231101.en")
     for done in range(1, 76, 2):
         assert list(resumed.documents(2, whole[done - 1][1])) == whole[done:]
+
+
+def test_long_documents_come_in_pieces_and_resume_between_them(hub):
+    long = " ".join(f"word{number}" for number in range(10_000))
+    questions = {"question": ["Why?", "How long?", ""], "answer": ["So.", long, ""]}
+    hub.add("some/long", {"data/train-0.parquet": parquet(**questions)})
+    source = open_hub("some/long", **FORMAT)
+    whole = list(source.documents(0))
+    documents = [document for document, _ in whole]
+    assert max(len(document.text) for document in documents) == PIECE_CHARACTERS
+    assert "".join(document.text for document in documents[1:-1]) == f"Q: How long?\nA: {long}"
+    assert [document.answer_start for document in documents[:3]] == [11, 16, 0]
+    assert documents[-1].text == "Q: \nA: "  # of no use, but seen: it is for the producer to count
+    for done, (_, position) in enumerate(whole, start=1):
+        assert list(source.documents(0, position)) == whole[done:]
 
 
 def test_a_resumed_run_reads_the_revision_it_began_with(hub):
@@ -165,3 +188,27 @@ def test_one_fault_on_metadata_does_not_matter(hub, monkeypatch):
         hub.requests.clear()
         hub.fault = lambda method, path, number, bad=request: 500 if number == bad else None
         assert texts(open_hub("some/faulty")) == ["row"]
+
+
+def test_sources_opened_side_by_side_do_not_take_each_others_lock(monkeypatch):
+    """Two threads in tqdm's ensure_lock each deleted it in the end: "type object 'tqdm' has no attribute '_lock'"."""
+    for progress_bar in (tqdm, datasets.utils.tqdm):
+        if "_lock" in vars(progress_bar):
+            monkeypatch.delattr(progress_bar, "_lock")
+    configure_library()
+    with ensure_lock(datasets.utils.tqdm):
+        pass
+    assert datasets.utils.tqdm._lock is not None
+
+
+def test_reading_a_dataset_needs_no_torch(tmp_path):
+    """A second of every start, and 170 MB."""
+    (tmp_path / "train.parquet").write_bytes(parquet(text=["some text"]))
+    code = (
+        "import sys, data.producer; from data.sources import open_source; from configs.source_specs import HFSource;"
+        f"spec = HFSource(type='hf', dataset={str(tmp_path)!r}, label='local');"
+        "(document, _), = open_source(spec, cache_dir=None, seed=1).documents(0);"
+        "print(document.text, 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "some text False\n", run.stderr

@@ -355,29 +355,46 @@ budget = 25_000_000  # enough for the tokenizer to be trained on as much text as
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)
 stream.begin()
 stream.consumed(budget)
+num_rows = budget // stream.seq_length
 try:
-    stream.rows(0, budget // stream.seq_length)
+    stream.rows(0, num_rows)
 except StreamEnded as ended:
-    print(ended.num_rows * stream.seq_length)
-    print(in_words(stream.progress(ended.num_rows)[0]["skipped"]))
+    num_rows = ended.num_rows
+print(num_rows * stream.seq_length)
+print(in_words(stream.progress(num_rows)[0]["skipped"]))
 stream.close()
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
+
+
+def measure(source, folder: Path) -> tuple[int, set[str], int]:
+    """Tokens of one epoch, at most 25 million, what is left out of it, and the producer's memory in bytes."""
+    preset = make_preset(sources=(source | {"repeat": 1},), weights=(1,)).to_json()
+    run = subprocess.run([sys.executable, "-c", MEASURE, preset, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    num_tokens, left_out, peak = run.stdout.splitlines()
+    return int(num_tokens), set(left_out.split(", ")), int(peak)
 
 
 @pytest.mark.slow
 def test_poisoned_text_is_counted_and_fills_no_memory(tmp_path):
     (tmp_path / "poison").mkdir()
     write_poison(tmp_path / "poison")
-    source = {"type": "text", "path": str(tmp_path / "poison"), "label": "poison", "repeat": 1}
-    preset = make_preset(sources=(source,), weights=(1,)).to_json()
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, preset, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    num_tokens, left_out, peak = run.stdout.splitlines()
-    assert int(num_tokens) > 3_000_000  # all of it was read
-    assert int(peak) < 500e6
+    num_tokens, left_out, peak = measure({"type": "text", "path": str(tmp_path / "poison")}, tmp_path / "run")
+    assert num_tokens > 3_000_000  # all of it was read
+    assert peak < 500e6
     # nul, zeros and gigabyte; empty, spaces and whitespace. All else is text, however odd.
-    assert {"3 binary", "3 empty"} <= set(left_out.split(", "))
-    assert left_out.count(",") == 2  # and what is held out
+    assert {"3 binary", "3 empty"} <= left_out
+    assert len(left_out) == 3  # and what is held out
+
+
+@pytest.mark.slow
+def test_documents_of_50_megabytes_fill_no_memory(tmp_path):
+    (tmp_path / "books").mkdir()
+    words = [path.read_text() for path in sorted((LIBRARY / "email").glob("*.py"))]
+    book = "".join(itertools.islice(itertools.cycle(words), 10**4))[:50_000_000]
+    (tmp_path / "books" / "train.parquet").write_bytes(parquet(1, text=[f"{number} {book}" for number in range(3)]))
+    num_tokens, left_out, peak = measure({"type": "hf", "dataset": str(tmp_path / "books")}, tmp_path / "run")
+    print(num_tokens, left_out, f"{peak / 1e6:.0f} MB")
+    assert num_tokens > 24_000_000
+    assert peak < 500e6
