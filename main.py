@@ -55,7 +55,7 @@ def main() -> int:
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
     except OSError as error:
