@@ -70,7 +70,8 @@ class Learner:
         return {
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            # Moments only. Rates and decay are functions of the preset, which may be edited, and of the tokens seen.
+            "optimizer": [{"state": optimizer.state_dict()["state"]} for optimizer in self.optimizers],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -83,7 +84,6 @@ class Learner:
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            # Rates and decay come from the preset, which may have been edited; momenta from the run.
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
 
     def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
