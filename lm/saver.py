@@ -44,6 +44,10 @@ class Saver:
             self._failures.append(error)
             say(str(error))
 
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Until nothing is being written."""
         if self._thread:

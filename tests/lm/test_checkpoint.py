@@ -119,6 +119,19 @@ def test_three_generations_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*GENERATIONS, ALIAS])
 
 
+def test_there_are_never_more_than_four_files(tmp_path, monkeypatch):
+    most = 0
+
+    def look(*_):
+        nonlocal most
+        most = max(most, len({path.stat().st_ino for path in tmp_path.iterdir()}))
+
+    with watched(look, monkeypatch):
+        for tokens in range(6):
+            checkpoint.save(tmp_path, make_state(tokens))
+    assert most == 4
+
+
 def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, make_state(1))
     events = []
