@@ -41,7 +41,10 @@ MUTATIONS = {
         CHECKPOINT,
     ),
     "the digest is not looked at": Mutation(
-        "lm/checkpoint_file.py", "if not is_whole(path):\n            raise Damaged", "if False:\n            raise Damaged", CHECKPOINT
+        "lm/checkpoint_file.py",
+        "if not is_whole(path):\n            raise Damaged",
+        "if False:\n            raise Damaged",
+        CHECKPOINT,
     ),
     "weights that are not numbers are saved": Mutation(
         "lm/checkpoint_file.py", "if name := _not_finite(contents):", "if name := None:", CHECKPOINT
@@ -62,16 +65,20 @@ MUTATIONS = {
         STEP,
     ),
     "the number of processes forgotten": Mutation(
-        "lm/train_step.py", "(self.world.size / plan.num_tokens)", "(1 / plan.num_tokens)", "tests/lm/test_distributed.py"
+        "lm/train_step.py",
+        "(self.world.size / plan.num_tokens)",
+        "(1 / plan.num_tokens)",
+        "tests/lm/test_distributed.py",
     ),
-    "a bad gradient is stepped on": Mutation(
-        "lm/train_step.py", "if not skipped:\n", "if True:\n", STEP
-    ),
+    "a bad gradient is stepped on": Mutation("lm/train_step.py", "if not skipped:\n", "if True:\n", STEP),
     "random positions without the row": Mutation(
         "lm/train_step.py", "self.seed * 1_000_003 + batch.first_row", "self.seed * 1_000_003 + id(batch) % 97", STEP
     ),
     "one step too many": Mutation(
-        "lm/train_step.py", "min(rows_per_step * seq_length, token_budget - tokens_seen)", "rows_per_step * seq_length", STEP
+        "lm/train_step.py",
+        "min(rows_per_step * seq_length, token_budget - tokens_seen)",
+        "rows_per_step * seq_length",
+        STEP,
     ),
     "moments are not restored": Mutation(
         "learner.py", '{"state": saved["state"], ', '{"state": {}, ', "tests/test_kills.py"
@@ -89,7 +96,10 @@ MUTATIONS = {
         "run.py", "        self.metrics.truncate_after(self.tokens_seen)\n", "", "tests/test_kills.py"
     ),
     "shares of documents": Mutation(
-        "data/mixing.py", 'cost = num_tokens if self.strategy == "weighted" else 1', "cost = 1", "tests/data/test_mixing.py"
+        "data/mixing.py",
+        'cost = num_tokens if self.strategy == "weighted" else 1',
+        "cost = 1",
+        "tests/data/test_mixing.py",
     ),
     "held-out text is trained on": Mutation(
         "data/preparation.py", 'return "held out" if text_hash(text) in held_out else None', "return None", STREAM
@@ -98,7 +108,10 @@ MUTATIONS = {
         "data/tokenizer.py", "tokenizer.encode_special_tokens = True", "pass", "tests/data/test_tokenizer.py"
     ),
     "rows that skip a token": Mutation(
-        "data/packing.py", "windows[:: self.seq_length][: len(rows)]", "windows[1 :: self.seq_length][: len(rows)]", "tests/data/test_packing.py"
+        "data/packing.py",
+        "windows[:: self.seq_length][: len(rows)]",
+        "windows[1 :: self.seq_length][: len(rows)]",
+        "tests/data/test_packing.py",
     ),
     "a place in a block forgotten": Mutation(
         "data/feeds.py", "yield entries[min(given, len(texts)) :]", "yield entries", "tests/data/test_feeds.py"
@@ -107,13 +120,18 @@ MUTATIONS = {
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
     ),
     "whatever the Hub answers is data": Mutation(
-        "data/hub_client.py", "if not (problem := problem_with(", "if True or (problem := problem_with(", "tests/data/test_hub_faults.py"
+        "data/hub_client.py",
+        "if not (problem := problem_with(",
+        "if True or (problem := problem_with(",
+        "tests/data/test_hub_faults.py",
     ),
     "repeats are not blocked": Mutation(
         "lm/generate.py", "            blocker.append(token)\n", "            pass\n", "tests/lm/test_generate.py"
     ),
-    "a nucleus too large": Mutation("lm/generate.py", "kept = mass_before < top_p", "kept = mass_before < 1", "tests/lm/test_generate.py"),
-}  # fmt: skip
+    "a nucleus too large": Mutation(
+        "lm/generate.py", "kept = mass_before < top_p", "kept = mass_before < 1", "tests/lm/test_generate.py"
+    ),
+}
 
 
 def survives(mutation: Mutation) -> bool:

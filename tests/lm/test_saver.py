@@ -1,7 +1,6 @@
 """Saving in the background: the state of one moment, whole, one after the other."""
 
 import pytest
-import torch
 from test_checkpoint import generations, make_state, tokens_in
 
 from lm.checkpoint import CURRENT, CheckpointError
@@ -37,7 +36,7 @@ def test_failures_are_said_and_the_third_in_a_row_is_raised(tmp_path):
         saver.save(make_state(number), said.append)
         saver.wait()
         assert len(said) == number
-    with pytest.raises(SavingFailed, match="3 saves in a row failed. The last of them: Saving"):
+    with pytest.raises(SavingFailed, match=r"3 saves in a row failed\. The last of them: Saving"):
         saver.check()
     with pytest.raises(CheckpointError, match="directory"):
         saver.check_last()
