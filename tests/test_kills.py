@@ -63,8 +63,8 @@ def wait_until(there, process, seconds: float = 60.0) -> None:
         assert time.monotonic() < deadline, "no progress within a minute"
 
 
-def strike(program: Program, process, where: str, tokens: int, rng: random.Random) -> str:
-    """Kills once, when about `tokens` are trained on; says where it was."""
+def strike(program: Program, process, where: str, tokens: int, rng: random.Random) -> str | None:
+    """Kills once, when about `tokens` are trained on; says where it was, or None if the run was over before."""
     folder = program.checkpoints
     if where == "any instant" and rng.random() < 0.2:
         time.sleep(rng.uniform(0.0, START_SECONDS))
@@ -79,7 +79,7 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
         os.kill(producer, signal.SIGKILL)
         return "the producer alone"
     if process.poll() is not None:
-        return "not at all"
+        return None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return "rotation" if is_rotating(folder) else "a save" if is_saving(folder) else "any instant"
@@ -111,19 +111,22 @@ def test_kills_leave_no_trace(tmp_path):
     planned = [where for where, count in KILLS.items() for _ in range(count)]
     rng.shuffle(planned)
     try:
-        for first in range(0, len(planned), CHAIN):
+        while planned:
             strategy = rng.choice(list(whole))
             run, process = program(strategy), None
-            for number, where in enumerate(planned[first : first + CHAIN]):
+            chain, planned = planned[:CHAIN], planned[CHAIN:]
+            for number, where in enumerate(chain):
                 if process is None or process.poll() is not None:
                     process = run.start()
                 trained = run.state()["tokens_seen"] if (run.checkpoints / CURRENT).exists() else 0
-                tokens = trained + rng.randrange(1, max(2, (BUDGET - 2_000 - trained) // (CHAIN - number)))
-                killed[strike(run, process, where, tokens, rng)] += 1
+                tokens = trained + rng.randrange(1, max(2, (BUDGET - 4_000 - trained) // (CHAIN - number)))
+                if struck := strike(run, process, where, tokens, rng):
+                    killed[struck] += 1
+                else:
+                    planned.append(where)  # the run was over before: once more in another
                 if process.poll() is not None:
                     process.communicate()
-                    if trained:
-                        run.state()  # lm_current.pth is there and loads
+                    assert not trained or run.state()  # lm_current.pth is there and loads
             if process.poll() is not None:
                 process = run.start()
             result = ended(process)
