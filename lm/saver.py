@@ -28,6 +28,7 @@ class Saver:
         self._folder = folder
         self._thread: threading.Thread | None = None
         self._failures: list[CheckpointError] = []  # in a row
+        self._defect: BaseException | None = None
 
     def save(self, state: dict[str, Any], say: Callable[[str], Any]) -> None:
         """Returns as soon as `state` may change. A failure to write it is said; training goes on, until `check`."""
@@ -43,6 +44,8 @@ class Saver:
         except CheckpointError as error:
             self._failures.append(error)
             say(str(error))
+        except BaseException as error:  # a thread cannot raise it to anybody
+            self._defect = error
 
     @property
     def busy(self) -> bool:
@@ -54,12 +57,15 @@ class Saver:
             self._thread.join()
 
     def check(self) -> None:
-        """Raises SavingFailed if MAX_FAILURES saves in a row have failed by now."""
+        """Raises SavingFailed if MAX_FAILURES saves in a row have failed by now, and whatever else went wrong in one."""
+        if self._defect:
+            raise self._defect
         if len(self._failures) >= MAX_FAILURES:
             raise SavingFailed(f"{MAX_FAILURES} saves in a row failed. The last of them: {self._failures[-1]}")
 
     def check_last(self) -> None:
         """Waits, and raises the CheckpointError of the last save, if it failed."""
         self.wait()
+        self.check()
         if self._failures:
             raise self._failures[-1]

@@ -27,6 +27,25 @@ def test_a_save_waits_for_the_one_before(tmp_path):
     assert generations(tmp_path) == [3, 2, 1]
 
 
+def test_the_last_save_is_waited_for_and_its_failure_raised(tmp_path):
+    saver = Saver(tmp_path)
+    (tmp_path / CURRENT).mkdir()
+    saver.save(make_state(1, size=LARGE), print)
+    with pytest.raises(CheckpointError, match="directory"):
+        saver.check_last()
+
+
+def test_a_defect_in_the_thread_is_raised_to_the_program(tmp_path, monkeypatch):
+    def defective(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lm.checkpoint.write", defective)
+    saver = Saver(tmp_path)
+    saver.save(make_state(1), print)
+    with pytest.raises(ZeroDivisionError):
+        saver.check_last()
+
+
 def test_failures_are_said_and_the_third_in_a_row_is_raised(tmp_path):
     saver, said = Saver(tmp_path), []
     obstacle = tmp_path / CURRENT
@@ -38,8 +57,6 @@ def test_failures_are_said_and_the_third_in_a_row_is_raised(tmp_path):
         assert len(said) == number
     with pytest.raises(SavingFailed, match=r"3 saves in a row failed\. The last of them: Saving"):
         saver.check()
-    with pytest.raises(CheckpointError, match="directory"):
-        saver.check_last()
     obstacle.rmdir()
     saver.save(make_state(4), said.append)
     saver.check_last()
