@@ -33,7 +33,7 @@ def do_what_is_due(run: Run, say: Say) -> None:
     if due(run, run.last_saved, train.save_every_tokens):
         run.save(say)
     evaluation = None
-    if due(run, run.last_evaluated, train.eval_every_tokens):
+    if due(run, run.last_evaluated[0], train.eval_every_tokens):
         evaluation = measure(run, say)
     if aux.enable_adaptive_sources and due(run, run.adaptive["tokens"], aux.adaptive_interval_tokens):
         adapt(run, evaluation or measure(run, say), say)
@@ -63,7 +63,7 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     )
     if evaluation is None:
         return None
-    if everything or run.tokens_seen > run.last_evaluated:  # else measured again after a resume, and recorded already
+    if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:  # else recorded before this run was taken up again
         run.record_evaluation(evaluation, source_records(run) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
@@ -136,8 +136,8 @@ def decide(
 
 def sample(run: Run, say: Say) -> None:
     """Continues held-out documents, the same ones every time, and keeps what came out in samples.md."""
-    run.last_sampled = run.tokens_seen
-    if not run.world.is_first:
+    recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
+    if recorded or not run.world.is_first:
         return
     samples = []
     for number, (label, prompt) in enumerate(prompts(run)):

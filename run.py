@@ -126,11 +126,12 @@ class Run:
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
-    def _last_recorded(self) -> tuple[int, int]:
-        """Tokens seen at the last evaluation and the last samples that were written down."""
-        evaluated = (line["tokens"] for line in read_metrics(self.folder / "metrics.jsonl") if line.get("eval"))
+    def _last_recorded(self) -> tuple[tuple[int, int], int]:
+        """Tokens seen at the last evaluation and the tokens it was of; tokens seen at the last samples."""
+        lines = read_metrics(self.folder / "metrics.jsonl")
+        evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
         sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
-        return max(evaluated, default=0), max(sampled, default=0)
+        return max(evaluated, default=(0, 0)), max(sampled, default=0)
 
     def _token_bytes(self) -> np.ndarray:
         """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""
@@ -212,7 +213,7 @@ class Run:
         line["mixture"] = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
         line["sources"] = sources
         self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
-        self.last_evaluated = self.tokens_seen
+        self.last_evaluated = (self.tokens_seen, evaluation.tokens)
 
     # ---- its state ----------------------------------------------------------------------------------------------
 
