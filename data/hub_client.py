@@ -9,6 +9,7 @@ Never written to a log: `HF_TOKEN`, and the presigned addresses that files are r
 """
 
 import logging
+import os
 import re
 import threading
 import time
@@ -44,6 +45,7 @@ def configure_library() -> None:
             client.send = partial(ask, client.send)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to S3 for each source, also for files on this disk
     datasets.config.TORCH_AVAILABLE = False  # a second and 170 MB, to share a counter with workers that there are not
     tqdm.get_lock()  # there from now on: the library makes and deletes it for each source, and two do not agree on it
     datasets.disable_progress_bars()
@@ -71,6 +73,8 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
             if not is_request_error(error):
                 raise
             problem = str(error).rstrip(".") or type(error).__name__
+            if type(error).__name__ == "LocalProtocolError":  # its words hold the header that cannot be sent
+                problem = "HF_TOKEN holds characters that cannot be sent"
         if delay is not None:
             time.sleep(delay)
     last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
@@ -94,6 +98,14 @@ def problem_with(response: Any, asked_range: str) -> str | None:
         if (first, last) != (int(asked[1]), min(int(asked[2] or total), total - 1)):
             return "another part of the file than was asked for"
     return None
+
+
+def without_secrets(text: str) -> str:
+    """`text` as it may be shown: addresses without what follows "?", where a presigned one holds its signature; no
+    HF_TOKEN."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    text = re.sub(r"""(https?://[^\s?"'<>\\]+)\?[^\s"'<>\\]+""", r"\1?...", text)
+    return text.replace(token, "(HF_TOKEN)") if token else text
 
 
 def is_request_error(error: BaseException) -> bool:

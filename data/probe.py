@@ -51,13 +51,13 @@ def probe_one(spec, seconds: float) -> Probe:
                 problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
             case "text":
                 problem = path_problem(spec.path, spec.glob)
-    except OSError as error:
-        problem = f"{error.strerror or error}"
+    except Exception as error:  # also of what is no path or no answer; never its words: they may hold the token
+        problem = getattr(error, "strerror", None) or f"cannot be asked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
 def path_problem(path: str | Path, pattern: str) -> str:
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not os.path.exists(root):
         return f"{path} does not exist"
     if root.is_dir() and not list(islice((file for file in root.glob(pattern) if not file.is_dir()), 1)):
@@ -70,7 +70,7 @@ def dataset_problem(spec, seconds: float) -> str:
         return path_problem(spec.folder, "**/*") if spec.folder else ""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     request = urllib.request.Request(f"{endpoint}/api/datasets/{spec.dataset}")
-    if token := os.environ.get("HF_TOKEN"):
+    if token := os.environ.get("HF_TOKEN", "").strip():
         # Not sent on to wherever the Hub redirects.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
