@@ -19,6 +19,7 @@ from typing import Any
 
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 SMALL_BODY = 2**24  # bytes; read here even if the library would read it bit by bit, so that a broken one is asked again
+BAD_TOKEN = "HF_TOKEN holds characters that cannot be sent: set it anew"
 _configuring = threading.Lock()
 
 
@@ -70,11 +71,9 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
                 return response
             response.close()
         except Exception as error:
-            if not is_request_error(error):
+            if not is_request_error(error) or cannot_be_sent(error):
                 raise
             problem = str(error).rstrip(".") or type(error).__name__
-            if type(error).__name__ == "LocalProtocolError":  # its words hold the header that cannot be sent
-                problem = "HF_TOKEN holds characters that cannot be sent"
         if delay is not None:
             time.sleep(delay)
     last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
@@ -98,6 +97,11 @@ def problem_with(response: Any, asked_range: str) -> str | None:
         if (first, last) != (int(asked[1]), min(int(asked[2] or total), total - 1)):
             return "another part of the file than was asked for"
     return None
+
+
+def cannot_be_sent(error: BaseException) -> bool:
+    """Whether a header is none, and that is the one with the token; the error's words may hold it."""
+    return isinstance(error, UnicodeEncodeError) or type(error).__name__ == "LocalProtocolError"
 
 
 def without_secrets(text: str) -> str:

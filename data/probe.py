@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from data.hub_client import BAD_TOKEN
+
 
 class Probe(NamedTuple):
     """Whether a source answers, and in a few words why not ("" if it does)."""
@@ -71,6 +73,8 @@ def dataset_problem(spec, seconds: float) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     request = urllib.request.Request(f"{endpoint}/api/datasets/{spec.dataset}")
     if token := os.environ.get("HF_TOKEN", "").strip():
+        if not (token.isascii() and token.isprintable()):
+            return BAD_TOKEN
         # Not sent on to wherever the Hub redirects.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
