@@ -17,6 +17,7 @@ from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted
 from lm.files import FolderLock
 from lm.machine import Machine, load_machine, measure_machine, save_machine
+from lm.metrics import printable
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -30,7 +31,12 @@ def choose(folder: Path, configs: Path) -> Choice:
             checkpoint.load(folder)  # says what is wrong: a damaged run is never taken for none
     menu = gather_menu(folder, configs)
     print(render_menu(menu))
-    return ask(menu, read=input, say=print, terminal=bool(sys.stdin and sys.stdin.isatty()))
+    return ask(
+        menu,
+        read=input,
+        say=lambda text: print(printable(text)),  # presets are named by their files
+        terminal=bool(sys.stdin and sys.stdin.isatty()),
+    )
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

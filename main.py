@@ -35,6 +35,7 @@ try:
     from lm.archive import put_aside, restore
     from lm.files import FolderLock
     from lm.machine import load_machine, measure_machine, peak_memory, save_machine
+    from lm.metrics import printable
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -54,7 +55,7 @@ def main() -> int:
     try:
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
     except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -198,7 +198,7 @@ def _understand(answer: str, menu: Menu) -> Choice:
             return _ready(found[0])
         if found:
             raise LookupError(f"{clip(answer, 40)!r} could be {' or '.join(entry.path.stem for entry in found)}")
-    names = [_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")]
+    names = list(dict.fromkeys(_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")))
     close = difflib.get_close_matches(word, [*names, *long_forms], n=1, cutoff=0.5)
     nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join([*names, *choices])}"
     raise LookupError(f"there is no {clip(answer, 40)!r}; {nearest}")

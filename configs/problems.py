@@ -2,22 +2,31 @@
 
 `read_text` and `read_json` are stricter than `json.loads`: no duplicate keys, no NaN, no number too large for a float,
 no characters that could not be printed or opened. `explain` turns pydantic's errors into the same kind of `Problem`.
+Whatever the preset holds, the message is short and no line of it drives a terminal, and it is there in a moment.
 This file knows no knob by name; it asks the models it is given. It never opens anything but the one preset file.
 """
 
 import difflib
+import errno
 import json
 import math
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-MAX_BYTES = 1_000_000
-MAX_LISTED = 100
+from configs.words import clip
+
+MAX_BYTES = 100_000  # of a preset's file
+MAX_CHARACTERS = 1_000_000  # of its text: with every default written out it may be several times as long as the file
+MAX_DEPTH = 10  # braces and brackets around a value; a preset has five
+LONGEST_MESSAGE = 2_000  # characters
+MAX_EXPLAINED = 100  # problems that are put into words; far more than a message has room for
 SHOWN_CHARS = 80
 
 
@@ -37,35 +46,47 @@ class Problem(NamedTuple):
     hint: str = ""  # what is allowed, or the nearest valid spelling
 
 
-def preset_error(origin: str, problems: list[Problem]) -> PresetError:
-    blocks = []
-    for problem in problems[:MAX_LISTED]:
-        where = f" {problem.where}" if problem.where else ""
-        blocks.append(f"{origin}:{where} {problem.what}" + (f"\n    {problem.hint}" if problem.hint else ""))
-    if len(problems) > MAX_LISTED:
-        blocks.append(f"... and {len(problems) - MAX_LISTED} problems more")
-    return PresetError("\n".join(blocks))
+def preset_error(origin: str | Path, problems: list[Problem], *, num_problems: int = 0) -> PresetError:
+    """As many of the problems as fit into LONGEST_MESSAGE; of the others their number. `num_problems`: how many there
+    are, if `problems` are only the first of them."""
+    origin, num_problems = clip(str(origin), 300), max(num_problems, len(problems))
+    message, listed = "", 0
+    for problem in problems:
+        where = f" {clip(problem.where, 200)}" if problem.where else ""
+        hint = f"\n    {clip(problem.hint, 400)}" if problem.hint else ""
+        block = f"{origin}:{where} {clip(problem.what, 200)}{hint}\n"
+        if len(message) + len(block) > LONGEST_MESSAGE - 50:
+            break
+        message, listed = message + block, listed + 1
+    if listed < num_problems:
+        message += f"... and {num_problems - listed:,} problems more"
+    return PresetError(message.rstrip("\n"))
 
 
 def read_text(path: Path | str) -> str:
     """The text of a preset file (UTF-8, with or without a byte order mark). Raises PresetError."""
     path = Path(path)
     try:
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")  # opening a FIFO would wait for ever
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise PresetError(f"{path}: there is no such file") from None
+        raise _unusable(path, "there is no such file") from None
     except IsADirectoryError:
-        raise PresetError(f"{path}: this is a folder\n    give the path of one preset, a .json file") from None
+        raise _unusable(path, "this is a folder", "give the path of one preset, a .json file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise PresetError(f"{str(path)!r}: cannot be read: {reason}") from None
+        raise _unusable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MAX_BYTES:
-        raise PresetError(f"{path}: larger than {MAX_BYTES:,} bytes\n    a preset is a short JSON file")
+        raise _unusable(path, f"larger than {MAX_BYTES:,} bytes", "a preset is a short JSON file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PresetError(f"{path}: not UTF-8 text at byte {error.start}\n    save the file as UTF-8") from None
+        raise _unusable(path, f"not UTF-8 text at byte {error.start}", "save the file as UTF-8") from None
+
+
+def _unusable(origin: str | Path, what: str, hint: str = "") -> PresetError:
+    return preset_error(origin, [Problem("", what, hint)])
 
 
 class _Object(dict):
@@ -82,35 +103,36 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
     """The JSON object in `text`, and what is wrong with it as JSON. Raises PresetError if there is no object at all."""
-    if len(text) > MAX_BYTES:
-        raise PresetError(f"{origin}: larger than {MAX_BYTES:,} characters\n    a preset is a short JSON file")
+    if len(text) > MAX_CHARACTERS:
+        raise _unusable(origin, f"larger than {MAX_CHARACTERS:,} characters", "a preset is a short JSON file")
     try:
         value = json.loads(text, object_pairs_hook=_object)
-        problems = list(_json_problems(value, ""))
+        problems = list(_json_problems(value, "", 1))
     except json.JSONDecodeError as error:
-        raise PresetError(f"{origin}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except RecursionError:
-        raise PresetError(f"{origin}: nested too deeply\n    a preset is four levels deep") from None
+        raise _unusable(origin, "nested too deeply", "a preset is five levels deep") from None
     except ValueError as error:  # a whole number of thousands of digits
-        raise PresetError(f"{origin}: not JSON: {error}") from None
+        raise _unusable(origin, f"not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise PresetError(
-            f'{origin}: {_show(value)} is not an object\n    a preset looks like {{"name": ..., "model": ...}}'
-        )
+        hint = 'a preset looks like {"name": ..., "model": ...}'
+        raise _unusable(origin, f"{_show(value)} is not an object", hint)
     return value, problems
 
 
-def _json_problems(value: Any, where: str) -> Iterator[Problem]:
+def _json_problems(value: Any, where: str, depth: int) -> Iterator[Problem]:
+    if depth > MAX_DEPTH and isinstance(value, dict | list):
+        raise RecursionError  # as json.loads does, later: what looks at the value then has less room than it had
     if isinstance(value, _Object):
         for key in value.repeated:
             yield Problem(_join(where, key), "is given more than once", "keep one of them")
         for key, item in value.items():
             if not _printable(key):
                 yield Problem(_join(where, key), "has a character that is not allowed in a name")
-            yield from _json_problems(item, _join(where, key))
+            yield from _json_problems(item, _join(where, key), depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _json_problems(item, f"{where}[{index}]")
+            yield from _json_problems(item, f"{where}[{index}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         yield Problem(where, f"= {_show(value)}", "numbers must be finite (at most 1.8e308)")
     elif isinstance(value, str) and not _printable(value):
@@ -122,8 +144,8 @@ def _printable(text: str) -> bool:
 
 
 def explain(error: ValidationError, root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
-    """One Problem for each of pydantic's errors. `kinds` maps the tags of the source union to their models."""
-    for line in error.errors(include_url=False):
+    """One Problem for each of pydantic's first errors. `kinds` maps the tags of the source union to their models."""
+    for line in islice(error.errors(include_url=False), MAX_EXPLAINED):
         where, model, field = _locate(line["loc"], root, kinds)
         given, kind = f"= {_show(line['input'])}", line["type"]
         if kind == "default_factory_not_called":  # follows from another error, which is listed
@@ -168,6 +190,8 @@ def _locate(
             where += f"[{step}]"
         elif isinstance(previous, int):  # the tag of a union follows its index and is not in the JSON
             model, field = kinds.get(step, model), None
+        elif field and field.annotation is not model:  # which type of a union: neither is that
+            pass
         else:
             where = _join(where, step)
             field = next((info for name, info in model.model_fields.items() if step in (name, info.alias)), None)
@@ -181,7 +205,8 @@ def _allowed(field: FieldInfo | None, otherwise: str = "") -> str:
     """'allowed: a whole number from 16 to 8192', read off the field itself."""
     if field is None:
         return otherwise
-    types = set(get_args(field.annotation)) or {field.annotation}
+    parts = get_args(field.annotation) or (field.annotation,)
+    types = {get_args(part)[0] if get_origin(part) is Annotated else part for part in parts}
     bounds = {
         name: getattr(item, name) for item in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(item, name)
     }

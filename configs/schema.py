@@ -16,6 +16,7 @@ from configs.catalog import FIELD_ALIASES
 from configs.problems import PresetError, UserError, explain, preset_error, read_json, read_text
 from configs.source_specs import (
     KINDS,
+    LONGEST_PATH,
     Count,
     HFSource,
     PDFSource,
@@ -143,14 +144,20 @@ class TrainConfig(Section):
 class DataConfig(Section):
     """Where text comes from and how it is mixed."""
 
-    sources: list[SourceEntry] = Field(default=[], description="Named sources (catalog.py) and source objects.")
-    custom_sources: list[SourceEntry] = Field(default=[], description="More sources, appended to sources.")
+    sources: list[SourceEntry] = Field(
+        default=[], max_length=MAX_SOURCES, description="Named sources (catalog.py) and source objects."
+    )
+    custom_sources: list[SourceEntry] = Field(
+        default=[], max_length=MAX_SOURCES, description="More sources, appended to sources."
+    )
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
         default="round_robin",
         description="One document a turn; each source to its end; or shares of tokens by source_weights.",
     )
     source_weights: list[Annotated[float, Field(gt=0, le=10**6)]] | None = Field(
-        default=None, description="One positive number a source, relative; default all equal."
+        default=None,
+        max_length=MAX_SOURCES,
+        description="One positive number a source, relative; default all equal.",
     )
     min_text_length: int = Field(
         default=1, ge=0, le=10**6, description="Shorter documents are left out, in characters."
@@ -158,6 +165,7 @@ class DataConfig(Section):
     tokenizer: str | None = Field(
         default=None,
         min_length=1,
+        max_length=LONGEST_PATH,
         description="Path of a tokenizer.json; default: byte-level BPE of vocab_size trained on the sources.",
     )
 
@@ -249,6 +257,13 @@ class Preset(Section):
     data: DataConfig = Field(description="Sources and mixture.")
     auxiliary: AuxiliaryConfig = Field(default={}, description="Heads beside the language model.")
 
+    @field_validator("name")
+    @classmethod
+    def _visible(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("without invisible characters, which would make two names look the same")
+        return name
+
     @model_validator(mode="before")
     @classmethod
     def _micro_batch_by_length(cls, given: Any) -> Any:
@@ -282,13 +297,20 @@ def load_preset(path: Path | str) -> Preset:
 def parse_preset(text: str, origin: str) -> Preset:
     """Check a preset's JSON text; `origin` names it in messages. Raises PresetError listing every problem."""
     value, problems = read_json(text, origin)
+    num_problems = len(problems)
     try:
         preset = Preset.model_validate(value)
     except ValidationError as error:
-        said = {(problem.where, problem.what) for problem in problems}
-        problems += [problem for problem in explain(error, Preset, KINDS) if (problem.where, problem.what) not in said]
+        num_problems += error.error_count()
+        said = {problem[:2] for problem in problems}
+        for problem in explain(error, Preset, KINDS):
+            if problem[:2] in said:
+                num_problems -= 1
+            else:
+                said.add(problem[:2])
+                problems.append(problem)
     if problems:
-        raise preset_error(origin, problems)
+        raise preset_error(origin, problems, num_problems=num_problems)
     return preset
 
 

@@ -3,6 +3,7 @@
 A source object says where text is; nothing here opens it (data/sources.py does) or imports torch.
 """
 
+import os
 import string
 from collections import Counter
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from configs.catalog import NAMED_SOURCES
+from configs.words import clip
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of files on this disk, as the datasets library names them
+LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters; messages hold them
+MOST_FIELDS = 64
+MOST_PUT_IN = 100  # columns in one document: each cell may be long
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
 
 
 class Section(BaseModel):
@@ -32,8 +39,8 @@ class SourceSpec(Section):
 
     label: str = Field(
         default="",
-        max_length=80,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
+        max_length=LONGEST_LABEL,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*$",
         description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
     )
     max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
@@ -47,29 +54,32 @@ class HFSource(SourceSpec):
 
     type: Literal["hf"] = Field(description="A dataset on the Hugging Face Hub, or in its form on this disk.")
     dataset: str = Field(
-        max_length=1000,
-        pattern=r"^([A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?|[/~.][^\x00-\x1f]*)$",
+        max_length=LONGEST_PATH,
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?|[/~.][^\x00-\x1f]*)$",
         description="Dataset on the Hub, owner/name; a folder, beginning with /, ./ or ~/; or the format of data_files: "
         "json, csv, parquet, text, arrow.",
     )
-    config: str | None = Field(default=None, min_length=1, description="Configuration (subset) of the dataset.")
-    split: str = Field(default="train", min_length=1, description="Split of the dataset.")
-    text_field: str | None = Field(
-        default=None, min_length=1, description='Column holding the text; default "text" when there are no fields.'
+    config: Name | None = Field(default=None, description="Configuration (subset) of the dataset.")
+    split: Name = Field(default="train", description="Split of the dataset.")
+    text_field: Name | None = Field(
+        default=None, description='Column holding the text; default "text" when there are no fields.'
     )
-    fields: list[Annotated[str, Field(min_length=1)]] | None = Field(
+    fields: list[Name] | None = Field(
         default=None,
         min_length=1,
-        max_length=64,
+        max_length=MOST_FIELDS,
         description="Columns used by format, in order; the last is the answer.",
     )
     format: str | None = Field(
         default=None,
+        max_length=10_000,
         validate_default=True,
         description='Document made of fields, such as "Q: {question}\\nA: {answer}".',
     )
-    data_files: str | list[str] | None = Field(default=None, description="Files of the repository, as paths or globs.")
-    data_dir: str | None = Field(default=None, min_length=1, description="Folder of the repository to read.")
+    data_dir: FilePath | None = Field(default=None, description="Folder of the repository to read.")
+    data_files: FilePath | Annotated[list[FilePath], Field(max_length=1000)] | None = Field(
+        default=None, description="Files of the repository, as paths or globs."
+    )
 
     @field_validator("fields")
     @classmethod
@@ -95,6 +105,13 @@ class HFSource(SourceSpec):
         _check_format(form, fields)
         return form
 
+    @field_validator("data_files")
+    @classmethod
+    def _some_files(cls, files: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if not files and info.data.get("dataset") in LOCAL_FORMATS and not info.data.get("data_dir"):
+            raise ValueError("a format in dataset needs the files to read: a path, a glob, or a list of them")
+        return files
+
     @model_validator(mode="before")
     @classmethod
     def _text_by_default(cls, given: Any) -> Any:
@@ -106,7 +123,8 @@ class HFSource(SourceSpec):
     @property
     def folder(self) -> Path | None:
         """Where the dataset lies on this disk, if it is given as a folder."""
-        return Path(self.dataset).expanduser() if self.dataset.startswith(("/", "~", ".")) else None
+        # Not Path.expanduser: it raises where there is no such user.
+        return Path(os.path.expanduser(self.dataset)) if self.dataset.startswith(("/", "~", ".")) else None
 
     @property
     def is_local(self) -> bool:
@@ -121,9 +139,7 @@ class PDFSource(SourceSpec):
     """PDF files of one's own; text is taken out page by page."""
 
     type: Literal["pdf"] = Field(description="PDF files.")
-    path: str = Field(
-        min_length=1, description="A PDF, or a folder read with its subfolders; ~ and relative paths work."
-    )
+    path: FilePath = Field(description="A PDF, or a folder read with its subfolders; ~ and relative paths work.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,8 +150,8 @@ class TextSource(SourceSpec):
     """Text files of one's own, one document a file."""
 
     type: Literal["text"] = Field(description="Text files.")
-    path: str = Field(min_length=1, description="A text file or a folder; ~ and relative paths work.")
-    glob: str = Field(default="**/*.txt", min_length=1, description="Which files of the folder; ** is any depth.")
+    path: FilePath = Field(description="A text file or a folder; ~ and relative paths work.")
+    glob: Name = Field(default="**/*.txt", description="Which files of the folder; ** is any depth.")
 
     @field_validator("glob")
     @classmethod
@@ -194,6 +210,8 @@ def _check_format(form: str, fields: list[str]) -> None:
             raise ValueError(f"{written[:80]} is not a bare name from fields; allowed: {allowed}")
     if not used:
         raise ValueError("uses none of its fields, so that every document would be the same")
+    if len(used) > MOST_PUT_IN:
+        raise ValueError(f"puts in {len(used):,} columns; at most {MOST_PUT_IN}")
 
 
 def look_up(entry: Any) -> Source:
@@ -204,11 +222,12 @@ def look_up(entry: Any) -> Source:
 
 
 def unique_labels(specs: list[Source]) -> list[str]:
-    """The shortest of each source's names that no other source wants; if all are wanted, numbered: name#2."""
-    wanted = Counter(name for spec in specs for name in ([spec.label] if spec.label else set(spec.names)))
+    """The shortest of each source's names that no other source wants; if all are wanted, numbered: name#2. Printable:
+    a name may come from a path."""
+    names_of = [[clip(name, LONGEST_LABEL) for name in ([spec.label] if spec.label else spec.names)] for spec in specs]
+    wanted = Counter(name for names in names_of for name in set(names))
     labels: list[str] = []
-    for spec in specs:
-        names = [spec.label] if spec.label else spec.names
+    for names in names_of:
         label = next((name for name in names if wanted[name] == 1), names[0])
         candidates = [label, *(f"{label}#{number}" for number in range(2, len(specs) + 2))]
         labels.append(next(candidate for candidate in candidates if candidate not in labels))

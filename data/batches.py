@@ -24,6 +24,7 @@ import numpy as np
 
 from configs.schema import Preset, UserError
 from data.heldout import HeldOut
+from data.hub_client import without_secrets
 from data.journal import JournalReader
 from data.packing import row_dtype
 from data.preparation import HELD_OUT, tokenizer_path
@@ -314,5 +315,6 @@ def _listen(stdout, events: queue.SimpleQueue) -> None:
 def _repeat(stderr, last_words: deque[str]) -> None:
     with stderr:
         for line in stderr:
+            line = without_secrets(line)  # a library's log or a traceback, with the address it read
             last_words.append(line)
             sys.stderr.write(line)

@@ -15,7 +15,15 @@ from string import Formatter
 from typing import Any
 
 from configs.schema import FIELD_ALIASES
-from data.hub_client import NoAnswer, configure_library, is_request_error, last_failure
+from data.hub_client import (
+    BAD_TOKEN,
+    NoAnswer,
+    cannot_be_sent,
+    configure_library,
+    is_request_error,
+    last_failure,
+    without_secrets,
+)
 from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 
 HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
@@ -193,6 +201,8 @@ def advice_for(error: Exception, spec) -> str | None:
 
     chain, line = causes(error), first_line(error)
     page = f"https://huggingface.co/datasets/{spec.dataset}"
+    if any(map(cannot_be_sent, chain)):
+        return BAD_TOKEN
     if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
         return f"{spec.dataset} is gated: accept its terms at {page} and set HF_TOKEN to your access token"
     if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
@@ -204,6 +214,8 @@ def advice_for(error: Exception, spec) -> str | None:
         return f"{spec.dataset}, `config`: {' '.join(str(error).split())}"
     if line.startswith(("Bad split", "Unknown split")):
         return f"{spec.dataset}, `split`: {line}"
+    if line == "StopIteration":
+        return f"{spec.dataset}, `data_files`: no file matches {spec.data_files!r}"
     return None
 
 
@@ -226,7 +238,9 @@ def status_of(error: BaseException) -> int | None:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What it says, fit to be shown: its words may come from a library or from a server."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets("".join(character for character in line if character.isprintable()))
 
 
 def cell_text(cell: Any) -> str | None:

@@ -9,6 +9,7 @@ Never written to a log: `HF_TOKEN`, and the presigned addresses that files are r
 """
 
 import logging
+import os
 import re
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 SMALL_BODY = 2**24  # bytes; read here even if the library would read it bit by bit, so that a broken one is asked again
+BAD_TOKEN = "HF_TOKEN holds characters that cannot be sent: set it anew"
 _configuring = threading.Lock()
 
 
@@ -44,6 +46,7 @@ def configure_library() -> None:
             client.send = partial(ask, client.send)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to S3 for each source, also for files on this disk
     datasets.config.TORCH_AVAILABLE = False  # a second and 170 MB, to share a counter with workers that there are not
     tqdm.get_lock()  # there from now on: the library makes and deletes it for each source, and two do not agree on it
     datasets.disable_progress_bars()
@@ -68,7 +71,7 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
                 return response
             response.close()
         except Exception as error:
-            if not is_request_error(error):
+            if not is_request_error(error) or cannot_be_sent(error):
                 raise
             problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
@@ -94,6 +97,19 @@ def problem_with(response: Any, asked_range: str) -> str | None:
         if (first, last) != (int(asked[1]), min(int(asked[2] or total), total - 1)):
             return "another part of the file than was asked for"
     return None
+
+
+def cannot_be_sent(error: BaseException) -> bool:
+    """Whether a header is none, and that is the one with the token; the error's words may hold it."""
+    return isinstance(error, UnicodeEncodeError) or type(error).__name__ == "LocalProtocolError"
+
+
+def without_secrets(text: str) -> str:
+    """`text` as it may be shown: addresses without what follows "?", where a presigned one holds its signature; no
+    HF_TOKEN."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    text = re.sub(r"""(https?://[^\s?"'<>\\]+)\?[^\s"'<>\\]+""", r"\1?...", text)
+    return text.replace(token, "(HF_TOKEN)") if token else text
 
 
 def is_request_error(error: BaseException) -> bool:

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from data.hub_client import BAD_TOKEN
+
 
 class Probe(NamedTuple):
     """Whether a source answers, and in a few words why not ("" if it does)."""
@@ -51,13 +53,13 @@ def probe_one(spec, seconds: float) -> Probe:
                 problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
             case "text":
                 problem = path_problem(spec.path, spec.glob)
-    except OSError as error:
-        problem = f"{error.strerror or error}"
+    except Exception as error:  # also of what is no path or no answer; never its words: they may hold the token
+        problem = getattr(error, "strerror", None) or f"cannot be asked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
 def path_problem(path: str | Path, pattern: str) -> str:
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not os.path.exists(root):
         return f"{path} does not exist"
     if root.is_dir() and not list(islice((file for file in root.glob(pattern) if not file.is_dir()), 1)):
@@ -70,7 +72,9 @@ def dataset_problem(spec, seconds: float) -> str:
         return path_problem(spec.folder, "**/*") if spec.folder else ""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     request = urllib.request.Request(f"{endpoint}/api/datasets/{spec.dataset}")
-    if token := os.environ.get("HF_TOKEN"):
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        if not (token.isascii() and token.isprintable()):
+            return BAD_TOKEN
         # Not sent on to wherever the Hub redirects.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:

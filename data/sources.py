@@ -258,7 +258,7 @@ def find_files(label: str, path: str, pattern: str) -> list[Path]:
 
     Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there is no file.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))  # not Path.expanduser: it raises where there is no such user
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
     if not os.path.exists(root):
         raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")

@@ -6,6 +6,7 @@ of. Nothing is downloaded.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,7 +52,9 @@ def without_endless_words(text: str) -> str:
 
 def load(path: Path | str) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises UserError if it cannot be read or has no end-of-text token."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
+    if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
+        raise UserError(f"tokenizer {path}: not a file; give the path of a tokenizer.json")
     try:
         tokenizer = _ready(Tokenizer.from_file(str(path)))
     except Exception as error:  # `tokenizers` raises plain Exception for a missing, torn or foreign file

@@ -36,7 +36,9 @@ class HubStandIn:
     what to do instead of answering: "drop" the connection; "truncate" the body, of which more was promised; "stall"
     until the client gives up, or after "half" the body; send a "page" of HTML with status 200, or the "whole" file
     when a part is asked for. None: answer.
-    `requests` lists what was asked. `gated` repositories answer 403 as the Hub does.
+    `requests` lists what was asked. `gated` repositories answer 403 as the Hub does. With `signature` a file's bytes
+    are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
+    signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class HubStandIn:
         for name, files in repos.items():
             self.add(name, files, (configs or {}).get(name, {}))
         self.gated, self.fault, self.retry_after = gated, fault, 1
+        self.signature = ""
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
@@ -102,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
+        self.hub.tokens.append(self.headers.get("Authorization"))
         match fault := self.hub.fault(self.command, path, len(self.hub.requests)):
             case "drop":
                 self.close_connection = True
@@ -114,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
                 headers = {"Retry-After": str(self.hub.retry_after)} if status == 429 else {}
                 return self._send(status, b"out of order", headers)
         self._fault = fault
+        if stored := re.fullmatch(r"/stored/([^/]+/[^/]+)/(.+)", path):
+            return self._stored(stored[1], stored[2])
         if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
         if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/[^/]+|/tree/[^/]+(/.*)?)?", path):
@@ -148,6 +155,20 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.repos[name].get(path)
         if content is None:
             return self._error(404, "EntryNotFound", "Entry not found", headers)
+        if self.hub.signature and path != "README.md":
+            port = self.server.server_port
+            query = f"X-Amz-Expires=900&X-Amz-Signature={self.hub.signature}&response-content-type=x"
+            headers["Location"] = f"http://localhost:{port}/stored/{name}/{path}?{query}"
+            return self._send(302, b"", headers)
+        return self._content(path, content, headers)
+
+    def _stored(self, name: str, path: str) -> None:
+        """The other end of a presigned address."""
+        if f"X-Amz-Signature={self.hub.signature}&" not in self.path or self.headers.get("Authorization"):
+            return self._error(403, "AccessDenied", f"not signed so: {self.path}")
+        return self._content(path, self.hub.repos[name][path], {"Accept-Ranges": "bytes"})
+
+    def _content(self, path: str, content: bytes | Path, headers: dict[str, str]) -> None:
         total = size(content)
         headers["ETag"] = f'"{hashlib.sha1(f"{path}:{total}".encode()).hexdigest()}"'
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")

@@ -69,6 +69,7 @@ class Program:
 
     def __init__(self, folder: Path, text: Path, *, token_budget: int = BUDGET):
         self.folder, self.text, self.checkpoints = folder, text, folder / "checkpoints"
+        self.environment = dict(ENVIRONMENT)
         for name in CODE:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.json"))
@@ -97,7 +98,7 @@ class Program:
         process = subprocess.Popen(
             [*launcher, str(self.folder / "main.py")],
             cwd=self.elsewhere,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL if answers is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

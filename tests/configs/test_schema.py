@@ -102,7 +102,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"train": {"weight_decay": True}}, "train.weight_decay = true"),
         ({"train": {"warmup_fraction": 0.5}}, "train.decay_fraction = 0.65\n    warmup_fraction 0.5 + decay_fraction"),
         ({"data": {"sources": []}}, "1 to 200 of them"),
-        ({"data": {"sources": ["wikipedia"] * 201}}, "1 to 200 of them"),
+        ({"data": {"sources": ["wikipedia"] * 201}}, "at most 200 items"),
         ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of the 2"),
         ({"data": {"sources": ["wikipedia"], "source_weights": [0]}}, "data.source_weights[0] = 0"),
         ({"data": {"sources": [{"path": "x"}]}}, 'data.sources[0] = {"path": "x"}\n    allowed: a named source'),
@@ -226,25 +226,3 @@ def test_labels_are_short_and_unique():
 def test_presets_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         parse().model.hidden_size = 128
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-PLACES = ["name", "model", "train", "data", "auxiliary", "model.hidden_size", "model.num_heads", "model.seq_length"]
-PLACES += ["train.per_gpu_batch_size", "data.sources", "data.source_weights", "data.custom_sources", "auxiliary.x"]
-
-
-@settings(max_examples=150, deadline=None)
-@given(value=JSON, place=st.sampled_from(PLACES))
-def test_whatever_is_written_anywhere_is_accepted_or_explained(value, place):
-    sections = json.loads(json.dumps(preset_of(train={}, auxiliary={})))
-    *parents, key = place.split(".")
-    (sections[parents[0]] if parents else sections)[key] = value
-    try:
-        message = parse_preset(json.dumps(sections), "p.json") and ""
-    except PresetError as error:
-        message = str(error)
-    assert message == "" or (message.startswith("p.json: ") and message.isascii())
