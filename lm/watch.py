@@ -37,6 +37,8 @@ def end_with_parent() -> None:
             socket.create_connection(address, timeout=STALL_TIMEOUT.total_seconds()).close()
         except ConnectionRefusedError:  # killed before PARENT was noted: joining would be tried for a day
             sys.exit(1)
+        except OSError:  # joining says what is wrong
+            pass
 
     def watch() -> None:
         while os.getppid() == PARENT:

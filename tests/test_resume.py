@@ -13,8 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from lm.metrics import read_metrics, read_samples
-from tests.program import ALL_HEADS, BUDGET, Program, ended, fingerprint, write_text
+from lm.metrics import read_metrics
+from tests.program import (
+    ALL_HEADS,
+    BUDGET,
+    Program,
+    check_logs,
+    ended,
+    fingerprint,
+    torchrun,
+    workers_of,
+    write_text,
+)
 
 ADAPTIVE = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 3_000, "adaptive_smoothing": 0.0}
 pytestmark = pytest.mark.slow
@@ -42,23 +52,6 @@ def make(text, tmp_path):
         one.close()
 
 
-def torchrun(num_processes: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
-
-
-def workers_of(program: Program) -> list[int]:
-    """Process ids of all that run its main.py."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes()
-        except OSError:
-            continue
-        if str(program.folder / "main.py").encode() in command:
-            found.append(int(path.parent.name))
-    return found
-
-
 def producer_of(process) -> int | None:
     """The process id of its child, if it has one now."""
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -69,18 +62,6 @@ def producer_of(process) -> int | None:
         if int(fields[1]) == process.pid:
             return int(status.parent.name)
     return None
-
-
-def check_logs(program: Program) -> None:
-    """Every kind of line has strictly increasing tokens, and samples too, whatever came between."""
-    lines = read_metrics(program.checkpoints / "metrics.jsonl")
-    for kind in ("loss", "eval"):
-        tokens = [line["tokens"] for line in lines if kind in line]
-        assert tokens == sorted(set(tokens))
-        assert tokens[-1] == BUDGET
-    tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
-    assert tokens == sorted(set(tokens))
-    assert len(tokens) == 2  # at 10,000 and the end
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")
@@ -176,7 +157,7 @@ def test_any_number_of_processes_sees_the_same_text(make):
         process = killed.start(launcher=torchrun(num_processes))
         killed.wait_for(tokens, process)
         os.killpg(process.pid, signal.SIGKILL)
-        for worker in workers_of(killed):
+        for worker in workers_of(killed).values():
             os.kill(worker, signal.SIGKILL)  # torchrun starts each in a session of its own
         assert ended(process).code == -signal.SIGKILL
     assert killed.run(launcher=torchrun(2)).code == 0
