@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
+    from lm.watch import end_with_parent  # first: it notes whose child this is
+
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
     from choose import choose, preset_of
@@ -52,8 +54,13 @@ def main() -> int:
     """Exit code: 0 done, or saved on request; 2 the user must change something; 1 a defect or a lost machine."""
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it waits for the first, Python's handler would not run
     try:
-        start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
+        start(choose(CHECKPOINTS, CONFIGS) if first else None)
     except UserError as error:
         print(f"\n{printable(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -67,8 +74,15 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    except Exception:
-        return defect()
+    except Exception as error:
+        if "by peer" not in str(error):  # "Connection closed by peer", "Connection reset by peer" in gloo's words
+            return defect()
+        print(
+            f"\nRank {os.environ['RANK']} ends: another process of this job has ended; torchrun says which and why. The "
+            "last checkpoint is intact: start again to resume.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -121,7 +135,7 @@ def train(
 
     world, folder = World.start(), Path(checkpoint_dir)
     say = print if world.is_first else lambda *_: None
-    with StopRequest() as stop, FolderLock(folder) if world.is_first else nullcontext():
+    with StopRequest() as stop, world.watch(stop), FolderLock(folder) if world.is_first else nullcontext():
         state = world.from_first(lambda: None if fresh else load_unfinished(preset, folder, say))
         over = state and (state["exhausted"] or state["tokens_seen"] >= token_budget)
         if world.from_first(lambda: over and (folder / "report.md").exists()):
@@ -308,9 +322,12 @@ class StopRequest:
     def _receive(self, number: int, _frame: object) -> None:
         if self.asked and number == signal.SIGINT:  # schedulers repeat SIGTERM, to us and through torchrun
             os._exit(128 + number)  # checkpoints and journal survive a kill at any instant: nothing to clean up
-        self.asked = True
-        if os.environ.get("RANK", "0") == "0":
+        self.ask()
+
+    def ask(self) -> None:
+        if not self.asked and os.environ.get("RANK", "0") == "0":
             os.write(2, b"\nStopping as soon as it is safe, with what was learnt saved. Ctrl-C again leaves at once.\n")
+        self.asked = True
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ out, or the exception it meets, reaches the others through `from_first`.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import UserError
+from lm.watch import StopRequest, Watch
 
 Result = TypeVar("Result")
 STEP_TIMEOUT = timedelta(minutes=10)  # a forward and backward pass takes far less: longer means that a rank is lost
@@ -33,6 +35,9 @@ class World:
         if size > 1:
             self.objects = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
             self.gradients = dist.new_group(timeout=STEP_TIMEOUT)
+            self.places = [""] * size  # of each rank, in words
+            here = f"Rank {rank} (process {os.getpid()} on {socket.gethostname()})"
+            dist.all_gather_object(self.places, here, group=self.objects)
 
     @classmethod
     def start(cls) -> World:
@@ -50,7 +55,15 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=FIRST_TIMEOUT)
+            # The first rank comes last, from the menu: who is not there in a while is lost.
+            timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+            except dist.DistStoreError as error:
+                raise RuntimeError(
+                    f"In {timeout.total_seconds():.0f} s not all of the {size} processes have come: one is stopped, or "
+                    "its machine or the network between is lost."
+                ) from error
         return cls(rank, local_rank, size, device)
 
     @property
@@ -89,6 +102,10 @@ class World:
             process_group=self.gradients,
             gradient_as_bucket_view=True,
         )
+
+    def watch(self, stop: StopRequest) -> AbstractContextManager:
+        """Inside it a rank that falls silent ends the job, and one that is asked to stop makes all stop."""
+        return nullcontext() if self.size == 1 else Watch(self, stop)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         return nullcontext() if self.size == 1 else model.no_sync()

@@ -6,11 +6,13 @@ A copy, because main.py finds presets and checkpoints beside itself. In it the b
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,6 +141,35 @@ class Program:
         return {path.name for path in self.checkpoints.glob("*")} - NOT_A_RUN
 
 
+def torchrun(num_processes: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
+
+
+def workers_of(program: Program) -> dict[int, int]:
+    """Process ids of all that run its main.py, by rank; Linux."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment = (path / "environ").read_bytes()
+            if str(program.folder / "main.py").encode() in (path / "cmdline").read_bytes().split(b"\0"):
+                rank = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
+                if rank:
+                    found[int(rank[1])] = int(path.name)
+    return found
+
+
+def check_logs(program: Program, token_budget: int = BUDGET) -> None:
+    """Every kind of line has strictly increasing tokens, and samples too, whatever came between."""
+    lines = read_metrics(program.checkpoints / "metrics.jsonl")
+    for kind in ("loss", "eval"):
+        tokens = [line["tokens"] for line in lines if kind in line]
+        assert tokens == sorted(set(tokens))
+        assert tokens[-1] == token_budget
+    tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) == token_budget // 10_000  # at each multiple but perhaps the last, and the end
+
+
 def ended(process: subprocess.Popen) -> Ended:
     out, err = process.communicate(timeout=120)
     return Ended(process.returncode, out, err)
@@ -164,15 +195,3 @@ def fingerprint(state: dict) -> str:
     for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "stream_position"):
         add(state[key])
     return digest.hexdigest()
-
-
-def check_logs(program: Program) -> None:
-    """Every kind of line has strictly increasing tokens, and samples too, whatever came between."""
-    lines = read_metrics(program.checkpoints / "metrics.jsonl")
-    for kind in ("loss", "eval"):
-        tokens = [line["tokens"] for line in lines if kind in line]
-        assert tokens == sorted(set(tokens))
-        assert tokens[-1] == BUDGET
-    tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
-    assert tokens == sorted(set(tokens))
-    assert len(tokens) == 2  # at 10,000 and the end

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lm.metrics import read_metrics
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, write_text
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of, write_text
 
 pytestmark = pytest.mark.slow
 
@@ -37,23 +37,6 @@ def make(text, tmp_path):
     yield program
     for one in made:
         one.close()
-
-
-def torchrun(num_processes: int) -> tuple[str, ...]:
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}")
-
-
-def workers_of(program: Program) -> list[int]:
-    """Process ids of all that run its main.py."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes()
-        except OSError:
-            continue
-        if str(program.folder / "main.py").encode() in command:
-            found.append(int(path.parent.name))
-    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -118,7 +101,7 @@ def test_any_number_of_processes_sees_the_same_text(make):
         process = killed.start(launcher=torchrun(num_processes))
         killed.wait_for(tokens, process)
         os.killpg(process.pid, signal.SIGKILL)
-        for worker in workers_of(killed):
+        for worker in workers_of(killed).values():
             os.kill(worker, signal.SIGKILL)  # torchrun starts each in a session of its own
         assert ended(process).code == -signal.SIGKILL
     assert killed.run(launcher=torchrun(2)).code == 0

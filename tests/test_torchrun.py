@@ -1,0 +1,298 @@
+"""Several processes under a real torchrun (gloo, CPU): killed, stopped, signalled, and left without torchrun.
+
+Every run ends at its budget with the state of one that was never disturbed. FULL_COUNTS=1 kills a rank 10 times and
+torchrun 5 times, and sends 5 signals of each kind; `-s` shows the figures:
+
+    FULL_COUNTS=1 python -m pytest -s tests/test_torchrun.py
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.program import (
+    ALL_HEADS,
+    ENVIRONMENT,
+    ROOT,
+    Program,
+    check_logs,
+    ended,
+    fingerprint,
+    preset_json,
+    torchrun,
+    workers_of,
+    write_text,
+)
+
+FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
+BUDGET = 40_009  # room for all that is done to one run
+STALL_SECONDS, HEAD_START = 6, 5  # for the first in place of two minutes; the second as it is in lm/watch.py
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def two_sources(program: Program) -> Program:
+    """Its preset, all heads on; weights fixed, because adaptive ones follow the last digits of losses."""
+    data = {"mix_strategy": "weighted", "source_weights": [1.0, 3.0]}
+    program.add(model={"seq_length": 64}, data=data, auxiliary=ALL_HEADS)
+    return program
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory):
+    """The run that nothing happened to, by two processes."""
+    program = two_sources(Program(tmp_path_factory.mktemp("whole"), text, token_budget=BUDGET))
+    result = program.run(launcher=torchrun(2))
+    assert result.code == 0, result.err
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def make(text, whole, tmp_path):
+    """Programs that have measured this machine, with the preset of `whole`."""
+    made = []
+
+    def program(name: str) -> Program:
+        made.append(two_sources(Program(tmp_path / name, text, token_budget=BUDGET)))
+        made[-1].checkpoints.mkdir()
+        shutil.copyfile(whole.checkpoints / "machine.json", made[-1].checkpoints / "machine.json")
+        return made[-1]
+
+    yield program
+    for one in made:
+        for worker in workers_of(one).values():
+            os.kill(worker, signal.SIGKILL)
+        one.close()
+
+
+def processes_of(program: Program) -> list[int]:
+    """Its torchrun, its workers, its producer and their children."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(program.folder).encode() in told:
+            found.append(int(path.name))
+    return found
+
+
+def seconds_until(condition, limit: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit, f"not within {limit} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def assert_same_as(whole: Program, program: Program) -> None:
+    assert program.state()["tokens_seen"] == BUDGET
+    assert fingerprint(program.state()) == fingerprint(whole.state())
+    rows = "stream/rows.bin"
+    assert (program.checkpoints / rows).read_bytes() == (whole.checkpoints / rows).read_bytes()
+    check_logs(program, BUDGET)
+
+
+def test_two_runs_of_two_processes_are_the_same_to_the_bit(whole, make):
+    again = make("again")
+    assert again.run(launcher=torchrun(2)).code == 0
+    assert_same_as(whole, again)
+
+
+# What is done, and to whom: torchrun itself, or a worker.
+INTERRUPTIONS = (
+    (signal.SIGKILL, "rank 0"),
+    (signal.SIGKILL, "rank 1"),
+    (signal.SIGKILL, "torchrun"),
+    (signal.SIGTERM, "torchrun"),
+    (signal.SIGINT, "torchrun"),
+    (signal.SIGTERM, "rank 1"),
+)
+
+
+@pytest.mark.parametrize("chain", range(5 if FULL_COUNTS else 1))
+def test_interrupted_in_every_way_it_ends_the_same_and_leaves_no_orphan(chain, whole, make):
+    program, rng = make("program"), random.Random(chain)
+    for number, target in rng.sample(INTERRUPTIONS, len(INTERRUPTIONS)):
+        process = program.start(launcher=torchrun(2))
+        seconds_until(lambda: len(workers_of(program)) == 2, 60)
+        program.wait_for(program.tokens_in_metrics() + rng.randrange(1, 3_000), process)
+        time.sleep(rng.uniform(0.0, 0.1))
+        assert process.poll() is None, "the run was over before it was disturbed"
+        before = program.tokens_in_metrics()
+        os.kill(process.pid if target == "torchrun" else workers_of(program)[int(target[-1])], number)
+        seconds = seconds_until(lambda p=process: p.poll() is not None, 30)
+        orphaned = seconds_until(lambda: not processes_of(program), 10)
+        result = ended(process)
+        seen = program.state()["tokens_seen"] if (program.checkpoints / "lm_current.pth").exists() else 0
+        print(
+            f"{number.name} to {target} at {before:,} tokens: torchrun ended after {seconds:.1f} s, the last of its "
+            f"processes {orphaned:.1f} s later; {seen:,} tokens are saved"
+        )
+        if number != signal.SIGKILL:
+            assert f"Saved at {seen:,} tokens" in result.out
+            assert seen >= before
+            assert result.err.count("Stopping as soon as it is safe") == 1
+        elif target != "torchrun":
+            other = 1 - int(target[-1])
+            assert f"Rank {other} ends: another process of this job has ended" in result.err
+        assert "This is a defect" not in result.err
+    result = program.run(launcher=torchrun(2))
+    assert result.code == 0, result.err
+    assert_same_as(whole, program)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.5, 1.0, 3.0] if FULL_COUNTS else [0.0])
+def test_workers_that_just_began_do_not_outlive_torchrun(after, make):
+    program = make("program")
+    process = program.start(launcher=torchrun(2))
+    seconds_until(lambda: len(workers_of(program)) == 2, 60)
+    time.sleep(after)
+    process.kill()
+    print(f"the last worker ended {seconds_until(lambda: not processes_of(program), 10):.1f} s after torchrun")
+
+
+def test_ctrl_c_at_the_menu_ends_all_at_once(make):
+    program = make("program")
+    launcher = ("/bin/sh", "-c", f'sleep 1000 | exec {" ".join(torchrun(2))} "$0"')  # a user who does not answer
+    process = program.start(launcher=launcher)
+    while "Enter: start" not in process.stdout.readline():
+        assert process.poll() is None
+    (agent,) = (
+        pid
+        for pid in processes_of(program)
+        if b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(process.pid)
+    )
+    time.sleep(1)  # the other rank is waiting for the answer by now
+    os.kill(agent, signal.SIGINT)
+    print(f"ended after {seconds_until(lambda: not workers_of(program), 10):.1f} s")
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not(whole, make):
+    program = make("program")
+    program._change("lm/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
+    for rank in (1, 0):
+        process = program.start(launcher=torchrun(2))
+        program.wait_for(program.tokens_in_metrics() + 3_000, process)
+        workers = workers_of(program)
+        os.kill(workers[rank], signal.SIGSTOP)
+        limit = STALL_SECONDS + HEAD_START + 10
+        seconds = seconds_until(lambda w=workers, r=1 - rank: w[r] not in processes_of(program), limit)
+        if not FULL_COUNTS:  # torchrun would wait 30 s more for it
+            os.kill(workers[rank], signal.SIGCONT)
+        result = ended(process)
+        message = re.search(r"Rank \d \(process \d+ on .*\) has not answered for 6 s: .*", result.err)
+        print(f"rank {rank} stopped; the other left after {seconds:.1f} s: {message[0]}")
+        assert message[0].startswith(f"Rank {rank} (process {workers[rank]} on ")
+        assert result.err.count("has not answered") == 1
+        assert "This is a defect" not in result.err
+        assert result.code == 1
+        assert not processes_of(program)
+
+    process = program.start(launcher=torchrun(2))
+    seconds_until(lambda: producers(program), 60)
+    (producer,) = producers(program)
+    os.kill(producer, signal.SIGSTOP)  # sources that do not answer: the first rank waits, and the other for it
+    time.sleep(STALL_SECONDS + HEAD_START + 2)
+    os.kill(producer, signal.SIGCONT)
+    result = ended(process)
+    assert result.code == 0, result.err
+    assert_same_as(whole, program)
+
+
+def producers(program: Program) -> list[int]:
+    return [pid for pid in processes_of(program) if b"data.producer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+# ---- budgets, batches and numbers of processes that do not divide each other -----------------------------------------
+
+RAGGED_BUDGET, RAGGED_BATCH, RAGGED_LENGTH = 20_011, 7, 37
+
+
+def report_of_this_rank(preset: Path, folder: Path, stop_at: int) -> None:
+    """One run in this process, asked to stop at `stop_at` tokens; what it then knows is left beside the preset."""
+    import main
+    from configs.schema import load_preset
+    from run import Run
+
+    runs: list[Run] = []
+    train_on = Run.train_on
+
+    def and_stop(run: Run, step):
+        runs[:] = [run]
+        result = train_on(run, step)
+        run.stop.asked |= run.tokens_seen >= stop_at
+        return result
+
+    Run.train_on = and_stop
+    main.train(load_preset(preset), token_budget=RAGGED_BUDGET, checkpoint_dir=folder)
+    known = {
+        "tokens_seen": runs[0].tokens_seen,
+        "text": runs[0].text_digest,
+        "rows_per_step": runs[0].global_batch_rows,
+        "steps": runs[0].num_steps,
+    }
+    (folder.parent / f"{folder.name}.{os.environ['RANK']}.json").write_text(json.dumps(known))
+
+
+@pytest.fixture
+def ragged(text, tmp_path):
+    """Trains (or goes on) in a folder with so many processes and micro-batches; what each rank then knows."""
+
+    def train(name: str, num_processes: int, accumulation_steps: int, stop_at: int = 10**9) -> list[dict]:
+        preset = tmp_path / f"{name}.json"
+        train = {"per_gpu_batch_size": RAGGED_BATCH, "accumulation_steps": accumulation_steps}
+        preset.write_text(json.dumps(preset_json(text, model={"seq_length": RAGGED_LENGTH}, train=train)))
+        result = subprocess.run(
+            [*torchrun(num_processes), __file__, str(preset), str(tmp_path / name), str(stop_at)],
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+        return [json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for rank in range(num_processes)]
+
+    return train
+
+
+def test_every_rank_ends_at_exactly_the_budget_with_the_same_text(ragged):
+    assert all(RAGGED_BUDGET % number for number in (2, 3, RAGGED_BATCH, RAGGED_LENGTH))
+    ranks = [known for size in (1, 2, 3) for known in ragged(f"by {size}", size, 6 // size)]
+    print(ranks)
+    assert len(ranks) == 1 + 2 + 3
+    assert [known["tokens_seen"] for known in ranks] == [RAGGED_BUDGET] * 6
+    assert all(known == ranks[0] for known in ranks)
+
+    # Other numbers of processes go on with the same steps, also where rows cannot be shared out evenly.
+    for size, stop_at in ((3, 8_000), (4, 10**9)):
+        changed = ragged("changing", size, 2, stop_at)
+        assert len(changed) == size
+        assert all(known == changed[0] for known in changed)
+        assert min(stop_at, RAGGED_BUDGET) <= changed[0]["tokens_seen"]
+        assert changed[0]["rows_per_step"] == 6 * RAGGED_BATCH
+    assert changed[0] == ranks[0]
+
+
+if __name__ == "__main__":
+    report_of_this_rank(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
