@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
-from configs.schema import Preset
+from configs.schema import Preset, UserError
 from lm.distributed import World
 from lm.estimate import check_memory
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
@@ -66,11 +66,22 @@ class Learner:
         return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def state(self) -> dict[str, Any]:
-        return {
+        """Raises UserError when the weights are not all finite: such a state must not take a good one's place."""
+        state = {
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
         }
+        bad = [
+            name for part in ("model", "heads") for name, tensor in state[part].items() if not tensor.isfinite().all()
+        ]
+        if bad:
+            raise UserError(
+                f"{bad[0]} and {len(bad) - 1} more of the weights are not finite numbers any more, and are not saved. The "
+                "last checkpoint is intact: start again to resume from it. If it happens again, lower "
+                "train.*_learning_rate in the preset, or have the memory of this machine checked."
+            )
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.trunk.load_state_dict(state["model"])

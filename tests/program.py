@@ -75,6 +75,7 @@ class Program:
         self._change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
+        self.environment = dict(ENVIRONMENT)
         self.processes: list[subprocess.Popen] = []
 
     def _change(self, path: str, old: str, new: str) -> None:
@@ -95,7 +96,7 @@ class Program:
         process = subprocess.Popen(
             [*launcher, str(self.folder / "main.py")],
             cwd=self.elsewhere,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL if answers is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
