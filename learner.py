@@ -5,6 +5,7 @@ Everything random in it is a function of `train.seed` and of the row in the stre
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,7 +71,8 @@ class Learner:
         state = {
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimizer": [optimizer.state_dict() for optimizer in self.optimizers],
+            # Moments only. Rates and decay are functions of the preset, which may be edited, and of the tokens seen.
+            "optimizer": [{"state": optimizer.state_dict()["state"]} for optimizer in self.optimizers],
         }
         bad = [
             name for part in ("model", "heads") for name, tensor in state[part].items() if not tensor.isfinite().all()
@@ -84,8 +86,31 @@ class Learner:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError for a state that is not of such a model."""
+        if misfit := next(self._misfits(state), None):
+            raise UserError(
+                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has "
+                "changed it: put a copy of it back, or move the run elsewhere."
+            )
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-            # Rates and decay come from the preset, which may have been edited; momenta from the run.
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
+        """Names of what has not the shape of what it is to become."""
+        for part, saved in ((self.trunk, state["model"]), (self.heads, state["heads"])):
+            shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+            yield from (name for name in shapes.keys() | saved.keys() if shapes.get(name) != _shape(saved.get(name)))
+        if len(state["optimizer"]) != len(self.optimizers):
+            yield "optimizer"
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=False):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, moments in saved["state"].items():
+                known = isinstance(number, int) and number < len(parameters)
+                shapes = (parameters[number].shape, ()) if known else ()  # () is that of a count
+                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in shapes)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, torch.Tensor) else None

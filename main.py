@@ -60,7 +60,7 @@ def main() -> int:
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once
             print(f"\n{error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
     except OSError as error:

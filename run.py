@@ -23,18 +23,17 @@ from data.batches import Stopped, Stream, StreamEnded
 from data.mixing import shares
 from data.packing import chain_digest
 from learner import Learner
-from lm import checkpoint
 from lm.distributed import World
 from lm.evaluate import Evaluation
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
+from lm.saver import Saver
 from lm.train_step import StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
 
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
-MAX_FAILED_SAVES = 3
 
 
 class Step(NamedTuple):
@@ -86,7 +85,7 @@ class Run:
         self.stream = self._open_stream() if world.is_first else None  # after all that may be refused
         self.text_digest: str = position.get("text_digest", "")
         self._state = state
-        self._failed_saves = 0
+        self._saver = Saver(folder)
         self._logs: list = []
         self.num_steps: int = state.get("num_steps", 0)
         self.skipped_steps: int = state.get("skipped_steps", 0)
@@ -167,6 +166,7 @@ class Run:
         return step and step._replace(waited=time.perf_counter() - began)
 
     def _read(self, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
+        self._saver.check()
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
@@ -223,20 +223,15 @@ class Run:
     # ---- its state ----------------------------------------------------------------------------------------------
 
     def save(self, say: Callable[[str], None], *, last: bool = False) -> None:
-        """Rotates a new checkpoint in. A failure is said and training goes on; the third in a row is raised, and that
-        of the `last` save before the program ends."""
+        """Has a new checkpoint written while training goes on; a failure is said, and `next_step` raises the third in a
+        row. The `last` save before the program ends is waited for, and its failure raised."""
         self.last_saved = self.tokens_seen
         self.world.from_first(lambda: self._save(say, last))
 
     def _save(self, say: Callable[[str], None], last: bool) -> None:
-        try:
-            checkpoint.save(self.folder, self.state())
-            self._failed_saves = 0
-        except checkpoint.CheckpointError as error:
-            self._failed_saves += 1
-            if last or self._failed_saves == MAX_FAILED_SAVES:
-                raise
-            say(str(error))
+        self._saver.save(self.state(), say)
+        if last:
+            self._saver.check_last()
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint holds (lm/checkpoint.py adds the format)."""
@@ -304,6 +299,7 @@ class Run:
         return export(self.state(), self.folder)
 
     def close(self) -> None:
+        self._saver.wait()
         if self.stream:
             self.stream.close()
         for log in self._logs:

@@ -22,7 +22,9 @@ SHOWN_CHARS = 80
 
 
 class UserError(ValueError):
-    """Something the user must change. `main` prints the message without a traceback and exits 2."""
+    """Something the user must change. `main` prints the message without a traceback and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class PresetError(UserError):

@@ -6,12 +6,8 @@ disk, reads it back, gives the older generations their new names as hard links, 
 with one `os.replace`. So at no instant is `lm_current.pth` missing or torn, and a failed save leaves the last good one
 where it was.
 
-A checkpoint is a `torch.save` file of plain types and CPU tensors: it opens with `torch.load(path, weights_only=True)`
-and no allow-list. `torch.load` does not notice damaged tensors (288 of 300 flipped bits went unseen), but the file is a
-zip archive with a CRC-32 for every record, so `read` checks those first.
-
-This file never decides what to save, never starts a fresh run in place of a damaged one, and never deletes what it
-cannot read. It imports torch only inside `save` and `read`: the menu lists runs before anything heavy is loaded.
+What is in a file is for lm/checkpoint_file.py. This one never decides what to save, never starts a fresh run in place of
+a damaged one, and never deletes what it cannot read.
 """
 
 import contextlib
@@ -24,19 +20,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from configs.schema import UserError
-from lm.files import link_as, sync_folder, temporary_name
+from lm.checkpoint_file import CheckpointError, Damaged, is_whole, read, snapshot, write_file
+from lm.files import link_as, link_beside, same_file, sync_folder, temporary_name
 
-FORMAT_VERSION = 1
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
 ALIAS = "simple_lm_trained.pth"
-REQUIRED_KEYS = {
-    "format_version", "preset", "tokens_seen", "token_budget", "global_batch_rows", "model", "heads", "optimizer",
-    "rng", "stream_position", "tokenizer_sha256", "world_size",
-}  # fmt: skip
-
-
-class CheckpointError(UserError):
-    """A checkpoint could not be written, or none could be read; the message says what, where, and what to do."""
 
 
 class SavedRun(TypedDict):
@@ -52,32 +40,31 @@ class SavedRun(TypedDict):
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes `state` as the newest generation in `folder`, whose lock the caller holds.
+    """Writes `state` as the newest generation in `folder`: `snapshot` and `write` at once."""
+    write(folder, snapshot(state))
 
-    `state` has every key of REQUIRED_KEYS but `format_version`. Raises CheckpointError when the disk refuses; the
-    earlier generations then stay as they were, and training may go on and try again later.
+
+def write(folder: Path, contents: dict[str, Any]) -> None:
+    """Puts a `snapshot` on the disk as the newest generation in `folder`, whose lock the caller holds.
+
+    Raises CheckpointError when the disk refuses; the earlier generations then stay as they were, and training may go on
+    and try again later.
     """
-    import torch
-
-    contents = _plain({"format_version": FORMAT_VERSION, **state}, "state")
-    assert contents.keys() >= REQUIRED_KEYS, f"missing from the checkpoint: {sorted(REQUIRED_KEYS - contents.keys())}"
     folder = Path(folder)
     temporary = temporary_name(folder / CURRENT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*GENERATIONS, ALIAS):
-            for left_by_a_kill in folder.glob(f".{Path(name).stem}.*.tmp"):
-                left_by_a_kill.unlink()
-        with temporary.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _check_records(temporary)
-        _rotate(folder)
-        link_as(temporary, folder / ALIAS)
+        _remove_temporaries(folder)  # left by a kill
+        write_file(temporary, contents)
+        if not is_whole(temporary):
+            raise OSError("what was written reads back otherwise")
+        names = [*_rotation(folder), (temporary, folder / ALIAS)]
+        links = [(link_beside(source, target), target) for source, target in names]  # all that needs room comes first
+        for link, target in links:
+            os.replace(link, target)
         os.replace(temporary, folder / CURRENT)  # the commit: before it the old generations stand, after it the new one
         sync_folder(folder)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         raise CheckpointError(
             f"Saving {folder / CURRENT} failed: {error}\n"
@@ -86,35 +73,22 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            _remove_temporaries(folder)
 
 
-def _plain(value: Any, where: str) -> Any:
-    """A copy of `value` in plain containers, numbers, text and CPU tensors: what `weights_only=True` opens."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        # A view would drag its whole storage into the file.
-        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-    if isinstance(value, dict):
-        return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if value is None or type(value) in (bool, int, float, str, bytes):
-        return value
-    raise TypeError(f"{where} is a {type(value).__name__}, which weights_only=True would refuse to load")
+def _remove_temporaries(folder: Path) -> None:
+    for name in (*GENERATIONS, ALIAS):
+        for temporary in folder.glob(f".{Path(name).stem}.*.tmp"):
+            temporary.unlink()
 
 
-def _rotate(folder: Path) -> None:
-    """Gives current the name prev as well, and prev the name prev2."""
-    current, previous = folder / CURRENT, folder / PREVIOUS
-    if not current.exists() or (previous.exists() and current.samefile(previous)):
-        return  # nothing to rotate, or a save was killed after it had rotated: once more would lose a generation
-    if previous.exists():
-        link_as(previous, folder / PREVIOUS_2)
-    link_as(current, previous)
+def _rotation(folder: Path) -> list[tuple[Path, Path]]:
+    """The names that the older generations get, in order: prev becomes prev2 as well, and then current prev."""
+    current, previous, previous_2 = (folder / name for name in GENERATIONS)
+    if not current.exists() or same_file(current, previous):
+        return []  # nothing to rotate, or a save was killed after it had rotated: once more would lose a generation
+    older = previous.exists() and not same_file(previous, previous_2)
+    return [(previous, previous_2), (current, previous)] if older else [(current, previous)]
 
 
 def latest_exists(folder: Path) -> bool:
@@ -136,7 +110,7 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
             state = read(folder / name)
         except FileNotFoundError:
             problems[name] = "missing"
-        except _Damaged as error:
+        except Damaged as error:
             problems[name] = str(error)
         else:
             return state, _promote(folder, name, state["tokens_seen"], problems)
@@ -145,46 +119,6 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
         f"No checkpoint in {folder} can be read:\n{listing}\n"
         "Nothing was changed. Restore one of these files from a backup, or move them elsewhere to start a fresh run."
     )
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The state in one checkpoint file.
-
-    Raises FileNotFoundError, CheckpointError (another format, no permission) or, if the file is damaged, a kind of
-    CheckpointError that `load` answers with the generation before.
-    """
-    import torch
-
-    try:
-        _check_records(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
-    except Exception as error:  # whatever damaged bytes make of zipfile, pickle and torch
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _Damaged(f"damaged ({reason})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("format_version"), int):
-        raise _Damaged("not a checkpoint of this program")
-    if state["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {state['format_version']}, and this version of the program reads format "
-            f"{FORMAT_VERSION}: use the version that wrote it."
-        )
-    if missing := REQUIRED_KEYS - state.keys():
-        raise _Damaged(f"incomplete, without {', '.join(sorted(missing))}")
-    return state
-
-
-class _Damaged(CheckpointError):
-    pass
-
-
-def _check_records(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if (record := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the checksum of {record} is wrong")
 
 
 def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]) -> str:

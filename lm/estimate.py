@@ -109,8 +109,10 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
         per_token += model.num_layers * model.num_heads * model.seq_length * SCORE_BYTES * 5 // 8
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR)
     policy = 4 * 4 * min(POLICY_POSITIONS, num_tokens) * model.vocab_size if aux.enable_policy else 0
-    fixed = PROCESS_BYTES[device] + (PRODUCER_BYTES if device == "cpu" else 0)
-    return int(fixed + checkpoint_bytes(preset) + gradients + factor * per_token * num_tokens + policy)
+    fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
+    if device == "cpu":
+        fixed += PRODUCER_BYTES + state  # and what is being saved while training goes on
+    return int(fixed + state + gradients + factor * per_token * num_tokens + policy)
 
 
 def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices: bool) -> int:

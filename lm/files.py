@@ -12,12 +12,16 @@ from configs.schema import UserError
 
 
 def link_as(source: Path, target: Path) -> None:
-    """Makes `target` another name of `source` in one step, replacing what had that name.
+    """Makes `target` another name of `source` in one step, replacing what had that name."""
+    if not same_file(source, target):
+        os.replace(link_beside(source, target), target)
 
-    Where the file system has no hard links, `target` becomes a copy: the same safety for more disk space.
+
+def link_beside(source: Path, target: Path) -> Path:
+    """The first half of `link_as`, all of it that may lack room: `source` under a temporary name beside `target`.
+
+    Where the file system has no hard links, it is a copy: the same safety for more disk space.
     """
-    if target.exists() and source.samefile(target):
-        return  # renaming one hard link over another of the same file does nothing and leaves the temporary name
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
@@ -28,7 +32,12 @@ def link_as(source: Path, target: Path) -> None:
             copy.flush()
             os.fsync(copy.fileno())
         shutil.copystat(source, temporary)
-    os.replace(temporary, target)
+    return temporary
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are names of one file. Renaming one over the other would do nothing, and leave both."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from lm.metrics import read_metrics
+from lm.metrics import read_metrics, read_samples
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -60,6 +60,8 @@ ALL_HEADS = {
     "enable_dynamics": True,
     "enable_span_contrastive": True,
 }
+
+ADAPTIVE = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 3_000, "adaptive_smoothing": 0.0}
 
 
 class Program:
@@ -162,3 +164,15 @@ def fingerprint(state: dict) -> str:
     for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "stream_position"):
         add(state[key])
     return digest.hexdigest()
+
+
+def check_logs(program: Program) -> None:
+    """Every kind of line has strictly increasing tokens, and samples too, whatever came between."""
+    lines = read_metrics(program.checkpoints / "metrics.jsonl")
+    for kind in ("loss", "eval"):
+        tokens = [line["tokens"] for line in lines if kind in line]
+        assert tokens == sorted(set(tokens))
+        assert tokens[-1] == BUDGET
+    tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) == 2  # at 10,000 and the end

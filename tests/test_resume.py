@@ -5,18 +5,15 @@ then all functions of the tokens seen.
 """
 
 import os
-import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from lm.metrics import read_metrics, read_samples
-from tests.program import ALL_HEADS, BUDGET, Program, ended, fingerprint, write_text
+from lm.metrics import read_metrics
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, write_text
 
-ADAPTIVE = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 3_000, "adaptive_smoothing": 0.0}
 pytestmark = pytest.mark.slow
 
 
@@ -57,61 +54,6 @@ def workers_of(program: Program) -> list[int]:
         if str(program.folder / "main.py").encode() in command:
             found.append(int(path.parent.name))
     return found
-
-
-def producer_of(process) -> int | None:
-    """The process id of its child, if it has one now."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == process.pid:
-            return int(status.parent.name)
-    return None
-
-
-def check_logs(program: Program) -> None:
-    """Every kind of line has strictly increasing tokens, and samples too, whatever came between."""
-    lines = read_metrics(program.checkpoints / "metrics.jsonl")
-    for kind in ("loss", "eval"):
-        tokens = [line["tokens"] for line in lines if kind in line]
-        assert tokens == sorted(set(tokens))
-        assert tokens[-1] == BUDGET
-    tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
-    assert tokens == sorted(set(tokens))
-    assert len(tokens) == 2  # at 10,000 and the end
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")
-@pytest.mark.parametrize("strategy", ["round_robin", "weighted"])
-def test_kills_at_any_instant_leave_no_trace(strategy, make):
-    whole = make("whole", strategy)
-    assert whole.run().code == 0
-    state = whole.state()
-    assert state["tokens_seen"] == BUDGET
-    changes = state["stream_position"]["weight_changes"]
-    from_row, weights = changes[0]
-    assert weights != pytest.approx([1.0, 3.0] if strategy == "weighted" else [1.0, 1.0], rel=0.01)
-    assert from_row * 64 < BUDGET - 5_000  # adapted weights are in force well before the end
-    check_logs(whole)
-
-    killed, rng = make("killed", strategy), random.Random(strategy)
-    for first, last in ((0, 4_000), (5_000, 16_000)):
-        process = killed.start()
-        killed.wait_for(rng.randrange(first, last), process)
-        time.sleep(rng.uniform(0.0, 0.05))
-        os.killpg(process.pid, signal.SIGKILL)
-        assert ended(process).code == -signal.SIGKILL
-    process = killed.start()
-    killed.wait_for(killed.tokens_in_metrics() + 1_000, process)
-    os.kill(producer_of(process), signal.SIGKILL)
-    result = ended(process)
-    assert result.code == 0, result.err
-    assert fingerprint(killed.state()) == fingerprint(state)
-    rows = "stream/rows.bin"
-    assert (killed.checkpoints / rows).read_bytes() == (whole.checkpoints / rows).read_bytes()
-    check_logs(killed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,6 +15,7 @@ import torch
 import main
 from choose import gather_menu
 from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
+from lm import checkpoint_file as checkpoint
 from lm.metrics import read_metrics, read_samples
 from periodic import decide
 from run import Run
@@ -183,6 +184,28 @@ def unfinished(text, tmp_path_factory) -> Path:
     return folder
 
 
+MISFITS = {
+    "norm.weight": lambda state: state["model"].update({"norm.weight": torch.ones(7)}),
+    "extra": lambda state: state["model"].update(extra=torch.ones(1)),
+    "embed.weight": lambda state: state["model"].pop("embed.weight"),
+    "optimizer": lambda state: state["optimizer"].pop(),
+    "optimizer's momentum": lambda state: state["optimizer"][0]["state"].update({0: {"momentum": torch.ones(3)}}),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(name, unfinished, make, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unfinished, folder)
+    state = load(folder)
+    MISFITS[name](state)
+    checkpoint.write_file(folder / "lm_current.pth", state)
+    before = (folder / "lm_current.pth").read_bytes()
+    with pytest.raises(UserError, match=f"not what its own preset makes: {name} does not fit"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=folder)
+    assert (folder / "lm_current.pth").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_path, capsys):
     sources = [{"type": "text", "label": "small", "path": str(text / "small"), "repeat": 1}]
@@ -237,12 +260,9 @@ def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monke
     assert not contents(tmp_path)
 
 
-def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, monkeypatch, capsys):
-    def no_space(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lm.checkpoint.link_as", no_space)
-    with stop_at(500), pytest.raises(UserError, match="No space left"):
+def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, capsys):
+    (tmp_path / "simple_lm_trained.pth").mkdir()  # no file can be renamed over it
+    with stop_at(500), pytest.raises(UserError, match=r"Saving .* failed: .* directory"):
         main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert "Saved at" not in capsys.readouterr().out
 

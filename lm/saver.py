@@ -1,0 +1,65 @@
+"""Saving while training goes on: a copy of the state is taken at once, a thread of its own brings it to the disk.
+
+At most one checkpoint is being written; a save that comes before the last one is on the disk waits for it.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from configs.schema import UserError
+from lm import checkpoint
+from lm.checkpoint import CheckpointError
+
+MAX_FAILURES = 3  # in a row
+
+
+class SavingFailed(UserError):
+    """The disk refused again and again."""
+
+    exit_code = 1  # of a machine that is lost to us
+
+
+class Saver:
+    """Writes into `folder`, whose lock the caller holds. `say` hears of a failure, from the thread."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._thread: threading.Thread | None = None
+        self._failures: list[CheckpointError] = []  # in a row
+
+    def save(self, state: dict[str, Any], say: Callable[[str], Any]) -> None:
+        """Returns as soon as `state` may change. A failure to write it is said; training goes on, until `check`."""
+        self.wait()
+        contents = checkpoint.snapshot(state)
+        self._thread = threading.Thread(target=self._write, args=(contents, say), name="saver")
+        self._thread.start()
+
+    def _write(self, contents: dict[str, Any], say: Callable[[str], Any]) -> None:
+        try:
+            checkpoint.write(self._folder, contents)
+            self._failures.clear()
+        except CheckpointError as error:
+            self._failures.append(error)
+            say(str(error))
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raises SavingFailed if MAX_FAILURES saves in a row have failed by now."""
+        if len(self._failures) >= MAX_FAILURES:
+            raise SavingFailed(f"{MAX_FAILURES} saves in a row failed. The last of them: {self._failures[-1]}")
+
+    def check_last(self) -> None:
+        """Waits, and raises the CheckpointError of the last save, if it failed."""
+        self.wait()
+        if self._failures:
+            raise self._failures[-1]

@@ -1,0 +1,47 @@
+"""Saving in the background: the state of one moment, whole, one after the other."""
+
+import pytest
+from test_checkpoint import generations, make_state, tokens_in
+
+from lm.checkpoint import CURRENT, CheckpointError
+from lm.saver import MAX_FAILURES, Saver, SavingFailed
+
+LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
+
+
+def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path):
+    saver = Saver(tmp_path)
+    state = make_state(1, size=LARGE)
+    saver.save(state, print)
+    assert saver.busy
+    state["model"]["weight"].fill_(2)  # the next step
+    saver.wait()
+    assert tokens_in(tmp_path / CURRENT) == 1
+
+
+def test_a_save_waits_for_the_one_before(tmp_path):
+    saver = Saver(tmp_path)
+    for tokens in (1, 2, 3):
+        saver.save(make_state(tokens, size=LARGE), print)
+    saver.check_last()
+    assert generations(tmp_path) == [3, 2, 1]
+
+
+def test_failures_are_said_and_the_third_in_a_row_is_raised(tmp_path):
+    saver, said = Saver(tmp_path), []
+    obstacle = tmp_path / CURRENT
+    obstacle.mkdir()
+    for number in range(1, MAX_FAILURES + 1):
+        saver.check()
+        saver.save(make_state(number), said.append)
+        saver.wait()
+        assert len(said) == number
+    with pytest.raises(SavingFailed, match=r"3 saves in a row failed\. The last of them: Saving"):
+        saver.check()
+    with pytest.raises(CheckpointError, match="directory"):
+        saver.check_last()
+    obstacle.rmdir()
+    saver.save(make_state(4), said.append)
+    saver.check_last()
+    saver.check()  # forgotten
+    assert tokens_in(tmp_path / CURRENT) == 4

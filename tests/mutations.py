@@ -1,0 +1,163 @@
+"""Are the tests any good? Deliberate defects, one at a time, each of which some test has to notice.
+
+    python -m tests.mutations [NAME ...]
+
+For each, a copy of the repository with one piece of code replaced, and the tests named beside it; a defect that they
+pass with has survived. Prints every survivor, and the share that was caught; exit code 1 if that is under 95%. About
+ten minutes on two cores; no part of CI.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 600  # seconds; tests that hang have noticed
+
+
+class Mutation(NamedTuple):
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+CHECKPOINT, STREAM, STEP = "tests/lm/test_checkpoint.py", "tests/data/test_stream.py", "tests/lm/test_train_step.py"
+MUTATIONS = {
+    "no fsync": Mutation("lm/checkpoint_file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
+    "names swapped": Mutation(
+        "lm/checkpoint.py",
+        "return [(previous, previous_2), (current, previous)] if older",
+        "return [(current, previous), (previous, previous_2)] if older",
+        CHECKPOINT,
+    ),
+    "a moment without a checkpoint": Mutation(
+        "lm/checkpoint.py",
+        "        os.replace(temporary, folder / CURRENT)",
+        "        (folder / CURRENT).unlink(missing_ok=True)\n        os.replace(temporary, folder / CURRENT)",
+        CHECKPOINT,
+    ),
+    "the digest is not looked at": Mutation(
+        "lm/checkpoint_file.py",
+        "if not is_whole(path):\n            raise Damaged",
+        "if False:\n            raise Damaged",
+        CHECKPOINT,
+    ),
+    "weights that are not numbers are saved": Mutation(
+        "lm/checkpoint_file.py", "if name := _not_finite(contents):", "if name := None:", CHECKPOINT
+    ),
+    "a snapshot that training changes": Mutation(
+        "lm/checkpoint_file.py", 'value.detach().to("cpu", copy=True)', "value.detach()", "tests/lm/test_saver.py"
+    ),
+    "failed saves are not counted": Mutation(
+        "lm/saver.py", "            self._failures.append(error)\n", "", "tests/test_saving.py tests/test_run.py"
+    ),
+    "two runs in one folder": Mutation(
+        "lm/files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT
+    ),
+    "the loss divided by micro-batches": Mutation(
+        "lm/train_step.py",
+        "(self.world.size / plan.num_tokens)",
+        "(self.world.size / (len(batches) * batch.targets_BT.numel()))",
+        STEP,
+    ),
+    "the number of processes forgotten": Mutation(
+        "lm/train_step.py",
+        "(self.world.size / plan.num_tokens)",
+        "(1 / plan.num_tokens)",
+        "tests/lm/test_distributed.py",
+    ),
+    "a bad gradient is stepped on": Mutation("lm/train_step.py", "if not skipped:\n", "if True:\n", STEP),
+    "random positions without the row": Mutation(
+        "lm/train_step.py", "self.seed * 1_000_003 + batch.first_row", "self.seed * 1_000_003 + id(batch) % 97", STEP
+    ),
+    "one step too many": Mutation(
+        "lm/train_step.py",
+        "min(rows_per_step * seq_length, token_budget - tokens_seen)",
+        "rows_per_step * seq_length",
+        STEP,
+    ),
+    "moments are not restored": Mutation(
+        "learner.py", '{"state": saved["state"], ', '{"state": {}, ', "tests/test_kills.py"
+    ),
+    "weights under the names that DDP gives": Mutation(
+        "learner.py",
+        '"model": self.trunk.state_dict()',
+        '"model": self.train_step.model.state_dict()',
+        "tests/test_resume.py",
+    ),
+    "new weights hold from now on": Mutation(
+        "periodic.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
+    ),
+    "lines that were not learnt stay": Mutation(
+        "run.py", "        self.metrics.truncate_after(self.tokens_seen)\n", "", "tests/test_kills.py"
+    ),
+    "shares of documents": Mutation(
+        "data/mixing.py",
+        'cost = num_tokens if self.strategy == "weighted" else 1',
+        "cost = 1",
+        "tests/data/test_mixing.py",
+    ),
+    "held-out text is trained on": Mutation(
+        "data/preparation.py", 'return "held out" if text_hash(text) in held_out else None', "return None", STREAM
+    ),
+    "text becomes a special token": Mutation(
+        "data/tokenizer.py", "tokenizer.encode_special_tokens = True", "pass", "tests/data/test_tokenizer.py"
+    ),
+    "rows that skip a token": Mutation(
+        "data/packing.py",
+        "windows[:: self.seq_length][: len(rows)]",
+        "windows[1 :: self.seq_length][: len(rows)]",
+        "tests/data/test_packing.py",
+    ),
+    "a place in a block forgotten": Mutation(
+        "data/feeds.py", "yield entries[min(given, len(texts)) :]", "yield entries", "tests/data/test_feeds.py"
+    ),
+    "a torn append is kept": Mutation(
+        "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
+    ),
+    "whatever the Hub answers is data": Mutation(
+        "data/hub_client.py",
+        "if not (problem := problem_with(",
+        "if True or (problem := problem_with(",
+        "tests/data/test_hub_faults.py",
+    ),
+    "repeats are not blocked": Mutation(
+        "lm/generate.py", "            blocker.append(token)\n", "            pass\n", "tests/lm/test_generate.py"
+    ),
+    "a nucleus too large": Mutation(
+        "lm/generate.py", "kept = mass_before < top_p", "kept = mass_before < 1", "tests/lm/test_generate.py"
+    ),
+}
+
+
+def survives(mutation: Mutation) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "checkpoints", "__pycache__"))
+        path = copy / mutation.path
+        text = path.read_text()
+        assert text.count(mutation.old) == 1, f"{mutation.path} has {text.count(mutation.old)} times {mutation.old!r}"
+        path.write_text(text.replace(mutation.old, mutation.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests.split()]
+        try:
+            return subprocess.run(command, cwd=copy, capture_output=True, timeout=LONGEST).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def main(names: list[str]) -> int:
+    survivors = []
+    for number, name in enumerate(names, start=1):
+        survivors += [name] if survives(MUTATIONS[name]) else []
+        print(f"{number:>3} {'SURVIVED' if name in survivors[-1:] else 'caught  '} {name}", flush=True)
+    share = 1 - len(survivors) / len(names)
+    print(f"{len(names)} defects, {share:.0%} caught; survivors: {', '.join(survivors) or 'none'}")
+    return int(share < 0.95)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or list(MUTATIONS)))

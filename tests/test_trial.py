@@ -1,0 +1,43 @@
+"""A step that memory cannot hold although the estimate thought so: refused before anything is written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.program import ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
+
+TOO_LITTLE = """
+import resource, sys
+from pathlib import Path
+import learner, main
+from configs.schema import UserError, parse_preset
+from run import Run
+
+learner.check_memory = lambda *_, **__: None  # the estimate was wrong
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 700 * 2**20, -1))
+try:
+    main.train(parse_preset(sys.argv[1], "test"), checkpoint_dir=sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_step_that_memory_cannot_hold_names_a_batch_for_the_same_step(tmp_path):
+    train = {"per_gpu_batch_size": 4096, "accumulation_steps": 2}
+    preset = preset_json(write_text(tmp_path / "text"), model={"hidden_size": 64, "seq_length": 128}, train=train)
+    folder = tmp_path / "checkpoints"
+    command = [sys.executable, "-c", TOO_LITTLE, json.dumps(preset), str(folder)]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "does not fit into the memory of" in run.stdout
+    advice = r"2048 (may fit|fits): set train.per_gpu_batch_size to 2048 and train.accumulation_steps to 4"
+    assert re.search(advice, run.stdout)
+    assert {path.name for path in Path(folder).glob("*")} <= NOT_A_RUN
