@@ -67,21 +67,21 @@ class Learner:
         return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def state(self) -> dict[str, Any]:
-        """Raises UserError when the weights are not all finite: such a state must not take a good one's place."""
+        """Raises UserError when a number in it is not finite: such a state must not take a good one's place."""
         state = {
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
             # Moments only. Rates and decay are functions of the preset, which may be edited, and of the tokens seen.
             "optimizer": [{"state": optimizer.state_dict()["state"]} for optimizer in self.optimizers],
         }
-        bad = [
-            name for part in ("model", "heads") for name, tensor in state[part].items() if not tensor.isfinite().all()
-        ]
+        moments = [moment for part in state["optimizer"] for of in part["state"].values() for moment in of.values()]
+        tensors = [*state["model"].values(), *state["heads"].values(), *filter(torch.is_tensor, moments)]
+        bad = sum(not tensor.isfinite().all() for tensor in tensors)
         if bad:
             raise UserError(
-                f"{bad[0]} and {len(bad) - 1} more of the weights are not finite numbers any more, and are not saved. The "
-                "last checkpoint is intact: start again to resume from it. If it happens again, lower "
-                "train.*_learning_rate in the preset, or have the memory of this machine checked."
+                f"{bad} of {len(tensors)} weights and moments of the model hold numbers that are not finite, and are not "
+                "saved. The last checkpoint is intact: start again to resume from it. If it happens again, lower "
+                "train.matrix_learning_rate in the preset, or have the memory of this machine tested."
             )
         return state
 
