@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +20,11 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stop import StopRequest, leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()  # before the slow imports
 
 try:
     from lm.watch import end_with_parent  # first: it notes whose child this is
@@ -56,13 +60,11 @@ def main() -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    first = os.environ.get("RANK", "0") == "0"
-    if not first:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it waits for the first, Python's handler would not run
     try:
-        start(choose(CHECKPOINTS, CONFIGS) if first else None)
+        start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
     except UserError as error:
-        print(f"\n{printable(str(error))}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once
+            print(f"\n{printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -143,8 +145,8 @@ def train(
         run = Run(preset, world, folder, token_budget, state, stop)
         del state  # the run has taken what it needs
         try:
-            if check(run, fresh, say):
-                learn(run, say)
+            check(run, fresh, say)
+            learn(run, say)
         finally:
             run.close()
 
@@ -164,31 +166,23 @@ def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) ->
     return state
 
 
-def check(run: Run, fresh: bool, say: Callable[[str], None]) -> bool:
-    """What would fail later fails here, before anything is written; then the start card. False: asked to stop."""
-    from data.batches import Stopped
+def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
+    """What would fail later fails here, before anything is written; then the start card."""
     from trial import trial
 
-    preset, folder, resumed = run.preset, run.folder, run.tokens_seen > 0
-    try:
-        needed = estimate.disk_bytes(preset, run.token_budget)
-        run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
-        sources = run.world.from_first(lambda: run.stream.wait_opened(run.stop, say))
-        for source in sources:
-            for notice in source.notices:
-                say(notice)
-        compiling = (
-            " (compiling it first: up to two minutes, once for each model shape)" if run.learner.compiled else ""
-        )
-        say(f"trying one step{compiling}")
-        seconds = trial(run)
-        tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
-        run.world.from_first(lambda: settle(run, sources, tokens_per_second, fresh))
-        run.begin(say)
-    except Stopped:
-        say("Stopped before the first step: nothing to save." if not resumed else "Stopped; the run is as it was.")
-        return False
-    return True
+    preset, folder = run.preset, run.folder
+    needed = estimate.disk_bytes(preset, run.token_budget)
+    run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
+    sources = run.world.from_first(lambda: run.stream.wait_opened(on_status=say))
+    for source in sources:
+        for notice in source.notices:
+            say(notice)
+    compiling = " (compiling it first: up to two minutes, once for each model shape)" if run.learner.compiled else ""
+    say(f"trying one step{compiling}")
+    seconds = trial(run)
+    tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
+    run.world.from_first(lambda: settle(run, sources, tokens_per_second, fresh))
+    run.begin(say)
 
 
 def settle(run: Run, sources: list, tokens_per_second: float, fresh: bool) -> None:
@@ -239,6 +233,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from periodic import do_what_is_due
 
+    run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
         while not run.done:
             do_what_is_due(run, bar.write if run.world.is_first else say)
@@ -250,6 +245,8 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
             if step is None:
                 break
             result = run.train_on(step)
+            if result is None:
+                break
             bar.update(step.plan.num_tokens)
             bar.set_postfix_str(run.headline(result), refresh=False)
     if not run.done:
@@ -264,10 +261,12 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
     """The end of a run: saved first, then measured on everything held out, reported and exported."""
     from periodic import measure, sample
 
-    run.save(say, last=True)
+    if run.tokens_seen > run.last_saved or run.exhausted:  # else it was saved before, and its report is missing
+        run.save(say, last=True)
+    run.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
     evaluation = measure(run, say, everything=True)
-    if evaluation is None:
-        say("Stopped during the final evaluation. The model is saved: start again for the report.")
+    if evaluation is None:  # asked to stop in the last step
+        say(run.stop.farewell)
         return
     sample(run, say)
     if run.world.is_first:
@@ -300,34 +299,6 @@ def progress_bar(run: Run):
         disable=not run.world.is_first,
         bar_format=None if terminal else "{n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
     )
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM in a run: the first asks it to finish the step, save and leave; the second leaves at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if self.asked and number == signal.SIGINT:  # schedulers repeat SIGTERM, to us and through torchrun
-            os._exit(128 + number)  # checkpoints and journal survive a kill at any instant: nothing to clean up
-        self.ask()
-
-    def ask(self) -> None:
-        if not self.asked and os.environ.get("RANK", "0") == "0":
-            os.write(2, b"\nStopping as soon as it is safe, with what was learnt saved. Ctrl-C again leaves at once.\n")
-        self.asked = True
 
 
 if __name__ == "__main__":

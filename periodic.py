@@ -30,7 +30,8 @@ Measured = Sequence[float]  # bits per byte, its standard error
 
 def do_what_is_due(run: Run, say: Say) -> None:
     train, aux = run.preset.train, run.preset.auxiliary
-    if due(run, run.last_saved, train.save_every_tokens):
+    sound = not run.learner.train_step.skipped_in_a_row  # else weights that may be to blame would replace good ones
+    if sound and due(run, run.last_saved, train.save_every_tokens):
         run.save(say)
     evaluation = None
     if due(run, run.last_evaluated[0], train.eval_every_tokens):
@@ -135,16 +136,23 @@ def decide(
 
 
 def sample(run: Run, say: Say) -> None:
-    """Continues held-out documents, the same ones every time, and keeps what came out in samples.md."""
+    """Continues held-out documents, the same ones every time, and keeps what came out in samples.md, unless asked to
+    stop: then it is done after the resume."""
     recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
     if recorded or not run.world.is_first:
         return
     samples = []
     for number, (label, prompt) in enumerate(prompts(run)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
+        tokens = []
         with run.learner.autocast():
-            tokens = generate(run.learner.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0])
-            text = run.tokenizer.decode(list(tokens))
+            for token in generate(
+                run.learner.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]
+            ):
+                tokens.append(token)
+                if run.stop():
+                    return
+        text = run.tokenizer.decode(tokens)
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), text))
         say(f"--- {label}: {printable(samples[-1].prompt)} >>> {printable(text)}")
     run.samples.write(run.tokens_seen, samples)

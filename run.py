@@ -30,6 +30,7 @@ from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.saver import Saver
 from lm.train_step import StepPlan, StepResult, plan_step
+from stop import StopRequest
 from use import export
 
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
@@ -52,7 +53,7 @@ class Run:
         folder: Path,
         token_budget: int,
         state: dict | None,
-        stop: Callable[[], bool],
+        stop: StopRequest,
     ):
         """`state`: the checkpoint to go on from. Opens the sources (phase 1 of the producer); writes nothing.
 
@@ -87,6 +88,7 @@ class Run:
         self._saver = Saver(folder)
         self._logs: list = []
         self.num_steps: int = state.get("num_steps", 0)
+        self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
 
     # ---- before the first step ----------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ class Run:
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         first = self.world.is_first
-        self.stream_info = self.world.from_first(lambda: self.stream.begin(self.stop, say))
+        self.stream_info = self.world.from_first(lambda: self.stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
         self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
         self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
@@ -180,15 +182,19 @@ class Run:
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
             return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
 
-    def train_on(self, step: Step) -> StepResult:
+    def train_on(self, step: Step) -> StepResult | None:
+        """None: asked to stop, and the step given up; the run is as it was before it."""
         began = time.perf_counter()
         train, plan = self.preset.train, step.plan
         factor = learning_rate_factor(self.tokens_seen, self.token_budget, train.warmup_fraction, train.decay_fraction)
         set_learning_rate(self.learner.optimizers, factor)
-        result = self.learner.train_step(step.tokens, plan, self.progress)
+        result = self.learner.train_step(step.tokens, plan, self.progress, self.stop)
+        if result is None:
+            return None
         self.text_digest = chain_digest(self.text_digest, step.tokens, plan.num_tokens)
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
+        self.skipped_steps += result.skipped
         self.head_measures = result.heads
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
         num_bytes = int(self.token_bytes[step.tokens[:, 1:]].sum())
@@ -236,6 +242,7 @@ class Run:
             "token_budget": self.token_budget,
             "global_batch_rows": self.global_batch_rows,
             "num_steps": self.num_steps,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "exhausted": self.exhausted,
             **self.learner.state(),
@@ -256,8 +263,8 @@ class Run:
     def headline(self, result: StepResult) -> str:
         """The end of the progress line: loss, and what stands in the way if something does."""
         parts = [f"loss {result.loss:.3f}"]
-        if result.skipped:
-            parts.append("step skipped: gradient not finite")
+        if self.skipped_steps:
+            parts.append(f"steps skipped: {self.skipped_steps}")
         if self.stream:
             parts += [f"{label} begun anew ({epoch + 1})" for label, epoch in self.stream.epochs.items()]
         if self.stream and self.stream.status:
@@ -271,9 +278,12 @@ class Run:
     def facts(self) -> dict[str, str]:
         """For the report and the model card: what was trained, on what, where."""
         model = self.preset.model
+        skipped = (
+            f", {self.skipped_steps:,} of them skipped: their numbers had gone wrong" if self.skipped_steps else ""
+        )
         return {
             "preset": self.preset.name,
-            "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps",
+            "tokens": f"{self.tokens_seen:,} in {self.num_steps:,} steps{skipped}",
             "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
             "text seen": f"{self.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",

@@ -1,5 +1,7 @@
 """One real step before anything is written: it compiles, takes all the memory a run will need, and tells the speed.
 
+Evaluation is compiled here too: nothing is later on, when the compiler would keep a signal waiting.
+
 Leaves no trace in the run: learning rates are 0 and the optimizers' states are thrown away.
 """
 
@@ -9,7 +11,6 @@ import numpy as np
 import torch
 
 from configs.schema import UserError
-from data.batches import Stopped
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
 from run import Run, device_name
@@ -43,8 +44,9 @@ def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
             began = time.perf_counter()
             run.learner.train_step(tokens, StepPlan(0, num_rows, num_rows * length), 0.0)
             seconds = time.perf_counter() - began
-            if run.world.from_first(run.stop):
-                raise Stopped
+        with torch.no_grad(), run.learner.autocast():  # as lm/evaluate.py does
+            rows = torch.zeros(batch_rows, length + 1, dtype=torch.int64)
+            run.learner.joint.trunk_forward(rows[:, :-1].to(run.world.device))
     except (MemoryError, torch.OutOfMemoryError):
         return None
     except RuntimeError as error:

@@ -35,15 +35,15 @@ class Damaged(CheckpointError):
 def snapshot(state: dict[str, Any]) -> dict[str, Any]:
     """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors.
 
-    `state` has every key of CONTENTS but `format_version`. Raises UserError if its weights are not finite: the good
-    ones on the disk are kept.
+    `state` has every key of CONTENTS but `format_version`. Raises UserError if a weight or a moment in it is not finite:
+    the good ones on the disk are kept.
     """
     contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", {})
     assert not (problem := _problem_with(contents)), problem
-    if name := _not_finite(contents):
+    if where := _not_finite(contents):
         raise UserError(
-            f"After {contents['tokens_seen']:,} tokens {name} holds numbers that are not finite. Nothing was saved over "
-            "the last checkpoint: lower train.*_learning_rate in the preset, then resume."
+            f"After {contents['tokens_seen']:,} tokens {where} holds numbers that are not finite. Nothing was saved over "
+            "the last checkpoint: lower train.matrix_learning_rate in the preset, then resume."
         )
     return contents
 
@@ -132,15 +132,17 @@ def _problem_with(state: dict[str, Any]) -> str | None:
     return f"not a checkpoint of this program: wrong {', '.join(wrong)}" if wrong else None
 
 
-def _not_finite(state: dict[str, Any]) -> str | None:
-    """The first part of a model that is not numbers throughout."""
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """Where in a state's weights and moments the first number is that is none."""
     import torch
 
-    for part in ("model", "heads"):
-        for name, tensor in state[part].items():
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-                return name
-    return None
+    if isinstance(value, torch.Tensor):
+        return where if value.is_floating_point() and not value.isfinite().all() else None
+    if not isinstance(value, dict | list):
+        return None
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    found = (_not_finite(part, f"{where}.{key}" if where else key) for key, part in parts)
+    return next(filter(None, found), None)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class World:
             dist.all_reduce(tensor, group=self.objects)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on at least one rank: the same answer for all."""
+        return bool(self.sum(torch.tensor(float(flag))))
+
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """`model`, or its DDP wrapper that averages gradients over ranks after each synchronised backward."""
         if self.size == 1:

@@ -173,27 +173,33 @@ class Interval:
     def __init__(self, first_token: int):
         self.first_token = first_token
         self.seconds = 0.0
-        self.num_steps = self._tokens = self._bytes = self._skipped = 0
+        self.num_steps = self._tokens = self._skipped = 0
+        self._learnt = self._bytes = 0  # of the steps that were not skipped, as are the two below
         self._nats = self._norm = 0.0
         self._waited = 0.0
 
     def add(self, result: StepResult, num_tokens: int, num_bytes: int, *, seconds: float, waited: float) -> None:
         """One step over `num_tokens` targets, `num_bytes` of text; `seconds` in all, `waited` of them for rows."""
         self.num_steps += 1
-        self._skipped += result.skipped
         self._tokens += num_tokens
+        self.seconds += seconds
+        self._waited += waited
+        if result.skipped:
+            self._skipped += 1
+            return
+        self._learnt += num_tokens
         self._bytes += num_bytes
         self._nats += result.loss * num_tokens
         self._norm += result.gradient_norm
-        self.seconds += seconds
-        self._waited += waited
 
-    def means(self) -> dict[str, float | int]:
+    def means(self) -> dict[str, float | int | None]:
+        """What was learnt (None if every step was skipped) and how fast."""
+        sound = self.num_steps - self._skipped
         record = {
-            "loss": self._nats / self._tokens,
-            "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes),
+            "loss": self._nats / self._learnt if sound else None,
+            "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes) if sound else None,
             "tokens_per_second": self._tokens / self.seconds,
             "data_wait_fraction": self._waited / self.seconds,
-            "grad_norm": self._norm / self.num_steps,
+            "grad_norm": self._norm / sound if sound else None,
         }
         return record | ({"skipped_steps": self._skipped} if self._skipped else {})

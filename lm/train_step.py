@@ -9,6 +9,7 @@ Shapes: n rows of this rank in the step, B rows a micro-batch, T seq_length.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,9 @@ from lm.distributed import World
 from lm.loss import IGNORE
 
 MAX_SKIPPED_IN_A_ROW = 5
+# No step's loss (nats a token) or gradient norm of the trunk: those of text are below 12 and 4, and a batch of one token
+# over and over has a norm of 20. Clipping would bound such a step, but it still moves weights and momenta by a fault.
+ABSURD = 1_000.0
 
 
 class StepPlan(NamedTuple):
@@ -76,7 +80,7 @@ def _to(array: np.ndarray, device: torch.device) -> Tensor:
 class StepResult:
     loss: float  # mean nats a token over the whole step
     gradient_norm: float  # of the trunk, before clipping
-    skipped: bool  # a gradient was not finite: nothing was changed
+    skipped: bool  # the loss or a gradient was not finite, or absurdly large: nothing was changed
     heads: dict[str, float] = field(default_factory=dict)  # "head/loss" and "head/measure", means over micro-batches
 
 
@@ -84,7 +88,7 @@ class TrainStep:
     """`step(tokens, plan, progress)` on every rank together.
 
     `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no
-    head can shrink the trunk's step. Raises UserError after MAX_SKIPPED_IN_A_ROW steps whose gradients were not finite.
+    head can shrink the trunk's step. Raises UserError when MAX_SKIPPED_IN_A_ROW steps in a row had to be skipped.
     """
 
     def __init__(
@@ -110,45 +114,75 @@ class TrainStep:
         self.trunk_gradient_scale = trunk_gradient_scale
         self.skipped_in_a_row = 0
 
-    def __call__(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> StepResult:
-        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1."""
-        loss_sum, heads = self.accumulate(tokens, plan, progress)
+    def __call__(
+        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+    ) -> StepResult | None:
+        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1.
+
+        None: `should_stop` said so on one of the ranks, and the step was given up. Nothing is changed then.
+        """
+        accumulated = self.accumulate(tokens, plan, progress, should_stop)
+        if accumulated is None:
+            self.clear()
+            return None
+        loss_sum, heads = accumulated
         norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
-        # Gradients are summed over ranks by now, so every rank sees the same norms and takes the same branch.
-        skipped = not bool(torch.isfinite(torch.stack(norms)).all())
+        total, *means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()
+        loss = total / plan.num_tokens
+        # Loss and gradients are sums over ranks by now: every rank has the same numbers and takes the same branch.
+        trunk_norm, *head_norms = map(float, norms)
+        skipped = not (
+            loss < ABSURD and trunk_norm < ABSURD and all(map(math.isfinite, head_norms))
+        )  # NaN < 1 is False
         if not skipped:
             for optimizer in self.optimizers:
                 optimizer.step()
         self.clear()
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"The gradients of {MAX_SKIPPED_IN_A_ROW} steps in a row were not finite. The weights are those before "
-                "them and the last checkpoint is intact: lower train.*_learning_rate in the preset, then resume."
-            )
-        total, *means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()
+        self._count(skipped)
         measured = {name: mean / self.world.size for name, mean in zip(heads, means, strict=True)}
-        return StepResult(total / plan.num_tokens, float(norms[0]), skipped, measured)
+        return StepResult(loss, trunk_norm, skipped, measured)
 
-    def accumulate(self, tokens: np.ndarray, plan: StepPlan, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _count(self, skipped: bool) -> None:
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            rate = self.optimizers[0].param_groups[0].get("peak_lr")
+            raise UserError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped: their loss or gradients were not finite, or beyond "
+                f"{ABSURD:,.0f}. The weights are those before them and the last checkpoint is intact. Lower the learning "
+                f"rates in the preset, train.matrix_learning_rate first (it is {rate:.3g} now: try half), then resume."
+            )
+
+    def accumulate(
+        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Forward and backward over this rank's micro-batches; gradients are then those of the step's mean loss.
 
-        Returns the sum of this rank's losses and the means of what its heads measured.
+        Returns the sum of this rank's losses and the means of what its heads measured; None if asked to stop.
         """
         loss_sum = torch.zeros((), device=self.world.device)
         measured: dict[str, list[Tensor]] = defaultdict(list)
         scale = self.trunk_gradient_scale(progress)
-        batches = list(micro_batches(tokens, plan, self.world, self.batch_rows))
-        for index, batch in enumerate(batches):
-            with nullcontext() if index == len(batches) - 1 else self.world.no_sync(self.model):
-                output = self.forward(batch, scale)
-                # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
-                (output.total * (self.world.size / plan.num_tokens)).backward()
-            loss_sum += output.loss_sum
+
+        def learn(batch: MicroBatch) -> None:
+            output = self.forward(batch, scale)
+            # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
+            (output.total * (self.world.size / plan.num_tokens)).backward()
+            loss_sum.add_(output.loss_sum)
             for name, loss in output.head_losses.items():
                 measured[f"{name}/loss"].append(loss)
             for name, value in output.measures.items():
                 measured[name].append(value)
+
+        *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows)
+        for batch in batches:
+            if should_stop():
+                break
+            with self.world.no_sync(self.model):
+                learn(batch)
+        # Ranks meet in the last micro-batch, and may have been asked at different times: they go there together, or none.
+        if self.world.any(should_stop()):
+            return None
+        learn(last)
         return loss_sum, {name: torch.stack(values).float().mean() for name, values in measured.items()}
 
     def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0):

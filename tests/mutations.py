@@ -47,7 +47,7 @@ MUTATIONS = {
         CHECKPOINT,
     ),
     "weights that are not numbers are saved": Mutation(
-        "lm/checkpoint_file.py", "if name := _not_finite(contents):", "if name := None:", CHECKPOINT
+        "lm/checkpoint_file.py", "if where := _not_finite(contents):", "if where := None:", CHECKPOINT
     ),
     "a snapshot that training changes": Mutation(
         "lm/checkpoint_file.py", 'value.detach().to("cpu", copy=True)', "value.detach()", "tests/lm/test_saver.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint import inspect
-from tests.program import BUDGET, Program, ended, write_text
+from tests.program import BUDGET, Program, check_logs, ended, write_text
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +79,7 @@ def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
     assert result.code == 0, result.err
     assert (finished.checkpoints / "report.md").exists()
     assert finished.state()["tokens_seen"] == BUDGET
+    check_logs(finished)
 
 
 def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):

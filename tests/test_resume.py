@@ -60,19 +60,6 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, make):
         check_logs(program)
 
 
-def test_a_second_signal_leaves_at_once(make):
-    program = make("program")
-    program.add(model={"seq_length": 64}, train={"accumulation_steps": 4096})  # a step of minutes
-    process = program.start()
-    while "trying one step" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert "Stopping as soon as it is safe" in process.stderr.readline() + process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 128 + signal.SIGINT
-    assert not program.written()
-
-
 def test_two_processes_train_what_one_goes_on_with(make):
     program = make("program")
     process = program.start(launcher=torchrun(2))

@@ -402,6 +402,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path, where):
 WEIGHT = {"weight": torch.ones(2, 2)}
 REFUSED = {
     "a number": ({"model": {"weight": torch.tensor([1.0, float("nan")])}}, "not numbers throughout"),
+    "a moment": ({"optimizer": [{"state": {0: {"exp_avg": torch.tensor([float("-inf")])}}}]}, "not numbers throughout"),
     "infinite": ({"heads": {"weight": torch.tensor([1.0, float("inf")])}}, "not numbers throughout"),
     "types": ({"tokens_seen": "999", "preset": b"{}"}, "wrong preset, tokens_seen"),
     "a flag": ({"tokens_seen": True}, "wrong tokens_seen"),
@@ -427,11 +428,17 @@ def test_a_file_without_all_its_parts_is_refused(tmp_path):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_never_saved_over_good_ones(tmp_path, bad):
+BAD = torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [({"model": {"weight": BAD}}, "model.weight"), ({"optimizer": [{"state": {3: {"m": BAD}}}]}, "optimizer.0.state.3.m")],
+)
+def test_numbers_that_are_none_are_never_saved_over_good_ones(tmp_path, part, where):
     checkpoint.save(tmp_path, make_state(1))
-    with pytest.raises(UserError, match=r"After 2 tokens weight holds .* not finite.*lower"):
-        checkpoint.save(tmp_path, {**make_state(2), "model": {"weight": torch.tensor([1.0, bad])}})
+    with pytest.raises(UserError, match=rf"After 2 tokens {where} holds .* not finite.*lower"):
+        checkpoint.save(tmp_path, {**make_state(2), **part})
     assert generations(tmp_path) == [1, None, None]
 
 
