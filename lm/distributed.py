@@ -105,6 +105,7 @@ class World:
             device_ids=[self.local_rank] if self.device.type == "cuda" else None,
             process_group=self.gradients,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # they are functions of the preset; and ranks may not meet in each micro-batch
         )
 
     def watch(self, stop: StopRequest) -> AbstractContextManager:
