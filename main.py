@@ -246,6 +246,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
                 break
             result = run.train_on(step)
             if result is None:
+                run.stop.ask()  # as another process of the job was
                 break
             bar.update(step.plan.num_tokens)
             bar.set_postfix_str(run.headline(result), refresh=False)

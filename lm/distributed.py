@@ -100,13 +100,15 @@ class World:
         """`model`, or its DDP wrapper that averages gradients over ranks after each synchronised backward."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             model,
             device_ids=[self.local_rank] if self.device.type == "cuda" else None,
             process_group=self.gradients,
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # they are functions of the preset; and ranks may not meet in each micro-batch
         )
+        # They are functions of the preset; and a rank that gives up a step would leave the others waiting for them.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
     def watch(self, stop: StopRequest) -> AbstractContextManager:
         """Inside it a rank that falls silent ends the job, and one that is asked to stop makes all stop."""

@@ -77,6 +77,7 @@ def train_on_two_hosts(folders: list[Path], action: str) -> dict:
         if action == "pull the cable":
             on((), "ip", "link", "set", "lan", "down")
             wait_for("has not answered", *(folder / "err" for folder in folders))
+            on((), "ip", "link", "set", "lan", "up")  # or torchrun waits minutes for the other's
         else:
             processes[1].terminate()
             wait_for("Saved at", folders[0] / "out")

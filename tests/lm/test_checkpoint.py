@@ -433,7 +433,10 @@ BAD = torch.tensor([1.0, float("nan")])
 
 @pytest.mark.parametrize(
     ("part", "where"),
-    [({"model": {"weight": BAD}}, "model.weight"), ({"optimizer": [{"state": {3: {"m": BAD}}}]}, "optimizer.0.state.3.m")],
+    [
+        ({"model": {"weight": BAD}}, "model.weight"),
+        ({"optimizer": [{"state": {3: {"m": BAD}}}]}, "optimizer.0.state.3.m"),
+    ],
 )
 def test_numbers_that_are_none_are_never_saved_over_good_ones(tmp_path, part, where):
     checkpoint.save(tmp_path, make_state(1))
