@@ -61,7 +61,7 @@ MUTATIONS = {
     "the loss divided by micro-batches": Mutation(
         "lm/train_step.py",
         "(self.world.size / plan.num_tokens)",
-        "(self.world.size / (len(batches) * batch.targets_BT.numel()))",
+        "(self.world.size / ((len(batches) + 1) * batch.targets_BT.numel()))",
         STEP,
     ),
     "the number of processes forgotten": Mutation(
@@ -71,6 +71,27 @@ MUTATIONS = {
         "tests/lm/test_distributed.py",
     ),
     "a bad gradient is stepped on": Mutation("lm/train_step.py", "if not skipped:\n", "if True:\n", STEP),
+    "a rank steps on what another skips": Mutation(
+        "lm/train_step.py",
+        "*means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()",
+        "*means = torch.stack([loss_sum, *heads.values()]).double().tolist()",
+        "tests/lm/test_bad_numbers.py",
+    ),
+    "a fault of a billion is learnt": Mutation(
+        "lm/train_step.py", "ABSURD = 1_000.0", "ABSURD = math.inf", "tests/lm/test_bad_numbers.py"
+    ),
+    "a rank gives a step up alone": Mutation(
+        "lm/train_step.py", "if self.world.any(should_stop()):", "if should_stop():", "tests/lm/test_bad_numbers.py"
+    ),
+    "a silent rank is waited for": Mutation(
+        "lm/watch.py", "            except RuntimeError:\n", "            except KeyError:\n", "tests/test_torchrun.py"
+    ),
+    "the final evaluation written twice": Mutation(
+        "periodic.py",
+        "if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:",
+        "if True:",
+        "tests/test_program.py",
+    ),
     "random positions without the row": Mutation(
         "lm/train_step.py", "self.seed * 1_000_003 + batch.first_row", "self.seed * 1_000_003 + id(batch) % 97", STEP
     ),
@@ -144,9 +165,12 @@ def survives(mutation: Mutation) -> bool:
         path.write_text(text.replace(mutation.old, mutation.new))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests.split()]
         try:
-            return subprocess.run(command, cwd=copy, capture_output=True, timeout=LONGEST).returncode == 0
+            result = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LONGEST)
         except subprocess.TimeoutExpired:
             return False
+        if result.returncode not in (0, 1):  # no test was run
+            raise RuntimeError(result.stdout)
+        return result.returncode == 0
 
 
 def main(names: list[str]) -> int:
