@@ -163,7 +163,7 @@ def survives(mutation: Mutation) -> bool:
         text = path.read_text()
         assert text.count(mutation.old) == 1, f"{mutation.path} has {text.count(mutation.old)} times {mutation.old!r}"
         path.write_text(text.replace(mutation.old, mutation.new))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-p", "no:cacheprovider", *mutation.tests.split()]
         try:
             result = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LONGEST)
         except subprocess.TimeoutExpired:

@@ -5,7 +5,7 @@ trainer (with all it started) at a random instant from its first line of code on
 takes its names; or the producer alone. FULL_COUNTS=1 makes it 200 kills, about half an hour on two cores; `-s` shows
 the figures:
 
-    FULL_COUNTS=1 python -m pytest -s tests/test_kills.py
+    FULL_COUNTS=1 python -m pytest -n 0 -s tests/test_kills.py
 """
 
 import os

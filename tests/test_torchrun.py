@@ -3,7 +3,7 @@
 Every run ends at its budget with the state of one that was never disturbed. FULL_COUNTS=1 kills a rank 10 times and
 torchrun 5 times, and sends 5 signals of each kind; `-s` shows the figures:
 
-    FULL_COUNTS=1 python -m pytest -s tests/test_torchrun.py
+    FULL_COUNTS=1 python -m pytest -n 0 -s tests/test_torchrun.py
 """
 
 import json

@@ -3,7 +3,7 @@
 Everything real but the Hub: the producer's process, the `datasets` library, HTTP. FULL_COUNTS=1 makes it 2,000 reads, and
 an outage of 60 s while 80,000 tokens a second are used; `-s` shows the figures:
 
-    FULL_COUNTS=1 python -m pytest -s tests/data/test_hub_faults.py
+    FULL_COUNTS=1 python -m pytest -n 0 -s tests/data/test_hub_faults.py
 """
 
 import gzip
