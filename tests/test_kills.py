@@ -2,7 +2,7 @@
 
 The real program with its real producer, every head and adaptive sources on. Chains of kills, each chain one run: the
 trainer (with all it started) at a random instant from its first line of code on, while it saves, while a checkpoint
-takes its names; or the producer alone. FULL_COUNTS=1 makes it 200 kills, about half an hour on two cores; `-s` shows
+takes its names; or the producer alone. FULL_COUNTS=1 makes it 200 kills, a quarter of an hour on two cores; `-s` shows
 the figures:
 
     FULL_COUNTS=1 python -m pytest -n 0 -s tests/test_kills.py
@@ -18,15 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from data.batches import run_ahead_rows
 from lm.checkpoint import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.files import same_file
+from lm.metrics import read_metrics
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, fingerprint, write_text
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 KILLS = {"any instant": 100, "a save": 60, "rotation": 40}
 if not FULL_COUNTS:
     KILLS = {"any instant": 4, "a save": 2, "rotation": 2}
-PRODUCER_ALONE = 0.25  # of the kills at any instant and inside a save
+PRODUCER_ALONE = 0.45  # of the kills at any instant and inside a save: some find no producer; it comes to a quarter of all
 CHAIN = 10 if FULL_COUNTS else 4
 START_SECONDS = 6.0  # about as long as a start takes, in which a kill may fall as well
 
@@ -106,6 +108,9 @@ def test_kills_leave_no_trace(tmp_path):
         changes = uninterrupted.state()["stream_position"]["weight_changes"]
         assert changes[0][1] != pytest.approx([1.0, 3.0] if strategy == "weighted" else [1.0, 1.0], rel=0.01)
         assert changes[0][0] * 64 < BUDGET - 5_000  # adapted weights are in force well before the end
+        for line in read_metrics(uninterrupted.checkpoints / "metrics.jsonl"):
+            if "adapted" in line:  # and behind every row that can be there, however slow the producer
+                assert line["adapted"]["from_tokens"] >= line["tokens"] // 64 * 64 + run_ahead_rows(64, BUDGET) * 64
         check_logs(uninterrupted)
 
     planned = [where for where, count in KILLS.items() for _ in range(count)]
