@@ -24,15 +24,19 @@ def chunk_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """Losses of one chunk and, if there is a `grad_weight_VD` to add to, the gradient of its hidden states."""
     logits = (hidden_ND @ weight_VD.T).float()
-    valid = targets_N != IGNORE
-    picked = targets_N.clamp_min(0).unsqueeze(1)
-    normaliser = torch.logsumexp(logits, dim=-1)
-    losses_N = (normaliser - logits.gather(1, picked).squeeze(1)) * valid
+    valid_N1 = (targets_N != IGNORE).unsqueeze(1)
+    picked_N1 = targets_N.clamp_min(0).unsqueeze(1)
+    largest_N1 = logits.amax(-1, keepdim=True)
+    exponentials = torch.exp(logits - largest_N1)
+    sum_N1 = exponentials.sum(-1, keepdim=True)
+    log_likelihood_N1 = logits.gather(1, picked_N1) - largest_N1 - torch.log(sum_N1)
+    losses_N = (-log_likelihood_N1 * valid_N1).squeeze(1)
     if grad_weight_VD is None:
         return losses_N, None
-    probabilities = torch.exp(logits - normaliser.unsqueeze(1))
-    one_hot = torch.arange(logits.shape[1], device=logits.device) == picked
-    grad_logits = ((probabilities - one_hot.float()) * valid.unsqueeze(1)).to(hidden_ND.dtype)
+    # softmax - one_hot: each exponential is taken once, and only the targets' own entries are touched again.
+    grad_logits = (exponentials * (valid_N1 / sum_N1)).to(hidden_ND.dtype)
+    of_targets = ((torch.exp(log_likelihood_N1) - 1) * valid_N1).to(hidden_ND.dtype)
+    grad_logits = grad_logits.scatter(1, picked_N1, of_targets)
     grad_weight_VD += grad_logits.T @ hidden_ND
     return losses_N, grad_logits @ weight_VD
 

@@ -1,0 +1,161 @@
+"""Held-out bits per byte against tokens seen: ours, nanoGPT and the Hugging Face Trainer on the very same rows.
+
+    python -m benchmarks.quality NANOGPT PROSE QA OUT [TOKENS]
+
+NANOGPT: a checkout; PROSE: a folder of .txt files; QA: of .jsonl files with "query" and "answer"; Python: what is
+installed. One stream of TOKENS (20,000,000) is written down first. Then each opponent is tuned on it at that length:
+every learning rate of RATES with every batch of BATCHES, its own schedule ending with the tokens. The best of each and
+ours, as its presets have it, are trained with three seeds, ours also on a third of the tokens. Hours on a CPU: finished runs
+in OUT are not run again, and what is known so far is printed after each.
+"""
+
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.contenders import MICRO_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
+from configs.schema import parse_preset
+from data import tokenizer as bpe
+from data.batches import Stream
+from data.journal import JournalReader
+from data.packing import row_dtype
+from lm.machine import keep_freed_memory
+
+SHAPE = Shape(256, 3, 4, 256, 8192)
+RATES, BATCHES, SEEDS = (1e-3, 2e-3, 4e-3, 8e-3), (8_192, 16_384), (1, 2, 3)
+OPPONENTS = ("nanoGPT", "HF Trainer")
+HELD_OUT_TOKENS = 300_000
+POINTS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of a run, where it is evaluated
+
+
+class Arm(NamedTuple):
+    trainer: str
+    batch: int  # tokens
+    rate: float | None  # peak; None: what our presets have
+    seed: int
+    tokens: int
+
+    @property
+    def file(self) -> str:
+        rate = "default" if self.rate is None else f"{self.rate:g}"
+        return f"{self.trainer.replace(' ', '_')}-{self.batch}-{rate}-{self.seed}-{self.tokens}.json"
+
+
+class Text:
+    """Rows to train on, rows held out, and the bytes behind each token."""
+
+    def __init__(self, prose: Path, qa: Path, out: Path, tokens: int):
+        sources = [
+            {"type": "text", "path": str(prose), "glob": "**/*.txt", "label": "prose"},
+            {"type": "hf", "dataset": "json", "data_files": str(qa / "*.jsonl"), "fields": ["query", "answer"],
+             "format": "Q: {query}\nA: {answer}", "label": "trivia"},
+            {"type": "python", "label": "python"},
+        ]  # fmt: skip
+        preset = {
+            "name": "quality",
+            "model": {
+                "hidden_size": 64,
+                "num_layers": 1,
+                "num_heads": 1,
+                "seq_length": SHAPE.length,
+                "vocab_size": SHAPE.vocab,
+            },
+            "train": {"eval_tokens": HELD_OUT_TOKENS},
+            "data": {"sources": sources, "mix_strategy": "weighted", "source_weights": [9, 2, 9]},
+        }  # trivia is small: with this share 20M tokens see it once
+        stream = Stream(parse_preset(json.dumps(preset), "the benchmark's preset"), out, tokens)
+        info = stream.begin(on_status=print)
+        num_rows = -(-tokens // SHAPE.length)
+        stream.consumed(num_rows)
+        stream.rows(num_rows - 1, 1)  # all of it is written down
+        self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
+        self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
+        stream.close()
+        self.reader = JournalReader(out / "stream", row_dtype(SHAPE.length, info.vocab_size))
+
+    def rows(self, first: int, num_rows: int) -> np.ndarray:
+        return self.reader.rows(first, num_rows)["tokens"]
+
+    def bits_per_byte(self, logits: Logits) -> dict[str, float]:
+        """Of each source, and "mean": of all held-out text."""
+        nats, sizes = {}, {}
+        for source in self.held_out:
+            num_rows = len(source.rows) // MICRO_ROWS * MICRO_ROWS
+            rows, valid = source.rows[:num_rows], source.valid[:num_rows]
+            size = self.token_bytes[rows[:, 1:]] * valid
+            nats[source.label] = float((negative_log_likelihood(logits, rows) * (size > 0)).sum())
+            sizes[source.label] = int(size.sum())
+        each = {label: nats[label] / sizes[label] / math.log(2) for label in nats}
+        return each | {"mean": sum(nats.values()) / sum(sizes.values()) / math.log(2)}
+
+
+def train(arm: Arm, text: Text, checkout: Path) -> dict:
+    """The curve [(tokens, bits per byte)] and the seconds of training."""
+    num_rows, num_steps = arm.batch // SHAPE.length, arm.tokens // arm.batch
+    points = {round(share * num_steps) for share in POINTS}
+    curve, clock = [], {"seconds": 0.0, "since": 0.0}
+    options = Options(num_steps, learning_rate=arm.rate, seed=arm.seed, checkout=checkout, tokens_per_step=arm.batch)
+
+    def steps():
+        for step in range(num_steps):
+            clock["since"] = time.perf_counter()
+            yield text.rows(step * num_rows, num_rows)
+            clock["seconds"] += time.perf_counter() - clock["since"]
+            if step + 1 in points and step + 1 < num_steps:
+                curve.append([(step + 1) * arm.batch, text.bits_per_byte(options.logits)])
+
+    TRAINERS[arm.trainer](SHAPE, steps(), options)
+    curve.append([num_steps * arm.batch, text.bits_per_byte(options.logits)])
+    return {"arm": arm, "curve": curve, "seconds": clock["seconds"]}
+
+
+def run(arm: Arm, text: Text, checkout: Path, out: Path) -> dict:
+    path = out / arm.file
+    if not path.exists():
+        result = train(arm, text, checkout)
+        path.write_text(json.dumps(result))
+        print(f"{arm.file}: {result['curve'][-1][1]}, {result['seconds']:.0f} s", flush=True)
+    return json.loads(path.read_text())
+
+
+def final(result: dict) -> float:
+    return result["curve"][-1][1]["mean"]
+
+
+def report(name: str, results: list[dict]) -> None:
+    values = [final(result) for result in results]
+    seconds = statistics.median(result["seconds"] for result in results)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    print(
+        f"{name:40} {statistics.mean(values):.4f} ± {spread:.4f} bits per byte, {seconds:6.0f} s, {len(values)} seeds"
+    )
+
+
+def main(checkout: Path, prose: Path, qa: Path, out: Path, tokens: int) -> None:
+    keep_freed_memory()  # for all alike: it makes the sweep shorter
+    text = Text(prose, qa, out, tokens)
+    own = Arm("ours", 16_384, None, 1, tokens)
+    arms = {"ours": own, "ours, a third of the tokens": own._replace(tokens=tokens // 3)}
+    for arm in arms.values():
+        run(arm, text, checkout, out)
+    for name in OPPONENTS:
+        grid = [Arm(name, batch, rate, 1, tokens) for batch in BATCHES for rate in RATES]
+        arms[name] = min(grid, key=lambda arm: final(run(arm, text, checkout, out)))
+        print(f"{name}, tuned: {arms[name]}")
+    for seed in SEEDS:
+        for arm in arms.values():
+            run(arm._replace(seed=seed), text, checkout, out)
+    for name, arm in arms.items():
+        report(name, [run(arm._replace(seed=seed), text, checkout, out) for seed in SEEDS])
+
+
+if __name__ == "__main__":
+    *paths, last = sys.argv[1:]
+    folders, budget = ([*paths], int(last)) if len(paths) == 4 else ([*paths, last], 20_000_000)
+    main(*map(Path, folders), budget)

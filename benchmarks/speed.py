@@ -1,0 +1,110 @@
+"""Tokens a second of whole training steps, side by side: ours, nanoGPT, litgpt, the Hugging Face Trainer.
+
+    python -m benchmarks.speed NANOGPT [ROUNDS]
+
+NANOGPT: a checkout of it. Each trainer in a process of its own, in turn, ROUNDS times (3), at two shapes, on random
+tokens: forward, backward and optimizer, one step every 16,384 tokens. The first steps, which compile, are not counted.
+Each process also measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step
+uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
+from lm.machine import peak_memory
+
+SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
+WARM_STEPS, STEPS = 3, 6
+ARMS = {  # name: trainer, bf16, compiled
+    "ours": ("ours", True, True),
+    "nanoGPT as shipped": ("nanoGPT", False, False),
+    "nanoGPT, bf16, compiled": ("nanoGPT", True, True),
+    "HF Trainer as shipped": ("HF Trainer", False, False),
+    "HF Trainer, bf16, compiled": ("HF Trainer", True, True),
+    "litgpt, bf16, compiled": ("litgpt", True, True),
+}
+
+
+def matmul_peak() -> float:
+    """FLOP/s of the best of several products of two large bf16 matrices."""
+    size = 8192 if device() == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device(), dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def synchronize() -> None:
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(arm: str, shape: Shape, checkout: Path) -> dict:
+    name, low_precision, compiled = ARMS[arm]
+    peaks, times = [matmul_peak()], []
+
+    def steps():
+        rng = np.random.default_rng(0)
+        for _ in range(WARM_STEPS + STEPS):
+            rows = rng.integers(shape.vocab, size=(TOKENS_PER_STEP // shape.length, shape.length + 1))
+            synchronize()
+            times.append(time.perf_counter())
+            yield rows
+        synchronize()
+        times.append(time.perf_counter())
+
+    options = Options(WARM_STEPS + STEPS, low_precision=low_precision, compiled=compiled, checkout=checkout)
+    TRAINERS[name](shape, steps(), options)
+    seconds = [after - before for before, after in pairwise(times)][WARM_STEPS:]
+    memory = peak_memory(device())
+    peaks.append(matmul_peak())
+    return {"speed": TOKENS_PER_STEP / statistics.median(seconds), "peak": max(peaks), "memory": memory}
+
+
+def compare(shape: Shape, checkout: Path, rounds: int) -> None:
+    found: dict[str, list[dict]] = {arm: [] for arm in ARMS}
+    for _ in range(rounds):
+        for arm, results in found.items():
+            command = [sys.executable, "-m", "benchmarks.speed", str(checkout), arm, str(SHAPES.index(shape))]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{arm}:\n{done.stderr}")
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    peak = max(result["peak"] for results in found.values() for result in results)
+    where = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{shape}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds")
+    print(f"bf16 matmul peak {peak / 1e9:,.0f} GFLOP/s; FLOPs a token, gated MLP or not: {shape.flops_per_token}")
+    print(
+        f"{'':28} {'tokens/s':>10} {'lowest .. highest':>21} {'MFU':>6} {'ours is faster by':>20} {'peak memory':>12}"
+    )
+    for arm, results in found.items():
+        speeds = [result["speed"] for result in results]
+        speed, flops = statistics.median(speeds), shape.flops_per_token[ARMS[arm][0] != "nanoGPT"]
+        ratios = [one["speed"] / other for one, other in zip(found["ours"], speeds, strict=True)]
+        memory = max(result["memory"] for result in results) / 2**20
+        print(
+            f"{arm:28} {speed:10,.0f} {min(speeds):10,.0f} ..{max(speeds):9,.0f} {speed * flops / peak:6.1%} "
+            f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}..{max(ratios):.2f}) {memory:8,.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    path, *rest = sys.argv[1:]
+    if len(rest) == 2:
+        print(json.dumps(measure(rest[0], SHAPES[int(rest[1])], Path(path))))
+    else:
+        for each in SHAPES:
+            compare(each, Path(path), int(rest[0]) if rest else 3)
