@@ -28,7 +28,9 @@ FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 KILLS = {"any instant": 100, "a save": 60, "rotation": 40}
 if not FULL_COUNTS:
     KILLS = {"any instant": 4, "a save": 2, "rotation": 2}
-PRODUCER_ALONE = 0.45  # of the kills at any instant and inside a save: some find no producer; it comes to a quarter of all
+PRODUCER_ALONE = (
+    0.45  # of the kills at any instant and inside a save: some find no producer; it comes to a quarter of all
+)
 CHAIN = 10 if FULL_COUNTS else 4
 START_SECONDS = 6.0  # about as long as a start takes, in which a kill may fall as well
 

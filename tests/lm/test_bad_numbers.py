@@ -6,15 +6,12 @@ a billion times too large. Then five such steps in a row, and a stop that only o
 
 import copy
 import math
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import two_ranks
 from small_step import ALL_HEADS, SEQ_LENGTH, VOCAB, make_step
 
 from configs.schema import UserError
@@ -22,7 +19,6 @@ from lm.distributed import World
 from lm.loss import linear_cross_entropy
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan
 
-ROOT = Path(__file__).parents[2]
 NUM_STEPS, NUM_BAD = 120, 20
 KINDS = ("NaN loss", "infinite gradient", "outlier of 1e9")
 
@@ -98,24 +94,13 @@ def everything(world: World) -> dict:
     }  # fmt: skip
 
 
-if __name__ == "__main__":  # under torchrun: each rank leaves what it saw in the folder it is given
-    world = World.start()
-    torch.save(everything(world), Path(sys.argv[1]) / f"{world.rank}.pt")
-    world.stop()
+if __name__ == "__main__":
+    two_ranks.leave(everything)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([*torchrun, __file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=240)
-    finally:
-        process.terminate()  # torchrun ends its workers; nothing to do if it is through
-    assert process.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return two_ranks.run(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.slow

@@ -1,20 +1,15 @@
 """Two processes under a real torchrun (gloo, CPU) do what one does: values, errors, sums, gradients, steps."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+import two_ranks
 from small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
 
 from configs.schema import UserError
 from lm.distributed import World
 from lm.train_step import StepPlan, TrainStep
 
-ROOT = Path(__file__).parents[2]
 PLANS = {
     "whole": StepPlan(0, 8, 8 * SEQ_LENGTH),  # one process: two micro-batches; two processes: one each
     "uneven": StepPlan(8, 5, 5 * SEQ_LENGTH - 9),  # two rows and three, the last one cut short
@@ -84,10 +79,8 @@ def everything(world: World) -> dict:
     }
 
 
-if __name__ == "__main__":  # under torchrun: each rank leaves what it saw in the folder it is given
-    world = World.start()
-    torch.save(everything(world), Path(sys.argv[1]) / f"{world.rank}.pt")
-    world.stop()
+if __name__ == "__main__":
+    two_ranks.leave(everything)
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +91,7 @@ def alone() -> dict:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     """What two processes saw, in the order of their ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([*torchrun, __file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.terminate()  # torchrun ends its workers; nothing to do if it is through
-    assert process.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return two_ranks.run(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 def assert_close(actual: dict, expected: dict, tolerance: float) -> None:

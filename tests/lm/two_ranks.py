@@ -1,0 +1,35 @@
+"""A test's own file as the program of two processes under a real torchrun (gloo, CPU)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.distributed import World
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, folder: Path) -> list[Any]:
+    """What each rank's `leave` has left, in the order of their ranks."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen([*torchrun, script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.terminate()  # torchrun ends its workers; nothing to do if it is through
+    assert process.returncode == 0, errors
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def leave(everything: Callable[[World], Any]) -> None:
+    """Under torchrun: what this rank saw, into the folder it is given."""
+    world = World.start()
+    torch.save(everything(world), Path(sys.argv[1]) / f"{world.rank}.pt")
+    world.stop()
