@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stop import StopRequest, leave_on_signals
+from stop import StopRequest, ignore_signals, leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()  # before the slow imports
@@ -303,4 +303,6 @@ def progress_bar(run: Run):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    ignore_signals()
+    sys.exit(code)

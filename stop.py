@@ -25,6 +25,12 @@ def leave_on_signals() -> None:
             signal.signal(number, signal.SIG_DFL)  # it waits for the first in code that calls no Python handler
 
 
+def ignore_signals() -> None:
+    """From now on, when all is done: while Python ends, it would let them end the program as if it had failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """`with StopRequest() as stop:` is the time of a run. `stop()` tells whether to save and leave; checked often.
 

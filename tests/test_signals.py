@@ -130,6 +130,8 @@ def saves(started: Started) -> None:
 
 
 def ends(started: Started) -> None:
+    """The second time all is trained already."""
+    started.wait_for("tokens of context")
     started.wait_for(lambda: inspect(started.program.checkpoints)["finished"])
 
 
@@ -149,12 +151,14 @@ AT_THE_END = {"final evaluation": (ends, 0.2), "report, export": (ends, 1.0)}
 
 
 def test_a_run_interrupted_in_every_phase_ends_as_if_nothing_had_been(make):
-    whole, program = make("whole", auxiliary=ALL_HEADS), make("stopped", auxiliary=ALL_HEADS)
+    budget = 10 * BUDGET if FULL_COUNTS else BUDGET
+    whole, program = (make(name, auxiliary=ALL_HEADS, token_budget=budget) for name in ("whole", "stopped"))
     assert whole.run().code == 0
     rng, numbers, slowest = random.Random(4), cycle(SIGNALS), 0.0
     print()
     for phases, times in ((BEFORE_THE_FIRST_STEP, 9), (WITH_SOMETHING_TO_SAVE, 1), (AT_THE_END, 9)):
         for name, (wait, within) in list(phases.items()) * (times if FULL_COUNTS else 1):
+            (program.checkpoints / "report.md").unlink(missing_ok=True)  # of a run that was faster than its signal
             started, number, later = Started(program), next(numbers), rng.uniform(0, within)
             wait(started)
             time.sleep(later)
@@ -166,7 +170,7 @@ def test_a_run_interrupted_in_every_phase_ends_as_if_nothing_had_been(make):
             if phases is WITH_SOMETHING_TO_SAVE:
                 assert f"Saved at {seen:,} tokens" in started.said
             elif "Done: " not in started.said:
-                assert "Stopped" in started.said
+                assert "Stopped" in started.said or f"Saved at {seen:,} tokens" in started.said
             assert (program.checkpoints / "report.md").exists() == ("Done: " in started.said)
     result = program.run()
     assert result.code == 0, result.err
