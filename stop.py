@@ -8,27 +8,54 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
+HEARD_ELSEWHERE: set[int] = set()  # signals that a run, or a talk, has handlers of its own for now
+
 
 def leave_on_signals() -> None:
-    """From now on, outside of a run, every one of SIGNALS ends the program at once."""
+    """From now on, outside of a run or a talk, every one of SIGNALS ends the program at once.
+
+    By a thread: the main one may be in code that calls no handler of Python's, waiting for a user or another process.
+    """
+    received, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     for number in SIGNALS:
-        if os.environ.get("RANK", "0") == "0":
-            signal.signal(number, lambda *_: leave("Stopped."))
-        else:
-            signal.signal(number, signal.SIG_DFL)  # it waits for the first in code that calls no Python handler
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        while True:
+            number = os.read(received, 1)[0]
+            if number in SIGNALS and number not in HEARD_ELSEWHERE:
+                leave("Stopped.")
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def ignore_signals() -> None:
     """From now on, when all is done: while Python ends, it would let them end the program as if it had failed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside it Ctrl-C is Python's KeyboardInterrupt: it ends an answer, not the program."""
+    HEARD_ELSEWHERE.add(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        HEARD_ELSEWHERE.discard(signal.SIGINT)
 
 
 class StopRequest:
@@ -47,12 +74,14 @@ class StopRequest:
         return self.asked
 
     def __enter__(self) -> "StopRequest":
+        HEARD_ELSEWHERE.update(SIGNALS)
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        HEARD_ELSEWHERE.clear()
 
     def _receive(self, number: int, _frame: object) -> None:
         if self.asked and number == signal.SIGINT:  # schedulers repeat the others, to us and through torchrun

@@ -13,6 +13,7 @@ from lm.export import export_huggingface
 from lm.files import FolderLock
 from lm.model import Transformer
 from lm.talk import talk
+from stop import interruptible
 
 
 def use(action: str, folder: Path) -> None:
@@ -26,12 +27,13 @@ def use(action: str, folder: Path) -> None:
             return
     model, tokenizer, end_of_text = load_model(state, folder)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
-    talk(
-        model,
-        encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
-        decode=tokenizer.decode,
-        stop_token=end_of_text,
-    )
+    with interruptible():
+        talk(
+            model,
+            encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
+            decode=tokenizer.decode,
+            stop_token=end_of_text,
+        )
 
 
 def export(state: dict[str, Any], folder: Path) -> Path:

@@ -88,9 +88,9 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip()
             self._file.close()
+            who, how = (f" (process {holder})", f" or `kill {holder}`") if holder else ("", "")  # it has just begun
             raise UserError(
-                f"Another run (process {holder}) is using {folder}. Wait for it, or stop it with Ctrl-C or "
-                f"`kill {holder}`: it saves before it leaves."
+                f"Another run{who} is using {folder}. Wait for it, or stop it with Ctrl-C{how}: it saves before it leaves."
             ) from None
         except OSError as error:
             self._file.close()

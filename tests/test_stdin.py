@@ -130,6 +130,13 @@ def test_control_characters_in_a_terminal(typed, says, plain):
     assert "Traceback" not in result.out
 
 
+def test_ctrl_c_ends_an_answer_and_not_the_talk(plain):
+    program, *_ = plain["python"]
+    result = in_terminal(program, LAUNCHERS["python"], ["t\n", "\x03", "\n"])
+    assert result.code == 0, result.out
+    assert "(an empty line leaves)" in result.out
+
+
 def test_a_line_without_end(plain):
     program, *_ = plain["python"]
     result = program.run("x" * 10_000_000)
