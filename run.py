@@ -6,7 +6,6 @@ benchmarks imports it. Nothing in it is random, so a run taken up again does wha
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from data.packing import chain_digest
 from learner import Learner
 from lm.distributed import World
 from lm.evaluate import Evaluation
+from lm.machine import device_name
 from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
@@ -313,9 +313,3 @@ def tokenizer_facts(preset: Preset) -> tuple[int, int]:
         return preset.model.vocab_size, 0
     given = bpe.load(preset.data.tokenizer)
     return bpe.vocab_size(given), bpe.end_of_text(given)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()}-core {platform.machine()} CPU"

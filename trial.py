@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from configs.schema import UserError
+from lm.machine import device_name
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
-from run import Run, device_name
+from run import Run
 
 OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")  # in the words of torch's CPU allocator and of oneDNN
 

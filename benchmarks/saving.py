@@ -11,29 +11,22 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.step import learner_of
 from configs.schema import load_preset
 
 
 def main(path: str, num_saves: int) -> None:
-    from learner import Learner
     from lm.checkpoint import CURRENT
-    from lm.distributed import World
     from lm.saver import Saver
-    from lm.train_step import StepPlan
 
-    preset, world = load_preset(path), World.start()
-    rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps
-    length, vocab_size = preset.model.seq_length, preset.model.vocab_size
-    learner = Learner(preset, world, vocab_size=vocab_size, end_of_text=0, tokens_per_step=rows * length)
-    tokens = np.random.default_rng(0).integers(vocab_size, size=(rows, length + 1))
+    preset = load_preset(path)
+    learner, tokens, plan = learner_of(preset)
     counts = dict.fromkeys(("tokens_seen", "token_budget", "global_batch_rows", "world_size"), 0)
     others = {"preset": preset.to_json(), "rng": {}, "stream_position": {}, "tokenizer_sha256": "", **counts}
 
     def step() -> float:
         began = time.perf_counter()
-        learner.train_step(tokens, StepPlan(0, rows, rows * length), 0.5)
+        learner.train_step(tokens, plan, 0.5)
         return time.perf_counter() - began
 
     step()
@@ -51,7 +44,7 @@ def main(path: str, num_saves: int) -> None:
         size = (Path(folder) / CURRENT).stat().st_size
     normal, slowed = statistics.median(alone), statistics.median(beside)
     lost = statistics.median(still) + statistics.median(writing) * max(0.0, 1 - normal / slowed)
-    between = preset.train.save_every_tokens / (rows * length / normal)
+    between = preset.train.save_every_tokens / (plan.num_tokens / normal)
     print(f"{path}, {num_saves} saves of {size / 1e6:.0f} MB, medians; a step alone takes {normal:.2f} s")
     print(f"training stands still for {1000 * statistics.median(still):.0f} ms ({1000 * max(still):.0f} at most)")
     print(f"written within {statistics.median(writing):.2f} s, in which a step takes {slowed:.2f} s")

@@ -5,41 +5,54 @@
 On a CPU it is measured in turn with and without `lm.machine.keep_freed_memory`, each time in a process of its own.
 """
 
+from __future__ import annotations
+
 import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.schema import load_preset
+from configs.schema import Preset, load_preset
+
+if TYPE_CHECKING:
+    from learner import Learner
+    from lm.train_step import StepPlan
 
 ROUNDS = 3
 
 
-def measure(path: str, num_steps: int) -> None:
-    """Prints "tokens/s, page faults a step, share of CPU time in the kernel, peak GiB", medians without the first."""
+def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, StepPlan]:
+    """What learns, random rows for a step of it, and the plan of that step."""
     from learner import Learner
     from lm.distributed import World
-    from lm.machine import peak_memory
     from lm.train_step import StepPlan
 
-    preset, world = load_preset(path), World.start()
     rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps
     length, vocab_size = preset.model.seq_length, preset.model.vocab_size
-    learner = Learner(preset, world, vocab_size=vocab_size, end_of_text=0, tokens_per_step=rows * length)
+    learner = Learner(preset, World.start(), vocab_size=vocab_size, end_of_text=0, tokens_per_step=rows * length)
     tokens = np.random.default_rng(0).integers(vocab_size, size=(rows, length + 1))
+    return learner, tokens, StepPlan(0, rows, rows * length)
+
+
+def measure(path: str, num_steps: int) -> None:
+    """Prints "tokens/s, page faults a step, share of CPU time in the kernel, peak GiB", medians without the first."""
+    from lm.machine import peak_memory
+
+    learner, tokens, plan = learner_of(load_preset(path))
     figures = []
     for _ in range(num_steps + 1):
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        learner.train_step(tokens, StepPlan(0, rows, rows * length), 0.5)
+        learner.train_step(tokens, plan, 0.5)
         seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
         kernel, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
-        figures.append((rows * length / seconds, after.ru_minflt - before.ru_minflt, kernel / (kernel + user)))
+        figures.append((plan.num_tokens / seconds, after.ru_minflt - before.ru_minflt, kernel / (kernel + user)))
     speed, faults, share = (statistics.median(column) for column in zip(*figures[1:], strict=True))
-    print(f"{speed:.0f} {faults:.0f} {share:.3f} {peak_memory(world.device.type) / 2**30:.2f}")
+    print(f"{speed:.0f} {faults:.0f} {share:.3f} {peak_memory(learner.device_type) / 2**30:.2f}")
 
 
 def run(path: str, num_steps: int) -> None:

@@ -123,6 +123,15 @@ def available_memory() -> int:
     return max(0, min(limits))
 
 
+def device_name(device: "torch.device") -> str:
+    """The device a process works on, in words."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
 def peak_memory(device: str) -> int:
     """Bytes this process has held at most so far: of the GPU for "cuda"."""
     if device == "cuda":

@@ -22,6 +22,7 @@ from data.batches import run_ahead_rows
 from lm.checkpoint import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.files import same_file
 from lm.metrics import read_metrics
+from stop import processes
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, fingerprint, write_text
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
@@ -39,14 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 def producer_of(process) -> int | None:
     """The process id of its child, if it has one now."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == process.pid:
-            return int(status.parent.name)
-    return None
+    return next((child for child, parent, _ in processes() if parent == process.pid), None)
 
 
 def is_saving(folder: Path) -> bool:
