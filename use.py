@@ -1,5 +1,7 @@
 """What a trained model is for: talk to it, take it elsewhere. Reads checkpoints, writes only the export."""
 
+import select
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,16 @@ def use(action: str, folder: Path) -> None:
             encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
             decode=tokenizer.decode,
             stop_token=end_of_text,
+            ask=ask,
         )
+
+
+def ask(question: str) -> str:
+    """`input`, which ends at a Ctrl-C at any instant: one just before it begins to wait, it would not notice."""
+    print(question, end="", flush=True)
+    while sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
+        pass
+    return input()
 
 
 def export(state: dict[str, Any], folder: Path) -> Path:
