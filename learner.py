@@ -16,7 +16,7 @@ from configs.schema import Preset, UserError
 from lm.distributed import World
 from lm.estimate import check_memory
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
-from lm.machine import compile_choice, keep_freed_memory, precision_choice
+from lm.machine import compile_choice, keep_freed_memory, precision_choice, thread_choice
 from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.train_step import TrainStep
@@ -35,6 +35,10 @@ class Learner:
             (str(self.dtype).removeprefix("torch."), dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
+        if self.device_type == "cpu":
+            threads, thread_reason = thread_choice()
+            torch.set_num_threads(threads)
+            self.decisions.append((f"{threads} threads", thread_reason))
         check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()

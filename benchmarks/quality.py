@@ -50,7 +50,7 @@ class Arm(NamedTuple):
 class Text:
     """Rows to train on, rows held out, and the bytes behind each token."""
 
-    def __init__(self, prose: Path, qa: Path, out: Path, tokens: int):
+    def __init__(self, prose: Path, qa: Path, out: Path, tokens: int, shape: Shape = SHAPE):
         sources = [
             {"type": "text", "path": str(prose), "glob": "**/*.txt", "label": "prose"},
             {"type": "hf", "dataset": "json", "data_files": str(qa / "*.jsonl"), "fields": ["query", "answer"],
@@ -63,21 +63,21 @@ class Text:
                 "hidden_size": 64,
                 "num_layers": 1,
                 "num_heads": 1,
-                "seq_length": SHAPE.length,
-                "vocab_size": SHAPE.vocab,
+                "seq_length": shape.length,
+                "vocab_size": shape.vocab,
             },
             "train": {"eval_tokens": HELD_OUT_TOKENS},
             "data": {"sources": sources, "mix_strategy": "weighted", "source_weights": [9, 2, 9]},
         }  # trivia is small: with this share 20M tokens see it once
         stream = Stream(parse_preset(json.dumps(preset), "the benchmark's preset"), out, tokens)
         info = stream.begin(on_status=print)
-        num_rows = -(-tokens // SHAPE.length)
+        num_rows = -(-tokens // shape.length)
         stream.consumed(num_rows)
         stream.rows(num_rows - 1, 1)  # all of it is written down
         self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
         self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
         stream.close()
-        self.reader = JournalReader(out / "stream", row_dtype(SHAPE.length, info.vocab_size))
+        self.reader = JournalReader(out / "stream", row_dtype(shape.length, info.vocab_size))
 
     def rows(self, first: int, num_rows: int) -> np.ndarray:
         return self.reader.rows(first, num_rows)["tokens"]

@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
 import shutil
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +64,7 @@ def measure_machine() -> Machine:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype, _ = precision_choice(device)
+    torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # all that share it
     size = 4096 if device == "cuda" else 768
     matrix = torch.randn(size, size, device=device).to(dtype)
     best, start = float("inf"), time.perf_counter()
@@ -147,26 +151,54 @@ def peak_memory(device: str) -> int:
     return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
-def _control_group_limits() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of this process's control group and those above it, version 2 or 1."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether it is of version 2) of this process's control group and of those above it."""
+    path = Path("/proc/self/cgroup")
+    for line in path.read_text().splitlines() if path.exists() else []:
         _, controllers, group = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers and controller not in controllers.split(","):
             continue
         root = Path("/sys/fs/cgroup", controllers)
-        limit, used = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        )
         here = root / group.lstrip("/")
-        for folder in (here, *here.parents):
-            if not folder.is_relative_to(root):
-                break
-            try:
-                found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
-            except (OSError, ValueError):  # not visible in this container, or "max"
-                continue
+        yield from ((folder, not controllers) for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def _control_group_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of memory."""
+    found = []
+    for folder, second in _control_groups("memory"):
+        limit, used = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        with suppress(OSError, ValueError):  # not visible in this container, or "max"
+            found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
     return found
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: hyperthreads of one core count once, and a container's share of time counts."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/core_cpus_list"
+    usable = os.sched_getaffinity(0)
+    cores = len({path.read_text() if (path := Path(siblings.format(cpu))).exists() else cpu for cpu in usable})
+    for folder, second in _control_groups("cpu"):
+        with suppress(OSError, ValueError):
+            names = ["cpu.max"] if second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0:
+                cores = min(cores, math.ceil(quota / period))
+    return cores
+
+
+def thread_choice() -> tuple[int, str]:
+    """Threads of this process's matrix products, and why. Processes of one job on this machine share its cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if "OMP_NUM_THREADS" in os.environ and processes == 1:  # with more, torchrun sets it to 1 by itself
+        import torch
+
+        return torch.get_num_threads(), "OMP_NUM_THREADS is set"
+    cores = physical_cores()
+    threads = max(1, cores // processes)
+    return threads, f"{cores} cores" + (f" for {processes} processes" if processes > 1 else "")
 
 
 def precision_choice(device: str) -> "tuple[torch.dtype, str]":

@@ -214,3 +214,32 @@ def test_choices_follow_the_hardware_and_say_why(monkeypatch):
 def test_a_model_config_is_enough_for_parameters():
     model = ModelConfig(hidden_size=256, num_layers=3, num_heads=4, seq_length=256)
     assert 6_000_000 < estimate.num_parameters(model, 8192) < 7_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot be kept to some cores")
+@pytest.mark.parametrize(
+    ("quota", "environment", "expected"),
+    [
+        ("max 100000", {}, 2),
+        ("150000 100000", {}, 2),
+        ("50000 100000", {}, 1),
+        ("max 100000", {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 1),  # as torchrun sets them
+        ("max 100000", {"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 1),
+        ("max 100000", {"OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_are_the_cores_that_a_process_may_use(quota, environment, expected, tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("a single core: nothing to choose")
+    (tmp_path / "cpu.max").write_text(quota)
+    code = f"""
+        import os, pathlib
+        from lm import machine
+        machine._control_groups = lambda controller: [(pathlib.Path({str(tmp_path)!r}), True)]
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:2]))
+        print(machine.thread_choice()[0])
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE")}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    printed = subprocess.check_output(command, cwd=ROOT, env=kept | environment, text=True)
+    assert int(printed) == expected
