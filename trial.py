@@ -20,7 +20,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")  # in the words
 
 
 def trial(run: Run) -> float:
-    """Two real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the second.
+    """Real steps on random tokens, optimizer included, that leave no trace; returns the seconds of the last.
 
     They compile and allocate everything a step needs. Raises UserError with a batch size that does fit.
     """
@@ -35,15 +35,16 @@ def trial(run: Run) -> float:
 
 
 def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
-    """Seconds of the second of two steps over `num_rows` rows; None if memory cannot hold them."""
+    """Seconds of a step over `num_rows` rows, compiled before; None if memory cannot hold it."""
     length = run.preset.model.seq_length
     tokens = np.random.default_rng(0).integers(run.learner.vocab_size, size=(num_rows, length + 1))
     run.learner.train_step.batch_rows = batch_rows
     seconds = 0.0
     try:
-        for _ in range(2):
+        # The end first: when no gradient of the heads reaches the trunk any more, theirs is another graph.
+        for progress in (1.0, 0.0, 0.0) if run.preset.auxiliary.trunk_gradient == "annealed" else (0.0, 0.0):
             began = time.perf_counter()
-            run.learner.train_step(tokens, StepPlan(0, num_rows, num_rows * length), 0.0)
+            run.learner.train_step(tokens, StepPlan(0, num_rows, num_rows * length), progress)
             seconds = time.perf_counter() - began
         with torch.no_grad(), run.learner.autocast():  # as lm/evaluate.py does
             rows = torch.zeros(batch_rows, length + 1, dtype=torch.int64)

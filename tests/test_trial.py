@@ -1,4 +1,4 @@
-"""A step that memory cannot hold although the estimate thought so: refused before anything is written."""
+"""What a trial step promises: it has compiled all that a run will need, or is refused before anything is written."""
 
 import json
 import os
@@ -9,7 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
+from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
+
+# `aot_eager` is torch.compile without its code generator: as particular about what it has seen, and quick.
+COMPILED = """
+import functools, json, sys
+import torch
+from torch._dynamo.utils import counters
+import learner, main
+from configs.schema import parse_preset
+
+learner.compile_choice = lambda device: (True, "for this test")
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+learn, graphs = main.learn, []
+
+def counted(*arguments):
+    graphs.append(counters["stats"]["unique_graphs"])
+    learn(*arguments)
+    graphs.append(counters["stats"]["unique_graphs"])
+
+main.learn = counted
+main.train(parse_preset(sys.argv[1], "test"), token_budget=20_011, checkpoint_dir=sys.argv[2])
+print(json.dumps(graphs))
+"""
 
 TOO_LITTLE = """
 import resource, sys
@@ -26,6 +48,20 @@ try:
 except UserError as error:
     print(error)
 """
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_it(tmp_path):
+    """Evaluation, samples, the short last step, the end of the heads' gradient: a compiler would be heard in each."""
+    auxiliary = {**ALL_HEADS, **ADAPTIVE, "trunk_gradient": "annealed"}
+    preset = preset_json(write_text(tmp_path / "text"), model={"seq_length": 64}, auxiliary=auxiliary)
+    command = [sys.executable, "-c", COMPILED, json.dumps(preset), str(tmp_path / "checkpoints")]
+    environment = {**os.environ, **ENVIRONMENT}
+    del environment["TORCH_COMPILE_DISABLE"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    before, after = json.loads(run.stdout.splitlines()[-1])
+    assert before == after > 2
 
 
 @pytest.mark.slow
