@@ -1,11 +1,13 @@
 """Trains a preset unattended for some tokens and prints what came out: loss and bits per byte per source, the realised
-mixture, tokens/s, the share of time spent waiting for data, peak memory, and the machine.
+mixture, tokens/s, the share of time spent waiting for data and on all that is no step, peak memory, and the machine.
 
     python -m benchmarks.preset configs/02_offline_python.json 2000000 /tmp/run
 """
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import main
@@ -14,7 +16,20 @@ from lm.machine import load_machine, peak_memory
 from lm.metrics import read_metrics
 
 
-def report(folder: Path) -> None:
+def timed(name: str) -> Callable[[], float]:
+    """Has the time spent in main's function of that name counted; what it was, in seconds."""
+    function, seconds = getattr(main, name), [0.0]
+
+    def counted(*arguments) -> None:
+        began = time.perf_counter()
+        function(*arguments)
+        seconds[0] += time.perf_counter() - began
+
+    setattr(main, name, counted)
+    return lambda: seconds[0]
+
+
+def report(folder: Path, learning: float, finishing: float) -> None:
     records = read_metrics(folder / "metrics.jsonl")
     steps = [record for record in records if "tokens_per_second" in record]
     last = [record for record in records if record.get("eval")][-1]
@@ -31,6 +46,10 @@ def report(folder: Path) -> None:
     median, slowest, fastest = speeds[len(speeds) // 2], speeds[0], speeds[-1]
     print(f"{tokens:,} tokens in {seconds:.0f} s: median {median:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})")
     print(f"waiting for data: {waited / seconds:.3%} of the time")
+    print(
+        f"evaluation, saves, samples, logs: {1 - seconds / (learning - finishing):.2%} of the time until the last step"
+    )
+    print(f"after it: {finishing:.0f} s, for everything held out, the report and the export")
     print(f"peak memory of the trainer: {peak_memory('cpu') / 2**30:.2f} GiB")
     print(
         f"machine: {machine.device_name}, {machine.matmul_flops / 1e9:,.0f} GFLOP/s in matrix products"
@@ -41,5 +60,6 @@ def report(folder: Path) -> None:
 
 if __name__ == "__main__":
     preset, folder = load_preset(sys.argv[1]), Path(sys.argv[3])
+    learning, finishing = timed("learn"), timed("finish")  # the one calls the other
     main.train(preset, token_budget=int(sys.argv[2]), checkpoint_dir=folder)
-    report(folder)
+    report(folder, learning(), finishing())

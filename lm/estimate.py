@@ -80,6 +80,11 @@ def flops_per_token(
     return flops
 
 
+def scores_per_token(model: ModelConfig) -> float:
+    """Attention scores that a CPU computes for a token: its four row blocks see 5/8 of a row (lm/model.py)."""
+    return model.num_layers * model.num_heads * model.seq_length * 5 / 8
+
+
 def checkpoint_bytes(preset: Preset) -> int:
     """Weights in fp32, one momentum for Muon's matrices, two moments for the rest."""
     matrices = num_matrix_parameters(preset.model)
@@ -106,7 +111,7 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     gradients = 4 * (num_parameters(model, model.vocab_size) + num_head_parameters(model, aux))
     per_token = model.num_layers * model.hidden_size * LAYER_BYTES
     if device == "cpu":  # the fused kernel of a GPU keeps no scores; our row blocks keep 5/8 of them
-        per_token += model.num_layers * model.num_heads * model.seq_length * SCORE_BYTES * 5 // 8
+        per_token += int(scores_per_token(model) * SCORE_BYTES)
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR)
     policy = 4 * 4 * min(POLICY_POSITIONS, num_tokens) * model.vocab_size if aux.enable_policy else 0
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)

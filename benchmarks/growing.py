@@ -1,0 +1,107 @@
+"""Tokens a second and memory of a training step as the model widens and its context grows, and what the menu makes of it.
+
+    python -m benchmarks.growing [ROUNDS]
+
+Widths 128 to 1024 by contexts of 256 to 4,096 tokens: 4 layers, 64 channels a head, vocabulary 8192, micro-batches and
+steps of 4,096 tokens, each in a process of its own, ROUNDS times (1). Beside each figure stands what lm/estimate.py says,
+then the constants there that fit best (least squares of the relative error).
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contenders import device
+from configs.schema import Preset, parse_preset
+from lm import estimate
+from lm.machine import Machine, measure_machine, peak_memory
+
+WIDTHS, LENGTHS = (128, 256, 512, 1024), (256, 1024, 4096)
+TOKENS, WARM_STEPS, STEPS = 4_096, 2, 4
+
+
+def preset_of(width: int, length: int) -> Preset:
+    model = {"hidden_size": width, "num_layers": 4, "num_heads": width // 64, "seq_length": length, "vocab_size": 8192}
+    train = {"per_gpu_batch_size": TOKENS // length}
+    text = json.dumps({"name": "growing", "model": model, "train": train, "data": {"sources": ["python_source"]}})
+    return parse_preset(text, "the benchmark's preset")
+
+
+def measure(width: int, length: int) -> dict[str, float]:
+    from benchmarks.step import learner_of
+
+    learner, tokens, plan = learner_of(preset_of(width, length))
+    seconds = []
+    for _ in range(WARM_STEPS + STEPS):
+        began = time.perf_counter()
+        learner.train_step(tokens, plan, 0.5)
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(seconds[WARM_STEPS:]) / TOKENS, "memory": peak_memory(device())}
+
+
+def of_the_trainer(preset: Preset) -> int:
+    """The menu's estimate, without the data process and the copy that is being saved."""
+    apart = estimate.PRODUCER_BYTES + estimate.checkpoint_bytes(preset) if device() == "cpu" else 0
+    return estimate.memory_bytes(preset, device()) - apart
+
+
+def fit(columns: list[list[float]], measured: list[float]) -> np.ndarray:
+    """Factors of the columns whose sum is nearest to what was measured, relatively."""
+    scale = np.array(measured)
+    return np.linalg.lstsq(np.array(columns).T / scale[:, None], np.ones(len(scale)), rcond=None)[0]
+
+
+def compare(machine: Machine, found: dict[tuple[int, int], dict]) -> None:
+    print(f"{machine.device_name}, {machine.matmul_flops / 1e9:,.0f} GFLOP/s, {time.strftime('%Y-%m-%d')}")
+    print(f"{'width':>6} {'context':>8} {'parameters':>11} {'tokens/s':>9} {'estimate':>9} {'MB':>7} {'estimate':>9}")
+    for (width, length), result in found.items():
+        preset = preset_of(width, length)
+        print(
+            f"{width:6} {length:8,} {estimate.num_parameters(preset.model, 8192):11,} {1 / result['seconds']:9,.0f} "
+            f"{1 / estimate.seconds_to_budget(preset, machine, 1):9,.0f} {result['memory'] / 1e6:7,.0f} "
+            f"{of_the_trainer(preset) / 1e6:9,.0f}"
+        )
+    presets = [preset_of(*cell) for cell in found]
+    models = [preset.model for preset in presets]
+    channels = [model.num_layers * model.hidden_size for model in models]
+    scores = [estimate.scores_per_token(model) for model in models]
+    flops = [estimate.flops_per_token(p.model, 8192, p.auxiliary, TOKENS) / machine.matmul_flops for p in presets]
+    peak = [[value / machine.matmul_flops for value in column] for column in (channels, scores)]
+    share, channel, score = fit([flops, *peak], [result["seconds"] for result in found.values()])
+    print(f"time: CPU_EFFICIENCY {1 / share:.2f}, CHANNEL_FLOPS {channel:,.0f}, SCORE_FLOPS {score:,.0f}")
+    held = [3 * 4 * estimate.num_parameters(model, 8192) for model in models]
+    columns = [[1.0] * len(models), held, [TOKENS * n for n in channels], [TOKENS * n for n in scores]]
+    process, copies, channel, score = fit(columns, [result["memory"] for result in found.values()])
+    print(
+        f"memory: PROCESS_BYTES {process:,.0f}, weights with gradient and moment x {copies:.2f}, "
+        f"LAYER_BYTES {channel:.1f}, SCORE_BYTES {score:.1f}"
+    )
+
+
+def main(rounds: int) -> None:
+    runs: dict[tuple[int, int], list[dict]] = {(width, length): [] for width in WIDTHS for length in LENGTHS}
+    for _ in range(rounds):
+        for (width, length), results in runs.items():
+            command = [sys.executable, "-m", "benchmarks.growing", str(width), str(length)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+            if done.returncode:
+                sys.exit(done.stderr)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    medians = {
+        cell: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for cell, results in runs.items()
+    }
+    compare(measure_machine(), medians)
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    if len(numbers) == 2:
+        print(json.dumps(measure(*numbers)))
+    else:
+        main(numbers[0] if numbers else 1)
