@@ -2,10 +2,11 @@
 
     python -m benchmarks.speed NANOGPT [ROUNDS]
 
-NANOGPT: a checkout of it. Each trainer in a process of its own, in turn, ROUNDS times (3), at two shapes, on random
-tokens: forward, backward and optimizer, one step every 16,384 tokens. The first steps, which compile, are not counted.
-Each process also measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step
-uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
+NANOGPT: a checkout of it. Each trainer in a process of its own, in turn, ROUNDS times (3), on random tokens: forward,
+backward and optimizer, one step every 16,384 tokens on a CPU, at two shapes, and every 65,536 on a GPU, at one of 50M
+parameters. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process
+also measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts
+6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
 """
 
 import json
@@ -22,8 +23,11 @@ import torch
 from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
 from lm.machine import peak_memory
 
-SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
-WARM_STEPS, STEPS = 3, 6
+CPU_SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
+GPU_SHAPES = (Shape(640, 8, 10, 2048, 8192),)
+SHAPES, TOKENS, STEPS = (GPU_SHAPES, 65_536, 30) if device() == "cuda" else (CPU_SHAPES, TOKENS_PER_STEP, 6)
+WARM_STEPS = 3
+H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
 ARMS = {  # name: trainer, bf16, compiled
     "ours": ("ours", True, True),
     "nanoGPT as shipped": ("nanoGPT", False, False),
@@ -54,24 +58,27 @@ def synchronize() -> None:
 
 def measure(arm: str, shape: Shape, checkout: Path) -> dict:
     name, low_precision, compiled = ARMS[arm]
-    peaks, times = [matmul_peak()], []
+    peaks, times, began = [matmul_peak()], [], time.perf_counter()
 
     def steps():
         rng = np.random.default_rng(0)
         for _ in range(WARM_STEPS + STEPS):
-            rows = rng.integers(shape.vocab, size=(TOKENS_PER_STEP // shape.length, shape.length + 1))
+            rows = rng.integers(shape.vocab, size=(TOKENS // shape.length, shape.length + 1))
             synchronize()
             times.append(time.perf_counter())
             yield rows
         synchronize()
         times.append(time.perf_counter())
 
-    options = Options(WARM_STEPS + STEPS, low_precision=low_precision, compiled=compiled, checkout=checkout)
+    options = Options(
+        WARM_STEPS + STEPS, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=TOKENS
+    )
     TRAINERS[name](shape, steps(), options)
     seconds = [after - before for before, after in pairwise(times)][WARM_STEPS:]
     memory = peak_memory(device())
     peaks.append(matmul_peak())
-    return {"speed": TOKENS_PER_STEP / statistics.median(seconds), "peak": max(peaks), "memory": memory}
+    speed = TOKENS / statistics.median(seconds)
+    return {"speed": speed, "peak": max(peaks), "memory": memory, "first": times[1] - began}
 
 
 def compare(shape: Shape, checkout: Path, rounds: int) -> None:
@@ -87,17 +94,23 @@ def compare(shape: Shape, checkout: Path, rounds: int) -> None:
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"\n{shape}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds")
     print(f"bf16 matmul peak {peak / 1e9:,.0f} GFLOP/s; FLOPs a token, gated MLP or not: {shape.flops_per_token}")
+    if device() == "cuda":
+        print(
+            f"if this is an H100 or H200, multiply MFU by {peak / H100_PEAK:.3f} for the share of its data sheet's peak"
+        )
     print(
-        f"{'':28} {'tokens/s':>10} {'lowest .. highest':>21} {'MFU':>6} {'ours is faster by':>20} {'peak memory':>12}"
+        f"{'':28} {'tokens/s':>10} {'lowest .. highest':>21} {'MFU':>6} {'ours is faster by':>20} {'peak memory':>12} "
+        f"{'first step':>10}"
     )
     for arm, results in found.items():
         speeds = [result["speed"] for result in results]
         speed, flops = statistics.median(speeds), shape.flops_per_token[ARMS[arm][0] != "nanoGPT"]
         ratios = [one["speed"] / other for one, other in zip(found["ours"], speeds, strict=True)]
         memory = max(result["memory"] for result in results) / 2**20
+        first = statistics.median(result["first"] for result in results)
         print(
             f"{arm:28} {speed:10,.0f} {min(speeds):10,.0f} ..{max(speeds):9,.0f} {speed * flops / peak:6.1%} "
-            f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}..{max(ratios):.2f}) {memory:8,.0f} MiB"
+            f"{statistics.median(ratios):7.2f} ({min(ratios):.2f}..{max(ratios):.2f}) {memory:8,.0f} MiB {first:8.0f} s"
         )
 
 
