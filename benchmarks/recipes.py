@@ -1,8 +1,8 @@
 """Held-out bits per byte of our own trainer under variations of its recipe, all on the same rows.
 
-    python -m benchmarks.recipes PROSE QA OUT TOKENS VARIATION ...
+    python -m benchmarks.recipes CORPUS OUT TOKENS VARIATION ...
 
-PROSE, QA: folders as benchmarks/corpus.py lays them out. VARIATION: "width=128,layers=3,heads=2,vocab=4096,batch=4096"
+CORPUS: what benchmarks/corpus.py lays out. VARIATION: "width=128,layers=3,heads=2,vocab=4096,batch=4096"
 and so on: the shape (left out: 256x3, vocabulary 8192), tokens a step, and any key of a preset's `model` or `train`
 section, or constant of lm/optim.py or lm/model.py in capitals; "default" varies nothing. One line for each, printed when
 it is done; what OUT has already is not run again. What came of it is written down in benchmarks/LOG.md.
@@ -11,13 +11,15 @@ it is done; what OUT has already is not run again. What came of it is written do
 import json
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import lm.model
 import lm.optim
 from benchmarks.contenders import Options, Shape, preset_json
 from benchmarks.quality import SHAPE, Text
-from configs.schema import ModelConfig, parse_preset
+from configs.schema import ModelConfig, Preset, parse_preset
 from learner import Learner
 from lm.distributed import World
 from lm.optim import learning_rate_factor, set_learning_rate
@@ -27,15 +29,19 @@ SHAPE_KEYS = ("width", "layers", "heads", "vocab")
 
 
 def train(text: Text, shape: Shape, changed: dict, tokens: int) -> dict:
+    """Held-out bits per byte of each source and their mean, and the seconds of training."""
     batch, seed = int(changed.pop("batch", 16_384)), int(changed.pop("seed", 1))
     preset = json.loads(preset_json(shape, Options(1, seed=seed, tokens_per_step=batch)))
-    for key, value in changed.items():
-        if key.isupper():
+    for key in [key for key in changed if not key.isupper()]:
+        preset["model" if key in ModelConfig.model_fields else "train"][key] = changed.pop(key)
+    with ExitStack() as constants:
+        for key, value in changed.items():
             [module] = [module for module in (lm.optim, lm.model) if hasattr(module, key)]
-            setattr(module, key, value)
-        else:
-            preset["model" if key in ModelConfig.model_fields else "train"][key] = value
-    preset = parse_preset(json.dumps(preset), "the benchmark's preset")
+            constants.enter_context(patch.object(module, key, value))
+        return train_preset(parse_preset(json.dumps(preset), "the benchmark's preset"), text, shape, batch, tokens)
+
+
+def train_preset(preset: Preset, text: Text, shape: Shape, batch: int, tokens: int) -> dict:
     learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=batch)
     num_rows, num_steps, began = batch // shape.length, tokens // batch, time.perf_counter()
     for step in range(num_steps):
@@ -52,19 +58,19 @@ def train(text: Text, shape: Shape, changed: dict, tokens: int) -> dict:
     return text.bits_per_byte(logits) | {"seconds": seconds}
 
 
-def main(prose: Path, qa: Path, out: Path, tokens: int, variations: list[str]) -> None:
+def main(corpus: Path, out: Path, tokens: int, variations: list[str]) -> None:
     for variation in variations:
         pairs = [pair.split("=") for pair in variation.split(",") if pair != "default"]
         changed = {key: json.loads(value) for key, value in pairs}
         shape = SHAPE._replace(**{key: changed.pop(key) for key in SHAPE_KEYS if key in changed})
         path = out / f"{tokens}-{variation}.json"
         if not path.exists():
-            text = Text(prose, qa, out / str(shape.vocab), tokens, shape)
+            text = Text(corpus, out / str(shape.vocab), tokens, shape)
             path.write_text(json.dumps(train(text, shape, changed, tokens)))
         result = json.loads(path.read_text())
         print(f"{result['mean']:.4f} bits per byte, {result['seconds']:5.0f} s  {variation}", flush=True)
 
 
 if __name__ == "__main__":
-    *folders, budget = sys.argv[1:5]
-    main(*map(Path, folders), int(budget), sys.argv[5:])
+    corpus, out, budget, *variations = sys.argv[1:]
+    main(Path(corpus), Path(out), int(budget), variations)
