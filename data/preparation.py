@@ -18,7 +18,7 @@ from configs.schema import Preset, UserError
 from data import tokenizer as bpe
 from data.feeds import FIRST_WAIT, Feed, Status, pause, watch
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
-from data.journal import begin, write_atomically
+from data.journal import begin, room_on_disk, write_atomically
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 from data.sources import Document, Retryable, Source
@@ -57,7 +57,8 @@ def prepare_stream(
 ) -> None:
     """Write everything a new stream needs. Raises UserError; waits while the network is down."""
     data, specs = preset.data, preset.data.all_sources
-    stream_dir.mkdir(parents=True, exist_ok=True)
+    with room_on_disk(stream_dir):
+        stream_dir.mkdir(parents=True, exist_ok=True)
     status("choosing held-out text")
     weights = base_weights(data.mix_strategy, data.weights)
 

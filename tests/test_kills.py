@@ -22,8 +22,17 @@ from data.batches import run_ahead_rows
 from lm.checkpoint import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.files import same_file
 from lm.metrics import read_metrics
-from stop import processes
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, fingerprint, write_text
+from tests.program import (
+    ADAPTIVE,
+    ALL_HEADS,
+    BUDGET,
+    Program,
+    check_logs,
+    ended,
+    fingerprint,
+    producer_of,
+    write_text,
+)
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 KILLS = {"any instant": 100, "a save": 60, "rotation": 40}
@@ -36,11 +45,6 @@ CHAIN = 10 if FULL_COUNTS else 4
 START_SECONDS = 6.0  # about as long as a start takes, in which a kill may fall as well
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")]
-
-
-def producer_of(process) -> int | None:
-    """The process id of its child, if it has one now."""
-    return next((child for child, parent, _ in processes() if parent == process.pid), None)
 
 
 def is_saving(folder: Path) -> bool:

@@ -17,7 +17,7 @@ import pytest
 
 from configs.schema import UserError, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stopped, Stream, StreamEnded
+from data.batches import ProducerDied, Stopped, Stream, StreamEnded
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
@@ -233,7 +233,7 @@ def test_a_defect_that_repeats_is_raised_with_its_traceback(tmp_path, started):
     read_all(stream, 100)
     stream.close()
     (tmp_path / "stream" / "heldout.npz").write_bytes(b"not an archive")
-    with pytest.raises(RuntimeError, match=r"(?s)ended 3 times, code 1.*Traceback.*HeldOut\.load"):
+    with pytest.raises(ProducerDied, match=r"(?s)ended 3 times, code 1.*Traceback.*HeldOut\.load"):
         read_all(started(make_preset(), tmp_path, 100 * T), 100)
 
 
