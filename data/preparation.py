@@ -23,7 +23,7 @@ from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 from data.sources import Document, Retryable, Source
 
-FORMAT = 2
+FORMAT = 3  # change it with whatever changes the rows of a preset: a stream begun otherwise is then not continued
 HELD_OUT = "heldout.npz"
 TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
 
@@ -154,6 +154,11 @@ def _head_of_mixture(feeds: Sequence[Feed], mixer: Mixer, num_characters: int, s
 def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
     """Raises UserError if the stream was made for something else than this preset."""
     wanted = data_identity(preset)
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{stream_dir} was begun by another version of this program, which orders documents otherwise; finish the run "
+            "with that version, or start a new one: this one is put aside, not lost"
+        )
     differing = [
         f"  {key}: {header.get(key)!r} in the stream, {value!r} in the preset"
         for key, value in wanted.items()

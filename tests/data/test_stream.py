@@ -21,6 +21,7 @@ from data.batches import ProducerDied, Stopped, Stream, StreamEnded
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
+from data.preparation import FORMAT
 from tests.data.test_pdf import make_pdf
 from tests.hub import parquet
 
@@ -212,6 +213,12 @@ def test_a_stream_is_not_continued_with_other_data(tmp_path, started):
     stream.close()
     with pytest.raises(UserError, match=r"(?s)data\.min_text_length: 1 in the stream, 9 in the preset"):
         read_all(started(make_preset(min_text_length=9), tmp_path, 100 * T), 100)
+    header = tmp_path / "stream" / "stream.json"
+    (written := json.loads(header.read_text()))["format"] -= 1
+    header.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"begun by another version of this program"):
+        read_all(started(make_preset(), tmp_path, 100 * T), 100)
+    header.write_text(json.dumps(written | {"format": FORMAT}))
     other = bpe.train(["some other text"], 300)
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer"):
