@@ -91,7 +91,9 @@ def check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, kill_at
                 stream.begin(should_stop=lambda: True)  # without waiting
             stream.consumed(num_rows)  # nothing but the kill holds it
             reader = JournalReader(tmp_path / name / "stream", DTYPE)
+            deadline = time.monotonic() + 120
             while reader.num_rows() < rows_before:
+                assert time.monotonic() < deadline, "no such row within two minutes"
                 time.sleep(0.001)
             time.sleep(rng.uniform(0.0, 0.05) if rows_before else rng.uniform(0.2, 0.5))
             os.kill(stream._process.pid, signal.SIGKILL)
@@ -267,12 +269,14 @@ stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), 10**5)
 stream.begin()
 stream.rows(0, 10**5 // 64)  # all there is: from now on the producer has nothing to say
 print(stream._process.pid, flush=True)
+os.write(stream._process.stdin.fileno(), {last_words!r}.encode())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_producer_ends_with_its_trainer(tmp_path):
-    command = [sys.executable, "-c", ORPHAN, make_preset().to_json(), str(tmp_path)]
+@pytest.mark.parametrize("last_words", ["", '{"consumed": 1'])
+def test_the_producer_ends_with_its_trainer(last_words, tmp_path):
+    command = [sys.executable, "-c", ORPHAN.format(last_words=last_words), make_preset().to_json(), str(tmp_path)]
     pid = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and is_running(pid):
