@@ -423,6 +423,13 @@ def test_encrypted_files_are_read_if_their_password_is_empty(tmp_path):
     assert read(tmp_path, encrypted(make_pdf([BODY]), "secret")) == ("", {"needs a password": 1})
 
 
+def test_folders_are_read_with_all_below_them(tmp_path):
+    for place in ("top.pdf", "a/middle.PDF", "a/b/c/deep.Pdf"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(make_pdf([f"{BODY} {place}"]))
+    assert {text.split()[-1] for text in texts(open_pdf(tmp_path))} == {"top.pdf", "a/middle.PDF", "a/b/c/deep.Pdf"}
+
+
 def test_a_folder_without_pdfs_says_so(tmp_path):
     with pytest.raises(SourceError, match="holds no file that matches"):
         open_pdf(tmp_path)
