@@ -231,6 +231,7 @@ def remember_speed(run: Run, tokens_per_second: float) -> None:
 
 def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
+    from data.batches import ProducerDied
     from periodic import do_what_is_due
 
     run.stop.farewell = None  # from here on there is something to save
@@ -239,7 +240,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
             do_what_is_due(run, bar.write if run.world.is_first else say)
             try:
                 step = run.next_step(bar.set_postfix_str)
-            except UserError:  # a source that is gone, a full disk: what was learnt so far is kept
+            except (UserError, ProducerDied):  # a source that is gone, a full disk: what was learnt so far is kept
                 run.save(say)
                 raise
             if step is None:

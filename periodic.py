@@ -121,18 +121,18 @@ def decide(
 
     `before`, `now`: held-out bits per byte with their standard errors at the last decision and at this one.
     """
-    bounds = {"low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
+    limits = {"smoothing": aux.adaptive_smoothing, "low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
     if aux.adaptive_rule == "relative_loss":
         losses = [now[label][0] if label in now else None for label in labels]
         reasons = ["nothing held out" if loss is None else f"{loss:.3f} bits per byte" for loss in losses]
-        return relative_loss(factors, losses, smoothing=aux.adaptive_smoothing, **bounds), reasons
+        return relative_loss(factors, losses, **limits), reasons
     if not before:
         return factors, ["nothing to compare with yet"] * len(labels)
     pairs = [(before.get(label, (0.0, 0.0)), now.get(label, (0.0, 0.0))) for label in labels]
     falls = [was[0] - is_now[0] for was, is_now in pairs]
     errors = [math.hypot(was[1], is_now[1]) for was, is_now in pairs]
     reasons = [f"fell by {fall:.4f} ± {error:.4f}" for fall, error in zip(falls, errors, strict=True)]
-    return loss_slope(factors, falls, errors, **bounds), reasons
+    return loss_slope(factors, falls, errors, **limits), reasons
 
 
 def sample(run: Run, say: Say) -> None:

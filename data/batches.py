@@ -42,6 +42,10 @@ class StreamEnded(Exception):
         self.num_rows = num_rows
 
 
+class ProducerDied(Exception):
+    """It was started MOST_DEATHS times and ended each time without a new row."""
+
+
 class Stopped(Exception):
     """`should_stop` said so while waiting."""
 
@@ -151,6 +155,8 @@ class Stream:
             self._send({"go": True})
 
     def _send(self, order: dict) -> None:
+        if self._process.stdin.closed:  # it ended with an error, which waits until a row is needed that is not there
+            return
         with suppress(BrokenPipeError):  # it is dead: _look will notice, and a new one is told everything
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
@@ -194,7 +200,7 @@ class Stream:
             self.status = f"the data process ended with code {code} and was started again"
         else:
             said = "".join(self._last_words) or "(nothing)"
-            self._error = RuntimeError(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
+            self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
 
     def _reap(self) -> int:
         """Close stdin, at which a living producer ends, and give back all it held. Returns its exit code."""

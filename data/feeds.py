@@ -73,8 +73,7 @@ class Feed:
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
         self._seed = seed
-        self._source: Source | None = None
-        self._seen: Counter[str] = Counter()  # what the source had left out when we last looked
+        self._skipped: Counter[str] = Counter()  # for the block being read, by the source or by us
         self._blocks = self._read()
         self._waiting: deque[Entry] = deque()
 
@@ -136,7 +135,8 @@ class Feed:
         """Usable texts, at most `room`; bytes read and documents left out for them; where the next block begins (None:
         the epoch has ended)."""
         texts: list[str] = []
-        size, num_bytes, skipped = 0, 0, Counter()  # of the block; of all that was read; of what is left out
+        size, num_bytes = 0, 0  # of the block; of all that was read
+        skipped = self._skipped = Counter()
         for document, after in documents:
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
@@ -147,32 +147,29 @@ class Feed:
             texts.append(text)
             size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
             if len(texts) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
-                return texts, num_bytes, skipped + self._left_out(), after
-        return texts, num_bytes, skipped + self._left_out(), None
+                return texts, num_bytes, skipped, after
+        return texts, num_bytes, skipped, None
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
         """One epoch, waiting as long as it takes when the network is down."""
         wait = FIRST_WAIT
         while True:
             try:
-                self._source = self._open()
-                self._left_out()
-                for document, after in self._source.documents(epoch, position):
+                source = self._open()
+                # What it left out so far is not ours, or follows the last document before it broke off: met again now.
+                seen = source.skipped.copy()
+                for document, after in source.documents(epoch, position):
+                    if source.skipped.total() > seen.total():
+                        self._skipped += source.skipped - seen
+                        seen = source.skipped.copy()
                     yield document, after
                     position, wait = after, FIRST_WAIT
+                self._skipped += source.skipped - seen
                 return
             except Retryable as error:
                 self.progress.retries += 1
                 self._before_waiting()
                 wait = pause(self.label, error, wait, self._say)
-
-    def _left_out(self) -> Counter[str]:
-        """Documents the source itself left out since the last call, by reason."""
-        if self._source is None:
-            return Counter()
-        new = self._source.skipped - self._seen
-        self._seen = self._source.skipped.copy()
-        return new
 
 
 @contextmanager

@@ -6,10 +6,14 @@ file, or a whole file of any other format. An epoch visits groups in rounds: in 
 files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
 
 Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming opens one file and
-skips rows of one group.
+skips rows of one group: of a compressed file all that came before is read again (MODEL_INSTRUCTIONS.md).
+
+Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone surrogate, "\\ud800") ends
+its file there, counted as unreadable; in the first of a file it is an error with the library's words.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 from string import Formatter
 from typing import Any
@@ -40,7 +44,9 @@ class HubSource(Source):
         try:
             columns = self._translate(self._open)
         except UnreadableFile as error:
-            raise SourceError(f"source {self.label}: cannot open {spec.dataset}: {error}") from error
+            raise SourceError(
+                f"source {self.label}: cannot open {spec.dataset}: {error}; mend that file, or name others in data_files"
+            ) from error
         self._num_files = self._dataset.num_shards
         self._groups: dict[int, Any] = {}  # file -> the file with one shard a group
         self.pinned["files"] = self._num_files
@@ -106,10 +112,11 @@ class HubSource(Source):
             one_file = self._dataset.shard(num_shards=self._num_files, index=file)
             try:
                 self._groups[file] = self._translate(one_file.reshard)
-            except UnreadableFile:
-                self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
+            except UnreadableFile:  # damaged or gone: no reason to stop the run
                 self._groups[file] = None
         groups = self._groups[file]
+        if groups is None and turn == 0:  # once an epoch, also if it was found out before
+            self.skipped["unreadable file"] += 1
         if groups is None or turn >= groups.num_shards:
             return None
         order = sorted(range(groups.num_shards), key=lambda number: hash_key(self.seed, epoch, file, number))
@@ -119,16 +126,23 @@ class HubSource(Source):
         """(number, row) of the rows of a group from number `start` on."""
         if group is None:
             return
-        rows = islice(iter(group), start, None)
-        for number in count(start):
+        rows, number, replacing = islice(iter(group), start, None), start, False
+        while True:
             try:
-                row = self._translate(lambda: next(rows, None))
-            except UnreadableFile:
-                self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
-                return
+                row = self._translate(partial(next, rows, None))
+            except UnreadableFile as error:
+                if replacing or not isinstance(error.__cause__, UnicodeDecodeError):
+                    self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
+                    return
+                rows, replacing = (
+                    islice(with_replacements(group), number, None),
+                    True,
+                )  # this row again, and those after
+                continue
             if row is None:
                 return
             yield number, row
+            number += 1
 
     def _render(self, row: dict) -> Iterator[Document]:
         """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
@@ -167,16 +181,18 @@ class HubSource(Source):
         if not self.spec.is_local:
             info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"])
             self.pinned["revision"] = info.sha
-        self._dataset = datasets.load_dataset(
+        builder = datasets.load_dataset_builder(
             str(self.spec.folder or self.spec.dataset),
             self.spec.config,
-            split=self.spec.split,
             data_files=self.spec.data_files,
             data_dir=self.spec.data_dir,
             revision=self.pinned["revision"],
-            streaming=True,
         )
-        return self._dataset.column_names or list(next(iter(self._dataset), {}))
+        if hasattr(builder.config, "encoding_errors"):  # csv, text
+            builder.config.encoding_errors = "replace"
+        self._dataset = builder.as_streaming_dataset(split=self.spec.split)
+        tables = self._dataset.with_format("arrow")  # nothing is decoded for them
+        return self._dataset.column_names or next((table.column_names for table in tables), [])
 
     def _translate(self, call: Callable[[], Any]) -> Any:
         """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
@@ -241,6 +257,19 @@ def first_line(error: BaseException) -> str:
     """What it says, fit to be shown: its words may come from a library or from a server."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return without_secrets("".join(character for character in line if character.isprintable()))
+
+
+def with_replacements(group: Any) -> Iterator[dict]:
+    """Its rows, with U+FFFD for what is not UTF-8 in a text: for a group in which the library meets such bytes."""
+    import pyarrow as pa
+
+    bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    for table in group.with_format("arrow"):
+        kinds = [bytes_of.get(kind, kind) for kind in table.schema.types]
+        for row in table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True)))).to_pylist():
+            yield {
+                name: cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for name, cell in row.items()
+            }
 
 
 def cell_text(cell: Any) -> str | None:

@@ -51,7 +51,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except JournalFull:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)  # there may have been no room for its name
         raise
     temporary.replace(path)
     _sync_folder(path.parent)
@@ -113,7 +113,8 @@ class JournalWriter:
 
     @staticmethod
     def _open(path: Path):
-        return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+        with room_on_disk(path):
+            return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
 
     def _last_append(self) -> tuple[int, dict | None, int]:
         """(rows, state, size of states.jsonl) after the last append whose rows are all there."""

@@ -18,12 +18,12 @@ from configs.schema import Preset, UserError
 from data import tokenizer as bpe
 from data.feeds import FIRST_WAIT, Feed, Status, pause, watch
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
-from data.journal import begin, write_atomically
+from data.journal import begin, room_on_disk, write_atomically
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 from data.sources import Document, Retryable, Source
 
-FORMAT = 2
+FORMAT = 3  # change it with whatever changes the rows of a preset: a stream begun otherwise is then not continued
 HELD_OUT = "heldout.npz"
 TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
 
@@ -57,7 +57,8 @@ def prepare_stream(
 ) -> None:
     """Write everything a new stream needs. Raises UserError; waits while the network is down."""
     data, specs = preset.data, preset.data.all_sources
-    stream_dir.mkdir(parents=True, exist_ok=True)
+    with room_on_disk(stream_dir):
+        stream_dir.mkdir(parents=True, exist_ok=True)
     status("choosing held-out text")
     weights = base_weights(data.mix_strategy, data.weights)
 
@@ -153,6 +154,11 @@ def _head_of_mixture(feeds: Sequence[Feed], mixer: Mixer, num_characters: int, s
 def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
     """Raises UserError if the stream was made for something else than this preset."""
     wanted = data_identity(preset)
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{stream_dir} was begun by another version of this program, which orders documents otherwise; finish the run "
+            "with that version, or start a new one: this one is put aside, not lost"
+        )
     differing = [
         f"  {key}: {header.get(key)!r} in the stream, {value!r} in the preset"
         for key, value in wanted.items()

@@ -78,7 +78,10 @@ class Orders:
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            order = json.loads(line)
+            try:
+                order = json.loads(line)
+            except ValueError:  # the trainer was killed in the middle of it
+                break
             with self._news:
                 if "weights" in order:
                     self.weight_changes.append((order["from_row"], order["weights"]))

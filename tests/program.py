@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from lm.metrics import read_metrics, read_samples
+from stop import processes
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -157,6 +158,11 @@ def workers_of(program: Program) -> dict[int, int]:
                 if rank:
                     found[int(rank[1])] = int(path.name)
     return found
+
+
+def producer_of(process: subprocess.Popen) -> int | None:
+    """The process id of its child, if it has one now; Linux."""
+    return next((child for child, parent, _ in processes() if parent == process.pid), None)
 
 
 def check_logs(program: Program, token_budget: int = BUDGET) -> None:

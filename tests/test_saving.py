@@ -1,14 +1,19 @@
 """Saves that fail while the real program trains: it goes on and says so, gives up after three, and nothing is lost.
+Nor is it when the stream cannot be written any more, or its process will not live.
 
-What stands in the way is a folder that has the name of a checkpoint: no file can be renamed over it.
+What stands in the way of a save is a folder that has the name of a checkpoint: no file can be renamed over it. A limit
+on the size of its files is to the data process what a full disk is.
 """
 
+import os
 import shutil
+import signal
+import sys
 
 import pytest
 
 from lm.checkpoint import load
-from tests.program import BUDGET, Program, ended, fingerprint, write_text
+from tests.program import BUDGET, Program, ended, fingerprint, producer_of, write_text
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +65,39 @@ def test_a_save_that_fails_once_is_said_and_made_up_for(program):
     assert result.code == 0, result.err
     assert obstacle.is_file()
     assert load(program.checkpoints)[0]["tokens_seen"] == BUDGET
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
+def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_once_there_is_room(program):
+    import resource  # not on every system
+
+    uninterrupted = Program(program.folder / "whole", program.text)
+    uninterrupted.add()
+    assert uninterrupted.run().code == 0
+
+    process = program.start()
+    program.wait_for(5_000, process)
+    resource.prlimit(producer_of(process), resource.RLIMIT_FSIZE, (1, 1))
+    result = ended(process)
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert "rows.bin: File too large; make room there and start again" in result.err
+    trained = program.tokens_in_metrics()
+    saved = load(program.checkpoints)[0]["tokens_seen"]
+    assert 5_000 <= trained <= saved < BUDGET  # every row that was there is trained on, and nothing of it lost
+
+    result = program.run()
+    assert result.code == 0, result.err
+    assert fingerprint(program.state()) == fingerprint(uninterrupted.state())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")
+def test_a_data_process_that_dies_again_and_again_ends_the_run_saved(program):
+    process = program.start()
+    program.wait_for(5_000, process)
+    program._change("data/producer.py", 'events.emit("opened")', "os.abort()")  # for those started from now on
+    os.kill(producer_of(process), signal.SIGKILL)
+    result = ended(process)
+    assert result.code == 1
+    assert "ProducerDied: the data process ended 3 times, code -6" in result.err
+    assert 5_000 <= program.tokens_in_metrics() <= load(program.checkpoints)[0]["tokens_seen"] < BUDGET

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.program import (
+    ADAPTIVE,
     ALL_HEADS,
     ENVIRONMENT,
     ROOT,
@@ -48,9 +49,9 @@ def text(tmp_path_factory) -> Path:
 
 
 def two_sources(program: Program) -> Program:
-    """Its preset, all heads on; weights fixed, because adaptive ones follow the last digits of losses."""
+    """Its preset, all heads and adaptive weights on: as long as there are two ranks, losses are the same to the bit."""
     data = {"mix_strategy": "weighted", "source_weights": [1.0, 3.0]}
-    program.add(model={"seq_length": 64}, data=data, auxiliary=ALL_HEADS)
+    program.add(model={"seq_length": 64}, data=data, auxiliary=ALL_HEADS | ADAPTIVE)
     return program
 
 
@@ -60,6 +61,9 @@ def whole(text, tmp_path_factory):
     program = two_sources(Program(tmp_path_factory.mktemp("whole"), text, token_budget=BUDGET))
     result = program.run(launcher=torchrun(2))
     assert result.code == 0, result.err
+    changes = program.state()["stream_position"]["weight_changes"]
+    assert changes[0][0] * 64 < BUDGET // 2  # in force for much of the run
+    assert changes[0][1] != pytest.approx([1.0, 3.0], rel=0.01)
     yield program
     program.close()
 

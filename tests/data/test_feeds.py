@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from dataclasses import asdict
 from functools import partial
@@ -91,10 +92,12 @@ def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
 def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
     monkeypatch.setattr(feeds, "FIRST_WAIT", 0.01)
     said = []
-    numbers = feed(Numbers(40, breaks=[0, 7, 8, 39]), repeat=1, status=said.append)
-    assert take(numbers, 25) == take(feed(Numbers(40), repeat=1), 25)
-    assert numbers.progress.retries == 4
-    assert said.count("numbers: connection lost, retrying in 0 s") == 4
+    numbers = feed(Numbers(40, breaks=[0, 7, 8, 30, 39]), repeat=1, status=said.append)
+    whole = feed(Numbers(40), repeat=1)
+    assert take(numbers, 25) == take(whole, 25)
+    assert numbers.progress.retries == 5
+    assert numbers.progress.skipped == whole.progress.skipped == {"divisible": 8, "empty": 8}
+    assert said.count("numbers: connection lost, retrying in 0 s") == 5
     assert said[-1] == ""
 
 
@@ -109,9 +112,10 @@ def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
     said = []
     assert take(feed(Slow(3), repeat=1, status=said.append), 3) == take(feed(Numbers(3)), 3)
     assert said == ["numbers: no text for 0 s, still trying", ""]
+    monkeypatch.setattr(feeds, "LONGEST_SILENCE", 5)
     said.clear()
     take(feed(Numbers(3), repeat=1, status=said.append), 3)
-    time.sleep(0.4)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert said == []
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 from tqdm import tqdm
 from tqdm.contrib.concurrent import ensure_lock
@@ -157,6 +158,57 @@ def test_a_damaged_file_is_left_out_and_the_others_are_read(hub):
     source = open_hub("some/damaged")
     assert len(texts(source)) == 20
     assert source.skipped == {"unreadable file": 1}
+
+
+def not_utf8(texts: list[bytes], *, large: bool) -> bytes:
+    """A Parquet file whose texts are these bytes, whatever they are; `large`: of the type with 64-bit offsets."""
+    kind, as_bytes = (pa.large_string(), pa.large_binary()) if large else (pa.string(), pa.binary())
+    column = pa.Array.from_buffers(kind, len(texts), pa.array(texts, type=as_bytes).buffers())
+    return parquet(10, number=list(range(len(texts))), text=column)
+
+
+@pytest.mark.parametrize("bad", [0, 15])
+@pytest.mark.parametrize("kind", ["parquet", "large.parquet", "jsonl", "csv"])
+def test_bytes_that_are_not_utf8_cost_a_character_and_not_a_row(hub, kind, bad):
+    rows = [b"row %d" % number for number in range(40)]
+    rows[bad] = b"caf\xe9 au lait"
+    content = {
+        "parquet": not_utf8(rows, large=False),
+        "large.parquet": not_utf8(rows, large=True),
+        "jsonl": b"".join(b'{"text": "%s"}\n' % row for row in rows),
+        "csv": b"text\n" + b"".join(row + b"\n" for row in rows),
+    }[kind]
+    hub.add(dataset := f"poison/{kind}{bad}", {f"train.{kind}": content})
+    source = open_hub(dataset)
+    whole = list(source.documents(0))
+    assert sorted(document.text for document, _ in whole) == sorted(row.decode("utf-8", "replace") for row in rows)
+    assert source.skipped == {}
+    for done in (1, 12, 39):
+        assert list(source.documents(0, whole[done - 1][1])) == whole[done:]
+
+
+def test_a_lone_surrogate_in_json_is_one_message_or_one_file_less(hub):
+    lone = b'{"text": "high \\ud800 alone"}\n'
+    hub.add("poison/all", {"train.jsonl": lone})
+    with pytest.raises(SourceError, match=r"cannot open poison/all: .*surrogate.*; mend that file, or name others"):
+        open_hub("poison/all")
+    good = b"".join(b'{"text": "row %d"}\n' % number for number in range(20))
+    hub.add("poison/one", {"data/train-0.jsonl": good, "data/train-1.jsonl": lone, "data/train-2.jsonl": good})
+    source = open_hub("poison/one")
+    for epoch in (1, 2):
+        assert len(texts(source, epoch)) == 40
+        assert source.skipped == {"unreadable file": epoch}
+
+
+def test_a_split_a_folder_and_a_column_of_ones_choice(hub):
+    files = {
+        f"{folder}/{split}-0.parquet": parquet(body=[f"{folder}, {split}"], title=["not this"])
+        for folder in ("en", "de")
+        for split in ("train", "validation")
+    }
+    hub.add("some/folders", files)
+    source = open_hub("some/folders", data_dir="de", split="validation", text_field="body")
+    assert texts(source) == ["de, validation"]
 
 
 def test_an_outage_is_retryable_and_nothing_is_lost_or_doubled(hub, monkeypatch):

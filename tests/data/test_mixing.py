@@ -2,6 +2,8 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.mixing import LARGEST_MOVE, Mixer, base_weights, loss_slope, relative_loss, shares_asked
 
@@ -28,14 +30,65 @@ def test_weighted_shares_are_exact_in_tokens_whatever_the_document_sizes():
         assert share == pytest.approx(wanted, abs=0.002)
 
 
-def test_weighted_is_never_further_off_than_one_document():
-    mixer, taken, largest = Mixer("weighted", [3, 1]), [0, 0], 0
-    for size in document_sizes(1, [200])[0:1] * 2000:
-        index, cost = mixer.choose(), size()
-        mixer.charge(index, cost)
-        taken[index] += cost
-        largest = max(largest, cost)
-        assert abs(taken[0] - 0.75 * sum(taken)) <= largest
+weights_of = st.lists(st.floats(0.01, 100), min_size=12, max_size=12)
+
+
+def furthest_off(mixer, weights, lengths):
+    """The most that any source was ever away from what was asked of it, in documents, the longest so far; `weights` for
+    each of `lengths`, a document's tokens."""
+    off, longest, furthest = [0.0] * len(mixer.weights), 0, 0.0
+    for mixer.weights, length in zip(weights, lengths, strict=True):
+        index = mixer.choose()
+        mixer.charge(index, length)
+        total, longest = sum(mixer.weights), max(longest, length)
+        off = [so_far + length * weight / total for so_far, weight in zip(off, mixer.weights, strict=True)]
+        off[index] -= length
+        furthest = max(furthest, *(abs(tokens) / longest for tokens in off))
+    return furthest
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(2, 12),
+    weights_of,
+    st.integers(0, 10**6),
+    st.sampled_from(["equal", "exponential", "long and short", "growing"]),
+)
+def test_weighted_is_never_further_off_than_one_document(num_sources, weights, seed, kind):
+    rng = random.Random(seed)
+    length = {
+        "equal": lambda _: 1000,
+        "exponential": lambda _: 1 + int(rng.expovariate(1 / 1000)),
+        "long and short": lambda _: rng.choice([1000, 3]),
+        "growing": lambda number: number + 1,
+    }[kind]
+    weights = weights[:num_sources]
+    lengths = [length(number) for number in range(200)]
+    assert furthest_off(Mixer("weighted", weights), [weights] * 200, lengths) < 1 + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(2, 12),
+    st.lists(weights_of, min_size=6, max_size=6),
+    st.sampled_from([1, 3, 50]),
+    st.integers(0, 10**6),
+)
+def test_weights_that_change_on_the_way_cost_less_than_half_a_document(num_sources, weights, every, seed):
+    rng = random.Random(seed)
+    weights = [weights[number // every % 6][:num_sources] for number in range(200)]
+    lengths = [rng.choice([1000, 1000, 30]) for _ in range(200)]
+    assert furthest_off(Mixer("weighted", weights[0]), weights, lengths) < 1.5
+
+
+def test_turns_are_shared_out_when_a_source_ends():
+    mixer, order = Mixer("round_robin", [1.0] * 5), []
+    for turn in range(400):
+        if turn == 103:
+            mixer.drop(3)
+        order.append(mixer.choose())
+        mixer.charge(order[-1], 1)
+    assert order[103:] == ([4] + [0, 1, 2, 4] * 75)[:297]
 
 
 def test_new_weights_count_from_the_change_and_repay_nothing():
@@ -131,11 +184,16 @@ def test_relative_loss_follows_the_formula_and_its_limits():
     assert factors == pytest.approx([2.0, 0.5, 0.5])
 
 
+def slope(factors, falls, errors, *, smoothing=0.0, low=0.5, high=3.0):
+    return loss_slope(factors, falls, errors, smoothing=smoothing, low=low, high=high)
+
+
 def test_slope_moves_only_on_real_falls_and_by_bounded_steps():
-    assert loss_slope([1.0, 1.0], [0.01, -0.3], [0.02, 0.02], low=0.5, high=3.0) == [1.0, 1.0]
-    moved = loss_slope([1.0, 1.0], [0.3, 0.01], [0.02, 0.02], low=0.5, high=3.0)
+    assert slope([1.0, 1.0], [0.01, -0.3], [0.02, 0.02]) == [1.0, 1.0]
+    moved = slope([1.0, 1.0], [0.3, 0.01], [0.02, 0.02])
     assert moved == pytest.approx([LARGEST_MOVE, 1 / LARGEST_MOVE])
     for _ in range(50):
-        moved = loss_slope(moved, [0.3, 0.0], [0.02, 0.02], low=0.5, high=1.5)
+        moved = slope(moved, [0.3, 0.0], [0.02, 0.02], high=1.5)
     assert moved == pytest.approx([1.5, 0.5])
-    assert loss_slope([1.0, 1.0], [0.2, 0.2], [0.0, 0.0], low=0.5, high=3.0) == pytest.approx([1.0, 1.0])
+    assert slope([1.0, 1.0], [0.2, 0.2], [0.0, 0.0]) == pytest.approx([1.0, 1.0])
+    assert slope([1.0, 1.0], [0.3, 0.0], [0.02, 0.02], smoothing=0.9) == pytest.approx([1.1, 0.95])
