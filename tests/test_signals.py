@@ -8,7 +8,9 @@ are told apart by what the program prints and writes; the instant within a phase
 import os
 import random
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -20,9 +22,9 @@ import pytest
 from lm.checkpoint import inspect
 from stop import SIGNALS
 from tests.hub import no_fault, parquet
-from tests.program import ALL_HEADS, BUDGET, Program, fingerprint, write_text
+from tests.program import ALL_HEADS, BUDGET, ROOT, Program, fingerprint, write_text
 
-FULL_COUNTS = bool(os.environ.get("FULL_COUNTS"))
+FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 SECONDS = 10
 PERIOD = 6_000  # tokens; then the program saves, evaluates and samples, one after the other
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")]
@@ -205,6 +207,27 @@ def test_at_random_instants(make):
         assert "Traceback" not in started.said, started.said
     assert program.run().code == 0
     assert fingerprint(program.state()) == fingerprint(whole.state())
+
+
+WHILE_HANDLERS_CHANGE = """
+    import os, signal, sys, time
+    from stop import StopRequest, interruptible, leave_on_signals
+    sys.setswitchinterval(60)  # no other thread has its turn before this one waits
+    leave_on_signals()
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.{name})
+    with {hears}():
+        time.sleep(1)
+    print("nobody heard it")
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("hears", ["StopRequest", "interruptible"])
+def test_just_before_others_hear_it(hears, number):
+    script = textwrap.dedent(WHILE_HANDLERS_CHANGE.format(name=number.name, hears=hears))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "\nStopped.\n")
 
 
 # ---- what takes long --------------------------------------------------------------------------------------------
