@@ -106,7 +106,8 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
         run.stream.change_weights(weights, from_row)
     moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(factors, reasons, strict=True)]
     move = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
-    run.metrics.write({"tokens": run.tokens_seen, "adapted": move})
+    if run.tokens_seen > run.last_adapted:  # else recorded before this run was taken up again
+        run.metrics.write({"tokens": run.tokens_seen, "adapted": move})
     say(f"mixture from {from_row * seq_length:,} tokens on: {'; '.join(map(' '.join, move['sources'].items()))}")
 
 

@@ -113,7 +113,7 @@ class Run:
         self._logs = [self.metrics, self.samples]
         self.metrics.truncate_after(self.tokens_seen)
         self.samples.truncate_after(self.tokens_seen)
-        self.last_evaluated, self.last_sampled = self.world.from_first(self._last_recorded)
+        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._last_recorded)
         self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
         self.token_bytes = self.world.from_first(self._token_bytes)
         self.held_out = self.world.from_first(lambda: self.stream.held_out)
@@ -128,12 +128,14 @@ class Run:
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
-    def _last_recorded(self) -> tuple[tuple[int, int], int]:
-        """Tokens seen at the last evaluation and the tokens it was of; tokens seen at the last samples."""
+    def _last_recorded(self) -> tuple[tuple[int, int], int, int]:
+        """Tokens seen at the last evaluation and the tokens it was of; at the last move of the mixture; at the last
+        samples."""
         lines = read_metrics(self.folder / "metrics.jsonl")
         evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
+        adapted = (line["tokens"] for line in lines if "adapted" in line)
         sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
-        return max(evaluated, default=(0, 0)), max(sampled, default=0)
+        return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0)
 
     def _token_bytes(self) -> np.ndarray:
         """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""

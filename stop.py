@@ -18,18 +18,20 @@ from pathlib import Path
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 HEARD_ELSEWHERE: set[int] = set()  # signals that a run, or a talk, has handlers of its own for now
+LEAVING = threading.Lock()  # taken for good by whoever ends the program
 
 
 def leave_on_signals() -> None:
     """From now on, outside of a run or a talk, every one of SIGNALS ends the program at once.
 
     By a thread: the main one may be in code that calls no handler of Python's, waiting for a user or another process.
+    And by a handler: the thread may get its turn only when a run has begun to hear signals itself.
     """
     received, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: leave("Stopped."))
 
     def listen() -> None:
         while True:
@@ -92,16 +94,17 @@ class StopRequest:
         """What a signal does; also when another process of the job was sent one."""
         if self.farewell is not None:
             leave(self.farewell)
-        if not self.asked:
+        elif not self.asked:
             say("Stopping as soon as it is safe, with what was learnt saved. Ctrl-C again leaves at once.")
-        self.asked = True
+            self.asked = True
 
 
 def leave(farewell: str) -> None:
-    """Ends the program and all it started, without another step of either; exit code 0."""
-    say(farewell)
-    end_descendants()
-    os._exit(0)
+    """Ends the program and all it started, without another step of either; exit code 0. Only the first call counts."""
+    if LEAVING.acquire(blocking=False):
+        say(farewell)
+        end_descendants()
+        os._exit(0)
 
 
 def say(words: str) -> None:

@@ -68,7 +68,7 @@ class FolderLock:
     """`with FolderLock(folder):` keeps every other run out of `folder`.
 
     The kernel drops the lock when the process dies, however it dies, so a stale `.lock` file never blocks anybody.
-    Raises UserError naming the process that holds it, or where such locks do not exist.
+    Raises UserError naming the process that holds it, where nothing may be written, or where such locks do not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,8 +80,14 @@ class FolderLock:
         import fcntl
 
         folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}). {folder} has to be a folder that this user may write "
+                "into; a symbolic link to one is enough."
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -83,6 +83,21 @@ MUTATIONS = {
     "a rank gives a step up alone": Mutation(
         "lm/train_step.py", "if self.world.any(should_stop()):", "if should_stop():", "tests/lm/test_bad_numbers.py"
     ),
+    "a save right after a skip": Mutation(
+        "periodic.py", "sound = not run.learner", "sound = True or run.learner", "tests/test_skipped_steps.py"
+    ),
+    "skipped steps are not counted": Mutation(
+        "run.py", "self.skipped_steps += result.skipped", "self.skipped_steps += 0", "tests/test_skipped_steps.py"
+    ),
+    "a step is skipped for ever": Mutation(
+        "lm/train_step.py",
+        "if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:",
+        "if self.skipped_in_a_row == 10**9:",
+        "tests/test_skipped_steps.py",
+    ),
+    "a move of the mixture written twice": Mutation(
+        "periodic.py", "if run.tokens_seen > run.last_adapted:", "if True:", "tests/test_run.py"
+    ),
     "a silent rank is waited for": Mutation(
         "lm/watch.py", "            except RuntimeError:\n", "            except KeyError:\n", "tests/test_torchrun.py"
     ),

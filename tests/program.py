@@ -172,6 +172,8 @@ def check_logs(program: Program, token_budget: int = BUDGET) -> None:
         tokens = [line["tokens"] for line in lines if kind in line]
         assert tokens == sorted(set(tokens))
         assert tokens[-1] == token_budget
+    tokens = [line["tokens"] for line in lines if "adapted" in line]
+    assert tokens == sorted(set(tokens))
     tokens = [section.tokens for section in read_samples(program.checkpoints / "samples.md")]
     assert tokens == sorted(set(tokens))
     assert len(tokens) == token_budget // 10_000  # at each multiple but perhaps the last, and the end
@@ -183,7 +185,7 @@ def ended(process: subprocess.Popen) -> Ended:
 
 
 def fingerprint(state: dict) -> str:
-    """sha256 over weights, optimizer state and everything the next rows depend on."""
+    """sha256 over weights, optimizer state, random numbers and everything the next rows depend on."""
     digest = hashlib.sha256()
 
     def add(value) -> None:
@@ -199,6 +201,6 @@ def fingerprint(state: dict) -> str:
         else:
             digest.update(repr(value).encode())
 
-    for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "stream_position"):
+    for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "rng", "stream_position"):
         add(state[key])
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint import inspect
-from tests.program import BUDGET, Program, check_logs, ended, write_text
+from tests.program import BUDGET, Program, check_logs, ended, torchrun, write_text
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +83,8 @@ def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
 
 
 def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
+    budget = 3 * BUDGET  # not over before the signal comes
+    program._change("configs/schema.py", f"TOKEN_BUDGET = {BUDGET}", f"TOKEN_BUDGET = {budget}")
     program.add()
     program.add("01_other", name="other", model={"hidden_size": 48})
     process = program.start("0\n")
@@ -101,9 +103,9 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     result = program.run("a1\n")
     assert result.code == 0, result.err
     assert inspect(program.checkpoints)["name"] == "tiny"
-    assert program.state()["tokens_seen"] == BUDGET
+    assert program.state()["tokens_seen"] == budget
     (aside,) = (program.checkpoints / "archive").iterdir()
-    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", BUDGET)
+    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", budget)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
@@ -195,10 +197,33 @@ def test_an_empty_folder(program, tmp_path):
     assert f"no file in {tmp_path / 'empty'} matches" in refused(program)
 
 
+# Root may read and write everything, unless it gives that up.
+AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
 def test_a_file_that_may_not_be_read(program, tmp_path):
     (tmp_path / "secret.txt").write_text("a few words")
     (tmp_path / "secret.txt").chmod(0)
     program.add(data={"sources": [{"type": "text", "path": str(tmp_path / "secret.txt")}]})
-    as_anybody = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    message = refused(program, launcher=(*as_anybody, sys.executable))
+    message = refused(program, launcher=(*AS_ANYBODY, sys.executable))
     assert f"(1 unreadable), {tmp_path / 'secret.txt'} among them; allow this user to read them" in message
+
+
+def test_a_folder_that_may_not_be_written(program):
+    program.add()
+    program.checkpoints.chmod(0o555)
+    message = refused(program, launcher=(*AS_ANYBODY, sys.executable))
+    assert f"{program.checkpoints / '.lock'} cannot be written (Permission denied)" in message
+
+
+@pytest.mark.parametrize("launcher", [(sys.executable,), torchrun(2)])
+def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
+    """And not taken for those of a rank that has lost another."""
+    program.add()
+    last_words = 'raise ConnectionResetError("Connection reset by peer, says the Hub")'
+    program._change("data/producer.py", "orders.wait_for_go()", last_words)
+    result = program.run("0\n", launcher=launcher)
+    assert result.code == 1
+    assert "the data process ended 3 times, code 1; it said:" in result.err
+    assert "This is a defect, or a lost machine." in result.err
+    assert "another process of this job has ended" not in result.err

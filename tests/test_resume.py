@@ -15,6 +15,7 @@ from lm.metrics import read_metrics
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of, write_text
 
 pytestmark = pytest.mark.slow
+LONG_BUDGET = 3 * BUDGET  # of runs that a signal has to reach before they end
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,10 @@ def make(text, tmp_path):
     """Programs with one preset, `strategy` its mixture."""
     made = []
 
-    def program(name: str, strategy: str = "weighted", *, adaptive: bool = True) -> Program:
+    def program(name: str, strategy: str = "weighted", *, adaptive: bool = True, token_budget: int = BUDGET) -> Program:
         weights = {"source_weights": [1.0, 3.0]} if strategy == "weighted" else {}
         auxiliary = ALL_HEADS | (ADAPTIVE if adaptive else {})
-        made.append(Program(tmp_path / name, text))
+        made.append(Program(tmp_path / name, text, token_budget=token_budget))
         made[-1].add(model={"seq_length": 64}, data={"mix_strategy": strategy, **weights}, auxiliary=auxiliary)
         return made[-1]
 
@@ -41,7 +42,7 @@ def make(text, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_next_start_goes_on(number, make):
-    program = make("program")
+    program = make("program", token_budget=LONG_BUDGET)
     process = program.start()
     program.wait_for(5_000, process)
     process.send_signal(number)
@@ -49,19 +50,19 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, make):
     assert result.code == 0, result.err
     assert "Stopping as soon as it is safe" in result.err
     seen = program.state()["tokens_seen"]
-    assert 5_000 <= seen < BUDGET
+    assert 5_000 <= seen < LONG_BUDGET
     assert f"Saved at {seen:,} tokens" in result.out
     assert read_metrics(program.checkpoints / "metrics.jsonl")[-1]["tokens"] == seen
 
     if number == signal.SIGINT:
         result = program.run()
         assert f"Enter: resume tiny at {seen / 1000:.1f}k" in result.out
-        assert program.state()["tokens_seen"] == BUDGET
-        check_logs(program)
+        assert program.state()["tokens_seen"] == LONG_BUDGET
+        check_logs(program, LONG_BUDGET)
 
 
 def test_two_processes_train_what_one_goes_on_with(make):
-    program = make("program")
+    program = make("program", token_budget=LONG_BUDGET)
     process = program.start(launcher=torchrun(2))
     program.wait_for(6_000, process)
     process.send_signal(signal.SIGTERM)
@@ -69,14 +70,14 @@ def test_two_processes_train_what_one_goes_on_with(make):
     state = program.state()
     assert state["world_size"] == 2, result.err
     assert state["global_batch_rows"] == 16
-    assert 6_000 <= state["tokens_seen"] < BUDGET
+    assert 6_000 <= state["tokens_seen"] < LONG_BUDGET
     assert f"Saved at {state['tokens_seen']:,} tokens" in result.out
 
     result = program.run()
     assert result.code == 0, result.err
     state = program.state()
-    assert (state["tokens_seen"], state["world_size"], state["global_batch_rows"]) == (BUDGET, 1, 16)
-    check_logs(program)
+    assert (state["tokens_seen"], state["world_size"], state["global_batch_rows"]) == (LONG_BUDGET, 1, 16)
+    check_logs(program, LONG_BUDGET)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")

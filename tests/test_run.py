@@ -20,7 +20,7 @@ from lm.metrics import read_metrics, read_samples
 from periodic import decide
 from run import Run
 from tests.hub import parquet
-from tests.program import ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
 CONTRACT = {
     "format_version", "preset", "tokens_seen", "model", "heads", "optimizer", "rng", "stream_position",
@@ -122,6 +122,34 @@ def test_every_move_of_the_mixture_has_its_reason():
     factors, reasons = decide(aux, labels, ones, before, now)
     assert factors == pytest.approx([1.25, 0.8, 0.8])  # only a fall beyond two standard errors counts
     assert reasons[0] == "fell by 0.5000 ± 0.0141"
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+@pytest.mark.slow
+def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_once(make, tmp_path, monkeypatch):
+    preset = make(auxiliary=ADAPTIVE | {"adaptive_interval_tokens": 4_000})
+    next_step = Run.next_step
+
+    def crash_after_the_first_move(run: Run, say):
+        if run.weight_changes:
+            raise Killed
+        return next_step(run, say)
+
+    monkeypatch.setattr(Run, "next_step", crash_after_the_first_move)
+    with pytest.raises(Killed):
+        main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / "killed")
+    assert load(tmp_path / "killed")["tokens_seen"] == 4_096  # saved before the move
+    assert not load(tmp_path / "killed")["stream_position"]["weight_changes"]
+    monkeypatch.setattr(Run, "next_step", next_step)
+    moves = []
+    for name in ("killed", "whole"):
+        main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / name)
+        moves.append([line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "adapted" in line])
+    assert [line["tokens"] for line in moves[0]] == [4_096, 8_192]
+    assert moves[0] == moves[1]
 
 
 @pytest.mark.slow

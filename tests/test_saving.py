@@ -6,9 +6,9 @@ on the size of its files is to the data process what a full disk is.
 """
 
 import os
-import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +21,26 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def program(tmp_path):
     program = Program(tmp_path / "program", write_text(tmp_path / "text"))
-    program.add(train={"save_every_tokens": 1_000, "eval_every_tokens": 20_000, "sample_every_tokens": 20_000})
+    add(program, save_every_tokens=1_000)
     yield program
     program.close()
+
+
+def add(program: Program, *, save_every_tokens: int) -> None:
+    seldom = {"eval_every_tokens": 20_000, "sample_every_tokens": 20_000}
+    program.add(train={"save_every_tokens": save_every_tokens} | seldom)
+
+
+def obstruct(program: Program) -> Path:
+    """Trains for a while, stops, and puts a folder where the next save needs a name."""
+    process = program.start()
+    program.wait_for(2_500, process)
+    process.send_signal(signal.SIGINT)
+    assert ended(process).code == 0
+    obstacle = program.checkpoints / "lm_prev2.pth"
+    obstacle.unlink()
+    obstacle.mkdir()
+    return obstacle
 
 
 def test_three_failed_saves_in_a_row_end_the_run_and_nothing_is_lost(program):
@@ -31,21 +48,15 @@ def test_three_failed_saves_in_a_row_end_the_run_and_nothing_is_lost(program):
     uninterrupted.add()
     assert uninterrupted.run().code == 0
 
-    process = program.start()
-    program.wait_for(2_500, process)
-    obstacle = program.checkpoints / "lm_prev2.pth"
-    obstacle.unlink(missing_ok=True)
-    obstacle.mkdir()
-    (obstacle / "file").touch()
-    result = ended(process)
+    obstacle, stopped_at = obstruct(program), program.state()["tokens_seen"]
+    result = program.run()
     assert result.code == 1
     assert "Traceback" not in result.err
     assert "3 saves in a row failed. The last of them: Saving" in result.err
     assert result.out.count("Is a directory") >= 3  # each was said, and training went on
-    saved = load(program.checkpoints)[0]["tokens_seen"]
-    assert 2_000 <= saved < program.tokens_in_metrics()
+    assert load(program.checkpoints)[0]["tokens_seen"] == stopped_at < program.tokens_in_metrics()
 
-    shutil.rmtree(obstacle)
+    obstacle.rmdir()
     result = program.run()
     assert result.code == 0, result.err
     assert program.state()["tokens_seen"] == BUDGET
@@ -53,11 +64,9 @@ def test_three_failed_saves_in_a_row_end_the_run_and_nothing_is_lost(program):
 
 
 def test_a_save_that_fails_once_is_said_and_made_up_for(program):
+    obstacle = obstruct(program)
+    add(program, save_every_tokens=5_000)  # time enough to take it away before the third
     process = program.start()
-    program.wait_for(2_500, process)
-    obstacle = program.checkpoints / "lm_prev2.pth"
-    obstacle.unlink(missing_ok=True)
-    obstacle.mkdir()
     while "Saving" not in process.stdout.readline():
         assert process.poll() is None
     obstacle.rmdir()

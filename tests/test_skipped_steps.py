@@ -1,0 +1,75 @@
+"""Numbers that go wrong in a whole run: steps skipped are counted wherever it is told of, and nothing is saved after one.
+
+The step itself, on all ranks: tests/lm/test_bad_numbers.py.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from configs.schema import Preset, UserError, parse_preset
+from lm.metrics import read_metrics
+from lm.train_step import TrainStep
+from tests.program import BUDGET, preset_json, write_text
+
+pytestmark = pytest.mark.slow
+ROWS, TOKENS = 8, 256  # of a step; a checkpoint is due every 4,000 tokens
+
+
+@pytest.fixture
+def preset(tmp_path, monkeypatch) -> Preset:
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    return parse_preset(json.dumps(preset_json(write_text(tmp_path / "text"))), "test")
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss of these steps, and with it every gradient, NaN. The first is number 1."""
+    forward = TrainStep.forward
+
+    def spoil(*steps: int) -> None:
+        def spoilt(step: TrainStep, batch, *how):
+            output = forward(step, batch, *how)
+            bad = batch.first_row // ROWS + 1 in steps
+            return replace(output, total=output.total * math.nan) if bad else output
+
+        monkeypatch.setattr(TrainStep, "forward", spoilt)
+
+    return spoil
+
+
+def seen(path: Path) -> int:
+    return torch.load(path, weights_only=True)["tokens_seen"]
+
+
+def test_skipped_steps_are_counted_and_a_save_waits_for_a_sound_one(preset, poison, tmp_path, capsys):
+    due = 63
+    assert (due - 1) * TOKENS < 16_000 <= due * TOKENS
+    poison(40, due)
+    main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert seen(tmp_path / "lm_current.pth") == BUDGET
+    assert seen(tmp_path / "lm_prev.pth") == (due + 1) * TOKENS
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if line.get("skipped_steps")] == [40, due]
+    assert "79 steps, 2 of them skipped: their numbers had gone wrong" in (tmp_path / "report.md").read_text()
+    assert "steps skipped: 2" in capsys.readouterr().err  # in the bar
+
+
+def test_five_in_a_row_end_the_run_with_advice_and_leave_its_checkpoint(preset, poison, tmp_path):
+    """A save is due in the midst of them."""
+    poison(*range(30, 100))
+    checkpoints = []
+    for _ in ("a new run", "resumed"):
+        with pytest.raises(UserError, match=r"5 steps in a row were skipped.*train\.matrix_learning_rate") as ended:
+            main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+        assert ended.value.exit_code == 2
+        checkpoints.append((tmp_path / "lm_current.pth").read_bytes())
+        lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line.get("skipped_steps")]
+        assert [line["step"] for line in lines] == [30, 31, 32, 33]  # the fifth ended it
+    assert seen(tmp_path / "lm_current.pth") == 16 * TOKENS
+    assert checkpoints[0] == checkpoints[1]
