@@ -13,9 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.hub = HubStandIn({})
     config.hf_home = tempfile.mkdtemp()
     os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # where cores are shared, threads that wait for each other take four times as long
-    )
+    os.environ["OMP_NUM_THREADS"] = "1"  # on shared cores, threads that wait for each other take four times as long
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -221,7 +221,8 @@ def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
     """And not taken for those of a rank that has lost another."""
     program.add()
     last_words = 'raise ConnectionResetError("Connection reset by peer, says the Hub")'
-    program._change("data/producer.py", "orders.wait_for_go()", last_words)
+    preparation = 'prepare(preset, stream_dir, sources, request["token_budget"], events)'
+    program._change("data/producer.py", preparation, last_words)
     result = program.run("0\n", launcher=launcher)
     assert result.code == 1
     assert "the data process ended 3 times, code 1; it said:" in result.err
