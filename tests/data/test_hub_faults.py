@@ -153,7 +153,7 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     bar = Run.headline(
         SimpleNamespace(stream=stream, skipped_steps=0), SimpleNamespace(loss=2.5)
     )  # while rows are left
-    assert bar == f"loss 2.500, {stream.status}"
+    assert bar.endswith(f", {stream.status}")
 
     said, waited = [], stream.wait_seconds
     there = JournalReader(tmp_path / "outage" / "stream", row_dtype(T, 512)).num_rows()
