@@ -1,7 +1,7 @@
 """PDFs for the tests: ordinary ones, and one of every kind that is made to stop, starve or hang whoever reads it."""
 
 import io
-import os
+import random
 import zlib
 
 import pypdf
@@ -98,7 +98,7 @@ def hostile() -> dict[str, bytes]:
         "not_a_pdf": b"I am no PDF." * 100,
         "zeros": bytes(100_000),
         "header_only": b"%PDF-1.7\n",
-        "noise": b"%PDF-1.7\n" + os.urandom(20_000),
+        "noise": b"%PDF-1.7\n" + random.Random(2).randbytes(20_000),
         "password": encrypted(good, "secret"),
         "empty_password": encrypted(good, ""),
         "unknown_encryption": make_pdf([BODY], b"/Encrypt<</Filter/Standard/V 99/R 99/O()/U()/P 0>>"),
@@ -126,7 +126,7 @@ def hostile() -> dict[str, bytes]:
         "flate_bomb_page": one_page(flate(b"BT /F1 12 Tf " + b"(x) Tj " * 12_000_000 + b"ET")),
         "flate_bomb_in_a_bomb_page": one_page(stream(nested, b"/Filter[/FlateDecode/FlateDecode]")),
         "a_hundred_filters_page": one_page(stream(b"41>", b"/Filter[%s]" % (b"/ASCIIHexDecode" * 100))),
-        "damaged_lzw_page": one_page(stream(os.urandom(5000), b"/Filter/LZWDecode")),
+        "damaged_lzw_page": one_page(stream(random.Random(1).randbytes(5000), b"/Filter/LZWDecode")),
         "damaged_ascii85_page": one_page(stream(b"zzz" * 5000 + b"\xff", b"/Filter/ASCII85Decode")),
         "wide_predictor_page": one_page(
             stream(zlib.compress(b"x" * 99), b"/Filter/FlateDecode/DecodeParms<</Predictor 15/Columns 999999999>>")
