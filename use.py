@@ -7,13 +7,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs.schema import parse_preset
+from configs.catalog import catalogued
+from configs.schema import Preset, Source, parse_preset
 from configs.words import human_count
 from data import tokenizer as bpe
 from lm import checkpoint
 from lm.export import export_huggingface
+from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
+from lm.metrics import read_metrics, read_samples
 from lm.model import Transformer
+from lm.model_card import RunFacts, SourceFacts
 from lm.talk import talk
 from stop import interruptible
 
@@ -25,7 +29,9 @@ def use(action: str, folder: Path) -> None:
         if notice:
             print(notice)
         if action == "export":
-            print(f"exported to {export(state, folder)}")
+            obstacle = gguf_obstacle(folder / "tokenizer.json")
+            print(f"exported to {export(state, folder, gguf=not obstacle)}")
+            print(obstacle or "model.gguf there is for llama.cpp, all else for transformers and its kin")
             return
     model, tokenizer, end_of_text = load_model(state, folder)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
@@ -47,7 +53,7 @@ def ask(question: str) -> str:
     return input()
 
 
-def export(state: dict[str, Any], folder: Path) -> Path:
+def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
     """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
@@ -58,9 +64,33 @@ def export(state: dict[str, Any], folder: Path) -> Path:
         path,
         folder / "hf",
         end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
-        facts=state["facts"],
+        run=run_facts(state, preset, folder),
         aux_heads=state["heads"] or None,
+        gguf=gguf,
     )
+
+
+def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
+    """What the model card is made from: the run's records up to the checkpoint, which may be older than the last."""
+    seen, facts = state["tokens_seen"], state["facts"]
+    if seen < state["token_budget"] and not state["exhausted"]:
+        facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
+    samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
+    return RunFacts(facts, [source_facts(source) for source in preset.data.all_sources], records, samples)
+
+
+def source_facts(source: Source) -> SourceFacts:
+    """Of a preset's source: what the catalogue knows about it, or where to look."""
+    on_the_hub = source.type == "hf" and not source.is_local
+    dataset = source.dataset if on_the_hub else ""
+    if known := catalogued(source):
+        return SourceFacts(source.label, known.about, known.licence, dataset)
+    if on_the_hub:
+        return SourceFacts(
+            source.label, f"https://huggingface.co/datasets/{dataset}", "see the dataset's page", dataset
+        )
+    return SourceFacts(source.label, "files of whoever trained it", "not stated")
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
