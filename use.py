@@ -2,16 +2,18 @@
 
 import select
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from configs.catalog import catalogued
-from configs.schema import Preset, Source, parse_preset
-from configs.words import human_count
+from configs.schema import Preset, Source, UserError, parse_preset
+from configs.words import clip, human_count
 from data import tokenizer as bpe
 from lm import checkpoint
+from lm.archive import archived_runs
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
@@ -23,17 +25,18 @@ from stop import interruptible
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of the run in `folder`, or export it."""
+    """Talk to the model of a run in `folder` or its archive, or export it."""
+    run = pick(folder)
     with FolderLock(folder):
-        state, notice = checkpoint.load(folder)
+        state, notice = checkpoint.load(run)
         if notice:
             print(notice)
         if action == "export":
-            obstacle = gguf_obstacle(folder / "tokenizer.json")
-            print(f"exported to {export(state, folder, gguf=not obstacle)}")
+            obstacle = gguf_obstacle(run / "tokenizer.json")
+            print(f"exported to {export(state, run, gguf=not obstacle)}")
             print(obstacle or "model.gguf there is for llama.cpp, all else for transformers and its kin")
             return
-    model, tokenizer, end_of_text = load_model(state, folder)
+    model, tokenizer, end_of_text = load_model(state, run)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
     with interruptible():
         talk(
@@ -43,6 +46,25 @@ def use(action: str, folder: Path) -> None:
             stop_token=end_of_text,
             ask=ask,
         )
+
+
+def pick(folder: Path) -> Path:
+    """The folder of the run that is meant: the only one, or the user's choice; Enter takes the one in `folder`, or else
+    the newest. Raises UserError for a run that is not there."""
+    current = checkpoint.inspect(folder)
+    runs = ([current] if current else []) + archived_runs(folder)
+    if len(runs) < 2:
+        return runs[0]["folder"] if runs else folder
+    for number, run in enumerate(runs):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["saved_at"]))
+        print(f"{number:2}  {clip(run['name'], 40)}, {human_count(run['tokens_seen'])} tokens seen, {when}")
+    try:
+        answer = ask("which run? Enter: 0 > ").strip() or "0"
+    except EOFError:
+        answer = "0"
+    if not (answer.isdecimal() and int(answer) < len(runs)):
+        raise UserError(f"there is no run {clip(answer, 40)!r}; there is 0 to {len(runs) - 1}")
+    return runs[int(answer)]["folder"]
 
 
 def ask(question: str) -> str:

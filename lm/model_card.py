@@ -95,7 +95,7 @@ def _data(run: RunFacts) -> str:
         (label, about, f"{shares[label]:.1%}" if label in shares else "", licence)
         for label, about, licence, _ in run.sources
     ]
-    return table(("source", "what it is", "share of the tokens", "licence of the text"), rows)
+    return table(("source", "what it is", "share of the tokens", "licence of the text"), rows, numbers=False)
 
 
 def _samples(samples: Sequence[Section]) -> list[str]:

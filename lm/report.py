@@ -44,9 +44,10 @@ def write_report(checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str
 # ----------------------------------------------------------------------------------------------------------------- text
 
 
-def table(header: tuple[str, ...], rows: Any) -> str:
-    """A Markdown table; the first column left, the others right if there are more than two."""
-    align = ["---"] + ["---:" if len(header) > 2 else "---"] * (len(header) - 1)
+def table(header: tuple[str, ...], rows: Any, *, numbers: bool | None = None) -> str:
+    """A Markdown table; the first column left, the others too unless they are `numbers` (default: if there are two)."""
+    numbers = len(header) > 2 if numbers is None else numbers
+    align = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
     lines = [header, align, *rows]
     return "\n".join("| " + " | ".join(table_cell(str(value)) for value in line) + " |" for line in lines)
 

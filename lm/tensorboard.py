@@ -1,8 +1,8 @@
 """What metrics.jsonl holds, for TensorBoard: event files whose x is tokens, if the package `tensorboard` is installed.
 
 A mirror, nothing more: they are written anew from metrics.jsonl whenever a run begins or is taken up, so whatever was cut
-there is cut here, and a run that began without TensorBoard shows its whole curve. Not by TensorBoard's own means
-(`purge_step`): that hides what lies beyond it only from readers that load every event.
+there is cut here, and a run that began without TensorBoard shows its whole curve. Not by TensorBoard's own means: version
+2.21 shows what lies beyond a `purge_step` all the same.
 """
 
 from __future__ import annotations

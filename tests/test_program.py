@@ -70,7 +70,19 @@ def test_exporting_the_model(finished):
     shutil.rmtree(finished.checkpoints / "hf")
     result = finished.run("e\n")
     assert result.code == 0, result.err
-    assert (finished.checkpoints / "hf" / "model.safetensors").exists()
+    exported = finished.checkpoints / "hf"
+    assert (exported / "model.safetensors").exists()
+    assert (exported / "model.gguf").exists()
+    card = (exported / "README.md").read_text()
+    for part in (
+        f"{BUDGET:,} in ",
+        "| small | files of",
+        f"## Held-out text after {BUDGET:,}",
+        f"## Samples after {BUDGET:,}",
+    ):
+        assert part in card
+    assert "unfinished" not in card
+    assert list((finished.checkpoints / "tensorboard").iterdir())
 
 
 def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
@@ -104,6 +116,14 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert program.state()["tokens_seen"] == BUDGET
     (aside,) = (program.checkpoints / "archive").iterdir()
     assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", BUDGET)
+
+    shutil.rmtree(program.checkpoints / "hf")
+    result = program.run("e\n1\n")
+    assert result.code == 0, result.err
+    assert "# other" in (aside / "hf" / "README.md").read_text()
+    assert not (program.checkpoints / "hf").exists()
+    result = program.run("e\n2\n")
+    assert (result.code, "there is no run '2'; there is 0 to 1" in result.err) == (2, True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
