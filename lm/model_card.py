@@ -41,7 +41,7 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         f"# {table_cell(preset.name)}",
         table_cell(preset.description),
         _usage(preset, end_of_text),
-        *([LLAMA_CPP] if gguf else []),
+        *([_llama_cpp(preset.model.seq_length)] if gguf else []),
         "## Training",
         table(("", ""), run.facts.items()),
         *([figure] if run.records else []),
@@ -81,10 +81,14 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```"""
 
 
-LLAMA_CPP = """The same weights for llama.cpp, which puts that token before a prompt by itself:
+def _llama_cpp(length: int) -> str:
+    return f"""The same weights for llama.cpp, which puts that token before a prompt by itself:
 
-```text
-llama-completion -m model.gguf -p "The" -n 100 -no-cnv
+```python
+from llama_cpp import Llama  # pip install llama-cpp-python
+
+model = Llama("model.gguf", n_ctx={length}, verbose=False)
+print(model("The", max_tokens={length // 2}, echo=True)["choices"][0]["text"])
 ```"""
 
 
