@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint import inspect
+from lm.metrics import read_metrics
+from tests.lm.test_tensorboard import curves
 from tests.program import BUDGET, Program, check_logs, ended, write_text
 
 pytestmark = pytest.mark.slow
@@ -116,6 +118,13 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert program.state()["tokens_seen"] == BUDGET
     (aside,) = (program.checkpoints / "archive").iterdir()
     assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", BUDGET)
+    for run in (program.checkpoints, aside):
+        steps = [
+            (line["tokens"], pytest.approx(line["loss"]))
+            for line in read_metrics(run / "metrics.jsonl")
+            if "loss" in line
+        ]
+        assert curves(run / "tensorboard")["training/loss"] == steps
 
     shutil.rmtree(program.checkpoints / "hf")
     result = program.run("e\n1\n")
