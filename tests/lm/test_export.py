@@ -101,7 +101,7 @@ def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, token
     tokens = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
     ours = model.output(model(tokens))
     assert ours.std() > 0.5
-    torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=0)
     prompt = tokens[0, :8].tolist()
     greedy = theirs.generate(tokens[:1, :8], max_new_tokens=50, do_sample=False, temperature=None, top_p=None)
     text = list(generate(model, prompt, 50, temperature=0, stop_token=0))
