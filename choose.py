@@ -55,12 +55,12 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
         save_machine(folder, machine)
     for thread in asking:
         thread.join()
-    current = checkpoint.inspect(folder)
+    current, archived = checkpoint.inspect(folder), archived_runs(folder)
     return Menu(
         [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
         summary(current) if current else None,
-        [run for run in map(summary, archived_runs(folder)) if not run.finished],
-        has_model=current is not None,
+        [run for run in map(summary, archived) if not run.finished],
+        has_model=bool(current or archived),
     )
 
 

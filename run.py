@@ -29,6 +29,7 @@ from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, r
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.saver import Saver
+from lm.tensorboard import event_log
 from lm.train_step import StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
@@ -113,6 +114,8 @@ class Run:
         self._logs = [self.metrics, self.samples]
         self.metrics.truncate_after(self.tokens_seen)
         self.samples.truncate_after(self.tokens_seen)
+        if first:
+            self.metrics.mirror = event_log(self.folder / "tensorboard", read_metrics(self.metrics.path))
         self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._last_recorded)
         self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
         self.token_bytes = self.world.from_first(self._token_bytes)

@@ -2,32 +2,41 @@
 
 import select
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs.schema import parse_preset
-from configs.words import human_count
+from configs.catalog import catalogued
+from configs.schema import Preset, Source, UserError, parse_preset
+from configs.words import clip, human_count
 from data import tokenizer as bpe
 from lm import checkpoint
+from lm.archive import archived_runs
 from lm.export import export_huggingface
+from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
+from lm.metrics import read_metrics, read_samples
 from lm.model import Transformer
+from lm.model_card import RunFacts, SourceFacts
 from lm.talk import talk
 from stop import interruptible
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of the run in `folder`, or export it."""
+    """Talk to the model of a run in `folder` or its archive, or export it."""
+    run = pick(folder)
     with FolderLock(folder):
-        state, notice = checkpoint.load(folder)
+        state, notice = checkpoint.load(run)
         if notice:
             print(notice)
         if action == "export":
-            print(f"exported to {export(state, folder)}")
+            obstacle = gguf_obstacle(run / "tokenizer.json")
+            print(f"exported to {export(state, run, gguf=not obstacle)}")
+            print(obstacle or "model.gguf there is for llama.cpp, all else for transformers and its kin")
             return
-    model, tokenizer, end_of_text = load_model(state, folder)
+    model, tokenizer, end_of_text = load_model(state, run)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
     with interruptible():
         talk(
@@ -39,6 +48,25 @@ def use(action: str, folder: Path) -> None:
         )
 
 
+def pick(folder: Path) -> Path:
+    """The folder of the run that is meant: the only one, or the user's choice; Enter takes the one in `folder`, or else
+    the newest. Raises UserError for a run that is not there."""
+    current = checkpoint.inspect(folder)
+    runs = ([current] if current else []) + archived_runs(folder)
+    if len(runs) < 2:
+        return runs[0]["folder"] if runs else folder
+    for number, run in enumerate(runs):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["saved_at"]))
+        print(f"{number:2}  {clip(run['name'], 40)}, {human_count(run['tokens_seen'])} tokens seen, {when}")
+    try:
+        answer = ask("which run? Enter: 0 > ").strip() or "0"
+    except EOFError:
+        answer = "0"
+    if not (answer.isdecimal() and int(answer) < len(runs)):
+        raise UserError(f"there is no run {clip(answer, 40)!r}; there is 0 to {len(runs) - 1}")
+    return runs[int(answer)]["folder"]
+
+
 def ask(question: str) -> str:
     """`input`, which ends at a Ctrl-C at any instant: one just before it begins to wait, it would not notice."""
     print(question, end="", flush=True)
@@ -47,7 +75,7 @@ def ask(question: str) -> str:
     return input()
 
 
-def export(state: dict[str, Any], folder: Path) -> Path:
+def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
     """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
@@ -58,9 +86,33 @@ def export(state: dict[str, Any], folder: Path) -> Path:
         path,
         folder / "hf",
         end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
-        facts=state["facts"],
+        run=run_facts(state, preset, folder),
         aux_heads=state["heads"] or None,
+        gguf=gguf,
     )
+
+
+def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
+    """What the model card is made from: the run's records up to the checkpoint, which may be older than the last."""
+    seen, facts = state["tokens_seen"], state["facts"]
+    if seen < state["token_budget"] and not state["exhausted"]:
+        facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
+    samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
+    return RunFacts(facts, [source_facts(source) for source in preset.data.all_sources], records, samples)
+
+
+def source_facts(source: Source) -> SourceFacts:
+    """Of a preset's source: what the catalogue knows about it, or where to look."""
+    on_the_hub = source.type == "hf" and not source.is_local
+    dataset = source.dataset if on_the_hub else ""
+    if known := catalogued(source):
+        return SourceFacts(source.label, known.about, known.licence, dataset)
+    if on_the_hub:
+        return SourceFacts(
+            source.label, f"https://huggingface.co/datasets/{dataset}", "see the dataset's page", dataset
+        )
+    return SourceFacts(source.label, "files of whoever trained it", "not stated")
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:

@@ -8,6 +8,7 @@ listed works just as well: write the whole source object into the preset.
 from typing import Any, NamedTuple
 
 QUESTION_ANSWER = "Q: {question}\nA: {answer}"
+IDENTITY = ("type", "dataset", "config")  # of a source object: what tells one text from another
 
 
 class NamedSource(NamedTuple):
@@ -99,6 +100,14 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "the running interpreter's standard library and installed packages",
     ),
 }
+
+
+def catalogued(source: Any) -> NamedSource | None:
+    """The entry about the text that a preset's source object reads, whatever its label and whichever columns it takes."""
+    wanted = tuple(getattr(source, key, None) for key in IDENTITY)
+    known = (named for named in NAMED_SOURCES.values() if wanted == tuple(map(named.spec.get, IDENTITY)))
+    return next(known, None)
+
 
 # Datasets disagree on what to call the two halves of a question and its answer. When a preset asks for a column that is
 # not there, the first of its aliases that is there takes its place, and the program says so (data/sources.py).

@@ -22,7 +22,7 @@ from lm.checkpoint import CURRENT, CheckpointError, SavedRun, inspect, latest_ex
 from lm.files import link_as, sync_folder
 
 ARTEFACTS = (
-    "stream", "hf", "tokenizer.json", "metrics.jsonl", "samples.md", "report*", "simple_lm_trained.pth",
+    "stream", "hf", "tensorboard", "tokenizer.json", "metrics.jsonl", "samples.md", "report*", "simple_lm_trained.pth",
     "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from configs.schema import ModelConfig, Preset
+from lm.export_gguf import write_gguf
 from lm.files import sync_folder
-from lm.metrics import fenced, table_cell
 from lm.model import NORM_EPS, ROPE_THETA
+from lm.model_card import RunFacts, write_model_card
 
 LAYER_NAMES = {  # ours: theirs; several names: our matrix is theirs stacked, in this order
     "attention_norm": ("input_layernorm",),
@@ -89,14 +90,15 @@ def export_huggingface(
     out_dir: Path,
     *,
     end_of_text: str,
-    facts: Mapping[str, str],
+    run: RunFacts,
     aux_heads: Mapping[str, Tensor] | None = None,
+    gguf: bool = False,
 ) -> Path:
     """Write `out_dir` (config, weights, tokenizer, generation settings, model card) and return it.
 
     `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` the token every document of the
-    stream began with; `facts` what the card says about the run, in order; `aux_heads` go beside the weights, in a file
-    that the other readers ignore. An earlier export there is replaced, once the new one is complete.
+    stream began with; `run` what the card is made from; `aux_heads` go beside the weights, in a file that the other
+    readers ignore; with `gguf`, so does model.gguf. An earlier export there is replaced, once the new one is complete.
     """
     tokenizer_id = Tokenizer.from_file(str(tokenizer_path)).token_to_id(end_of_text)
     assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
@@ -105,7 +107,6 @@ def export_huggingface(
         "config.json": json.dumps(config, indent=2),
         "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
         "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
-        "README.md": model_card(preset, end_of_text, facts),
     }
     out_dir = Path(out_dir)
     temporary, old = out_dir.with_name(out_dir.name + ".tmp"), out_dir.with_name(out_dir.name + ".old")
@@ -120,6 +121,9 @@ def export_huggingface(
     if aux_heads:
         heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
         save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
+    if gguf:
+        write_gguf(temporary / "model.gguf", config, state, tokenizer_path, name=preset.name)
+    write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
     for file in temporary.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -156,36 +160,3 @@ def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
         "clean_up_tokenization_spaces": False,
     }
-
-
-def model_card(preset: Preset, end_of_text: str, facts: Mapping[str, str]) -> str:
-    """README.md of the export: what the model is, how it was made, how to run it."""
-    rows = "\n".join(f"| {table_cell(key)} | {table_cell(value)} |" for key, value in facts.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# {table_cell(preset.name)}
-
-{table_cell(preset.description)}
-
-A base language model: it continues text. Architecture `Qwen3ForCausalLM`, context {preset.model.seq_length} tokens.
-Every document it learnt from began with `{end_of_text}`, so a prompt that begins a document does, too:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer("{end_of_text}The", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
-```
-
-| | |
-|---|---|
-{rows}
-
-The preset that made it:
-
-{fenced(preset.to_json())}"""

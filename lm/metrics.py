@@ -47,16 +47,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl; every line is handed to the operating system at once."""
+    """Appends records to metrics.jsonl; every line is handed to the operating system at once, and to `mirror`."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.mirror: Any = NullLog()  # what else shows the records (lm/tensorboard.py)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """`record["tokens"]` is the number of tokens seen; values are JSON values or 0-d arrays and tensors."""
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        record = _finite(record)
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        self.mirror.write(record)
 
     def truncate_after(self, tokens_seen: int) -> None:
         """Cut the lines with more tokens than that, and torn ones."""
@@ -67,6 +70,7 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+        self.mirror.close()
 
 
 class Sample(NamedTuple):

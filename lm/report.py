@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,10 @@ def write_report(checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str
 # ----------------------------------------------------------------------------------------------------------------- text
 
 
-def table(header: tuple[str, ...], rows: Any) -> str:
-    """A Markdown table; the first column left, the others right if there are more than two."""
-    align = ["---"] + ["---:" if len(header) > 2 else "---"] * (len(header) - 1)
+def table(header: tuple[str, ...], rows: Any, *, numbers: bool | None = None) -> str:
+    """A Markdown table; the first column left, the others too unless they are `numbers` (default: if there are two)."""
+    numbers = len(header) > 2 if numbers is None else numbers
+    align = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
     lines = [header, align, *rows]
     return "\n".join("| " + " | ".join(table_cell(str(value)) for value in line) + " |" for line in lines)
 
@@ -55,28 +56,33 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def held_out_table(records: Sequence[Record]) -> list[str]:
+    """The last evaluation: a heading and a table, if there was one."""
+    evaluated = [record for record in records if record.get("eval")]
+    if not evaluated:
+        return []
+    last, evaluation = evaluated[-1], evaluated[-1]["eval"]
+    header = (
+        "source",
+        "bits per byte",
+        "± 1 s.e.",
+        "nats per token",
+        "answer bits per byte",
+        "answer nats per token",
+        "tokens",
+    )
+    keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
+    everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+    rows = [
+        (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+        for label, values in (everything | evaluation["per_source"]).items()
+    ]
+    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+
+
 def _figures(records: list[Record]) -> list[str]:
     """The last evaluation, the heads' own measures and the mixture, as tables."""
-    parts = []
-    evaluated = [record for record in records if record.get("eval")]
-    if evaluated:
-        last, evaluation = evaluated[-1], evaluated[-1]["eval"]
-        header = (
-            "source",
-            "bits per byte",
-            "± 1 s.e.",
-            "nats per token",
-            "answer bits per byte",
-            "answer nats per token",
-            "tokens",
-        )
-        keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
-        everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
-        rows = [
-            (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
-            for label, values in (everything | evaluation["per_source"]).items()
-        ]
-        parts += [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+    parts = held_out_table(records)
     measured = [record for record in records if record.get("heads")]
     if measured:
         rows = [

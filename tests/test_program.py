@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint import inspect
+from lm.metrics import read_metrics
+from tests.lm.test_tensorboard import curves
 from tests.program import BUDGET, Program, check_logs, ended, torchrun, write_text
 
 pytestmark = pytest.mark.slow
@@ -70,7 +72,19 @@ def test_exporting_the_model(finished):
     shutil.rmtree(finished.checkpoints / "hf")
     result = finished.run("e\n")
     assert result.code == 0, result.err
-    assert (finished.checkpoints / "hf" / "model.safetensors").exists()
+    exported = finished.checkpoints / "hf"
+    assert (exported / "model.safetensors").exists()
+    assert (exported / "model.gguf").exists()
+    card = (exported / "README.md").read_text()
+    for part in (
+        f"{BUDGET:,} in ",
+        "| small | files of",
+        f"## Held-out text after {BUDGET:,}",
+        f"## Samples after {BUDGET:,}",
+    ):
+        assert part in card
+    assert "unfinished" not in card
+    assert list((finished.checkpoints / "tensorboard").iterdir())
 
 
 def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
@@ -106,6 +120,21 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert program.state()["tokens_seen"] == budget
     (aside,) = (program.checkpoints / "archive").iterdir()
     assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", budget)
+    for run in (program.checkpoints, aside):
+        steps = [
+            (line["tokens"], pytest.approx(line["loss"]))
+            for line in read_metrics(run / "metrics.jsonl")
+            if "loss" in line
+        ]
+        assert curves(run / "tensorboard")["training/loss"] == steps
+
+    shutil.rmtree(program.checkpoints / "hf")
+    result = program.run("e\n1\n")
+    assert result.code == 0, result.err
+    assert "# other" in (aside / "hf" / "README.md").read_text()
+    assert not (program.checkpoints / "hf").exists()
+    result = program.run("e\n2\n")
+    assert (result.code, "there is no run '2'; there is 0 to 1" in result.err) == (2, True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):

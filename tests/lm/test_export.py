@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from configs.schema import parse_preset
 from lm.export import export_huggingface
 from lm.generate import generate
+from lm.metrics import Section
 from lm.model import Transformer
+from lm.model_card import RunFacts, SourceFacts
 
 END_OF_TEXT = "<|endoftext|>"
 PROMPT = "  The réponse:\tdef f(x1):\n\n    return 漢字 12345 'don't' <|endoftext|> "
@@ -61,10 +63,25 @@ def make_preset(tied=False):
     return parse_preset(json.dumps(preset), "test")
 
 
-def export(model, preset, tokenizer_path, folder, **options):
-    facts = {"trained on": "100 tokens", "machine": "a | b"}
+RECORDS = [
+    {"tokens": 50, "loss": 3.0, "tokens_per_second": 10.0},
+    {
+        "tokens": 100,
+        "eval": {"loss": 2.5, "bits_per_byte": 1.25, "tokens": 30, "per_source": {"pets": {"loss": 2.5, "tokens": 30}}},
+        "mixture": {"pets": 0.75, "py": 0.25},
+    },
+]
+RUN = RunFacts(
+    {"tokens": "100 in 3 steps", "machine": "a | b"},
+    [SourceFacts("pets", "cats and dogs", "CC0-1.0", "me/pets"), SourceFacts("py", "Python", "PSF-2.0")],
+    RECORDS,
+    [Section(40, "an early one"), Section(100, "a late one")],
+)
+
+
+def export(model, preset, tokenizer_path, folder, run=RUN, **options):
     state = model.state_dict()
-    return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, facts=facts, **options)
+    return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, run=run, **options)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -84,7 +101,7 @@ def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, token
     tokens = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
     ours = model.output(model(tokens))
     assert ours.std() > 0.5
-    torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=0)
     prompt = tokens[0, :8].tolist()
     greedy = theirs.generate(tokens[:1, :8], max_new_tokens=50, do_sample=False, temperature=None, top_p=None)
     text = list(generate(model, prompt, 50, temperature=0, stop_token=0))
@@ -107,11 +124,45 @@ def test_the_model_cards_example_runs_as_printed(tmp_path, tokenizer_path, monke
     preset = make_preset()
     folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert r"a \| b" in card
-    assert '"hidden_size": 48' in card
     monkeypatch.chdir(folder)
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
     assert capsys.readouterr().out.startswith(f"{END_OF_TEXT}The")
+
+
+def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
+    from huggingface_hub import ModelCard
+
+    preset = make_preset()
+    folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.datasets == ["me/pets"]
+    assert card.data.license is None  # nobody but its owner can say
+    for part in (
+        "| tokens | 100 in 3 steps |",
+        r"| machine | a \| b |",
+        "![loss, bits per byte, mixture and speed over tokens](curves.png)",
+        "| pets | cats and dogs | 75.0% | CC0-1.0 |",
+        "| py | Python | 25.0% | PSF-2.0 |",
+        "## Held-out text after 100 tokens",
+        "| all | 1.2500 |",
+        "## Samples after 100 tokens\n\na late one",
+        "## Limits",
+        '"hidden_size": 48',
+    ):
+        assert part in card.content, part
+    assert "an early one" not in card.content
+    assert "model.gguf" not in card.content
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
+    preset = make_preset()
+    run = RUN._replace(records=[], samples=[])
+    folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf", run=run)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| pets | cats and dogs |  | CC0-1.0 |" in card
+    assert "curves.png" not in card
+    assert not (folder / "curves.png").exists()
 
 
 def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):

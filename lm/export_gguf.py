@@ -1,0 +1,102 @@
+"""The exported model as one GGUF file, which llama.cpp and what is built on it open.
+
+Weights stay fp32, so nothing is lost; `llama-quantize` makes smaller files of it. The tokenizer is written out with the
+name of the rule that cuts text into words, since converters guess that name from vocabularies they have seen before.
+The package `gguf` (the extra of that name) is imported only when a file is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+GPT_2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # what llama.cpp calls "gpt-2"
+PLAIN_BPE = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+
+
+def gguf_obstacle(tokenizer_path: Path) -> str:
+    """Why no GGUF file can be written of a model with this tokenizer, and what to do about it; "" if one can."""
+    tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    words = {"use_regex": True} | (tokenizer["pre_tokenizer"] or {})  # older files leave out what is usual
+    model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
+    known = GPT_2_WORDS.items() <= words.items() and PLAIN_BPE.items() <= model.items()
+    if not known or tokenizer["normalizer"]:
+        return (
+            "No GGUF file for llama.cpp: it would cut text otherwise than this tokenizer, which is not byte-level BPE with "
+            "the word rule of GPT-2. convert_hf_to_gguf.py of llama.cpp knows some others."
+        )
+    if not find_spec("gguf"):
+        return 'For a GGUF file as well (llama.cpp): python -m pip install -e ".[gguf]", then export again.'
+    return ""
+
+
+def write_gguf(
+    path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], tokenizer_path: Path, *, name: str
+) -> None:
+    """`config` and `state` as in config.json and model.safetensors of the export; no `gguf_obstacle`."""
+    from gguf import MODEL_ARCH, GGUFWriter, LlamaFileType, get_tensor_name_map
+
+    writer = GGUFWriter(path, "qwen3")
+    writer.add_name(name)
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+    tokens, types, merges = gguf_tokens(json.loads(tokenizer_path.read_text(encoding="utf-8")), config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(True)  # every document it learnt from began with that token
+    writer.add_add_eos_token(False)
+
+    names = get_tensor_name_map(MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    for theirs, tensor in state.items():
+        writer.add_tensor(names.get_name(theirs, try_suffixes=(".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int], list[str]]:
+    """(token of each id, its type, merges as "left right") of a tokenizer.json.
+
+    A special token is "control": text never becomes one. An id that the model has room for and the tokenizer does not
+    use needs a name too.
+    """
+    from gguf import TokenType
+
+    tokens = [f"[unused {number}]" for number in range(vocab_size)]
+    types = [TokenType.UNUSED] * vocab_size
+    for token, number in tokenizer["model"]["vocab"].items():
+        tokens[number], types[number] = token, TokenType.NORMAL
+    for added in tokenizer["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+    return tokens, types, merges
