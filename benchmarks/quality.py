@@ -143,7 +143,7 @@ def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
     text = Text(corpus, out, tokens)
     out = out / text.digest
     out.mkdir(exist_ok=True)
-    own = Arm("ours", 16_384, None, 1, tokens)
+    own = Arm("ours", 8_192, None, 1, tokens)  # at 20M tokens: LOG.md
     arms = {"ours": own, "ours, a third of the tokens": own._replace(tokens=tokens // 3)}
     for arm in arms.values():
         run(arm, text, checkout, out)
