@@ -4,9 +4,9 @@
 
 NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down first.
 Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its own
-schedule ending with the tokens. The best of each and ours, as its presets have it, are trained with three seeds, ours also
-on a third of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was another, and what is
-known so far is printed after each.
+schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with three
+seeds, ours also on a third of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was
+another, and what is known so far is printed after each.
 """
 
 import json
