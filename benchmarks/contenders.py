@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from configs.schema import Preset
 
 MICRO_ROWS = 16
 TOKENS_PER_STEP = 16_384
@@ -99,12 +102,17 @@ def cosine(step: int, options: Options, peak: float) -> float:
 
 def ours(shape: Shape, steps: Steps, options: Options) -> None:
     from configs.schema import parse_preset
+
+    train_preset(parse_preset(preset_json(shape, options), "the benchmark's preset"), shape, steps, options)
+
+
+def train_preset(preset: Preset, shape: Shape, steps: Steps, options: Options) -> None:
+    """Ours, with a preset of one's own for a model of this shape."""
     from learner import Learner
     from lm.distributed import World
     from lm.optim import learning_rate_factor, set_learning_rate
     from lm.train_step import StepPlan
 
-    preset = parse_preset(preset_json(shape, options), "the benchmark's preset")
     learner = Learner(
         preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=options.tokens_per_step
     )

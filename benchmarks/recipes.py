@@ -17,13 +17,9 @@ from unittest.mock import patch
 
 import lm.model
 import lm.optim
-from benchmarks.contenders import Options, Shape, preset_json
+from benchmarks.contenders import Options, Shape, preset_json, train_preset
 from benchmarks.quality import SHAPE, Text
-from configs.schema import ModelConfig, Preset, parse_preset
-from learner import Learner
-from lm.distributed import World
-from lm.optim import learning_rate_factor, set_learning_rate
-from lm.train_step import StepPlan
+from configs.schema import ModelConfig, parse_preset
 
 SHAPE_KEYS = ("width", "layers", "heads", "vocab")
 
@@ -31,31 +27,20 @@ SHAPE_KEYS = ("width", "layers", "heads", "vocab")
 def train(text: Text, shape: Shape, changed: dict, tokens: int) -> dict:
     """Held-out bits per byte of each source and their mean, and the seconds of training."""
     batch, seed = int(changed.pop("batch", 16_384)), int(changed.pop("seed", 1))
-    preset = json.loads(preset_json(shape, Options(1, seed=seed, tokens_per_step=batch)))
+    options = Options(tokens // batch, seed=seed, tokens_per_step=batch)
+    preset = json.loads(preset_json(shape, options))
     for key in [key for key in changed if not key.isupper()]:
         preset["model" if key in ModelConfig.model_fields else "train"][key] = changed.pop(key)
+    num_rows = batch // shape.length
+    steps = (text.rows(step * num_rows, num_rows) for step in range(options.num_steps))
     with ExitStack() as constants:
         for key, value in changed.items():
             [module] = [module for module in (lm.optim, lm.model) if hasattr(module, key)]
             constants.enter_context(patch.object(module, key, value))
-        return train_preset(parse_preset(json.dumps(preset), "the benchmark's preset"), text, shape, batch, tokens)
-
-
-def train_preset(preset: Preset, text: Text, shape: Shape, batch: int, tokens: int) -> dict:
-    learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=batch)
-    num_rows, num_steps, began = batch // shape.length, tokens // batch, time.perf_counter()
-    for step in range(num_steps):
-        factor = learning_rate_factor(step, num_steps, preset.train.warmup_fraction, preset.train.decay_fraction)
-        set_learning_rate(learner.optimizers, factor)
-        rows = text.rows(step * num_rows, num_rows)
-        learner.train_step(rows, StepPlan(step * num_rows, num_rows, batch), step / num_steps)
-    seconds = time.perf_counter() - began
-
-    def logits(tokens):
-        with learner.autocast():
-            return learner.trunk.output(learner.trunk(tokens))
-
-    return text.bits_per_byte(logits) | {"seconds": seconds}
+        began = time.perf_counter()
+        train_preset(parse_preset(json.dumps(preset), "the benchmark's preset"), shape, steps, options)
+        seconds = time.perf_counter() - began
+        return text.bits_per_byte(options.logits) | {"seconds": seconds}
 
 
 def main(corpus: Path, out: Path, tokens: int, variations: list[str]) -> None:

@@ -126,23 +126,18 @@ class HubSource(Source):
         """(number, row) of the rows of a group from number `start` on."""
         if group is None:
             return
-        rows, number, replacing = islice(iter(group), start, None), start, False
-        while True:
+        number = start
+        for read in (iter, with_replacements):  # the second from the row on at which the first meets what is not UTF-8
+            rows = islice(read(group), number, None)
             try:
-                row = self._translate(partial(next, rows, None))
+                while (row := self._translate(partial(next, rows, None))) is not None:
+                    yield number, row
+                    number += 1
+                return
             except UnreadableFile as error:
-                if replacing or not isinstance(error.__cause__, UnicodeDecodeError):
+                if read is with_replacements or not isinstance(error.__cause__, UnicodeDecodeError):
                     self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
                     return
-                rows, replacing = (
-                    islice(with_replacements(group), number, None),
-                    True,
-                )  # this row again, and those after
-                continue
-            if row is None:
-                return
-            yield number, row
-            number += 1
 
     def _render(self, row: dict) -> Iterator[Document]:
         """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
