@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from configs.schema import Preset
+    from learner import Learner
 
 MICRO_ROWS = 16
 TOKENS_PER_STEP = 16_384
@@ -106,7 +107,13 @@ def ours(shape: Shape, steps: Steps, options: Options) -> None:
     train_preset(parse_preset(preset_json(shape, options), "the benchmark's preset"), shape, steps, options)
 
 
-def train_preset(preset: Preset, shape: Shape, steps: Steps, options: Options) -> None:
+def train_preset(
+    preset: Preset,
+    shape: Shape,
+    steps: Steps,
+    options: Options,
+    before_step: Callable[[Learner, float], None] = lambda learner, progress: None,
+) -> Learner:
     """Ours, with a preset of one's own for a model of this shape."""
     from learner import Learner
     from lm.distributed import World
@@ -127,7 +134,9 @@ def train_preset(preset: Preset, shape: Shape, steps: Steps, options: Options) -
         progress = number / options.num_steps
         factor = learning_rate_factor(number, options.num_steps, train.warmup_fraction, train.decay_fraction)
         set_learning_rate(learner.optimizers, factor)
+        before_step(learner, progress)
         learner.train_step(rows, StepPlan(number * len(rows), len(rows), len(rows) * shape.length), progress)
+    return learner
 
 
 def preset_json(shape: Shape, options: Options) -> str:

@@ -1,0 +1,196 @@
+"""What the heads cost the language model: held-out bits per byte with each head and each way of its gradient.
+
+    python -m benchmarks.ablation CORPUS OUT [TOKENS]
+
+CORPUS: what benchmarks/corpus.py lays out. Every arm is trained on the same rows with SEEDS: without a gradient from the
+heads ("none": the trunk is bit for bit the one without heads), each head alone and all four with a gradient that fades
+out by two thirds of the run or stays, and, as an arm from outside, multi-token prediction: the same logits scored against
+the tokens two and three ahead as well, fading out likewise. Hours on a CPU: arms finished in OUT are not trained again,
+one seed of all comes before the next, and several of these may share one OUT. The
+models are kept there for benchmarks/heads.py.
+
+Time is measured apart: every arm's steps in turn in one process. "At equal time" compares with the arm
+"none" on as many tokens more as it could have had, interpolated between TOKENS and a seventh more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aux_heads.joint import trunk_gradient_scale
+from benchmarks.contenders import Options, Shape, preset_json, train_preset
+from benchmarks.quality import Text
+from configs.schema import AuxiliaryConfig, Preset, parse_preset
+from learner import Learner
+from lm.distributed import World
+from lm.loss import IGNORE
+from lm.machine import measure_machine
+from lm.train_step import StepPlan
+
+SHAPE = Shape(128, 3, 2, 256, 4096)
+BATCH, SEEDS, MORE = 8_192, (1, 2, 3), 8 / 7
+HEADS = ("policy", "value", "dynamics", "span_contrastive")
+AHEAD = {2: 0.5, 3: 0.25}  # multi-token prediction: how far ahead, and its weight at the beginning
+ROUNDS = 5
+
+
+class Arm(NamedTuple):
+    name: str
+    heads: tuple[str, ...] = HEADS
+    gradient: str = "none"
+    tokens: float = 1.0  # of TOKENS
+
+    def preset(self, seed: int, shape: Shape = SHAPE) -> Preset:
+        preset = json.loads(preset_json(shape, Options(0, seed=seed, tokens_per_step=BATCH)))
+        preset["auxiliary"] = {f"enable_{head}": True for head in self.heads} | {"trunk_gradient": self.gradient}
+        return parse_preset(json.dumps(preset), "the benchmark's preset")
+
+    def before_step(self) -> Callable[[Learner, float], None]:
+        if self.name == MULTI_TOKEN:
+            return MultiToken()
+        if self.name == LATE:
+            return rest_until_two_thirds
+        return lambda learner, progress: None
+
+
+MULTI_TOKEN = "multi-token prediction, annealed"
+LATE = "all, none, heads in the last third only"
+BASE = Arm("all, none")
+ARMS = [
+    BASE,
+    *(Arm(f"all, {gradient}", gradient=gradient) for gradient in ("annealed", "constant")),
+    Arm(MULTI_TOKEN, heads=()),
+    *(Arm(f"{head}, {gradient}", (head,), gradient) for head in HEADS for gradient in ("annealed", "constant")),
+    Arm("none, a seventh more tokens", heads=(), tokens=MORE),
+    Arm(LATE),
+]
+
+
+class MultiToken:
+    """Adds losses further ahead to the language model's own, by the logits that it has anyway."""
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, learner: Learner, progress: float) -> None:
+        self.scale = trunk_gradient_scale(AuxiliaryConfig(trunk_gradient="annealed"), progress)
+        if getattr(learner.joint.loss_fn, "__self__", None) is not self:
+            self.one_ahead, learner.joint.loss_fn = learner.joint.loss_fn, self.loss
+
+    def loss(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        loss_sum, losses_N = self.one_ahead(hidden_ND, weight_VD, targets_N)
+        if self.scale == 0:
+            return loss_sum, losses_N
+        targets_BT = targets_N.view(-1, SHAPE.length)
+        extra = torch.zeros(())
+        for ahead, weight in AHEAD.items():
+            further_BT = torch.full_like(targets_BT, IGNORE)
+            further_BT[:, : 1 - ahead] = targets_BT[:, ahead - 1 :]
+            extra = extra + weight * self.one_ahead(hidden_ND, weight_VD, further_BT.flatten())[0]
+        return loss_sum + self.scale * extra, losses_N
+
+
+def rest_until_two_thirds(learner: Learner, progress: float) -> None:
+    learner.joint.heads = learner.heads if progress >= 2 / 3 else torch.nn.ModuleDict()
+
+
+def train(arm: Arm, seed: int, text: Text, tokens: int, path: Path) -> None:
+    """Writes held-out bits per byte to `path`, and the model beside it."""
+    num_steps, num_rows = round(tokens * arm.tokens) // BATCH, BATCH // SHAPE.length
+    options = Options(num_steps, seed=seed, tokens_per_step=BATCH)
+    steps = (text.rows(step * num_rows, num_rows) for step in range(num_steps))
+    learner = train_preset(arm.preset(seed), SHAPE, steps, options, arm.before_step())
+    torch.save({"model": learner.trunk.state_dict(), "heads": learner.heads.state_dict()}, path.with_suffix(".pth"))
+    path.write_text(json.dumps(text.bits_per_byte(options.logits)))
+    print(f"{arm.name}, seed {seed}: {path.read_text()}", flush=True)
+
+
+def relative_seconds(arms: list[Arm], shape: Shape, rows: np.ndarray) -> dict[str, list[float]]:
+    """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone."""
+    plan = StepPlan(0, len(rows), len(rows) * shape.length)
+    alone = Arm("alone", heads=())
+    learners = {}
+    for arm in (alone, *arms):
+        preset = arm.preset(1, shape)
+        learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=BATCH)
+        learners[arm.name] = learner, arm.before_step()
+    found: dict[str, list[float]] = {name: [] for name in learners}
+    for _ in range(ROUNDS + 1):
+        for name, (learner, before_step) in learners.items():
+            seconds = 0.0
+            for progress in (1 / 6, 3 / 6, 5 / 6):
+                before_step(learner, progress)
+                began = time.perf_counter()
+                learner.train_step(rows, plan, progress)
+                seconds += time.perf_counter() - began
+            found[name].append(seconds)
+    pairs = {name: zip(seconds[1:], found["alone"][1:], strict=True) for name, seconds in found.items()}
+    return {name: [own / alone for own, alone in pair] for name, pair in pairs.items() if name != "alone"}
+
+
+def train_all(text: Text, tokens: int, out: Path) -> None:
+    for seed in SEEDS:
+        for arm in ARMS:
+            path = out / f"{arm.name}, {seed}.json"
+            with path.with_suffix(".lock").open("w") as lock, suppress(BlockingIOError):  # another process is at it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not path.exists():
+                    train(arm, seed, text, tokens, path)
+
+
+def at_equal_time(base: list[float], more: list[float], slowdown: float) -> float:
+    """Bits per byte of the arm without heads on `slowdown` times the tokens: a line through the logarithm of tokens."""
+    at_one, at_more = statistics.mean(base), statistics.mean(more)
+    return at_one + (at_more - at_one) * math.log(slowdown) / math.log(MORE)
+
+
+def report(out: Path, slowdowns: dict[str, float]) -> None:
+    found = {
+        arm.name: [json.loads(path.read_text())["mean"] for path in sorted(out.glob(f"{arm.name}, [0-9].json"))]
+        for arm in ARMS
+    }
+    base, more = found[BASE.name], found[ARMS[-2].name]
+    print(
+        "| heads, their gradient | bits per byte | at equal tokens | time | at equal time | seeds |\n|---|---|---|---|---|---|"
+    )
+    for arm in ARMS:
+        values = found[arm.name]
+        if not values:
+            continue
+        mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        against = mean / statistics.mean(base[: len(values)]) - 1
+        slowdown = slowdowns.get(arm.name, 1.0) * arm.tokens
+        timed = mean / at_equal_time(base, more, slowdown) - 1 if more else math.nan
+        print(
+            f"| {arm.name} | {mean:.4f} ± {spread:.4f} | {against:+.2%} | {slowdown:.2f} | {timed:+.2%} | {len(values)} |"
+        )
+
+
+def main(corpus: Path, out: Path, tokens: int) -> None:
+    text = Text(corpus, out, math.ceil(tokens * MORE), SHAPE)
+    out = out / f"{text.digest}-{tokens}"
+    out.mkdir(exist_ok=True)
+    train_all(text, tokens, out)
+    seconds = relative_seconds(ARMS, SHAPE, text.rows(0, BATCH // SHAPE.length))
+    print(
+        f"{SHAPE}, {tokens:,} tokens in steps of {BATCH:,}; {measure_machine().device_name}, {time.strftime('%Y-%m-%d')}"
+    )
+    report(out, {name: statistics.median(values) for name, values in seconds.items()})
+
+
+if __name__ == "__main__":
+    folders, budget = sys.argv[1:3], int(sys.argv[3]) if sys.argv[3:] else 5_000_000
+    main(*map(Path, folders), budget)
