@@ -71,7 +71,7 @@ class Text:
         }  # trivia is small: with this share 20M tokens see it once
         stream = Stream(parse_preset(json.dumps(preset), "the benchmark's preset"), out, tokens)
         info = stream.begin(on_status=print)
-        num_rows = -(-tokens // shape.length)
+        self.num_rows = num_rows = -(-tokens // shape.length)
         stream.consumed(num_rows)
         stream.rows(num_rows - 1, 1)  # all of it is written down
         self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
