@@ -54,6 +54,11 @@ class KVCache:
         assert 0 <= length <= self.length
         self.length = length
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these of the B rows; one may come several times."""
+        for stored in (self._keys, self._values):
+            stored[:] = [tensor[list(rows)] for tensor in stored]
+
 
 class NgramBlocker:
     """Which tokens would repeat an n-gram of the sequence: for every n-1 tokens seen, what followed them.
