@@ -198,6 +198,12 @@ class DataConfig(Section):
         return self.source_weights or [1.0] * (len(self.sources) + len(self.custom_sources))
 
 
+WEIGHED = (
+    "Against the language model's own loss if trunk_gradient lets heads reach it; if not, Adam divides a weight out "
+    "again: then only the ratio of dynamics and policy counts, which train the same transition."
+)
+
+
 class AuxiliaryConfig(Section):
     """Heads beside the language model, all off unless switched on, and weights of sources that adapt."""
 
@@ -209,16 +215,21 @@ class AuxiliaryConfig(Section):
     enable_span_contrastive: bool = Field(
         default=False, description="Span head: tell a span from others by its prefix."
     )
-    policy_kl_weight: HeadWeight = Field(default=0.05, description="Weight of the policy loss (KL, nats).")
-    value_weight: HeadWeight = Field(default=0.05, description="Weight of the value loss (cross-entropy, nats).")
-    dynamics_weight: HeadWeight = Field(default=0.05, description="Weight of the dynamics loss (SmoothL1).")
-    span_contrastive_weight: HeadWeight = Field(default=0.05, description="Weight of the span loss (InfoNCE, nats).")
+    policy_kl_weight: HeadWeight = Field(default=0.05, description="Weight of the policy loss (KL, nats). " + WEIGHED)
+    value_weight: HeadWeight = Field(
+        default=0.05, description="Weight of the value loss (cross-entropy, nats). " + WEIGHED
+    )
+    dynamics_weight: HeadWeight = Field(default=0.05, description="Weight of the dynamics loss (SmoothL1). " + WEIGHED)
+    span_contrastive_weight: HeadWeight = Field(
+        default=0.05, description="Weight of the span loss (InfoNCE, nats). " + WEIGHED
+    )
     span_mask_fraction: float = Field(default=0.15, gt=0, le=0.5, description="Share of tokens that lie in spans.")
     span_contrastive_temperature: float = Field(default=0.07, gt=0, le=10, description="Temperature of InfoNCE.")
     span_l2_normalize: bool = Field(default=True, description="Compare spans by cosine instead of dot product.")
     trunk_gradient: Literal["none", "annealed", "constant"] = Field(
         default="none",
-        description="Whether the heads' gradient reaches the trunk: never, fading out, or throughout.",
+        description="Whether the heads' gradient reaches the trunk: never (the language model is bit for bit the one "
+        "without heads), fading out by two thirds of the run, or throughout.",
     )
     enable_adaptive_sources: bool = Field(default=False, description="Let held-out losses move the sources' weights.")
     adaptive_rule: Literal["relative_loss", "loss_slope"] = Field(
