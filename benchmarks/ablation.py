@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import time
@@ -120,6 +121,7 @@ def train(arm: Arm, seed: int, text: Text, tokens: int, path: Path) -> None:
 
 def relative_seconds(arms: list[Arm], shape: Shape, rows: np.ndarray) -> dict[str, list[float]]:
     """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone."""
+    torch._dynamo.config.recompile_limit = 4 * len(arms)  # many models of one class in one process
     plan = StepPlan(0, len(rows), len(rows) * shape.length)
     alone = Arm("alone", heads=())
     learners = {}
@@ -148,7 +150,14 @@ def train_all(text: Text, tokens: int, out: Path) -> None:
             with path.with_suffix(".lock").open("w") as lock, suppress(BlockingIOError):  # another process is at it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not path.exists():
-                    train(arm, seed, text, tokens, path)
+                    # In a process of its own, which takes with it what it compiled; torch has not run in this one yet.
+                    child = multiprocessing.get_context("fork").Process(
+                        target=train, args=(arm, seed, text, tokens, path)
+                    )
+                    child.start()
+                    child.join()
+                    if child.exitcode:
+                        sys.exit(f"{arm.name}, seed {seed}: failed")
 
 
 def at_equal_time(base: list[float], more: list[float], slowdown: float) -> float:
