@@ -234,7 +234,7 @@ def remember_speed(run: Run, tokens_per_second: float) -> None:
 
 def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
-    from data.batches import ProducerDied
+    from data.producer_process import ProducerDied
     from periodic import do_what_is_due
 
     run.stop.farewell = None  # from here on there is something to save

@@ -18,14 +18,15 @@ import torch
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stopped, Stream, StreamEnded
+from data.batches import Stream, StreamEnded
 from data.mixing import shares
 from data.packing import chain_digest
+from data.producer_process import Stopped
 from learner import Learner
 from lm.distributed import World
 from lm.evaluate import Evaluation
 from lm.machine import device_name
-from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
+from lm.metrics import Interval, MetricsLog, NullLog, SampleLog
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.saver import Saver
@@ -87,7 +88,8 @@ class Run:
         self.text_digest: str = position.get("text_digest", "")
         self._state = state
         self._saver = Saver(folder)
-        self._logs: list = []
+        self.metrics: MetricsLog | NullLog = NullLog()
+        self.samples: SampleLog | NullLog = NullLog()
         self.num_steps: int = state.get("num_steps", 0)
         self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
@@ -109,14 +111,7 @@ class Run:
         first = self.world.is_first
         self.stream_info = self.world.from_first(lambda: self.stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
-        self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
-        self._logs = [self.metrics, self.samples]
-        self.metrics.truncate_after(self.tokens_seen)
-        self.samples.truncate_after(self.tokens_seen)
-        if first:
-            self.metrics.mirror = event_log(self.folder / "tensorboard", read_metrics(self.metrics.path))
-        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._last_recorded)
+        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._open_logs)
         self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
         self.token_bytes = self.world.from_first(self._token_bytes)
         self.held_out = self.world.from_first(lambda: self.stream.held_out)
@@ -131,13 +126,17 @@ class Run:
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
-    def _last_recorded(self) -> tuple[tuple[int, int], int, int]:
-        """Tokens seen at the last evaluation and the tokens it was of; at the last move of the mixture; at the last
-        samples."""
-        lines = read_metrics(self.folder / "metrics.jsonl")
+    def _open_logs(self) -> tuple[tuple[int, int], int, int]:
+        """Cut back to the checkpoint. What they then hold: tokens seen at the last evaluation and the tokens it was of;
+        at the last move of the mixture; at the last samples."""
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
+        self.samples = SampleLog(self.folder / "samples.md")
+        lines = self.metrics.truncate_after(self.tokens_seen)
+        sections = self.samples.truncate_after(self.tokens_seen)
+        self.metrics.mirror = event_log(self.folder / "tensorboard", lines)
         evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
         adapted = (line["tokens"] for line in lines if "adapted" in line)
-        sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
+        sampled = (section.tokens for section in sections)
         return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0)
 
     def _token_bytes(self) -> np.ndarray:
@@ -308,8 +307,7 @@ class Run:
         self._saver.wait()
         if self.stream:
             self.stream.close()
-        for log in self._logs:
-            log.close()
+        self.metrics.close()
 
 
 def tokenizer_facts(preset: Preset) -> tuple[int, int]:

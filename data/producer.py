@@ -1,8 +1,8 @@
-"""The process that fills the journal: python -m data.producer, started and spoken to by data/batches.py.
+"""The process that fills the journal: python -m data.producer, started and spoken to by data/producer_process.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
-"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row}; then {"go": true}, {"consumed": row},
-{"wanted": row}, {"weights": [...], "from_row": row}. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every other line is an object
+with what has changed of the last four. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
 1. Opens every source side by side and writes nothing.                                            -> source ..., opened
 2. On "go": a new stream is prepared (data/preparation.py), an existing one is checked against the preset and cut to
@@ -71,8 +71,8 @@ class Orders:
         self.run_ahead = run_ahead
         self.consumed: int = request["consumed"]
         self.wanted: int = request["wanted"]  # rows that the trainer waits for, or has
-        self.weight_changes = [(row, weights) for row, weights in request["weight_changes"]]
-        self._go = False
+        self.weight_changes: list[tuple[int, list[float]]] = request["weight_changes"]
+        self._go: bool = request["go"]
         self._news = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -83,8 +83,7 @@ class Orders:
             except ValueError:  # the trainer was killed in the middle of it
                 break
             with self._news:
-                if "weights" in order:
-                    self.weight_changes.append((order["from_row"], order["weights"]))
+                self.weight_changes = order.get("weight_changes", self.weight_changes)
                 self.consumed = max(self.consumed, order.get("consumed", 0))
                 self.wanted = max(self.wanted, order.get("wanted", 0))
                 self._go |= order.get("go", False)
