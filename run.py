@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from lm.train_step import StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
 
+Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 
 
@@ -106,17 +107,26 @@ class Run:
             self.preset, self.folder, self.token_budget, start_row=start_row, weight_changes=self.weight_changes
         )
 
+    def from_stream(self, ask: Callable[[Stream], Found]) -> Found:
+        """On every rank: what the first, which has the stream, is told by it."""
+
+        def ask_stream() -> Found:
+            assert self.stream, "the first rank's"
+            return ask(self.stream)
+
+        return self.world.from_first(ask_stream)
+
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
-        first = self.world.is_first
-        self.stream_info = self.world.from_first(lambda: self.stream.begin(on_status=say))
+        self.stream_info = self.from_stream(lambda stream: stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
         self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._open_logs)
-        self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
+        if self.world.is_first:
+            self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
         self.token_bytes = self.world.from_first(self._token_bytes)
-        self.held_out = self.world.from_first(lambda: self.stream.held_out)
+        self.held_out = self.from_stream(lambda stream: stream.held_out)
         rows_seen = self.tokens_seen // self.preset.model.seq_length
-        self.source_tokens = self.world.from_first(lambda: self.stream.mixture(0, rows_seen))
+        self.source_tokens = self.from_stream(lambda stream: stream.mixture(0, rows_seen))
         self.head_measures: dict[str, float] = {}
         if self._state:
             self._load_state(self._state)
@@ -167,16 +177,16 @@ class Run:
         what stands in the way while there are none."""
         began = time.perf_counter()
         plan = plan_step(self.tokens_seen, self.token_budget, self.global_batch_rows, self.preset.model.seq_length)
-        step, self.exhausted = self.world.from_first(lambda: self._read(plan, say))
+        step, self.exhausted = self.from_stream(lambda stream: self._read(stream, plan, say))
         return step and step._replace(waited=time.perf_counter() - began)
 
-    def _read(self, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
+    def _read(self, stream: Stream, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
         self._saver.check()
         if self.stop():
             return None, False
-        self.stream.consumed(plan.first_row)
+        stream.consumed(plan.first_row)
         try:
-            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, say)), False
+            return Step(plan, *stream.rows(plan.first_row, plan.num_rows, self.stop, say)), False
         except Stopped:
             return None, False
         except StreamEnded as end:
@@ -184,7 +194,7 @@ class Run:
             if num_rows <= 0:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
-            return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+            return Step(plan, *stream.rows(plan.first_row, num_rows, self.stop)), False
 
     def train_on(self, step: Step) -> StepResult | None:
         """None: asked to stop, and the step given up; the run is as it was before it."""
