@@ -95,7 +95,9 @@ def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
     """The chosen preset; to go on with a run: the preset file of that name as it is today, or else the run's own."""
     if choice.action == "preset":
         return load_preset(choice.path)
-    own = parse_preset(checkpoint.inspect(folder)["preset"], "the checkpoint")
+    current = checkpoint.inspect(folder)
+    assert current, "what cannot be read is never offered"
+    own = parse_preset(current["preset"], "the checkpoint")
 
     def edits(preset: Preset) -> tuple[bool, int]:
         changed = changes(own, preset)

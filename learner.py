@@ -101,8 +101,8 @@ class Learner:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for number, moments in saved["state"].items():
                 known = isinstance(number, int) and number < len(parameters)
-                shapes = (parameters[number].shape, ()) if known else ()  # () is that of a count
-                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in shapes)
+                fitting = (parameters[number].shape, torch.Size()) if known else ()  # the second is that of a count
+                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in fitting)
 
 
 def _shape(value: Any) -> torch.Size | None:

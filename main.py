@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,9 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from data.producer_process import SourceInfo
     from run import Run
 
 HERE = Path(__file__).resolve().parent
@@ -59,12 +63,13 @@ PEER_ENDED = re.compile("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", re
 
 def main() -> int:
     """Exit code: 0 done, or saved on request; 2 the user must change something; 1 a defect or a lost machine."""
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
-        start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else None)
+        start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once
             print(f"\n{printable(str(error))}", file=sys.stderr)
@@ -99,8 +104,8 @@ def defect() -> int:
     return 1
 
 
-def start(choice: Choice | None) -> None:
-    """What was chosen, done. `None` on every rank but the first, which tells them."""
+def start(choice: Choice) -> None:
+    """What was chosen, done. The choice is the first rank's, which tells the others."""
     from lm.distributed import World
     from use import use
 
@@ -176,7 +181,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
     preset, folder = run.preset, run.folder
     needed = estimate.disk_bytes(preset, run.token_budget)
     run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
-    sources = run.world.from_first(lambda: run.stream.wait_opened(on_status=say))
+    sources = run.from_stream(lambda stream: stream.wait_opened(on_status=say))
     for source in sources:
         for notice in source.notices:
             say(notice)
@@ -188,7 +193,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
     run.begin(say)
 
 
-def settle(run: Run, sources: list, tokens_per_second: float, fresh: bool) -> None:
+def settle(run: Run, sources: list[SourceInfo], tokens_per_second: float, fresh: bool) -> None:
     """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
     print(render_card(start_card(run, sources, tokens_per_second)))
     if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
@@ -205,7 +210,7 @@ def stream_of_another(folder: Path, preset: Preset) -> bool:
     return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())
 
 
-def start_card(run: Run, sources: list, tokens_per_second: float) -> StartCard:
+def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) -> StartCard:
     preset = run.preset
     made = f"byte-level BPE, {run.learner.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
@@ -234,7 +239,7 @@ def remember_speed(run: Run, tokens_per_second: float) -> None:
 
 def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
-    from data.batches import ProducerDied
+    from data.producer_process import ProducerDied
     from periodic import do_what_is_due
 
     run.stop.farewell = None  # from here on there is something to save
@@ -286,7 +291,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
         )
 
 
-def progress_bar(run: Run):
+def progress_bar(run: Run) -> tqdm:
     """A tqdm line in tokens; without a terminal one plain line every LOG_SECONDS."""
     from tqdm import tqdm
 

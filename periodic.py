@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from configs.schema import AuxiliaryConfig
-from data.batches import run_ahead_rows
+from data.batches import Stream, run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
@@ -65,18 +66,18 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     if evaluation is None:
         return None
     if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:  # else recorded before this run was taken up again
-        run.record_evaluation(evaluation, source_records(run) if run.stream else {})
+        run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
     return evaluation
 
 
-def source_records(run: Run) -> dict[str, dict]:
+def source_records(run: Run, stream: Stream) -> dict[str, dict]:
     """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
     rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
     strategy, weights = run.preset.data.mix_strategy, run.preset.data.weights
     num_rows = -(-run.tokens_seen // run.preset.model.seq_length)
-    entries = run.stream.progress(num_rows)
+    entries = stream.progress(num_rows)
     unit = "documents" if strategy == "round_robin" else "tokens"
     realised = shares([entry[unit] for entry in entries])
     asked = shares_asked(base_weights(strategy, weights), run.weight_changes, num_rows)
@@ -105,7 +106,7 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
     if run.stream:
         run.stream.change_weights(weights, from_row)
     moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(factors, reasons, strict=True)]
-    move = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
+    move: dict[str, Any] = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
     if run.tokens_seen > run.last_adapted:  # else recorded before this run was taken up again
         run.metrics.write({"tokens": run.tokens_seen, "adapted": move})
     say(f"mixture from {from_row * seq_length:,} tokens on: {'; '.join(map(' '.join, move['sources'].items()))}")

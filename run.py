@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ import torch
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stopped, Stream, StreamEnded
+from data.batches import Stream, StreamEnded
 from data.mixing import shares
 from data.packing import chain_digest
+from data.producer_process import Stopped
 from learner import Learner
 from lm.distributed import World
 from lm.evaluate import Evaluation
 from lm.machine import device_name
-from lm.metrics import Interval, MetricsLog, NullLog, SampleLog, read_metrics, read_samples
+from lm.metrics import Interval, MetricsLog, NullLog, SampleLog
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.saver import Saver
@@ -34,6 +35,7 @@ from lm.train_step import StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
 
+Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 
 
@@ -87,7 +89,8 @@ class Run:
         self.text_digest: str = position.get("text_digest", "")
         self._state = state
         self._saver = Saver(folder)
-        self._logs: list = []
+        self.metrics: MetricsLog | NullLog = NullLog()
+        self.samples: SampleLog | NullLog = NullLog()
         self.num_steps: int = state.get("num_steps", 0)
         self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
@@ -104,24 +107,26 @@ class Run:
             self.preset, self.folder, self.token_budget, start_row=start_row, weight_changes=self.weight_changes
         )
 
+    def from_stream(self, ask: Callable[[Stream], Found]) -> Found:
+        """On every rank: what the first, which has the stream, is told by it."""
+
+        def ask_stream() -> Found:
+            assert self.stream, "the first rank's"
+            return ask(self.stream)
+
+        return self.world.from_first(ask_stream)
+
     def begin(self, say: Callable[[str], None]) -> None:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
-        first = self.world.is_first
-        self.stream_info = self.world.from_first(lambda: self.stream.begin(on_status=say))
+        self.stream_info = self.from_stream(lambda stream: stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl") if first else NullLog()
-        self.samples = SampleLog(self.folder / "samples.md") if first else NullLog()
-        self._logs = [self.metrics, self.samples]
-        self.metrics.truncate_after(self.tokens_seen)
-        self.samples.truncate_after(self.tokens_seen)
-        if first:
-            self.metrics.mirror = event_log(self.folder / "tensorboard", read_metrics(self.metrics.path))
-        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._last_recorded)
-        self.tokenizer = bpe.load(self.stream_info.tokenizer_path) if first else None
+        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._open_logs)
+        if self.world.is_first:
+            self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
         self.token_bytes = self.world.from_first(self._token_bytes)
-        self.held_out = self.world.from_first(lambda: self.stream.held_out)
+        self.held_out = self.from_stream(lambda stream: stream.held_out)
         rows_seen = self.tokens_seen // self.preset.model.seq_length
-        self.source_tokens = self.world.from_first(lambda: self.stream.mixture(0, rows_seen))
+        self.source_tokens = self.from_stream(lambda stream: stream.mixture(0, rows_seen))
         self.head_measures: dict[str, float] = {}
         if self._state:
             self._load_state(self._state)
@@ -131,13 +136,17 @@ class Run:
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
-    def _last_recorded(self) -> tuple[tuple[int, int], int, int]:
-        """Tokens seen at the last evaluation and the tokens it was of; at the last move of the mixture; at the last
-        samples."""
-        lines = read_metrics(self.folder / "metrics.jsonl")
+    def _open_logs(self) -> tuple[tuple[int, int], int, int]:
+        """Cut back to the checkpoint. What they then hold: tokens seen at the last evaluation and the tokens it was of;
+        at the last move of the mixture; at the last samples."""
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
+        self.samples = SampleLog(self.folder / "samples.md")
+        lines = self.metrics.truncate_after(self.tokens_seen)
+        sections = self.samples.truncate_after(self.tokens_seen)
+        self.metrics.mirror = event_log(self.folder / "tensorboard", lines)
         evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
         adapted = (line["tokens"] for line in lines if "adapted" in line)
-        sampled = (section.tokens for section in read_samples(self.folder / "samples.md"))
+        sampled = (section.tokens for section in sections)
         return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0)
 
     def _token_bytes(self) -> np.ndarray:
@@ -168,16 +177,16 @@ class Run:
         what stands in the way while there are none."""
         began = time.perf_counter()
         plan = plan_step(self.tokens_seen, self.token_budget, self.global_batch_rows, self.preset.model.seq_length)
-        step, self.exhausted = self.world.from_first(lambda: self._read(plan, say))
+        step, self.exhausted = self.from_stream(lambda stream: self._read(stream, plan, say))
         return step and step._replace(waited=time.perf_counter() - began)
 
-    def _read(self, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
+    def _read(self, stream: Stream, plan: StepPlan, say: Callable[[str], Any]) -> tuple[Step | None, bool]:
         self._saver.check()
         if self.stop():
             return None, False
-        self.stream.consumed(plan.first_row)
+        stream.consumed(plan.first_row)
         try:
-            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, say)), False
+            return Step(plan, *stream.rows(plan.first_row, plan.num_rows, self.stop, say)), False
         except Stopped:
             return None, False
         except StreamEnded as end:
@@ -185,7 +194,7 @@ class Run:
             if num_rows <= 0:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
-            return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+            return Step(plan, *stream.rows(plan.first_row, num_rows, self.stop)), False
 
     def train_on(self, step: Step) -> StepResult | None:
         """None: asked to stop, and the step given up; the run is as it was before it."""
@@ -308,8 +317,7 @@ class Run:
         self._saver.wait()
         if self.stream:
             self.stream.close()
-        for log in self._logs:
-            log.close()
+        self.metrics.close()
 
 
 def tokenizer_facts(preset: Preset) -> tuple[int, int]:

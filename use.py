@@ -85,7 +85,7 @@ def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
         preset,
         path,
         folder / "hf",
-        end_of_text=tokenizer.id_to_token(bpe.end_of_text(tokenizer)),
+        end_of_text=bpe.end_name(tokenizer),
         run=run_facts(state, preset, folder),
         aux_heads=state["heads"] or None,
         gguf=gguf,
@@ -104,11 +104,10 @@ def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
 
 def source_facts(source: Source) -> SourceFacts:
     """Of a preset's source: what the catalogue knows about it, or where to look."""
-    on_the_hub = source.type == "hf" and not source.is_local
-    dataset = source.dataset if on_the_hub else ""
+    dataset = source.dataset if source.type == "hf" and not source.is_local else ""  # on the Hub
     if known := catalogued(source):
         return SourceFacts(source.label, known.about, known.licence, dataset)
-    if on_the_hub:
+    if dataset:
         return SourceFacts(
             source.label, f"https://huggingface.co/datasets/{dataset}", "see the dataset's page", dataset
         )

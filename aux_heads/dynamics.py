@@ -42,10 +42,10 @@ class Dynamics(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_size, hidden_size),
             nn.GELU(),
-            nn.Linear(hidden_size, hidden_size),
+            last := nn.Linear(hidden_size, hidden_size),
         )
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def step(self, latent: Tensor, embedding: Tensor) -> Tensor:
         """(..., D) latent after one more token, given that token's (..., D) input embedding. A drafter calls this."""

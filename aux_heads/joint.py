@@ -13,6 +13,7 @@ which share the transition. With a trunk gradient the weights trade the heads ag
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,8 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 class JointModel(nn.Module):
     """`trunk(tokens_BT) -> hidden_BTD`, with `trunk.embed.weight`, `trunk.output.weight`; `heads` of `build_heads`."""
 
+    heads: Any  # nn.ModuleDict, which hides from a type checker what its members have beyond a module
+
     def __init__(
         self, trunk: nn.Module, heads: nn.ModuleDict, aux: AuxiliaryConfig, loss_fn: LossFunction, end_of_text: int = 0
     ):
@@ -99,11 +102,11 @@ class JointModel(nn.Module):
             "value": aux.value_weight,
             "span_contrastive": aux.span_contrastive_weight,
         }
-        self.weights = {name: weights[name] for name in heads if weights[name] is not None}
+        self.weights = {name: weight for name, weight in weights.items() if name in heads and weight is not None}
         self.trunk_forward = self.trunk.forward
         self._heads_forward = self.heads_forward
 
-    def compile_trunk_and_heads(self, **options) -> None:
+    def compile_trunk_and_heads(self, **options: Any) -> None:
         """Two graphs. The trunk itself stays eager, for callers with other shapes; parameter names stay as they are."""
         self.trunk_forward = torch.compile(self.trunk.forward, **options)
         self._heads_forward = torch.compile(self.heads_forward, fullgraph=True, **options)
@@ -125,7 +128,7 @@ class JointModel(nn.Module):
         """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is
         what `sample` drew. The same call under `no_grad`, with a fixed generator, measures held-out rows."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
-        output_VD = self.trunk.output.weight
+        output_VD = self.trunk.get_parameter("output.weight")
         loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
         valid_BT = targets_BT != IGNORE_INDEX
         num_tokens = valid_BT.sum()
@@ -139,7 +142,7 @@ class JointModel(nn.Module):
             tokens_BT1,
             losses_N.detach().view_as(targets_BT),
             valid_BT,
-            self.trunk.embed.weight.detach(),
+            self.trunk.get_parameter("embed.weight").detach(),
             output_VD.detach(),
             samples,
         )
@@ -164,7 +167,8 @@ class JointModel(nn.Module):
         )
         unrolled = self.heads["dynamics"].unroll(x) if "dynamics" in self.heads else None
         inputs = {"dynamics": (x, unrolled), "policy": (x, unrolled), "value": (x, unrolled), "span_contrastive": (x,)}
-        losses, measures = {}, {}
+        losses: dict[str, Tensor] = {}
+        measures: dict[str, Tensor] = {}
         for name in self.weights:
             output = self.heads[name](*inputs[name])
             losses[name] = output.loss

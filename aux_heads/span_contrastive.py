@@ -78,7 +78,9 @@ class SpanContrastive(nn.Module):
         del mean["num_spans"]
         return HeadOutput(mean.pop("loss"), mean)
 
-    def _group(self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor):
+    def _group(
+        self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor
+    ) -> dict[str, Tensor]:
         """InfoNCE and measures of one group of spans, each a mean over its `num_spans` spans that count."""
         own_NN = torch.eye(len(counts_N), dtype=torch.bool, device=counts_N.device)
         same_text_NN = (tokens_NL[:, None] == tokens_NL[None]).all(-1)

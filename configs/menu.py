@@ -76,10 +76,10 @@ class Menu:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user wants. `path`: the preset file ("preset") or the run's folder ("resume", "restore")."""
+    """What the user wants. `path`: the preset file ("preset") or the run's folder ("resume", "restore"), else unused."""
 
     action: Literal["preset", "resume", "restore", "talk", "export", "quit"]
-    path: Path | None = None
+    path: Path = Path()
 
 
 def preset_paths(folder: Path) -> list[Path]:
@@ -93,7 +93,7 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
         return Choice("quit"), f"leave; {clip(current.name, 40)} is finished"
     if current:
         return Choice("resume", current.path), f"resume {clip(current.name, 40)} at {_progress(current)}"
-    passed_over = []
+    passed_over: list[str] = []
     for entry in entries:
         obstacle = entry.obstacle
         if not obstacle and entry.seconds >= LONGEST_DEFAULT_SECONDS:

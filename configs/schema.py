@@ -264,9 +264,9 @@ class Preset(Section):
     )
     description: str = Field(default="", max_length=300, description="One sentence for the menu.")
     model: ModelConfig = Field(description="The language model.")
-    train: TrainConfig = Field(default={}, description="Batch, schedule and intervals.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="Batch, schedule and intervals.")
     data: DataConfig = Field(description="Sources and mixture.")
-    auxiliary: AuxiliaryConfig = Field(default={}, description="Heads beside the language model.")
+    auxiliary: AuxiliaryConfig = Field(default_factory=AuxiliaryConfig, description="Heads beside the language model.")
 
     @field_validator("name")
     @classmethod

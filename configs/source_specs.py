@@ -175,7 +175,8 @@ class PythonSource(SourceSpec):
         return ("python",)
 
 
-KINDS = {"hf": HFSource, "pdf": PDFSource, "text": TextSource, "python": PythonSource}
+Source = HFSource | PDFSource | TextSource | PythonSource
+KINDS: dict[str, type[Source]] = {"hf": HFSource, "pdf": PDFSource, "text": TextSource, "python": PythonSource}
 
 
 def _kind(given: Any) -> str | None:
@@ -185,9 +186,8 @@ def _kind(given: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-Source = HFSource | PDFSource | TextSource | PythonSource
 SourceEntry = Annotated[
-    Annotated[Literal[*NAMED_SOURCES], Tag("name")]
+    Annotated[Literal[*NAMED_SOURCES], Tag("name")]  # type: ignore[valid-type]  # names from a table, for editors
     | Annotated[HFSource, Tag("hf")]
     | Annotated[PDFSource, Tag("pdf")]
     | Annotated[TextSource, Tag("text")]

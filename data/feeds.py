@@ -10,18 +10,20 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+from configs import schema
 from data.sources import Document, Position, Retryable, Source, SourceError, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
 LONGEST_SILENCE = 20.0  # seconds until it is said of a source that neither answers nor fails
 
+Encoded = TypeVar("Encoded", bound=Sized)  # a document, as `encode` gives it
 Status = Callable[[str], None]  # shows a message until the next one; "" shows none
 
 
@@ -41,26 +43,26 @@ class Progress:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-class Entry(NamedTuple):
+class Entry(NamedTuple, Generic[Encoded]):
     """A document (None: the end of an epoch), where the source stands after it, and what was read to find it."""
 
-    document: Sequence | None
+    document: Encoded | None
     position: Position
     given: int
     num_bytes: int
     skipped: Counter[str]
 
 
-class Feed:
-    """`open_again()` gives the Source (and may raise Retryable); `encode(texts)` gives one sequence a text;
+class Feed(Generic[Encoded]):
+    """`open_again()` gives the Source (and may raise Retryable); `encode(texts)` gives one `Encoded` a text;
     `reason_to_skip(text)` says why a document is not used, or None; `status` hears of trouble, maybe from another
     thread; `before_waiting()` is called between two documents when the network is down."""
 
     def __init__(
         self,
-        spec: Any,
+        spec: schema.Source,
         open_again: Callable[[], Source],
-        encode: Callable[[list[str]], Any],
+        encode: Callable[[list[str]], Iterable[Encoded]],
         reason_to_skip: Callable[[str], str | None],
         status: Status,
         *,
@@ -75,14 +77,14 @@ class Feed:
         self._seed = seed
         self._skipped: Counter[str] = Counter()  # for the block being read, by the source or by us
         self._blocks = self._read()
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[Entry[Encoded]] = deque()
 
     @property
     def finished(self) -> bool:
         """Its `repeat` epochs are over: `next_document` must not be called again."""
         return self.repeat is not None and self.progress.epoch >= self.repeat
 
-    def next_document(self) -> Sequence | None:
+    def next_document(self) -> Encoded | None:
         """The next document, encoded; None: the epoch has ended. Raises SourceError if the epoch had no document."""
         while not self._waiting:
             with watch(self.label, self._status) as self._say:
@@ -100,7 +102,7 @@ class Feed:
         progress.tokens += len(entry.document)
         return entry.document
 
-    def _read(self) -> Iterator[list[Entry]]:
+    def _read(self) -> Iterator[list[Entry[Encoded]]]:
         """Blocks from `progress` on, through all epochs allowed."""
         epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
         used = self.progress.epoch_documents - given  # before the block

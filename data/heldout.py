@@ -99,7 +99,7 @@ class HeldOut:
             for name in ("rows", "valid", "answer", "starts"):
                 arrays[f"{name}_{i}"] = getattr(source, name)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
         write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -115,7 +115,9 @@ class HeldOut:
 def pack(label: str, documents: Sequence[Document], tokenizer: Tokenizer, seq_length: int) -> SourceRows:
     """Tokenize and pack one source's held-out documents."""
     end = end_of_text(tokenizer)
-    tokens, answer, starts = [], [], []
+    tokens: list[int] = []
+    answer: list[bool] = []
+    starts: list[int] = []
     for document, encoding in zip(
         documents,
         tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False),

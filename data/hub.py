@@ -18,7 +18,7 @@ from itertools import count, islice
 from string import Formatter
 from typing import Any
 
-from configs.schema import FIELD_ALIASES
+from configs.schema import FIELD_ALIASES, HFSource
 from data.hub_client import (
     BAD_TOKEN,
     NoAnswer,
@@ -36,7 +36,9 @@ HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one e
 class HubSource(Source):
     """One split of one configuration of one dataset, at a pinned revision."""
 
-    def __init__(self, spec, *, seed: int, pinned: dict | None = None):
+    _dataset: Any  # a datasets.IterableDataset
+
+    def __init__(self, spec: HFSource, *, seed: int, pinned: dict | None = None):
         super().__init__(spec.label)
         self.spec, self.seed = spec, seed
         configure_library()
@@ -141,17 +143,18 @@ class HubSource(Source):
 
     def _render(self, row: dict) -> Iterator[Document]:
         """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
-        cells = {}
+        cells: dict[str, str] = {}
         for field, column in self._columns.items():
             if (text := cell_text(row[column])) is None:
                 self.skipped[f"no text in {column!r}"] += 1
                 return
             cells[field] = text
-        if not self.spec.fields:
-            yield from Document(*cells.values()).pieces()
-        else:
+        if self.spec.fields and self.spec.format:
             answer = self.spec.fields[-1] if len(cells) > 1 else None
             yield from render(self.spec.format, cells, answer).pieces()
+        else:
+            [text] = cells.values()
+            yield from Document(text).pieces()
 
     def _find_columns(self, there: list[str]) -> dict[str, str]:
         """Field -> column of the dataset, through FIELD_ALIASES where a name is not there."""
@@ -206,7 +209,7 @@ class UnreadableFile(Exception):
     """One file is damaged or gone."""
 
 
-def advice_for(error: Exception, spec) -> str | None:
+def advice_for(error: Exception, spec: HFSource) -> str | None:
     """What is wrong and what the user can do about it, if it is the user who can."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 

@@ -43,7 +43,7 @@ def configure_library() -> None:
     client = get_session()
     with _configuring:  # sources are opened side by side
         if not isinstance(client.send, partial):
-            client.send = partial(ask, client.send)
+            client.send = partial(ask, client.send)  # type: ignore[method-assign]
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to S3 for each source, also for files on this disk

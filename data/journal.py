@@ -11,9 +11,11 @@ leaves behind that point is cut when a writer opens the journal. Nothing here is
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 from bisect import bisect_left
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +33,7 @@ class JournalFull(UserError):
 
 
 @contextmanager
-def room_on_disk(path: Path):
+def room_on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -112,7 +114,7 @@ class JournalWriter:
         self._cut()
 
     @staticmethod
-    def _open(path: Path):
+    def _open(path: Path) -> io.FileIO:
         with room_on_disk(path):
             return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
 
@@ -154,7 +156,7 @@ class JournalWriter:
         self._rows.close()
 
 
-def _write_all(file, content: bytes) -> None:
+def _write_all(file: io.FileIO, content: bytes) -> None:
     view = memoryview(content)
     while view:  # a disk that fills up takes a part first
         view = view[file.write(view) :]
@@ -193,7 +195,9 @@ class JournalReader:
         _, start = self._appends[bisect_left(self._appends, (num_rows, 0))]
         with (self.folder / STATES).open("rb") as states:
             states.seek(start)
-            return _from_line(states.readline())["state"]
+            entry = _from_line(states.readline())
+        assert entry is not None, "a line that was whole once stays as it is"
+        return entry["state"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
         """(count,) records, a view of the file. Raises IndexError if they are not all committed."""

@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from configs import schema
 from data.journal import room_on_disk, write_atomically
 from data.sources import PIECE_CHARACTERS, FileSource, find_files, is_binary, split
 
@@ -60,7 +61,7 @@ class PDFSource(FileSource):
 
     noun = "PDFs"
 
-    def __init__(self, spec, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
+    def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
         super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
         self.cache_dir = cache_dir
 

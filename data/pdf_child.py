@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import unicodedata
+from collections.abc import Iterator
 
 import pypdf
 
@@ -88,7 +89,7 @@ def write(value: str | dict | None) -> None:
 
 
 @contextlib.contextmanager
-def page_time(seconds: float):
+def page_time(seconds: float) -> Iterator[None]:
     """Raises PageTimeout in what runs longer, and again every second if that was swallowed."""
     signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     try:

@@ -133,7 +133,7 @@ def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, 
     return dict(islice(usable.items(), int(len(usable) > 1)))
 
 
-def _head_of_mixture(feeds: Sequence[Feed], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
+def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
     """Texts as the run will mix them; a source that ends is not read again. Says how far it is every tenth."""
     length, said = 0, -1
     while length < num_characters and not mixer.exhausted:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from configs import schema
 from data.hub_client import BAD_TOKEN
 
 
@@ -42,7 +43,7 @@ def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
     return list(answers)
 
 
-def probe_one(spec, seconds: float) -> Probe:
+def probe_one(spec: schema.Source, seconds: float) -> Probe:
     try:
         match spec.type:
             case "python":
@@ -67,7 +68,7 @@ def path_problem(path: str | Path, pattern: str) -> str:
     return ""
 
 
-def dataset_problem(spec, seconds: float) -> str:
+def dataset_problem(spec: schema.HFSource, seconds: float) -> str:
     if spec.is_local:
         return path_problem(spec.folder, "**/*") if spec.folder else ""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

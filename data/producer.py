@@ -1,8 +1,8 @@
-"""The process that fills the journal: python -m data.producer, started and spoken to by data/batches.py.
+"""The process that fills the journal: python -m data.producer, started and spoken to by data/producer_process.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
-"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row}; then {"go": true}, {"consumed": row},
-{"wanted": row}, {"weights": [...], "from_row": row}. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every other line is an object
+with what has changed of the last four. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
 1. Opens every source side by side and writes nothing.                                            -> source ..., opened
 2. On "go": a new stream is prepared (data/preparation.py), an existing one is checked against the preset and cut to
@@ -27,8 +27,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from configs import schema
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
 from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
@@ -56,7 +57,7 @@ class Events:
     def __init__(self, channel: IO[str]):
         self._channel, self._lock = channel, threading.Lock()
 
-    def emit(self, event: str, **content) -> None:
+    def emit(self, event: str, **content: Any) -> None:
         with self._lock:
             self._channel.write(json.dumps({"event": event, **content}) + "\n")
 
@@ -71,8 +72,8 @@ class Orders:
         self.run_ahead = run_ahead
         self.consumed: int = request["consumed"]
         self.wanted: int = request["wanted"]  # rows that the trainer waits for, or has
-        self.weight_changes = [(row, weights) for row, weights in request["weight_changes"]]
-        self._go = False
+        self.weight_changes: list[tuple[int, list[float]]] = request["weight_changes"]
+        self._go: bool = request["go"]
         self._news = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -83,8 +84,7 @@ class Orders:
             except ValueError:  # the trainer was killed in the middle of it
                 break
             with self._news:
-                if "weights" in order:
-                    self.weight_changes.append((order["from_row"], order["weights"]))
+                self.weight_changes = order.get("weight_changes", self.weight_changes)
                 self.consumed = max(self.consumed, order.get("consumed", 0))
                 self.wanted = max(self.wanted, order.get("wanted", 0))
                 self._go |= order.get("go", False)
@@ -112,7 +112,7 @@ class Orders:
 class OpenSource:
     """A source of the preset, opened at the start or, if the network is down then, when it is first needed."""
 
-    def __init__(self, spec, seed: int):
+    def __init__(self, spec: schema.Source, seed: int):
         self.spec, self.seed = spec, seed
         self.pinned: dict | None = None
         self._cache_dir: Path | None = None
@@ -133,7 +133,9 @@ class Producer:
     def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
         self.orders, self.events = orders, events
-        self.tokenizer = load_tokenizer(read_header(stream_dir), stream_dir)
+        header = read_header(stream_dir)
+        assert header, "phase 2 has written it"
+        self.tokenizer = load_tokenizer(header, stream_dir)
         dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
         self.journal = JournalWriter(stream_dir, dtype)
         self.first_row = self.journal.num_rows
@@ -221,6 +223,7 @@ def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenS
             events.emit("source", index=index, **_describe(sources[index], events.status))
         except UserError as error:
             return str(error)
+        return None
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         problems = [problem for problem in pool.map(open_one, range(len(sources))) if problem]
@@ -310,10 +313,11 @@ def main() -> int:
         events.emit("error", message=str(error))
         return 2
     except BrokenPipeError:
-        return 0  # the trainer is gone
+        pass  # the trainer is gone
     except BaseException:
         traceback.print_exc()
         return 1
+    return 0
 
 
 if __name__ == "__main__":

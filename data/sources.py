@@ -22,8 +22,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from configs import schema
 from configs.schema import UserError
 
 PIECE_CHARACTERS = 16_384  # longer documents are split, so that mixing stays fine-grained and held-out text spread
@@ -34,7 +35,7 @@ _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byt
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
-Position = list | dict | int | None  # any JSON value; None is the beginning of an epoch
+Position = Any  # a JSON value; None is the beginning of an epoch
 
 
 class Document(NamedTuple):
@@ -85,7 +86,7 @@ class Source(ABC):
         """Documents that may be set aside for evaluation: spread over the source, at most about 5% of it."""
 
 
-def open_source(spec, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
+def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
     """The source that `spec` (configs.schema) describes, opened. `cache_dir` keeps extracted text (None: nowhere).
 
     Raises SourceError when it cannot be used and Retryable when the network is down for the moment.
@@ -133,7 +134,6 @@ class FileSource(Source):
             )
 
     def _index(self, path: Path) -> None:
-        digest = None
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
@@ -143,14 +143,14 @@ class FileSource(Source):
             else:
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-                reason = "duplicate" if digest in self._files else None
+                if digest not in self._files:
+                    self._files[digest] = path
+                    self._num_bytes += status.st_size
+                    return
+                reason = "duplicate"
         except OSError:
             reason = "unreadable"
-        if reason:
-            self._left_out[reason] += 1
-        else:
-            self._files[digest] = path
-            self._num_bytes += status.st_size
+        self._left_out[reason] += 1
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
@@ -195,7 +195,7 @@ class FileSource(Source):
     def _pieces(self, path: Path, skipped: Counter[str]) -> Iterator[str]:
         blank = True
         try:
-            with path.open("rb", buffering=1 << 20) as file:  # as much as `decode` looks at
+            with io.BufferedReader(io.FileIO(path), 1 << 20) as file:  # as much as `decode` looks at
                 for text in split(decode(file)):
                     if is_binary(text):
                         skipped["binary"] += 1
@@ -208,7 +208,7 @@ class FileSource(Source):
             skipped["unreadable"] += 1
 
 
-def decode(file: io.BufferedReader) -> io.TextIOWrapper:
+def decode(file: "io.BufferedReader[io.FileIO]") -> io.TextIOWrapper:
     """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
 
     A mostly UTF-8 file keeps its stray bytes as surrogates, which `split` reads as Windows-1252.
@@ -300,7 +300,7 @@ def in_words(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
 
 
-def human_bytes(count: int) -> str:
+def human_bytes(count: float) -> str:
     for unit in ("bytes", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -59,15 +59,15 @@ def load(path: Path | str) -> Tokenizer:
         tokenizer = _ready(Tokenizer.from_file(str(path)))
     except Exception as error:  # `tokenizers` raises plain Exception for a missing, torn or foreign file
         raise UserError(f"tokenizer {path}: cannot be read ({error}); give the path of a tokenizer.json") from None
-    end = end_of_text(tokenizer)
-    if end is None:
-        specials = sorted(token.content for token in _specials(tokenizer).values())
+    try:
+        written = end_name(tokenizer)
+    except LookupError:
+        specials = sorted(_specials(tokenizer))
         raise UserError(
             f"tokenizer {path}: no special token ends a document; its special tokens are {specials or 'none'}, "
             f"needed is one of {', '.join(END_NAMES)}"
-        )
-    written = tokenizer.id_to_token(end)
-    if end in tokenizer.encode(written, add_special_tokens=False).ids:
+        ) from None
+    if end_of_text(tokenizer) in tokenizer.encode(written, add_special_tokens=False).ids:
         raise UserError(
             f"tokenizer {path}: a document that contains the text {written!r} would end there, because its model knows "
             "the end-of-text token as a word; use a BPE tokenizer"
@@ -83,14 +83,22 @@ def _ready(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _specials(tokenizer: Tokenizer) -> dict:
-    return {number: token for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+def _specials(tokenizer: Tokenizer) -> dict[str, int]:
+    return {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
-def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """Id of the special token that ends a document, or None."""
-    ids = {token.content: number for number, token in _specials(tokenizer).items()}
-    return next((ids[name] for name in END_NAMES if name in ids), None)
+def end_name(tokenizer: Tokenizer) -> str:
+    """The special token that ends a document. Raises LookupError if there is none: never for a tokenizer of `load`."""
+    specials = _specials(tokenizer)
+    for name in END_NAMES:
+        if name in specials:
+            return name
+    raise LookupError("no special token ends a document")
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Its id."""
+    return _specials(tokenizer)[end_name(tokenizer)]
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -54,7 +54,7 @@ def write_file(path: Path, contents: dict[str, Any]) -> None:
 
     with path.open("wb") as file:
         digesting = _DigestingFile(file)
-        torch.save(contents, digesting)
+        torch.save(contents, digesting)  # type: ignore[arg-type]  # it needs no more of a file than this one has
         digesting.end()
         file.flush()
         os.fsync(file.fileno())
@@ -141,7 +141,7 @@ def _not_finite(value: Any, where: str = "") -> str | None:
     if not isinstance(value, dict | list):
         return None
     parts = value.items() if isinstance(value, dict) else enumerate(value)
-    found = (_not_finite(part, f"{where}.{key}" if where else key) for key, part in parts)
+    found = (_not_finite(part, f"{where}.{key}" if where else str(key)) for key, part in parts)
     return next(filter(None, found), None)
 
 

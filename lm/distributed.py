@@ -115,7 +115,7 @@ class World:
         return nullcontext() if self.size == 1 else Watch(self, stop)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
-        return nullcontext() if self.size == 1 else model.no_sync()
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def stop(self) -> None:
         if self.size > 1:

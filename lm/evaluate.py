@@ -28,10 +28,19 @@ LN2 = math.log(2)
 class SourceRows(Protocol):
     """One source's held-out text, as data/heldout.py has it."""
 
-    label: str
-    rows: np.ndarray  # (n, T + 1) token ids; the target at [i, t] is rows[i, t + 1]
-    valid: np.ndarray  # (n, T) bool: targets that count
-    answer: np.ndarray  # (n, T) bool: targets that belong to the answer of a question
+    @property
+    def label(self) -> str: ...
+    @property
+    def rows(self) -> np.ndarray:
+        """(n, T + 1) token ids; the target at [i, t] is rows[i, t + 1]."""
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(n, T) bool: targets that count."""
+
+    @property
+    def answer(self) -> np.ndarray:
+        """(n, T) bool: targets that belong to the answer of a question."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,15 @@ def evaluate(
     return _summary(sums[:-1].reshape(len(sources), len(COLUMNS)), [part.label for part in sources])
 
 
-def _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop) -> tuple[np.ndarray, bool]:
+def _losses(
+    trunk: Callable[[Tensor], Tensor],
+    output_weight_VD: Tensor,
+    rows: np.ndarray,
+    valid: np.ndarray,
+    batch_rows: int,
+    autocast: Callable[[], AbstractContextManager],
+    should_stop: Callable[[], bool],
+) -> tuple[np.ndarray, bool]:
     """The loss of every target, (n, T) float64 (0 where not valid), and whether evaluation was stopped on the way."""
     losses = np.zeros(valid.shape)
     weight_VD = output_weight_VD.detach()
@@ -123,7 +140,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _sums(losses, rows, valid, answer, source, num_sources: int, token_bytes) -> np.ndarray:
+def _sums(
+    losses: np.ndarray,
+    rows: np.ndarray,
+    valid: np.ndarray,
+    answer: np.ndarray,
+    source: np.ndarray,
+    num_sources: int,
+    token_bytes: np.ndarray,
+) -> np.ndarray:
     """COLUMNS of each source over these rows, (S, columns) float64: everything that ranks add up."""
     answer = answer & valid
     num_bytes = token_bytes[rows[:, 1:]] * valid

@@ -46,7 +46,7 @@ def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, T
             continue
         module = name.removesuffix(".weight")
         if module in OUTER_NAMES:
-            targets = (OUTER_NAMES[module],)
+            targets: tuple[str, ...] = (OUTER_NAMES[module],)
         else:
             _, index, inner = module.split(".", 2)
             targets = tuple(f"model.layers.{index}.{target}" for target in LAYER_NAMES[inner])

@@ -76,7 +76,9 @@ def write_gguf(
 
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, config["num_hidden_layers"])
     for theirs, tensor in state.items():
-        writer.add_tensor(names.get_name(theirs, try_suffixes=(".weight",)), tensor.numpy())
+        name_there = names.get_name(theirs, try_suffixes=(".weight",))
+        assert name_there, f"llama.cpp's Qwen3 has no {theirs}"
+        writer.add_tensor(name_there, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,7 +94,7 @@ def gguf_tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str
     from gguf import TokenType
 
     tokens = [f"[unused {number}]" for number in range(vocab_size)]
-    types = [TokenType.UNUSED] * vocab_size
+    types: list[int] = [TokenType.UNUSED] * vocab_size
     for token, number in tokenizer["model"]["vocab"].items():
         tokens[number], types[number] = token, TokenType.NORMAL
     for added in tokenizer["added_tokens"]:

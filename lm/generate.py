@@ -35,11 +35,12 @@ class KVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, H, T, K) behind the cached positions; all keys and values so far, (B, H, length + T, K)."""
-        if self._keys[layer] is None:
-            shape = (*k.shape[:2], self.max_length, k.shape[-1])
-            self._keys[layer], self._values[layer] = k.new_empty(shape), v.new_empty(shape)
-        end = self.length + k.shape[2]
         keys, values = self._keys[layer], self._values[layer]
+        if keys is None or values is None:
+            shape = (*k.shape[:2], self.max_length, k.shape[-1])
+            keys = self._keys[layer] = k.new_empty(shape)
+            values = self._values[layer] = v.new_empty(shape)
+        end = self.length + k.shape[2]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]

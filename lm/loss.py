@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,9 @@ def chunk_loss(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool, chunk: Chunk):
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool, chunk: Chunk
+    ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         grad_weight = torch.zeros_like(weight_VD) if need_grad else None
@@ -54,13 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ]
         losses_N = torch.cat([losses for losses, _ in parts])
         if need_grad:
-            grad_hidden = torch.cat([grad for _, grad in parts]).to(hidden_ND.dtype)
+            grad_hidden = torch.cat([grad for _, grad in parts if grad is not None]).to(hidden_ND.dtype)
             ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum(), losses_N
 
     @staticmethod
-    def backward(ctx, grad_sum: Tensor, _grad_losses: Tensor):
+    def backward(ctx: Any, grad_sum: Tensor, _grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_sum, grad_weight * grad_sum, None, None, None
 

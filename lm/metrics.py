@@ -61,12 +61,13 @@ class MetricsLog:
         self._file.flush()
         self.mirror.write(record)
 
-    def truncate_after(self, tokens_seen: int) -> None:
-        """Cut the lines with more tokens than that, and torn ones."""
+    def truncate_after(self, tokens_seen: int) -> list[dict[str, Any]]:
+        """Cut the lines with more tokens than that, and torn ones; returns the records left."""
         kept = [record for record in read_metrics(self.path) if record["tokens"] <= tokens_seen]
         self._file.close()
         replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")
+        return kept
 
     def close(self) -> None:
         self._file.close()
@@ -98,22 +99,17 @@ class SampleLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join(parts) + "\n")
 
-    def truncate_after(self, tokens_seen: int) -> None:
-        """Cut the sections with more tokens than that, and a torn one."""
+    def truncate_after(self, tokens_seen: int) -> list[Section]:
+        """Cut the sections with more tokens than that, and a torn one; returns those left."""
         kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
         replace_text(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept))
-
-    def close(self) -> None:
-        pass
+        return kept
 
 
 class NullLog:
     """Writes nothing: the log of every rank but the first."""
 
     def write(self, *_: Any) -> None:
-        pass
-
-    def truncate_after(self, tokens_seen: int) -> None:
         pass
 
     def close(self) -> None:

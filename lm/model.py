@@ -136,26 +136,30 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Token ids (B, T) to hidden states (B, T, D) after the final norm; logits are `hidden @ output.weight.T`."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        layers = [Layer(config) for _ in range(config.num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size)
         self.output = nn.Linear(config.hidden_size, vocab_size, bias=False)
         cos, sin = rotary_tables(config.seq_length, config.head_dim)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.initialize()
+        self.initialize(layers)
         if config.tie_embeddings:
             self.output.weight = self.embed.weight
 
-    def initialize(self) -> None:
+    def initialize(self, layers: list[Layer]) -> None:
         """Blocks begin as the identity (zero output projections) and the first prediction is nearly uniform."""
         width = self.config.hidden_size
         nn.init.normal_(self.embed.weight, std=0.02 if self.config.tie_embeddings else 1.0)
         nn.init.normal_(self.output.weight, std=0.001)
-        for layer in self.layers:
+        for layer in layers:
             for linear in (layer.attention.qkv, layer.mlp.gate_up):
                 nn.init.uniform_(linear.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
             nn.init.zeros_(layer.attention.proj.weight)

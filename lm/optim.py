@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import TrainConfig
+from lm.model import Transformer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
@@ -51,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype  # of the products; float32 where the hardware is slow at bfloat16
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to be called
         by_shape = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -101,7 +102,7 @@ def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: i
 
 
 def build_optimizers(
-    trunk: nn.Module,
+    trunk: Transformer,
     heads: nn.Module,
     train: TrainConfig,
     hidden_size: int,
@@ -114,7 +115,9 @@ def build_optimizers(
     Each group keeps its peak rate as `peak_lr`.
     """
     peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
-    matrices, scalars, tied = defaultdict(list), [], trunk.output.weight is trunk.embed.weight
+    matrices: dict[int, list[nn.Parameter]] = defaultdict(list)
+    scalars: list[nn.Parameter] = []
+    tied = trunk.output.weight is trunk.embed.weight
     for name, parameter in trunk.layers.named_parameters():
         if parameter.ndim == 2:
             parts = 3 if name.endswith("qkv.weight") else 2 if name.endswith("gate_up.weight") else 1

@@ -91,7 +91,15 @@ def talk(
         if prompt.startswith("/"):
             write(change_setting(prompt, settings) + "\n")
             continue
-        tokens = generate(model, encode(prompt), MAX_NEW_TOKENS, generator=generator, stop_token=stop_token, **settings)
+        tokens = generate(
+            model,
+            encode(prompt),
+            MAX_NEW_TOKENS,
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            generator=generator,
+            stop_token=stop_token,
+        )
         _answer(tokens, decode, write)
 
 

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ class TrainStep:
         learn(last)
         return loss_sum, {name: torch.stack(values).float().mean() for name, values in measured.items()}
 
-    def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0):
+    def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0) -> Any:
         """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
         samples = self.sample(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)

@@ -129,7 +129,7 @@ MUTATIONS = {
         "periodic.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
-        "run.py", "        self.metrics.truncate_after(self.tokens_seen)\n", "", "tests/test_kills.py"
+        "lm/metrics.py", ' if record["tokens"] <= tokens_seen]', "]", "tests/test_kills.py"
     ),
     "shares of documents": Mutation(
         "data/mixing.py",

@@ -78,13 +78,13 @@ class Program:
                 shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.json"))
             else:
                 shutil.copy2(ROOT / name, folder / name)
-        self._change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
+        self.change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
         self.environment = dict(ENVIRONMENT)
         self.processes: list[subprocess.Popen] = []
 
-    def _change(self, path: str, old: str, new: str) -> None:
+    def change(self, path: str, old: str, new: str) -> None:
         text = (self.folder / path).read_text()
         assert text.count(old) == 1
         (self.folder / path).write_text(text.replace(old, new))

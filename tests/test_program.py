@@ -98,7 +98,7 @@ def test_a_report_that_was_interrupted_is_made_by_the_next_enter(finished):
 
 def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     budget = 3 * BUDGET  # not over before the signal comes
-    program._change("configs/schema.py", f"TOKEN_BUDGET = {BUDGET}", f"TOKEN_BUDGET = {budget}")
+    program.change("configs/schema.py", f"TOKEN_BUDGET = {BUDGET}", f"TOKEN_BUDGET = {budget}")
     program.add()
     program.add("01_other", name="other", model={"hidden_size": 48})
     process = program.start("0\n")
@@ -251,7 +251,7 @@ def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
     program.add()
     last_words = 'raise ConnectionResetError("Connection reset by peer, says the Hub")'
     preparation = 'prepare(preset, stream_dir, sources, request["token_budget"], events)'
-    program._change("data/producer.py", preparation, last_words)
+    program.change("data/producer.py", preparation, last_words)
     result = program.run("0\n", launcher=launcher)
     assert result.code == 1
     assert "the data process ended 3 times, code 1; it said:" in result.err

@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_
 def test_a_data_process_that_dies_again_and_again_ends_the_run_saved(program):
     process = program.start()
     program.wait_for(5_000, process)
-    program._change("data/producer.py", 'events.emit("opened")', "os.abort()")  # for those started from now on
+    program.change("data/producer.py", 'events.emit("opened")', "os.abort()")  # for those started from now on
     os.kill(producer_of(process), signal.SIGKILL)
     result = ended(process)
     assert result.code == 1

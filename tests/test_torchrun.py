@@ -194,7 +194,7 @@ def test_ctrl_c_at_the_menu_ends_all_at_once(make):
 
 def test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not(whole, make):
     program = make("program")
-    program._change("lm/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
+    program.change("lm/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
     for rank in (1, 0):
         process = program.start(launcher=torchrun(2))
         program.wait_for(program.tokens_in_metrics() + 3_000, process)

@@ -26,12 +26,13 @@ from huggingface_hub import HfFileSystem
 from configs.schema import UserError, parse_preset
 from configs.source_specs import HFSource
 from data import feeds, hub_client, producer
-from data.batches import Stopped, Stream
+from data.batches import Stream
 from data.feeds import Feed
 from data.hub_client import NoAnswer, configure_library
 from data.journal import JournalReader
 from data.packing import row_dtype
 from data.producer import Events, open_sources
+from data.producer_process import Stopped
 from data.sources import Retryable, open_source
 from run import Run
 from tests.hub import FAULTS, no_fault, parquet
