@@ -58,7 +58,7 @@ class KVCache:
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these of the B rows; one may come several times."""
         for stored in (self._keys, self._values):
-            stored[:] = [tensor[list(rows)] for tensor in stored]
+            stored[:] = [None if tensor is None else tensor[list(rows)] for tensor in stored]
 
 
 class NgramBlocker:
