@@ -49,14 +49,11 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from data.producer_process import SourceInfo
     from run import Run
 
 HERE = Path(__file__).resolve().parent
 CONFIGS, CHECKPOINTS = HERE / "configs", HERE / "checkpoints"
-LOG_SECONDS = 30  # between two lines of progress when nobody watches a terminal
 # Only in the words of gloo, and of the store where ranks meet: a network may close a connection of the producer's too.
 PEER_ENDED = re.compile("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", re.DOTALL)
 
@@ -241,6 +238,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from data.producer_process import ProducerDied
     from periodic import do_what_is_due
+    from progress import progress_bar
 
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
@@ -257,8 +255,8 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
             if result is None:
                 run.stop.ask()  # as another process of the job was
                 break
-            bar.update(step.plan.num_tokens)
             bar.set_postfix_str(run.headline(result), refresh=False)
+            bar.update(step.plan.num_tokens)
     if not run.done:
         run.record()
         run.save(say, last=True)
@@ -289,26 +287,6 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
             f"  the model, exported   {exported}\n"
             f"  talk to it            python main.py, then t"
         )
-
-
-def progress_bar(run: Run) -> tqdm:
-    """A tqdm line in tokens; without a terminal one plain line every LOG_SECONDS."""
-    from tqdm import tqdm
-
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=run.token_budget,
-        initial=run.tokens_seen,
-        unit="tok",
-        unit_scale=True,
-        dynamic_ncols=terminal,
-        ncols=None if terminal else 0,
-        mininterval=0.5 if terminal else LOG_SECONDS,
-        maxinterval=0.5 if terminal else LOG_SECONDS,
-        smoothing=0.05,
-        disable=not run.world.is_first,
-        bar_format=None if terminal else "{n_fmt}/{total_fmt} tokens [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
-    )
 
 
 if __name__ == "__main__":

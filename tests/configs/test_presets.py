@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from choose import presets_in
 from configs.catalog import FIELD_ALIASES, NAMED_SOURCES
-from configs.menu import preset_paths
+from configs.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from configs.schema import KINDS, Preset, load_preset, parse_preset, schema_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,11 +41,21 @@ def test_the_three_presets_ship_in_the_order_of_the_menu():
 def test_shipped_preset_is_valid_and_presentable(path):
     preset = load_preset(path)
     assert path.stem.endswith(preset.name)
+    assert path.parent / preset.schema_file == CONFIGS / "preset.schema.json"  # where editors look
     assert preset.description.endswith(".")
     assert len(preset.description) <= 76  # one line of the menu
     assert parse_preset(preset.to_json(), "stored") == preset
     tokens_per_step = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * preset.model.seq_length
     assert tokens_per_step in (16_384, 32_768)
+
+
+def test_a_copy_with_a_name_of_its_own_is_in_the_menu(tmp_path):
+    text = SHIPPED[0].read_text(encoding="utf-8")
+    (tmp_path / "07_mine.json").write_text(text.replace('"best_general"', '"mine"'), encoding="utf-8")
+    [(path, preset)] = presets_in(tmp_path).items()
+    menu = Menu([MenuEntry(path, preset)])
+    assert "\n07  mine " in render_menu(menu)
+    assert ask(menu, read=lambda _: "mine", say=print, terminal=False) == Choice("preset", path)
 
 
 def test_general_preset_fits_a_consumer_gpu_and_a_patient_cpu():

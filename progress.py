@@ -1,0 +1,77 @@
+"""How far a run is: one line in tokens that a terminal shows again and again, or a line now and then in a log.
+
+On ranks other than the first it shows nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from configs.words import human_count, human_time
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from run import Run
+
+LOG_SECONDS = 30  # between two lines when nobody watches a terminal
+
+
+def progress_bar(run: Run) -> tqdm | LogLines:
+    """Knows what the loop in main.py asks of it: `write`, `update`, `set_postfix_str`, and to be left."""
+    from tqdm import tqdm
+
+    if run.world.is_first and not sys.stderr.isatty():
+        return LogLines(run.token_budget, run.tokens_seen)
+    return tqdm(
+        total=run.token_budget,
+        initial=run.tokens_seen,
+        unit="tok",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        maxinterval=0.5,
+        smoothing=0.05,
+        disable=not run.world.is_first,
+    )
+
+
+class LogLines:
+    """A whole line each time, on stderr: tqdm moves the cursor even where there is none."""
+
+    def __init__(self, total: int, seen: int):
+        self.total, self.seen, self.postfix = total, seen, ""
+        self._last_seen, self._last_time = seen, time.monotonic()
+
+    def __enter__(self) -> LogLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.seen > self._last_seen:
+            self._say()
+
+    def write(self, text: str) -> None:
+        print(text, flush=True)
+
+    def update(self, num_tokens: int) -> None:
+        self.seen += num_tokens
+        if time.monotonic() - self._last_time >= LOG_SECONDS:
+            self._say()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """`refresh`: it stands in the way of the next step, so it is said at once."""
+        self.postfix = text
+        if refresh:
+            print(text, file=sys.stderr, flush=True)
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        speed = (self.seen - self._last_seen) / max(now - self._last_time, 1e-9)
+        self._last_seen, self._last_time = self.seen, now
+        left = human_time((self.total - self.seen) / max(speed, 1e-9))
+        line = (
+            f"{human_count(self.seen)} of {human_count(self.total)} tokens, {human_count(speed)} tokens/s, {left} left"
+        )
+        print(", ".join([line, *([self.postfix] if self.postfix else [])]), file=sys.stderr, flush=True)
