@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from aux_heads.measures import in_words
 from configs.schema import AuxiliaryConfig
 from data.batches import run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
@@ -48,8 +50,10 @@ def due(run: Run, last: int, every: int) -> bool:
 
 
 def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | None:
-    """Held-out loss per source, recorded and said; on a fixed subset, or on everything. None: asked to stop."""
+    """Held-out loss per source and what the heads measure, recorded and said; on a fixed subset, or on everything.
+    None: asked to stop."""
     held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
+    heads = HeldOutHeads(run)
     evaluation = evaluate(
         run.learner.joint.trunk_forward,
         run.learner.trunk.output.weight,
@@ -61,14 +65,44 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
         rank=run.world.rank,
         world_size=run.world.size,
         reduce=run.world.sum,
+        look=heads.look,
     )
     if evaluation is None:
         return None
+    run.head_measures = heads.means()
     if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:  # else recorded before this run was taken up again
         run.record_evaluation(evaluation, source_records(run) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
+    if run.head_measures:
+        say(f"heads beside their baselines: {in_words(run.head_measures)}")
     return evaluation
+
+
+class HeldOutHeads:
+    """What the heads measure on the text that `evaluate` reads: means over its batches, weighted by their tokens.
+
+    A batch has its own spans as candidates and its own mean as a baseline, so with another number of processes, which
+    deals the rows out otherwise, the numbers differ a little.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.generator = torch.Generator().manual_seed(run.preset.train.seed)
+        self.batches: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def look(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
+        measured = self.run.learner.joint.measure(tokens_BT1, valid_BT, hidden_BTD, losses_BT, self.generator)
+        self.batches.append((valid_BT.sum(), measured))
+
+    def means(self) -> dict[str, float]:
+        """Of all ranks; the first has the names, since it alone is sure to have rows."""
+        names = self.run.world.from_first(lambda: list(self.batches[0][1]))
+        totals = torch.zeros(1 + len(names), dtype=torch.float64)
+        for tokens, measured in self.batches:
+            totals += torch.tensor([1.0, *(float(measured[name]) for name in names)]) * tokens.cpu()
+        tokens, *sums = self.run.world.sum(totals).tolist()
+        return {name: total / tokens for name, total in zip(names, sums, strict=True)}
 
 
 def source_records(run: Run) -> dict[str, dict]:

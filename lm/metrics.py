@@ -5,7 +5,7 @@ first use `NullLog`. Never here: what is measured, plots (lm/report.py), the ter
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
 grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
-{documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {...}; a line with `resumed` (when, on
+{documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {"head/measure": value} on held-out text; a line with `resumed` (when, on
 what) marks where a run was taken up again, one with `adapted` tells of new weights and why. Numbers that are not
 finite become null.
 """
