@@ -18,6 +18,7 @@ from aux_heads.measures import in_words
 from configs.schema import AuxiliaryConfig
 from data.batches import run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
+from lm.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
 from lm.metrics import Sample, printable
@@ -187,10 +188,25 @@ def sample(run: Run, say: Say) -> None:
                 tokens.append(token)
                 if run.stop():
                     return
-        text = run.tokenizer.decode(tokens)
-        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), text))
-        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {printable(text)}")
+        pieces = pieces_of(tokens, difficulty(run, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
+        marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in run.learner.heads and tokens else ""
+        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
+        text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
+        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {text}")
     run.samples.write(run.tokens_seen, samples)
+
+
+@torch.no_grad()
+def difficulty(run: Run, tokens: list[int]) -> list[float | None]:
+    """For each token the nats a token that the value head expects of the text after it. None without that head, and for
+    tokens too far back for the model to read them together with the last."""
+    if "value" not in run.learner.heads:
+        return [None] * len(tokens)
+    value, window = run.learner.heads["value"], tokens[-run.preset.model.seq_length :]
+    with run.learner.autocast():
+        hidden_BTD = run.learner.trunk(torch.tensor([window], device=run.world.device))
+        expected_T = value.expectation(value.logits(hidden_BTD[0]))
+    return [None] * (len(tokens) - len(window)) + expected_T.tolist()
 
 
 def prompts(run: Run) -> list[tuple[str, list[int]]]:

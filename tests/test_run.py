@@ -173,7 +173,11 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
     said = capsys.readouterr()
     assert "heads beside their baselines: dynamics 0." in said.out
     assert re.search(r"loss \d\.\d+, (dynamics|policy|value|span) [-.\d]+[<=>]?", said.err)
-    assert "| policy | " in (tmp_path / "with" / "report.md").read_text()
+    assert "\x1b" not in said.out
+    report, without = ((tmp_path / name / "report.md").read_text() for name in ("with", "without"))
+    assert "| policy | " in report
+    assert re.search("how hard .*```text.*[▁▂▃▄▅▆▇█]{3}", report, re.DOTALL)
+    assert "how hard" not in without
     assert (tmp_path / "with" / "heads.png").exists()
     assert not (tmp_path / "without" / "heads.png").exists()
 
