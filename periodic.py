@@ -13,10 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from aux_heads.measures import in_words
+from aux_heads.value import Value
 from configs.schema import AuxiliaryConfig
 from data.batches import Stream, run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
+from lm.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
 from lm.metrics import Sample, printable
@@ -49,8 +53,10 @@ def due(run: Run, last: int, every: int) -> bool:
 
 
 def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | None:
-    """Held-out loss per source, recorded and said; on a fixed subset, or on everything. None: asked to stop."""
+    """Held-out loss per source and what the heads measure, recorded and said; on a fixed subset, or on everything.
+    None: asked to stop."""
     held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
+    heads = HeldOutHeads(run)
     evaluation = evaluate(
         run.learner.joint.trunk_forward,
         run.learner.trunk.output.weight,
@@ -62,14 +68,44 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
         rank=run.world.rank,
         world_size=run.world.size,
         reduce=run.world.sum,
+        look=heads.look,
     )
     if evaluation is None:
         return None
+    run.head_measures = heads.means()
     if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:  # else recorded before this run was taken up again
         run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
+    if run.head_measures:
+        say(f"heads beside their baselines: {in_words(run.head_measures)}")
     return evaluation
+
+
+class HeldOutHeads:
+    """What the heads measure on the text that `evaluate` reads: means over its batches, weighted by their tokens.
+
+    A batch has its own spans as candidates and its own mean as a baseline, so with another number of processes, which
+    deals the rows out otherwise, the numbers differ a little.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.generator = torch.Generator().manual_seed(run.preset.train.seed)
+        self.batches: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def look(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
+        measured = self.run.learner.joint.measure(tokens_BT1, valid_BT, hidden_BTD, losses_BT, self.generator)
+        self.batches.append((valid_BT.sum(), measured))
+
+    def means(self) -> dict[str, float]:
+        """Of all ranks; the first has the names, since it alone is sure to have rows."""
+        names = self.run.world.from_first(lambda: list(self.batches[0][1]))
+        totals = torch.zeros(1 + len(names), dtype=torch.float64)
+        for tokens, measured in self.batches:
+            totals += torch.tensor([1.0, *(float(measured[name]) for name in names)]) * tokens.cpu()
+        tokens, *sums = self.run.world.sum(totals).tolist()
+        return {name: total / tokens for name, total in zip(names, sums, strict=True)}
 
 
 def source_records(run: Run, stream: Stream) -> dict[str, dict]:
@@ -154,10 +190,26 @@ def sample(run: Run, say: Say) -> None:
                 tokens.append(token)
                 if run.stop():
                     return
-        text = run.tokenizer.decode(tokens)
-        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), text))
-        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {printable(text)}")
+        pieces = pieces_of(tokens, difficulty(run, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
+        marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in run.learner.heads and tokens else ""
+        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
+        text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
+        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {text}")
     run.samples.write(run.tokens_seen, samples)
+
+
+@torch.no_grad()
+def difficulty(run: Run, tokens: list[int]) -> list[float | None]:
+    """For each token the nats a token that the value head expects of the text after it. None without that head, and for
+    tokens too far back for the model to read them together with the last."""
+    if "value" not in run.learner.heads:
+        return [None] * len(tokens)
+    value, window = run.learner.heads["value"], tokens[-run.preset.model.seq_length :]
+    assert isinstance(value, Value)
+    with run.learner.autocast():
+        hidden_BTD = run.learner.trunk(torch.tensor([window], device=run.world.device))
+        expected_T = value.expectation(value.logits(hidden_BTD[0]))
+    return [None] * (len(tokens) - len(window)) + expected_T.tolist()
 
 
 def prompts(run: Run) -> list[tuple[str, list[int]]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from aux_heads.measures import MEASURES, in_brief
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
@@ -37,6 +38,7 @@ from use import export
 
 Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
+SECONDS_A_HEAD = 5  # in the bar, which shows one at a time
 
 
 class Step(NamedTuple):
@@ -120,14 +122,14 @@ class Run:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         self.stream_info = self.from_stream(lambda stream: stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
-        self.last_evaluated, self.last_adapted, self.last_sampled = self.world.from_first(self._open_logs)
+        recorded = self.world.from_first(self._open_logs)
+        self.last_evaluated, self.last_adapted, self.last_sampled, self.head_measures = recorded
         if self.world.is_first:
             self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
         self.token_bytes = self.world.from_first(self._token_bytes)
         self.held_out = self.from_stream(lambda stream: stream.held_out)
         rows_seen = self.tokens_seen // self.preset.model.seq_length
         self.source_tokens = self.from_stream(lambda stream: stream.mixture(0, rows_seen))
-        self.head_measures: dict[str, float] = {}
         if self._state:
             self._load_state(self._state)
             self.metrics.write(
@@ -136,9 +138,9 @@ class Run:
         self._state = {}
         self.interval = Interval(self.tokens_seen)
 
-    def _open_logs(self) -> tuple[tuple[int, int], int, int]:
+    def _open_logs(self) -> tuple[tuple[int, int], int, int, dict[str, float]]:
         """Cut back to the checkpoint. What they then hold: tokens seen at the last evaluation and the tokens it was of;
-        at the last move of the mixture; at the last samples."""
+        at the last move of the mixture; at the last samples; and what the heads measured last."""
         self.metrics = MetricsLog(self.folder / "metrics.jsonl")
         self.samples = SampleLog(self.folder / "samples.md")
         lines = self.metrics.truncate_after(self.tokens_seen)
@@ -147,7 +149,8 @@ class Run:
         evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
         adapted = (line["tokens"] for line in lines if "adapted" in line)
         sampled = (section.tokens for section in sections)
-        return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0)
+        heads = [line["heads"] for line in lines if line.get("heads")]
+        return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0), [{}, *heads][-1]
 
     def _token_bytes(self) -> np.ndarray:
         """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""
@@ -209,7 +212,6 @@ class Run:
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
         self.skipped_steps += result.skipped
-        self.head_measures = result.heads
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
         num_bytes = int(self.token_bytes[step.tokens[:, 1:]].sum())
         seconds = step.waited + time.perf_counter() - began
@@ -275,7 +277,8 @@ class Run:
     # ---- what it says about itself ------------------------------------------------------------------------------
 
     def headline(self, result: StepResult) -> str:
-        """The end of the progress line: loss, and what stands in the way if something does."""
+        """The end of the progress line: loss, what stands in the way if something does, and a head in its turn: what it
+        measured on held-out text, or before the first evaluation in this step."""
         parts = [f"loss {result.loss:.3f}"]
         if self.skipped_steps:
             parts.append(f"steps skipped: {self.skipped_steps}")
@@ -283,7 +286,8 @@ class Run:
             parts += [f"{label} begun anew ({epoch + 1})" for label, epoch in self.stream.epochs.items()]
         if self.stream and self.stream.status:
             parts.append(self.stream.status)
-        return ", ".join(parts)
+        parts.append(in_brief(self.head_measures or result.heads, turn=int(time.monotonic() / SECONDS_A_HEAD)))
+        return ", ".join(filter(None, parts))
 
     @property
     def machine(self) -> str:
@@ -308,7 +312,7 @@ class Run:
         }
 
     def write_report(self) -> Path:
-        return write_report(self.folder, self.preset.to_json(), self.facts())
+        return write_report(self.folder, self.preset.to_json(), self.facts(), MEASURES)
 
     def export(self) -> Path:
         return export(self.state(), self.folder)

@@ -47,8 +47,10 @@ def try_steps(run: Run, num_rows: int, batch_rows: int) -> float | None:
             run.learner.train_step(tokens, StepPlan(0, num_rows, num_rows * length), progress)
             seconds = time.perf_counter() - began
         with torch.no_grad(), run.learner.autocast():  # as lm/evaluate.py does
-            rows = torch.zeros(batch_rows, length + 1, dtype=torch.int64)
-            run.learner.joint.trunk_forward(rows[:, :-1].to(run.world.device))
+            joint, rows = run.learner.joint, torch.zeros(batch_rows, length + 1, dtype=torch.int64).to(run.world.device)
+            hidden_BTD = joint.trunk_forward(rows[:, :-1])
+            valid = torch.ones_like(rows[:, 1:], dtype=torch.bool)
+            joint.measure(rows, valid, hidden_BTD, torch.zeros(valid.shape).to(valid.device), torch.Generator())
     except (MemoryError, torch.OutOfMemoryError):
         return None
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a trained model is for: talk to it, take it elsewhere. Reads checkpoints, writes only the export."""
+"""What a trained model is for: talk to it, take it elsewhere, compare texts. Reads checkpoints, writes only the export."""
 
 import select
 import sys
@@ -6,8 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import Tensor
 
+from aux_heads.joint import build_heads
+from aux_heads.span_contrastive import SpanContrastive
 from configs.catalog import catalogued
 from configs.schema import Preset, Source, UserError, parse_preset
 from configs.words import clip, human_count
@@ -120,3 +125,39 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
     model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
     model.load_state_dict(state["model"])
     return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
+
+
+class PassageEmbedder:
+    """Texts as unit vectors (N, 128), by the span-contrastive head of the run in `folder`; their products compare them.
+
+    `of` tells what texts say, from their words alone; `coming` what is to follow them, from the model's state at their
+    end. So `embedder.coming([text]) @ embedder.of(others).T` is largest for what would best go on from `text`.
+    """
+
+    def __init__(self, folder: Path):
+        """Raises UserError for a run without that head."""
+        state, _ = checkpoint.load(folder)
+        preset = parse_preset(state["preset"], "the checkpoint")
+        if not preset.auxiliary.enable_span_contrastive:
+            raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
+        self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
+        heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+        heads.load_state_dict(state["heads"])
+        head = heads["span_contrastive"]
+        assert isinstance(head, SpanContrastive)
+        self.head = head
+
+    def tokens(self, text: str) -> Tensor:
+        """(T,) beginning with the token that begins a document; as many of the last as the model can read."""
+        ids = [self.end_of_text, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        return torch.tensor(ids[-self.model.config.seq_length :])
+
+    @torch.no_grad()
+    def of(self, texts: list[str]) -> Tensor:
+        means = [self.model.embed(self.tokens(text)).mean(0) for text in texts]
+        return F.normalize(self.head.of_text(torch.stack(means)), dim=-1)
+
+    @torch.no_grad()
+    def coming(self, texts: list[str]) -> Tensor:
+        states = [self.model(self.tokens(text)[None])[0, -1] for text in texts]
+        return F.normalize(self.head.coming(torch.stack(states)), dim=-1)

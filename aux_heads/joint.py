@@ -126,7 +126,7 @@ class JointModel(nn.Module):
         self, tokens_BT1: Tensor, targets_BT: Tensor, samples: dict[str, Tensor], trunk_gradient_scale: float = 0.0
     ) -> JointOutput:
         """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is
-        what `sample` drew. The same call under `no_grad`, with a fixed generator, measures held-out rows."""
+        what `sample` drew."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.get_parameter("output.weight")
         loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
@@ -150,6 +150,28 @@ class JointModel(nn.Module):
         total = loss_sum + num_tokens * head_total
         detached = {name: loss.detach() for name, loss in losses.items()}
         return JointOutput(total, loss_sum.detach(), num_tokens, detached, measures)
+
+    @torch.no_grad()
+    def measure(
+        self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the heads lose ("head/loss") and measure on rows whose states and losses are known; {} without heads.
+
+        Not compiled: that would be a graph of its own, for something done once in a while."""
+        if not self.heads:
+            return {}
+        num_rows, seq_length = valid_BT.shape
+        samples = self.sample(num_rows, seq_length, generator)
+        losses, measures = self.heads_forward(
+            hidden_BTD,
+            tokens_BT1,
+            losses_BT,
+            valid_BT,
+            self.trunk.get_parameter("embed.weight"),
+            self.trunk.get_parameter("output.weight"),
+            {name: positions.to(tokens_BT1.device) for name, positions in samples.items()},
+        )
+        return {f"{name}/loss": loss for name, loss in losses.items()} | measures
 
     def heads_forward(
         self,

@@ -12,7 +12,8 @@ weights is a real choice.
 The p are the model's own, detached. Products with W are the dearest thing a head can do, so the loss is taken on one
 position in sixteen, at most 2048 a micro-batch, each at one step k drawn at random.
 Measure, k = 1..3: `acceptance_k` = sum_x min(p, q), the probability that lossless speculative sampling keeps the draft
-(Leviathan et al., arXiv 2211.17192).
+(Leviathan et al., arXiv 2211.17192); beside it, where nothing is learnt (`no_grad`), `copy_acceptance_k`, the same with
+softmax(W h_t) for q, the latent not unrolled: one more product with W, too dear for every step.
 """
 
 import torch
@@ -48,9 +49,14 @@ class Policy(nn.Module):
         p_BPV = log_p_BPV.exp()
         loss = masked_mean((p_BPV * (log_p_BPV - log_q_BPV)).sum(-1), reached_BP)
 
-        accepted_BP = torch.minimum(p_BPV, log_q_BPV.detach().exp()).sum(-1)
+        accepted = {"acceptance": torch.minimum(p_BPV, log_q_BPV.detach().exp()).sum(-1)}
+        if not torch.is_grad_enabled():
+            copy_BPD = unrolled.latents_KBSD[0, rows_B1, choices_BP]
+            copy_BPV = torch.softmax((copy_BPD @ x.output_VD.T).float(), dim=-1)
+            accepted["copy_acceptance"] = torch.minimum(p_BPV, copy_BPV).sum(-1)
         measures = {
-            f"acceptance_{k}": masked_mean(accepted_BP, reached_BP & (steps_BP == k))
+            f"{name}_{k}": masked_mean(accepted_BP, reached_BP & (steps_BP == k))
+            for name, accepted_BP in accepted.items()
             for k in range(1, UNROLL_STEPS + 1)
         }
         return HeadOutput(loss, measures)

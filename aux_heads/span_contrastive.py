@@ -53,6 +53,14 @@ class SpanContrastive(nn.Module):
             return F.normalize(projected.float(), dim=-1)
         return projected.float() / math.sqrt(math.sqrt(EMBEDDING_SIZE))
 
+    def coming(self, hidden: Tensor) -> Tensor:
+        """(..., 128) of states (..., D): the text that they expect."""
+        return self.embed(self.anchor(hidden))
+
+    def of_text(self, mean_embedding: Tensor) -> Tensor:
+        """(..., 128) of the mean (..., D) of a text's token embeddings: the text itself."""
+        return self.embed(self.target(F.rms_norm(mean_embedding, mean_embedding.shape[-1:])))
+
     def forward(self, x: HeadInput) -> HeadOutput:
         anchors_BN = x.samples["span_anchors"]
         offsets_L = torch.arange(SPAN_LENGTH, device=anchors_BN.device)
@@ -64,9 +72,8 @@ class SpanContrastive(nn.Module):
         rows_B1 = torch.arange(anchors_BN.shape[0], device=anchors_BN.device)[:, None]
         document_N = (rows_B1 * x.tokens_BT1.shape[1] + at(starts_BT, anchors_BN)).flatten()
 
-        anchor_NE = self.embed(self.anchor(at(x.hidden_BTD, anchors_BN).flatten(0, 1)))
-        mean_ND = x.embedding_VD[tokens_NL].float().mean(1)
-        target_NE = self.embed(self.target(F.rms_norm(mean_ND, mean_ND.shape[-1:])))
+        anchor_NE = self.coming(at(x.hidden_BTD, anchors_BN).flatten(0, 1))
+        target_NE = self.of_text(x.embedding_VD[tokens_NL].float().mean(1))
 
         num_groups = -(-len(tokens_NL) // MAX_CANDIDATES)
         groups = zip(

@@ -2,7 +2,7 @@
 
 Bits per byte (nats / ln 2 / bytes of text predicted) is what runs with different tokenizers share. Every batch has one
 shape, so that a compiled trunk is compiled once for evaluation. Never here: choosing held-out text, training state, how
-ranks talk (a `reduce` that sums over them is handed in).
+ranks talk (a `reduce` that sums over them is handed in), what else is to be known of the states (a `look` is).
 
 Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V
 vocabulary.
@@ -23,6 +23,9 @@ from torch import Tensor
 from lm.loss import IGNORE, linear_cross_entropy
 
 LN2 = math.log(2)
+
+Look = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; rows that only fill it up have nothing valid."""
 
 
 class SourceRows(Protocol):
@@ -84,19 +87,22 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+    look: Look = lambda *batch: None,
 ) -> Evaluation | None:
     """Evaluate the (perhaps compiled) trunk on held-out rows, `batch_rows` at a time; None if `should_stop` said so.
 
+    `look` sees every batch, sources mixed as in training.
     `token_bytes` (V,) is 0 for special tokens, which count in the loss but not in bits per byte. Each rank takes every
     `world_size`-th row; `reduce` sums one float64 CPU tensor over the ranks and is called exactly once, stopped or not:
     ranks may have different numbers of rows, none included, and notice a stop at different times.
     """
-    source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])[rank::world_size]
+    source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])
+    own = np.random.default_rng(0).permutation(len(source))[rank::world_size]
+    source = source[own]
     rows, valid, answer = (
-        np.concatenate([getattr(part, name) for part in sources])[rank::world_size]
-        for name in ("rows", "valid", "answer")
+        np.concatenate([getattr(part, name) for part in sources])[own] for name in ("rows", "valid", "answer")
     )
-    losses, stopped = _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop)
+    losses, stopped = _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop, look)
     sums = np.append(_sums(losses, rows, valid, answer, source, len(sources), token_bytes).ravel(), float(stopped))
     sums = reduce(torch.from_numpy(sums)).numpy()
     if sums[-1]:
@@ -112,6 +118,7 @@ def _losses(
     batch_rows: int,
     autocast: Callable[[], AbstractContextManager],
     should_stop: Callable[[], bool],
+    look: Look,
 ) -> tuple[np.ndarray, bool]:
     """The loss of every target, (n, T) float64 (0 where not valid), and whether evaluation was stopped on the way."""
     losses = np.zeros(valid.shape)
@@ -125,11 +132,13 @@ def _losses(
         targets = np.full((batch_rows, valid.shape[1]), IGNORE, dtype=np.int64)
         tokens[:count] = rows[part]
         targets[:count] = np.where(valid[part], tokens[:count, 1:], IGNORE)
+        tokens_BT1, targets_BT = (torch.from_numpy(array).to(weight_VD.device) for array in (tokens, targets))
         with autocast():
-            hidden_BTD = trunk(torch.from_numpy(tokens[:, :-1]).to(weight_VD.device))
-            targets_N = torch.from_numpy(targets).flatten().to(weight_VD.device)
-            _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_N)
-        losses[part] = losses_N.view(batch_rows, -1)[:count].cpu().numpy()
+            hidden_BTD = trunk(tokens_BT1[:, :-1])
+            _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+            losses_BT = losses_N.view_as(targets_BT)
+            look(tokens_BT1, targets_BT != IGNORE, hidden_BTD, losses_BT)
+        losses[part] = losses_BT[:count].cpu().numpy()
     return losses, False
 
 

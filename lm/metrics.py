@@ -5,9 +5,9 @@ first use `NullLog`. Never here: what is measured, plots (lm/report.py), the ter
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
 grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
-{documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {...}; a line with `resumed` (when, on
-what) marks where a run was taken up again, one with `adapted` tells of new weights and why. Numbers that are not
-finite become null.
+{documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {"head/measure": value}, on held-out text
+like `eval`; a line with `resumed` (when, on what) marks where a run was taken up again, one with `adapted` tells of new
+weights and why. Numbers that are not finite become null.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Sample(NamedTuple):
     source: str  # label of the source whose held-out text the prompt is
     prompt: str
     continuation: str
+    marked: str = ""  # the same with marks of difficulty below each line, and their legend
 
 
 class Section(NamedTuple):
@@ -93,9 +94,11 @@ class SampleLog:
 
     def write(self, tokens: int, samples: Iterable[Sample]) -> None:
         parts = [f"## {tokens:,} tokens\n"]
-        for source, prompt, continuation in samples:
+        for source, prompt, continuation, marked in samples:
             name = printable(source).replace("`", "'").replace("\n", " ")
             parts += [f"`{name}`, held-out text:\n", fenced(prompt), "continued by the model:\n", fenced(continuation)]
+            if marked:
+                parts += ["how hard it expected what follows each token to be:\n", fenced(marked)]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n".join(parts) + "\n")
 

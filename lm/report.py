@@ -1,7 +1,8 @@
-"""The report of a run: report.md and report.png, made from metrics.jsonl and samples.md alone.
+"""The report of a run: report.md, report.png and heads.png, made from metrics.jsonl and samples.md alone.
 
-May be written at any time, also for an unfinished run. Never here: measuring anything, a display (the figure is drawn
-on an off-screen canvas), the network. matplotlib is imported only when a figure is drawn.
+What the heads' measures mean, and what each must beat, is handed in. May be written at any time, also for an unfinished
+run. Never here: measuring anything, a display (the figures are drawn on an off-screen canvas), the network. matplotlib is
+imported only when a figure is drawn.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lm.files import replace_text
 from lm.metrics import fenced, read_metrics, read_samples, table_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 # Okabe & Ito's palette without yellow: told apart on white, by colour-blind readers too; repeated with dashes beyond 7.
@@ -25,17 +27,45 @@ STYLES = ("-", "--", ":")
 LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without names
 
 
-def write_report(checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str]) -> Path:
-    """Write `report.png` and `report.md` into `checkpoint_dir` and return the path of report.md.
+class Measure(Protocol):
+    """A head's measure beside its baseline, as aux_heads/measures.py has it."""
 
-    `facts` are the rows of the first table, in order: machine, versions, time, and whatever else a reader should know.
+    @property
+    def name(self) -> str: ...
+    @property
+    def baseline(self) -> str | float: ...
+    @property
+    def meaning(self) -> str: ...
+    @property
+    def baseline_meaning(self) -> str: ...
+    @property
+    def less_is_better(self) -> bool: ...
+    @property
+    def head(self) -> str: ...
+
+    def values(self, measured: Mapping[str, float | None]) -> tuple[float | None, float | None]: ...
+
+    def beats(self, value: float, baseline: float) -> bool: ...
+
+
+def write_report(
+    checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
+) -> Path:
+    """Write `report.md` and its pictures into `checkpoint_dir` and return the path of report.md.
+
+    `facts` are the rows of the first table, in order: machine, versions, time, and whatever else a reader should know;
+    `measures` the rows of the table of heads.
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
     if records:
         draw(records, checkpoint_dir / "report.png")
+    heads = _heads(records, measures)
+    if heads:
+        draw_heads(records, measures, checkpoint_dir / "heads.png")
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
-        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *_figures(records)]
+        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]
+        parts += _read(records)
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
     replace_text(checkpoint_dir / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
     return checkpoint_dir / "report.md"
@@ -80,20 +110,37 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
 
 
-def _figures(records: list[Record]) -> list[str]:
-    """The last evaluation, the heads' own measures and the mixture, as tables."""
-    parts = held_out_table(records)
+def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:
+    """What each head measured last on held-out text, beside what it must beat; nothing without heads."""
     measured = [record for record in records if record.get("heads")]
-    if measured:
-        rows = [
-            (name, f"{value:.4g}" if isinstance(value, float) else value)
-            for name, value in _flat(measured[-1]["heads"])
-        ]
-        parts += [f"## Heads after {measured[-1]['tokens']:,} tokens", table(("measure", "value"), rows)]
+    if not measured:
+        return []
+    values, rows = measured[-1]["heads"], []
+    for measure in measures:
+        value, baseline = measure.values(values)
+        if value is not None:
+            verdict = "" if baseline is None else "yes" if measure.beats(value, baseline) else "**no**"
+            shown = (number(value), number(baseline))
+            rows.append((measure.head, measure.meaning, shown[0], measure.baseline_meaning, shown[1], verdict))
+    header = ("head", "what is measured", "held-out", "what it must beat", "that is", "beaten")
+    others = [
+        f"{name} {number(value)}" for name, value in values.items() if value is not None and not _in(name, measures)
+    ]
+    return [
+        f"## Heads after {measured[-1]['tokens']:,} tokens",
+        "![measures of the heads over tokens, their baselines dashed](heads.png)",
+        table(header, rows, numbers=False),
+        *([f"Also measured: {', '.join(others)}."] if others else []),
+    ]
+
+
+def _in(name: str, measures: Sequence[Measure]) -> bool:
+    return any(name in (measure.name, measure.baseline) for measure in measures)
+
+
+def _read(records: list[Record]) -> list[str]:
     read = [record for record in records if record.get("sources")]
-    if read:
-        parts += [f"## Sources after {read[-1]['tokens']:,} tokens", _sources(read[-1]["sources"])]
-    return parts
+    return [f"## Sources after {read[-1]['tokens']:,} tokens", _sources(read[-1]["sources"])] if read else []
 
 
 def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,14 +152,6 @@ def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
         numbers = (values["documents"], values["tokens"], values["bytes"] // 10**6, values["epoch"], values["retries"])
         rows.append((label, asked, f"{values['realised']:.1%}", *(f"{value:,}" for value in numbers), left_out))
     return table(header, rows)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested measures as (dotted name, value) pairs."""
-    pairs = []
-    for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _interruptions(records: list[Record]) -> list[str]:
@@ -135,12 +174,9 @@ def _samples(checkpoint_dir: Path) -> list[str]:
 
 def draw(records: list[Record], path: Path) -> None:
     """Four panels over tokens: loss, held-out bits per byte per source, mixture, tokens per second."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(12, 8.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8.4)
     (loss, sources), (mixture, speed) = figure.subplots(2, 2, sharex=True)
     evaluated = [record for record in records if record.get("eval")]
     named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
@@ -178,6 +214,48 @@ def draw(records: list[Record], path: Path) -> None:
     if labels and len(labels) <= LINES_TO_LABEL:
         panel_with_names = sources if evaluated else mixture
         panel_with_names.legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
+    _save(figure, path)
+
+
+def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -> None:
+    """A panel a head over tokens: its measures, and in the same colour, dashed, what they must beat."""
+    measured = [record for record in records if record.get("heads")]
+    known = [
+        measure for measure in measures if any(measure.values(record["heads"])[0] is not None for record in measured)
+    ]
+    heads = list(dict.fromkeys(measure.head for measure in known))
+    if not heads:
+        return
+    figure = _figure(1 + 3.2 * -(-len(heads) // 2))
+    panels = figure.subplots(-(-len(heads) // 2), 2, squeeze=False).ravel()
+    for panel, head in zip(panels, heads, strict=False):
+        own = [measure for measure in known if measure.head == head]
+        better = "less is better" if own[0].less_is_better else "more is better"
+        _title(panel, f"{head.replace('_', ' ').capitalize()} ({better})")
+        for colour, measure in zip(COLOURS, own, strict=False):
+            pairs = [(record["tokens"], *measure.values(record["heads"])) for record in measured]
+            baseline = measure.baseline_meaning
+            name = measure.name.partition("/")[2].replace("_", " ")
+            _line(panel, *_columns([pair[:2] for pair in pairs]), f"{name}; dashed: {baseline}", colour, marker="o")
+            _line(panel, *_columns([pair[::2] for pair in pairs]), "", colour, linestyle="--")
+        panel.set_ylim(bottom=max(panel.get_ylim()[0], -1))  # an r2 of the first steps would flatten all the rest
+        panel.legend(frameon=False, fontsize="x-small")
+        panel.set_xlabel("tokens seen")
+    for panel in panels[len(heads) :]:
+        panel.set_visible(False)
+    _save(figure, path)
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", facecolor="white")
     os.replace(temporary, path)

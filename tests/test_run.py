@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import main
+from aux_heads.measures import MEASURES
 from choose import gather_menu
 from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm import checkpoint_file as checkpoint
@@ -153,7 +154,7 @@ def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_onc
 
 
 @pytest.mark.slow
-def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path):
+def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
     model = {"seq_length": 64}
     states = []
     for name, auxiliary in (("without", {}), ("with", ALL_HEADS)):
@@ -165,8 +166,20 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path):
     assert states[1]["heads"]
     assert not states[0]["heads"]
     lines = [line for line in read_metrics(tmp_path / "with" / "metrics.jsonl") if "heads" in line]
-    measured = {name.partition("/")[0] for name in lines[-1]["heads"]}
-    assert measured == {"policy", "value", "dynamics", "span_contrastive"}
+    for measure in MEASURES:  # on held-out text
+        value, baseline = measure.values(lines[-1]["heads"])
+        assert value is not None
+        assert baseline is not None
+    said = capsys.readouterr()
+    assert "heads beside their baselines: dynamics 0." in said.out
+    assert re.search(r"loss \d\.\d+, (dynamics|policy|value|span) [-.\d]+[<=>]?", said.err)
+    assert "\x1b" not in said.out
+    report, without = ((tmp_path / name / "report.md").read_text() for name in ("with", "without"))
+    assert "| policy | " in report
+    assert re.search("how hard .*```text.*[▁▂▃▄▅▆▇█]{3}", report, re.DOTALL)
+    assert "how hard" not in without
+    assert (tmp_path / "with" / "heads.png").exists()
+    assert not (tmp_path / "without" / "heads.png").exists()
 
 
 @pytest.mark.slow

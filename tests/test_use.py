@@ -1,10 +1,16 @@
-"""What an export says about where its model comes from."""
+"""What an export says about where its model comes from; texts as vectors."""
 
 import json
 
-from configs.schema import parse_preset
+import pytest
+import torch
+
+from aux_heads.joint import build_heads
+from configs.schema import UserError, parse_preset
+from data import tokenizer as bpe
+from lm.model import Transformer
 from tests.program import preset_json
-from use import run_facts
+from use import PassageEmbedder, run_facts
 
 SOURCES = [
     "wikipedia",
@@ -42,3 +48,37 @@ def test_a_card_ends_where_its_checkpoint_does_and_says_what_was_left(tmp_path):
     assert run.facts == {"tokens": "100", "unfinished": "taken from the run at 50 of 100 tokens"}
     assert "unfinished" not in facts(tmp_path, tokens_seen=50, exhausted=True).facts
     assert "unfinished" not in facts(tmp_path).facts
+
+
+def embedder(folder, monkeypatch, **auxiliary) -> PassageEmbedder:
+    """Of a run that has just begun."""
+    text = preset_json(folder, model={"seq_length": 64, "vocab_size": 300}, auxiliary=auxiliary)
+    preset = parse_preset(json.dumps(text), "test")
+    bpe.train(["one two three four " * 9], 300).save(str(folder / "tokenizer.json"))
+    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    model = Transformer(preset.model, 300)
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.attention.proj.weight)  # else nothing is seen of earlier words
+    state = {"preset": preset.to_json(), "model": model.state_dict(), "heads": heads.state_dict()}
+    monkeypatch.setattr("use.checkpoint.load", lambda path: (state, ""))
+    return PassageEmbedder(folder)
+
+
+def test_texts_as_unit_vectors(tmp_path, monkeypatch):
+    vectors = embedder(tmp_path, monkeypatch, enable_span_contrastive=True, enable_value=True)
+    texts = ["one two", " two one", "", "three four " * 99]
+    for embed in (vectors.of, vectors.coming):
+        found = embed(texts)
+        assert found.shape == (4, 128)
+        assert found.norm(dim=-1).tolist() == pytest.approx([1] * 4)
+        assert torch.equal(found, embed(texts))
+    for embed, sees_order in ((vectors.of, False), (vectors.coming, True)):
+        one, other = embed([" two three one", " three two one"])
+        assert (float(one @ other) < 0.999) is sees_order
+    last = "four " * 99 + "one"
+    assert torch.allclose(vectors.coming([last]), vectors.coming(["three" + last]), atol=1e-5)  # what no longer fits
+
+
+def test_a_run_without_the_head_has_no_vectors(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no span_contrastive head"):
+        embedder(tmp_path, monkeypatch, enable_value=True)

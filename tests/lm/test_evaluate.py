@@ -102,6 +102,24 @@ def test_equals_the_naive_computation(held_out):
     assert trunk.shapes == [(3, LENGTH)] * 3  # one shape, the last batch padded: a compiled trunk compiles once
 
 
+def test_a_look_sees_every_row_once_with_its_losses(held_out):
+    trunk, seen = Trunk(), []
+
+    def look(tokens, valid, hidden, losses):
+        assert torch.equal(hidden, trunk.table[tokens[:, :-1]])
+        seen.extend((row.tolist(), float(loss)) for row, loss in zip(tokens, losses.sum(1), strict=True) if row.any())
+
+    run(trunk, held_out, look=look)
+    expected = [
+        (row.tolist(), sum(target.loss for target in naive(trunk, source) if target.row == i))
+        for source in held_out
+        for i, row in enumerate(source.rows)
+    ]
+    assert [row for row, _ in sorted(seen)] == [row for row, _ in sorted(expected)]
+    assert [loss for _, loss in sorted(seen)] == pytest.approx([loss for _, loss in sorted(expected)], abs=1e-4)
+    assert [row for row, _ in seen] != [row for row, _ in expected]  # sources are mixed
+
+
 def test_a_uniform_model_has_known_bits_per_byte(held_out):
     """Every token costs log2(V) bits; tokens of two bytes each make it log2(V) / 2 bits a byte, without error."""
     trunk = Trunk()

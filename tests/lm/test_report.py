@@ -2,8 +2,15 @@
 
 import pytest
 
+from aux_heads.measures import Measure
 from lm.metrics import MetricsLog, Sample, SampleLog
 from lm.report import write_report
+
+MEASURES = (
+    Measure("value/correlation", "value/trailing", "trailing", "how well", "the past"),
+    Measure("dynamics/error", 1.0, "copy", "how badly", "a copy", less_is_better=True),
+    Measure("policy/acceptance", "policy/copy", "copy", "how often", "a copy"),
+)
 
 
 @pytest.fixture
@@ -27,7 +34,7 @@ def run_folder(tmp_path):
                         "skipped": {"too short": 17, "empty": 1}, "asked": 0.8, "realised": 0.75,
                     }
                 },
-                "heads": {"dynamics": {"k1": 0.4321}},
+                "heads": {"value/correlation": 0.4321, "value/trailing": 0.5, "dynamics/error": 0.75, "value/loss": loss},
             }
         )  # fmt: skip
         samples.write(tokens, [Sample("wiki|en", "Once", f"at {tokens}")])
@@ -36,14 +43,18 @@ def run_folder(tmp_path):
 
 
 def test_report_of_a_run(run_folder):
-    path = write_report(run_folder, '{"name": "tiny"}', {"preset": "tiny", "machine": "2 cores | 8 GB"})
+    facts = {"preset": "tiny", "machine": "2 cores | 8 GB"}
+    path = write_report(run_folder, '{"name": "tiny"}', facts, MEASURES)
     text = path.read_text(encoding="utf-8")
     assert path == run_folder / "report.md"
     assert "## Held-out text after 300 tokens" in text
     assert r"| wiki\|en | 1.0625 | 0.0125 | 2.1250 |" in text
     assert "0.8765" in text
     assert "1,234" in text
-    assert "| dynamics.k1 | 0.4321 |" in text
+    assert "| value | how well | 0.4321 | the past | 0.5000 | **no** |" in text
+    assert "| dynamics | how badly | 0.7500 | a copy | 1.0000 | yes |" in text
+    assert "policy" not in text  # it measured nothing
+    assert "Also measured: value/loss 2.1250." in text
     assert r"| wiki\|en | 80.0% | 75.0% | 4,321 | 99,999 | 3 | 2 | 5 | 17 too short, 1 empty |" in text
     assert r"| 100 | on the 2nd \| machine |" in text
     assert r"2 cores \| 8 GB" in text
@@ -54,10 +65,11 @@ def test_report_of_a_run(run_folder):
     assert not list(run_folder.glob("*.tmp"))
     from matplotlib.image import imread
 
-    picture = imread(run_folder / "report.png")
-    assert picture.shape[0] > 800
-    assert picture.shape[1] > 1200
-    assert picture.std() > 0.01  # not blank
+    for name, height in (("report.png", 800), ("heads.png", 500)):
+        picture = imread(run_folder / name)
+        assert picture.shape[0] > height
+        assert picture.shape[1] > 1200
+        assert picture.std() > 0.01  # not blank
 
 
 def test_report_of_a_run_that_has_only_just_begun(tmp_path):

@@ -1,0 +1,115 @@
+"""What tells whether a head works: each measure, what it must beat, and both in words. Nothing is computed here.
+
+`MEASURES` is for whoever shows a run (the bar, the report): the first of each head is the one to show where there is room
+for one. Baselines come with a head's own measures, from the same positions, or are constants.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    name: str  # "head/measure", as the heads report it
+    baseline: str | float  # the name of what must be beaten, or its value
+    short: str  # of the baseline, one word
+    meaning: str
+    baseline_meaning: str
+    less_is_better: bool = False
+
+    @property
+    def head(self) -> str:
+        return self.name.partition("/")[0]
+
+    def values(self, measured: Mapping[str, float | None]) -> tuple[float | None, float | None]:
+        """The measure and its baseline; None for what was not measured."""
+        known = measured.get(self.baseline) if isinstance(self.baseline, str) else self.baseline
+        return measured.get(self.name), known
+
+    def beats(self, value: float, baseline: float) -> bool:
+        return value < baseline if self.less_is_better else value > baseline
+
+
+def _ahead(k: int) -> str:
+    return "the next token" if k == 1 else f"{k} tokens ahead"
+
+
+MEASURES = (
+    *(
+        Measure(
+            f"dynamics/error_vs_copy_{k}",
+            1.0,
+            "copy",
+            f"squared error of the state predicted for {_ahead(k)}, relative to the baseline's",
+            "the state stays as it is",
+            less_is_better=True,
+        )
+        for k in (1, 2, 3)
+    ),
+    *(
+        Measure(
+            f"policy/acceptance_{k}",
+            f"policy/copy_acceptance_{k}",
+            "copy",
+            f"share of drafts kept that are made from the state predicted for {_ahead(k)}",
+            "drafts from the state as it is",
+        )
+        for k in (1, 2, 3)
+    ),
+    Measure(
+        "value/correlation",
+        "value/trailing_correlation",
+        "trailing",
+        "correlation of the loss predicted for the next 32 tokens with what it is",
+        "the loss of the last 32 tokens",
+    ),
+    Measure("value/r2", 0.0, "mean", "share of the variance of that loss explained", "its mean"),
+    Measure(
+        "span_contrastive/top1",
+        "span_contrastive/chance",
+        "chance",
+        "how often the span that follows is picked out among the batch's",
+        "chance",
+    ),
+    Measure(
+        "span_contrastive/top1_same_document",
+        "span_contrastive/chance_same_document",
+        "chance",
+        "the same among spans of its own document",
+        "chance",
+    ),
+)
+
+
+def first_of_each_head(measured: Mapping[str, float | None]) -> list[Measure]:
+    """Of the heads that measured something."""
+    firsts = {measure.head: measure for measure in reversed(MEASURES) if measure.values(measured)[0] is not None}
+    return [firsts[head] for head in dict.fromkeys(measure.head for measure in MEASURES) if head in firsts]
+
+
+def in_words(measured: Mapping[str, float | None]) -> str:
+    """ "value 0.61 (trailing 0.55), ..." of every head: a line for a log."""
+    parts = []
+    for measure in first_of_each_head(measured):
+        value, baseline = measure.values(measured)
+        beside = "" if baseline is None else f" ({measure.short} {baseline:.2g})"
+        parts.append(f"{measure.head.partition('_')[0]} {value:.2g}{beside}")
+    return ", ".join(parts)
+
+
+def in_brief(measured: Mapping[str, float | None], turn: int) -> str:
+    """ "value .61>.55" of one head, each in its turn: a progress line has no room for more. "" if there is none."""
+    measures = first_of_each_head(measured)
+    if not measures:
+        return ""
+    measure = measures[turn % len(measures)]
+    value, baseline = measure.values(measured)
+    assert value is not None, "measured, or it would not be among them"
+    shown = f"{measure.head.partition('_')[0]} {_brief(value)}"
+    if baseline is None:
+        return shown
+    sign = "=" if _brief(value) == _brief(baseline) else ">" if value > baseline else "<"
+    return f"{shown}{sign}{_brief(baseline)}"
+
+
+def _brief(number: float) -> str:
+    return f"{number:.2g}".replace("0.", ".", 1)

@@ -1,0 +1,72 @@
+"""Measures beside their baselines: all that are named exist, and what a reader sees is short and true."""
+
+import pytest
+import torch
+from small_trunk import ALL_HEADS, generator, joint_model, text_batches
+
+from aux_heads.measures import MEASURES, in_brief, in_words
+
+MEASURED = {
+    "value/correlation": 0.614,
+    "value/trailing_correlation": 0.551,
+    "dynamics/error_vs_copy_1": 0.392,
+    "policy/acceptance_1": 0.4,
+    "span_contrastive/top1": 0.31,
+    "span_contrastive/chance": 0.00195,
+}
+
+
+def measured(model) -> dict[str, float]:
+    tokens_BT1 = text_batches(1)[0]
+    valid_BT = torch.ones_like(tokens_BT1[:, 1:], dtype=torch.bool)
+    with torch.no_grad():
+        hidden_BTD = model.trunk(tokens_BT1[:, :-1])
+        _, losses_N = model.loss_fn(hidden_BTD.flatten(0, 1), model.trunk.output.weight, tokens_BT1[:, 1:].flatten())
+    values = model.measure(tokens_BT1, valid_BT, hidden_BTD, losses_N.view_as(valid_BT), generator())
+    return {name: float(value) for name, value in values.items()}
+
+
+def test_every_measure_and_every_baseline_is_measured_on_held_out_text():
+    values = measured(joint_model(**ALL_HEADS))
+    for measure in MEASURES:
+        assert None not in measure.values(values), measure.name
+    assert {name for name in values if name.endswith("/loss")} == {
+        f"{head}/loss" for head in joint_model(**ALL_HEADS).weights
+    }
+    assert measured(joint_model()) == {}
+
+
+def test_a_transition_that_copies_is_no_better_than_a_copy():
+    """As it is built, dynamics leaves the state as it is: both heads that read it meet their baselines exactly."""
+    values = measured(joint_model(**ALL_HEADS))
+    for k in (1, 2, 3):
+        assert values[f"dynamics/error_vs_copy_{k}"] == pytest.approx(1)
+        assert values[f"policy/acceptance_{k}"] == pytest.approx(values[f"policy/copy_acceptance_{k}"])
+    beaten = [
+        measure.name for measure in MEASURES[:3] if measure.beats(*measure.values(values | {MEASURES[0].name: 0.9}))
+    ]
+    assert beaten == [MEASURES[0].name]
+
+
+def test_what_is_measured_is_what_a_training_step_would_on_the_same_rows():
+    model = joint_model(**ALL_HEADS)
+    tokens = text_batches(1)[0]
+    output = model(tokens, tokens[:, 1:], model.sample(len(tokens), tokens.shape[1] - 1, generator()))
+    step = {name: float(value) for name, value in output.measures.items()}
+    assert {name: value for name, value in measured(model).items() if name in step} == pytest.approx(step, abs=1e-5)
+
+
+def test_a_progress_line_shows_one_head_in_its_turn():
+    shown = [in_brief(MEASURED, turn) for turn in range(5)]
+    assert shown == ["dynamics .39<1", "policy .4", "value .61>.55", "span .31>.0019", "dynamics .39<1"]
+    assert in_brief({}, 3) == ""
+    worse = MEASURED | {"value/correlation": -0.05}
+    assert in_brief(worse, 2) == "value -.05<.55"
+    assert in_brief(MEASURED | {"value/correlation": None}, 2) == "span .31>.0019"
+
+
+def test_a_line_for_a_log_names_every_baseline():
+    assert (
+        in_words(MEASURED)
+        == "dynamics 0.39 (copy 1), policy 0.4, value 0.61 (trailing 0.55), span 0.31 (chance 0.0019)"
+    )
