@@ -1,13 +1,14 @@
 """Dynamics: from the state h_t and the tokens that follow, predict the states that follow.
 
-    u^0 = h_t,    u^k = u^{k-1} + MLP([RMSNorm(u^{k-1}) ; RMSNorm(sg E[x_{t+k}])]),    k = 1..3
+    z = [RMSNorm(u^{k-1}) ; RMSNorm(sg E[x_{t+k}])],    u^0 = h_t,    u^k = A z + B (silu(G z) * (H z)),    k = 1..3
     loss = mean_{t,k} SmoothL1((u^k_t - sg h_{t+k}) / sigma)
 
 The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265, appendix G); the
-residual MLP (2D -> D -> D -> D, GELU, last layer zero, so that u starts as a copy of h_t) and the SmoothL1 to a
-detached target are NextLat's (arXiv 2511.05963). sigma, the standard deviation of the target states in this batch,
-makes the number comparable across widths and across training; without it the loss would follow the gain of the trunk's
-last norm.
+SmoothL1 to a detached target is NextLat's (arXiv 2511.05963). Its residual u^{k-1} + MLP(z) is not ours: in a small
+model the next state is more the token's than the last state's, and an MLP that has to take h_t away first ends behind
+linear regression (benchmarks/LOG.md). So the linear map is there from the start, and a SwiGLU that begins at zero adds
+to it. sigma, the standard deviation of the target states in this batch, makes the number comparable across widths and
+across training; without it the loss would follow the gain of the trunk's last norm.
 
 `Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from
 the unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the
@@ -37,20 +38,17 @@ class Unrolled(NamedTuple):
 class Dynamics(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size),
-            nn.GELU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.GELU(),
-            last := nn.Linear(hidden_size, hidden_size),
-        )
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.linear = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.gate_up = nn.Linear(2 * hidden_size, 4 * hidden_size, bias=False)
+        self.down = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        nn.init.zeros_(self.down.weight)
 
     def step(self, latent: Tensor, embedding: Tensor) -> Tensor:
         """(..., D) latent after one more token, given that token's (..., D) input embedding. A drafter calls this."""
         width = latent.shape[-1:]
-        return latent + self.mlp(torch.cat((F.rms_norm(latent, width), F.rms_norm(embedding, width)), dim=-1))
+        z = torch.cat((F.rms_norm(latent, width), F.rms_norm(embedding, width)), dim=-1)
+        gate, up = self.gate_up(z).chunk(2, dim=-1)
+        return self.linear(z) + self.down(F.silu(gate) * up)
 
     def unroll(self, x: HeadInput) -> Unrolled:
         positions_BS = x.samples["positions"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 UNROLL_STEPS = 3  # how far dynamics and policy look ahead
-POSITION_STRIDE = 4  # dynamics and value look at one position in four
+POSITION_STRIDE = 8  # dynamics and value look at one position in eight
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HeadOutput(NamedTuple):
 
 
 def sample_positions(num_rows: int, seq_length: int, generator: torch.Generator) -> Tensor:
-    """(B, S) positions t with t + UNROLL_STEPS still in the row: a random one of every four, so none comes twice."""
+    """(B, S) positions t with t + UNROLL_STEPS still in the row: a random one of every eight, so none comes twice."""
     num_blocks = (seq_length - UNROLL_STEPS) // POSITION_STRIDE
     offsets_BS = torch.randint(POSITION_STRIDE, (num_rows, num_blocks), generator=generator)
     return offsets_BS + POSITION_STRIDE * torch.arange(num_blocks)

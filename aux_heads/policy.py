@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from aux_heads.dynamics import Unrolled
 from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean
 
-LATENT_STRIDE = 4  # one in four of the unrolled positions, which are one in four of all
+LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits
 
 

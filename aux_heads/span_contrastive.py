@@ -1,6 +1,6 @@
 """Span contrastive: from the state just before a span, pick out that span among others.
 
-    a_i = P_a h_{s-1},    z_i = P_z RMSNorm(mean_{j=s..s+7} sg E[x_j])
+    a_i = P_a(h_{s-1}),    z_i = P_z(RMSNorm(mean_{j=s..s+7} sg E[x_j])),    P: D -> 2D -> 128, GELU
     loss = 1/2 (CE(a z^T / tau) + CE(z a^T / tau)),    the right answer on the diagonal
 
 InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions make it mean
@@ -34,8 +34,14 @@ MAX_CANDIDATES = 512
 class SpanContrastive(nn.Module):
     def __init__(self, hidden_size: int, *, fraction: float, temperature: float, l2_normalize: bool):
         super().__init__()
-        self.anchor = nn.Linear(hidden_size, EMBEDDING_SIZE, bias=False)
-        self.target = nn.Linear(hidden_size, EMBEDDING_SIZE, bias=False)
+        self.anchor, self.target = (
+            nn.Sequential(
+                nn.Linear(hidden_size, 2 * hidden_size),
+                nn.GELU(),
+                nn.Linear(2 * hidden_size, EMBEDDING_SIZE, bias=False),
+            )
+            for _ in range(2)
+        )
         self.fraction = fraction
         self.temperature = temperature
         self.l2_normalize = l2_normalize

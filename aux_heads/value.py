@@ -3,7 +3,7 @@
     y_t  = mean_{i=0..31} l_{t+i},    l_t = -log p_t(x_{t+1}), the language model's own losses
     loss = CE(two-hot(y_t), v(h_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t))
 
-v is D -> 128 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A
+v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A
 categorical value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
 (arXiv 1911.08265, appendix F); losses are small and positive, so its square-root transform is not needed. The second
 term, present when dynamics is, lets a drafter ask how hard it will get from a latent instead of a trunk pass; it
@@ -25,6 +25,7 @@ from aux_heads.inputs import HeadInput, HeadOutput, at, masked_correlation, mask
 
 HORIZON = 32  # tokens
 NUM_BINS = 64
+INNER_SIZE = 256
 MAX_NATS = 10.0
 LATENT_LOSS_WEIGHT = 0.5
 
@@ -69,7 +70,7 @@ def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 class Value(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, 128), nn.GELU(), nn.Linear(128, NUM_BINS))
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, INNER_SIZE), nn.GELU(), nn.Linear(INNER_SIZE, NUM_BINS))
 
     def logits(self, state: Tensor) -> Tensor:
         """(..., NUM_BINS) from hidden states or unrolled latents (..., D)."""

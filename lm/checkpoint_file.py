@@ -16,7 +16,7 @@ from typing import Any
 
 from configs.schema import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONTENTS = {
     "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,

@@ -13,9 +13,10 @@ from configs.schema import AuxiliaryConfig, ModelConfig, Preset, UserError
 from lm.checkpoint import required_bytes
 from lm.machine import Machine, available_memory
 
-# The heads' shapes that matter for cost (aux_heads/): one position in four, three tokens ahead.
-UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 4, 1 / 16
-VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 128, 64, 128
+# The heads' shapes that matter for cost (aux_heads/): one position in eight, three tokens ahead.
+UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 8, 1 / 16
+TRANSITION_SQUARES = 12  # weights of dynamics, in squares of the width
+VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
 # Fitted to the peak resident memory of compiled bf16 steps on a CPU (256x2 and 384x5, 8k and 16k tokens a micro-batch).
@@ -44,16 +45,16 @@ def num_parameters(model: ModelConfig, vocab_size: int) -> int:
     return num_matrix_parameters(model) + tables + norms
 
 
-def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> int:
-    """Parameters of the heads that are on."""
-    width, total = model.hidden_size, 0
+def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple[int, int]:
+    """Parameters of the heads that are on: in matrices, in offsets."""
+    width, matrices, offsets = model.hidden_size, 0, 0
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
-        total += 4 * width**2 + 3 * width
+        matrices += TRANSITION_SQUARES * width**2
     if auxiliary.enable_value:
-        total += VALUE_SIZE * (width + 1) + VALUE_BINS * (VALUE_SIZE + 1)
+        matrices, offsets = matrices + VALUE_SIZE * (width + VALUE_BINS), offsets + VALUE_SIZE + VALUE_BINS
     if auxiliary.enable_span_contrastive:
-        total += 2 * SPAN_SIZE * width
-    return total
+        matrices, offsets = matrices + 4 * width * (width + SPAN_SIZE), offsets + 4 * width
+    return matrices, offsets
 
 
 def flops_per_token(
@@ -68,7 +69,7 @@ def flops_per_token(
     flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
     flops += 6.0 * model.num_layers * width * model.seq_length
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
-        flops += 6 * 4 * width**2 * UNROLL_STEPS * POSITION_SHARE
+        flops += 6 * TRANSITION_SQUARES * width**2 * UNROLL_STEPS * POSITION_SHARE
     if auxiliary.enable_policy:  # what the model says, forward; what the latent says, forward and to the latent only
         flops += 6 * width * vocab_size * POLICY_SHARE
     if auxiliary.enable_value:
@@ -89,7 +90,8 @@ def checkpoint_bytes(preset: Preset) -> int:
     """Weights in fp32, one momentum for Muon's matrices, two moments for the rest."""
     matrices = num_matrix_parameters(preset.model)
     others = num_parameters(preset.model, preset.model.vocab_size) - matrices
-    return 8 * matrices + 12 * (others + num_head_parameters(preset.model, preset.auxiliary))
+    head_matrices, head_offsets = num_head_parameters(preset.model, preset.auxiliary)
+    return 8 * (matrices + head_matrices) + 12 * (others + head_offsets)
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:
@@ -108,7 +110,7 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
-    gradients = 4 * (num_parameters(model, model.vocab_size) + num_head_parameters(model, aux))
+    gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
     per_token = model.num_layers * model.hidden_size * LAYER_BYTES
     if device == "cpu":  # the fused kernel of a GPU keeps no scores; our row blocks keep 5/8 of them
         per_token += int(scores_per_token(model) * SCORE_BYTES)

@@ -21,6 +21,7 @@ from lm.model import Transformer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
+HEADS_RATE = 2.0  # of the rate for the trunk's matrices: the heads learn less of each step's text
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 
@@ -110,9 +111,10 @@ def build_optimizers(
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
-    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads'].
+    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads' offsets, Muon for the heads'
+    matrices if there are any]. Each group keeps its peak rate as `peak_lr`.
 
-    Each group keeps its peak rate as `peak_lr`.
+    The heads' own Muon, since what is orthogonalised in one batch of products may differ in the last bit by the batch.
     """
     peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
     matrices: dict[int, list[nn.Parameter]] = defaultdict(list)
@@ -125,6 +127,8 @@ def build_optimizers(
         else:
             scalars.append(parameter)
     scalars += trunk.norm.parameters()
+    head_matrices = [parameter for parameter in heads.parameters() if parameter.ndim == 2]
+    head_offsets = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
     muon_groups = [
         {"params": parameters, "parts": parts, "lr": peaks["matrix"], "weight_decay": train.weight_decay}
         for parts, parameters in sorted(matrices.items())
@@ -133,15 +137,12 @@ def build_optimizers(
         {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
         {"params": scalars, "lr": peaks["scalar"]},
         *([] if tied else [{"params": [trunk.output.weight], "lr": peaks["output"]}]),
-        *(
-            [{"params": list(heads.parameters()), "lr": peaks["output"]}]
-            if any(True for _ in heads.parameters())
-            else []
-        ),
+        *([{"params": head_offsets, "lr": peaks["output"]}] if head_offsets else []),
     ]
     optimizers = [
         Muon(muon_groups, dtype),
         torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True),
+        *([Muon([{"params": head_matrices, "lr": HEADS_RATE * peaks["matrix"]}], dtype)] if head_matrices else []),
     ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

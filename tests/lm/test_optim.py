@@ -154,7 +154,7 @@ def test_every_parameter_is_in_exactly_one_group(tied, heads):
 
 def test_muon_has_the_hidden_matrices_alone_cut_into_their_parts():
     model = joint_model()
-    muon, _ = optimizers_of(model)
+    muon, _, _ = optimizers_of(model)
     parts = {id(parameter): group["parts"] for group in muon.param_groups for parameter in group["params"]}
     for layer in model.trunk.layers:
         assert parts.pop(id(layer.attention.qkv.weight)) == 3
@@ -177,7 +177,8 @@ def test_a_presets_rates_reach_their_groups_and_only_matrices_decay():
     assert known[id(trunk.embed.weight)] == (0.022, 0.0)
     assert known[id(trunk.output.weight)] == (0.033, 0.0)
     assert known[id(trunk.layers[0].attention.q_norm.weight)] == known[id(trunk.norm.weight)] == (0.044, 0.0)
-    assert {known[id(parameter)] for parameter in model.heads.parameters()} == {(0.033, 0.0)}
+    of_heads = {(parameter.ndim, *known[id(parameter)]) for parameter in model.heads.parameters()}
+    assert of_heads == {(2, 0.022, 0.0), (1, 0.033, 0.0)}
     set_learning_rate(optimizers, 0.5)
     set_learning_rate(optimizers, 0.25)
     assert [group["lr"] for group in groups] == [group["peak_lr"] * 0.25 for group in groups]
