@@ -23,16 +23,16 @@ COLOURS = (
     208,
     202,
 )  # of xterm's 256, from blue over grey to orange: read by the colour-blind
-EASIEST, HARDEST = 1.0, 5.0  # nats a token: the first mark ends half a nat above the one, the last begins as much below
+NATS_A_MARK = 0.75  # the last mark is all above 5.25: what a model of a few million tokens expects of hard text
 LINE = 96  # characters of a line with marks
 
 Piece = tuple[str, float | None]
-LEGEND = f"{MARKS[0]} below {EASIEST + 0.5:g} nats a token to {MARKS[-1]} above {HARDEST - 0.5:g}"
+LEGEND = f"{MARKS[0]} below {NATS_A_MARK} nats a token to {MARKS[-1]} above {NATS_A_MARK * (len(MARKS) - 1)}"
 
 
 def level(nats: float) -> int:
     """0 .. 7."""
-    return min(max(int((nats - EASIEST) / (HARDEST - EASIEST) * len(MARKS)), 0), len(MARKS) - 1)
+    return min(int(nats / NATS_A_MARK), len(MARKS) - 1)
 
 
 def pieces_of(tokens: Sequence[int], nats: Sequence[float | None], decode: Callable[[list[int]], str]) -> list[Piece]:
