@@ -8,12 +8,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from aux_heads.drafter import HeadDrafter
+from aux_heads.joint import build_heads
 from configs.catalog import catalogued
 from configs.schema import Preset, Source, UserError, parse_preset
 from configs.words import clip, human_count
 from data import tokenizer as bpe
 from lm import checkpoint
 from lm.archive import archived_runs
+from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
@@ -40,10 +43,11 @@ def use(action: str, folder: Path) -> None:
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
     with interruptible():
         talk(
-            model,
+            Decoder(model),
             encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
             decode=tokenizer.decode,
             stop_token=end_of_text,
+            drafter=load_drafter(state, model),
             ask=ask,
         )
 
@@ -121,3 +125,13 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
     model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
     model.load_state_dict(state["model"])
     return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
+
+
+def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
+    """Of the heads of a checkpoint's `state`, if it has those that draft."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    if "policy" not in heads:
+        return None
+    heads.load_state_dict(state["heads"])
+    return HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach())
