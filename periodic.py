@@ -20,6 +20,7 @@ from aux_heads.value import Value
 from configs.schema import AuxiliaryConfig
 from data.batches import Stream, run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
+from lm.decoder import Decoder
 from lm.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
@@ -179,14 +180,12 @@ def sample(run: Run, say: Say) -> None:
     recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
     if recorded or not run.world.is_first:
         return
-    samples = []
+    samples, decoder = [], Decoder(run.learner.trunk)
     for number, (label, prompt) in enumerate(prompts(run)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
         tokens = []
         with run.learner.autocast():
-            for token in generate(
-                run.learner.trunk, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]
-            ):
+            for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
                 tokens.append(token)
                 if run.stop():
                     return

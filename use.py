@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SpanContrastive
 from configs.catalog import catalogued
@@ -19,6 +20,7 @@ from configs.words import clip, human_count
 from data import tokenizer as bpe
 from lm import checkpoint
 from lm.archive import archived_runs
+from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
@@ -45,10 +47,11 @@ def use(action: str, folder: Path) -> None:
     print(f"{human_count(state['tokens_seen'])} tokens seen.")
     with interruptible():
         talk(
-            model,
+            Decoder(model),
             encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
             decode=tokenizer.decode,
             stop_token=end_of_text,
+            drafter=load_drafter(state, model),
             ask=ask,
         )
 
@@ -161,3 +164,13 @@ class PassageEmbedder:
     def coming(self, texts: list[str]) -> Tensor:
         states = [self.model(self.tokens(text)[None])[0, -1] for text in texts]
         return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
+
+
+def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
+    """Of the heads of a checkpoint's `state`, if it has those that draft."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    if "policy" not in heads:
+        return None
+    heads.load_state_dict(state["heads"])
+    return HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach())

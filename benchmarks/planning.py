@@ -16,9 +16,11 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -27,26 +29,27 @@ from aux_heads.joint import build_heads
 from configs.schema import parse_preset
 from data.heldout import HeldOut
 from lm import checkpoint
+from lm.decoder import Decoder
 from lm.machine import measure_machine
 from lm.model import Transformer
-from lm.plan import Candidates, ValueAhead, plan, promise
+from lm.plan import Candidate, ValueAhead, plan, promise
 from use import load_model
 
 PROMPT_TOKENS, NEW_TOKENS, CANDIDATES, CHUNK = 32, 96, 8, 16
 
 
-def by_log_probability(candidates: Candidates) -> Tensor:
-    return promise(candidates._replace(value_M=torch.zeros(CANDIDATES), ended_M=torch.ones(CANDIDATES).bool()))
+def by_log_probability(candidates: Sequence[Candidate]) -> list[float]:
+    return [candidate.log_probability / max(1, len(candidate.tokens)) for candidate in candidates]
 
 
-def shuffled(candidates: Candidates) -> Tensor:
-    """A permutation made from the texts, so that it does not take draws from the sampling."""
-    generator = torch.Generator().manual_seed(sum(map(sum, candidates.chunks)))
-    return promise(candidates._replace(value_M=candidates.value_M[torch.randperm(CANDIDATES, generator=generator)]))
+def shuffled(candidates: Sequence[Candidate]) -> list[float]:
+    """Each with the value of another one, by an order made from the texts, so that sampling draws as without it."""
+    order = np.random.default_rng(sum(sum(candidate.tokens) for candidate in candidates)).permutation(len(candidates))
+    return [promise(own._replace(value=candidates[other].value)) for own, other in zip(candidates, order, strict=True)]
 
 
-def by_value(candidates: Candidates) -> Tensor:
-    return -candidates.value_M
+def by_value(candidates: Sequence[Candidate]) -> list[float]:
+    return [-candidate.value for candidate in candidates]
 
 
 RULES = {
@@ -67,9 +70,9 @@ def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
     heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
     heads.load_state_dict(state["heads"])
 
-    def value_ahead(state_MD: Tensor, token_M: Tensor) -> Tensor:
-        latent_MD = heads["dynamics"].step(state_MD, model.embed.weight[token_M])
-        return heads["value"].expectation(heads["value"].logits(latent_MD))
+    def value_ahead(state_D: Tensor, token: int) -> float:
+        latent_D = heads["dynamics"].step(state_D, model.embed.weight[token])
+        return float(heads["value"].expectation(heads["value"].logits(latent_D)))
 
     return model, tokenizer, end_of_text, value_ahead if {"dynamics", "value"} <= set(heads) else None
 
@@ -103,6 +106,7 @@ def repetition(text: list[int]) -> float:
 
 def main(run: Path, judge_run: Path, number: int) -> None:
     model, tokenizer, _, value_ahead = load(run)
+    decoder = Decoder(model)
     judging, judges_tokenizer, begin, _ = load(judge_run)
     if value_ahead is None:
         sys.exit(f"{run}: its heads must include dynamics and value")
@@ -120,7 +124,7 @@ def main(run: Path, judge_run: Path, number: int) -> None:
         for name, rule in RULES.items():
             options = {"num_candidates": CANDIDATES, "chunk_length": CHUNK} | rule
             generator, began = torch.Generator().manual_seed(i), time.perf_counter()
-            text = list(plan(model, prompt, NEW_TOKENS, value_ahead, generator=generator, **options))
+            text = list(plan(decoder, prompt, NEW_TOKENS, value_ahead, generator=generator, **options))
             seconds[name] += time.perf_counter() - began
             found[name].append(measure(prompt, text))
     print(f"{run.name} judged by {judge_run.name}; {measure_machine().device_name}, {time.strftime('%Y-%m-%d')}")

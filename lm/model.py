@@ -9,17 +9,12 @@ Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import ModelConfig
-
-if TYPE_CHECKING:
-    from lm.generate import KVCache
 
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
@@ -54,19 +49,10 @@ def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of the last q positions over all k positions; q (B, H, T, K), k and v (B, H, S, K), S >= T."""
-    q_len, k_len = q.shape[-2], k.shape[-2]
-    if (
-        q_len == k_len
-        and q_len % CPU_ATTENTION_BLOCKS == 0
-        and q.device.type == "cpu"
-        and torch.compiler.is_compiling()
-    ):
+    """Softmax attention of every position over itself and those before; q, k and v (B, H, T, K)."""
+    if q.shape[-2] % CPU_ATTENTION_BLOCKS == 0 and q.device.type == "cpu" and torch.compiler.is_compiling():
         return blocked_attention(q, k, v)
-    if q_len == k_len or q_len == 1:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=q_len > 1)
-    visible = torch.ones(q_len, k_len, dtype=torch.bool, device=q.device).tril(k_len - q_len)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,14 +82,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = (
             y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x_BTD).chunk(3, dim=-1)
         )
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
         return self.proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, D))
 
 
@@ -128,8 +112,8 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, layer, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -167,14 +151,11 @@ class Transformer(nn.Module):
             for norm in (layer.attention.q_norm, layer.attention.k_norm):
                 nn.init.constant_(norm.weight, 1.2)  # sharper attention than QK-norm's unit gain allows
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Errors: positions past `seq_length` have no rotary table; the caller (or the cache) keeps within it."""
-        start = 0 if cache is None else cache.length
-        end = start + tokens_BT.shape[1]
-        cos, sin = self.cos[start:end], self.sin[start:end]
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Errors: positions past `seq_length` have no rotary table; the caller keeps within it."""
+        length = tokens_BT.shape[1]
+        cos, sin = self.cos[:length], self.sin[:length]
         x = self.embed(tokens_BT)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, index, cache)
-        if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+        for layer in self.layers:
+            x = layer(x, cos, sin)
         return self.norm(x)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from lm.generate import generate
+from lm.decoder import Decoder
+from lm.generate import Drafter, Drafting, generate
 from lm.metrics import printable
-from lm.model import Transformer
 
 MAX_NEW_TOKENS = 400
 HELP = (
@@ -61,18 +61,19 @@ def write_now(text: str) -> None:
 
 
 def talk(
-    model: Transformer,
+    decoder: Decoder,
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
     *,
     stop_token: int | None = None,
+    drafter: Drafter | None = None,
     ask: Callable[[str], str] = input,
     write: Callable[[str], None] = write_now,
 ) -> None:
     """Prompt, continuation, prompt, ... until an empty line or end-of-file.
 
     `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
-    continuation.
+    continuation. A `drafter` changes the speed and nothing else.
     """
     settings = {"temperature": 0.8, "top_p": 0.95}
     generator = torch.Generator()
@@ -91,19 +92,23 @@ def talk(
         if prompt.startswith("/"):
             write(change_setting(prompt, settings) + "\n")
             continue
+        drafting = Drafting(drafter) if drafter else None
         tokens = generate(
-            model,
+            decoder,
             encode(prompt),
             MAX_NEW_TOKENS,
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             generator=generator,
             stop_token=stop_token,
+            drafting=drafting,
         )
-        _answer(tokens, decode, write)
+        _answer(tokens, decode, write, drafting)
 
 
-def _answer(tokens: Iterator[int], decode: Callable[[list[int]], str], write: Callable[[str], None]) -> None:
+def _answer(
+    tokens: Iterator[int], decode: Callable[[list[int]], str], write: Callable[[str], None], drafting: Drafting | None
+) -> None:
     num_tokens, started = 0, time.perf_counter()
 
     def counted() -> Iterator[int]:
@@ -118,4 +123,5 @@ def _answer(tokens: Iterator[int], decode: Callable[[list[int]], str], write: Ca
     except KeyboardInterrupt:
         write(" [stopped]")
     seconds = time.perf_counter() - started
-    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s]\n")
+    kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
+    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}]\n")

@@ -25,6 +25,7 @@ class Mutation(NamedTuple):
     tests: str
 
 
+GENERATE = "tests/lm/test_generate.py"
 CHECKPOINT, STREAM, STEP = "tests/lm/test_checkpoint.py", "tests/data/test_stream.py", "tests/lm/test_train_step.py"
 MUTATIONS = {
     "no fsync": Mutation("lm/checkpoint_file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
@@ -162,11 +163,17 @@ MUTATIONS = {
         "tests/data/test_hub_faults.py",
     ),
     "repeats are not blocked": Mutation(
-        "lm/generate.py", "            blocker.append(token)\n", "            pass\n", "tests/lm/test_generate.py"
+        "lm/generate.py", "            text.append(new[-1])\n", "            text.tokens.append(new[-1])\n", GENERATE
     ),
     "a nucleus too large": Mutation(
-        "lm/generate.py", "kept = mass_before < top_p", "kept = mass_before < 1", "tests/lm/test_generate.py"
+        "lm/sampling.py", "kept = mass - ordered < top_p", "kept = mass - ordered < 1", "tests/lm/test_sampling.py"
     ),
+    "every draft is kept": Mutation("lm/sampling.py", "* q_N[token] < p_V[token]", "* 0 < p_V[token]", GENERATE),
+    "a draft is replaced by any token": Mutation("lm/sampling.py", "        rest_V[: len(q_N)] -= q_N\n", "", GENERATE),
+    "drafts are not forgotten": Mutation(
+        "lm/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE
+    ),
+    "drafts stay in the text": Mutation("lm/generate.py", "        text.rollback(length)\n", "", GENERATE),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from configs.schema import UserError
 from lm import archive, checkpoint, files
 from lm.checkpoint import ALIAS, CURRENT, GENERATIONS, PREVIOUS, CheckpointError
+from lm.checkpoint_file import FORMAT_VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -380,8 +381,8 @@ def test_a_checkpoint_of_another_format_is_not_taken_for_damage(tmp_path):
     checkpoint.save(tmp_path, make_state(1))
     checkpoint.save(tmp_path, make_state(2))
     (tmp_path / CURRENT).unlink()
-    checkpoint.write_file(tmp_path / CURRENT, {**make_state(2), "format_version": 2})
-    with pytest.raises(CheckpointError, match="format 2"):
+    checkpoint.write_file(tmp_path / CURRENT, {**make_state(2), "format_version": FORMAT_VERSION + 1})
+    with pytest.raises(CheckpointError, match=f"format {FORMAT_VERSION + 1}"):
         checkpoint.load(tmp_path)
     assert not list(tmp_path.glob("*.bad-*"))
 
@@ -392,7 +393,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path, where):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "canary"),)
 
-    state = {**make_state(1), "format_version": 1}
+    state = {**make_state(1), "format_version": FORMAT_VERSION}
     checkpoint.write_file(tmp_path / CURRENT, Hostile() if where == "whole" else {**state, where: Hostile()})
     checkpoint.inspect(tmp_path)
     with pytest.raises(CheckpointError, match=r"lm_current\.pth: damaged"):
@@ -417,14 +418,14 @@ def test_a_file_that_is_whole_but_not_a_run_is_refused(tmp_path, changes, reason
     checkpoint.save(tmp_path, make_state(1))
     checkpoint.save(tmp_path, make_state(2))
     (tmp_path / CURRENT).unlink()
-    checkpoint.write_file(tmp_path / CURRENT, {**make_state(3), "format_version": 1, **changes})
+    checkpoint.write_file(tmp_path / CURRENT, {**make_state(3), "format_version": FORMAT_VERSION, **changes})
     state, notice = checkpoint.load(tmp_path)
     assert reason in notice
     assert state["tokens_seen"] == 1
 
 
 def test_a_file_without_all_its_parts_is_refused(tmp_path):
-    checkpoint.write_file(tmp_path / CURRENT, {"format_version": 1, "model": {}, "tokens_seen": 1})
+    checkpoint.write_file(tmp_path / CURRENT, {"format_version": FORMAT_VERSION, "model": {}, "tokens_seen": 1})
     with pytest.raises(CheckpointError, match="incomplete, without global_batch_rows, heads, optimizer"):
         checkpoint.load(tmp_path)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs.schema import parse_preset
+from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.generate import generate
 from lm.metrics import Section
@@ -104,9 +105,11 @@ def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, token
     torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=0)
     prompt = tokens[0, :8].tolist()
     greedy = theirs.generate(tokens[:1, :8], max_new_tokens=50, do_sample=False, temperature=None, top_p=None)
-    text = list(generate(model, prompt, 50, temperature=0, stop_token=0))
+    text = list(generate(Decoder(model), prompt, 50, temperature=0, stop_token=0))
     assert greedy[0, 8:].tolist() in (text, [*text, 0])  # theirs keeps the end-of-text token
-    assert text != list(generate(model, prompt, 50, temperature=0, stop_token=0, block_ngram=0))  # blocking mattered
+    assert text != list(
+        generate(Decoder(model), prompt, 50, temperature=0, stop_token=0, block_ngram=0)
+    )  # blocking mattered
 
 
 def test_transformers_gives_the_same_token_ids(tmp_path, tokenizer_path):

@@ -10,6 +10,7 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 
 from data import tokenizer as bpe
+from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.generate import generate
@@ -112,7 +113,7 @@ def test_llama_cpp_gives_the_same_tokens_logits_and_text(exported):
         with torch.no_grad():
             logits = model.output(model(torch.tensor([prompt])))[0]
         np.testing.assert_allclose(llama.scores[: len(prompt)], logits.numpy(), atol=1e-4)
-        ours = list(generate(model, prompt, 40, temperature=0, stop_token=0, block_ngram=0))
+        ours = list(generate(Decoder(model), prompt, 40, temperature=0, stop_token=0, block_ngram=0))
         theirs = islice(llama.generate(prompt, temp=0, repeat_penalty=1.0), 40)
         assert len(ours) > 10
         assert list(takewhile(lambda token: token != 0, theirs)) == ours

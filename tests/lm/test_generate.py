@@ -1,13 +1,15 @@
 """Cached decoding equals a fresh forward pass; the sampler draws from exactly the distribution it promises."""
 
-import math
+from collections import Counter
 
 import pytest
 import torch
 
 from configs.schema import ModelConfig
-from lm.generate import KVCache, NgramBlocker, generate, process_logits
+from lm.decoder import Decoder
+from lm.generate import Drafting, generate
 from lm.model import Transformer
+from lm.sampling import NgramBlocker, process_logits
 
 VOCAB = 40
 
@@ -29,40 +31,9 @@ def random_tokens(count: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(VOCAB, (1, count), generator=torch.Generator().manual_seed(seed))
 
 
-def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
-    """The definition, in exact sums: take tokens by falling probability until their mass reaches top_p."""
-    kept: list[int] = []
-    for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
-        kept.append(token)
-        if math.fsum(probabilities[i] for i in kept) >= top_p:
-            break
-    return set(kept)
-
-
-@torch.no_grad()
-def test_cached_hidden_states_equal_a_fresh_forward(model):
-    tokens = random_tokens(16)
-    fresh = model(tokens)
-    cache = KVCache.for_model(model)
-    pieces = [model(part, cache=cache) for part in tokens.split([5, 1, 1, 4, 5], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), fresh, atol=1e-5, rtol=1e-5)
-    assert cache.length == 16
-
-
-@torch.no_grad()
-def test_rollback_forgets_what_came_after(model):
-    tokens, rejected = random_tokens(12), random_tokens(6, seed=2)
-    cache = KVCache.for_model(model)
-    model(tokens[:, :7], cache=cache)
-    model(rejected, cache=cache)
-    cache.rollback(7)
-    continued = model(tokens[:, 7:], cache=cache)
-    torch.testing.assert_close(continued, model(tokens)[:, 7:], atol=1e-5, rtol=1e-5)
-
-
 def test_greedy_text_is_the_argmax_of_uncached_forwards_within_the_window(model):
     prompt = random_tokens(5)[0].tolist()
-    text = list(generate(model, prompt, 11, temperature=0, block_ngram=0))
+    text = list(generate(Decoder(model), prompt, 11, temperature=0, block_ngram=0))
     tokens = list(prompt)
     with torch.no_grad():
         for _ in range(11):
@@ -72,7 +43,7 @@ def test_greedy_text_is_the_argmax_of_uncached_forwards_within_the_window(model)
 
 def test_a_full_window_starts_again_with_its_last_half(model):
     prompt = random_tokens(16)[0].tolist()
-    text = list(generate(model, prompt, 10, temperature=0, block_ngram=0))
+    text = list(generate(Decoder(model), prompt, 10, temperature=0, block_ngram=0))
     tokens, start = list(prompt), 0
     with torch.no_grad():
         for _ in range(10):
@@ -80,57 +51,18 @@ def test_a_full_window_starts_again_with_its_last_half(model):
                 start = len(tokens) - 8
             tokens.append(int(model.output(model(torch.tensor([tokens[start:]]))[0, -1]).argmax()))
     assert text == tokens[16:]
-    assert len(list(generate(model, random_tokens(50)[0].tolist(), 30))) == 30  # a prompt longer than the window
-
-
-@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.5, 0.9, 0.999])
-def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p):
-    for seed in range(20):
-        logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
-        full = process_logits(logits, (), 0.7, 1.0)
-        torch.testing.assert_close(full, torch.softmax(logits / 0.7, -1))
-        nucleus = process_logits(logits, (), 0.7, top_p)
-        kept = reference_nucleus(full.tolist(), top_p)
-        assert set(nucleus.nonzero().flatten().tolist()) == kept
-        expected = torch.where(nucleus > 0, full, 0)
-        torch.testing.assert_close(nucleus, expected / expected.sum())
-
-
-def test_nucleus_edges():
-    quarter = torch.tensor([0.5, 0.25, 0.25]).log()
-    assert process_logits(quarter, (), 1.0, 0.75).nonzero().flatten().tolist() == [0, 1]  # reached, not exceeded
-    assert process_logits(quarter, (), 1.0, 0.0).tolist() == [1, 0, 0]
-    assert process_logits(quarter, (), 0.0, 0.5).tolist() == [1, 0, 0]
-
-
-def test_banned_tokens_have_no_mass_unless_all_are_banned():
-    logits = torch.tensor([3.0, 2.0, 1.0])
-    assert process_logits(logits, [0, 0], 0, 1.0).tolist() == [0, 1, 0]
-    torch.testing.assert_close(
-        process_logits(logits, [1], 1.0, 1.0), torch.softmax(torch.tensor([3, -torch.inf, 1]), -1)
-    )
-    torch.testing.assert_close(process_logits(logits, [0, 1, 2], 1.0, 1.0), torch.softmax(logits, -1))
-    assert logits.tolist() == [3.0, 2.0, 1.0]  # the model's logits stay as they were
+    assert (
+        len(list(generate(Decoder(model), random_tokens(50)[0].tolist(), 30))) == 30
+    )  # a prompt longer than the window
 
 
 def test_no_3_gram_ever_comes_twice(model):
     prompt = random_tokens(3)[0].tolist()
-    repetitive = list(generate(model, prompt, 200, temperature=0, block_ngram=0))
-    blocked = prompt + list(generate(model, prompt, 200, temperature=0))
+    repetitive = list(generate(Decoder(model), prompt, 200, temperature=0, block_ngram=0))
+    blocked = prompt + list(generate(Decoder(model), prompt, 200, temperature=0))
     trigrams = list(zip(blocked, blocked[1:], blocked[2:], strict=False))
     assert len(set(trigrams)) == len(trigrams)
     assert len(set(zip(repetitive, repetitive[1:], repetitive[2:], strict=False))) < 150  # there was something to block
-
-
-def test_blocker_rollback_undoes_append():
-    tokens = [1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2]
-    blocker = NgramBlocker(tokens[:6])
-    for token in tokens[6:]:
-        blocker.append(token)
-    assert sorted(set(blocker.banned())) == [3, 4]
-    for length in range(len(tokens), -1, -1):
-        blocker.rollback(length)
-        assert sorted(blocker.banned()) == sorted(NgramBlocker(tokens[:length]).banned())
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.8)])
@@ -145,7 +77,8 @@ def test_sampled_tokens_follow_the_processed_distribution(temperature, top_p):
         expected = process_logits(tiny.output(tiny(torch.tensor([[2, 5]]))[0, -1]), (), temperature, top_p)
     generator = torch.Generator().manual_seed(4)
     settings = {"temperature": temperature, "top_p": top_p, "generator": generator}
-    draws = torch.tensor([next(generate(tiny, [2, 5], 1, **settings)) for _ in range(4000)])
+    decoder = Decoder(tiny)
+    draws = torch.tensor([next(generate(decoder, [2, 5], 1, **settings)) for _ in range(4000)])
     counts = torch.bincount(draws, minlength=6).float()
     possible = expected > 0
     assert counts[~possible].sum() == 0
@@ -159,16 +92,154 @@ def test_a_seed_fixes_the_text_and_global_state_is_left_alone(model):
     before = torch.random.get_rng_state()
     texts = []
     for seed in (7, 7, 8):
-        stream = generate(model, [1, 2], 40, generator=torch.Generator().manual_seed(seed))
+        stream = generate(Decoder(model), [1, 2], 40, generator=torch.Generator().manual_seed(seed))
         first = next(stream)
         assert not torch.is_inference_mode_enabled()  # between tokens the caller is in its own mode
         texts.append([first, *stream])
-    list(generate(model, [1, 2], 5))
+    list(generate(Decoder(model), [1, 2], 5))
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_stop_token_ends_the_text_and_is_not_part_of_it(model):
-    text = list(generate(model, [1, 2], 30, temperature=0))
+    text = list(generate(Decoder(model), [1, 2], 30, temperature=0))
     stop = text[10]
-    assert list(generate(model, [1, 2], 30, temperature=0, stop_token=stop)) == text[: text.index(stop)]
+    assert list(generate(Decoder(model), [1, 2], 30, temperature=0, stop_token=stop)) == text[: text.index(stop)]
+
+
+class NoisyCopy:
+    """Drafts with a trunk of its own that errs: each logit is off by `noise` times a normal number."""
+
+    def __init__(self, model: Transformer, noise: float = 1.0):
+        self.model, self.noise = model, noise
+        self.generator = torch.Generator().manual_seed(5)
+
+    def begin(self, hidden_D: torch.Tensor, tokens: list[int]) -> int:
+        self.tokens = tokens[:-1]
+        return 3
+
+    def step(self, token: int) -> torch.Tensor:
+        self.tokens = [*self.tokens, token][-self.model.config.seq_length :]
+        logits = self.model.output(self.model(torch.tensor([self.tokens]))[0, -1])
+        return logits + self.noise * torch.randn(logits.shape, generator=self.generator)
+
+
+class Ignorant:
+    """Knows four tokens and prefers the last, whatever the text and the model."""
+
+    def __init__(self, model: Transformer):
+        pass
+
+    def begin(self, hidden_D: torch.Tensor, tokens: list[int]) -> int:
+        return 2
+
+    def step(self, token: int) -> torch.Tensor:
+        return torch.tensor([0.0, 0.5, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("block_ngram", [0, 3])
+def test_greedy_text_is_the_same_with_drafts(model, block_ngram):
+    """64 prompts of 1 to 20 tokens, beyond the window of 16; drafts that are kept, and drafts that are not."""
+    decoder, drafting = Decoder(model), Drafting(NoisyCopy(model, noise=0.5))
+    for seed in range(64):
+        prompt = random_tokens(1 + seed % 20, seed)[0].tolist()
+        settings = {"temperature": 0, "block_ngram": block_ngram, "stop_token": 7}
+        plain = list(generate(decoder, prompt, 30, **settings))
+        assert list(generate(decoder, prompt, 30, **settings, drafting=drafting)) == plain
+    assert 0.1 < drafting.share_kept < 0.9
+
+
+def enumerated(model, prompt, length, settings) -> dict[tuple[int, ...], float]:
+    """The probability of every continuation, one fresh forward and one `process_logits` a token."""
+    found = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for text, probability in found.items():
+            tokens = [*prompt, *text]
+            banned = NgramBlocker(tokens, settings["block_ngram"]).banned()
+            with torch.no_grad():
+                logits = model.output(model(torch.tensor([tokens]))[0, -1])
+            p = process_logits(logits, banned, settings["temperature"], settings["top_p"]).tolist()
+            longer |= {(*text, token): probability * p[token] for token in range(len(p)) if p[token]}
+        found = longer
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "temperature", "top_p", "block_ngram"),
+    [
+        (Ignorant, 1.0, 1.0, 0),
+        (Ignorant, 0.7, 0.9, 2),
+        (Ignorant, 1.5, 0.8, 3),
+        (NoisyCopy, 1.0, 0.9, 2),
+    ],
+)
+def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, block_ngram):
+    """Chi-square of three tokens at once, 2000 texts, against the enumeration; alpha = 0.001, cells under 5 pooled."""
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=8, mlp_size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        tiny = Transformer(config, 6)
+        for parameter in tiny.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.4)
+    prompt, draws = [2, 3, 1, 2, 3], 2000
+    settings = {"temperature": temperature, "top_p": top_p, "block_ngram": block_ngram}
+    decoder, drafting, generator = Decoder(tiny), Drafting(make(tiny)), torch.Generator().manual_seed(4)
+    texts = Counter(
+        tuple(generate(decoder, prompt, 4, **settings, generator=generator, drafting=drafting))[1:]
+        for _ in range(draws)
+    )
+    expected = Counter()
+    for text, probability in enumerated(tiny, prompt, 4, settings).items():
+        expected[text[1:]] += draws * probability
+    assert set(texts) <= set(expected)
+
+    cells = [(texts[text], count) for text, count in expected.items() if count >= 5]
+    rest = draws - sum(seen for seen, _ in cells), draws - sum(count for _, count in cells)
+    cells += [rest] if rest[1] >= 5 else []
+    statistic = sum((seen - count) ** 2 / count for seen, count in cells)
+    freedom = len(cells) - 1
+    assert freedom >= 8
+    critical = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty
+    assert statistic < critical
+    assert 0 < drafting.kept[1] < drafting.kept[0] < drafting.drafted[0]
+
+
+def test_no_3_gram_comes_twice_with_drafts_either(model):
+    drafting = Drafting(NoisyCopy(model, noise=0.5))
+    for temperature in (0, 0.8):
+        text = list(generate(Decoder(model), [1, 2], 200, temperature=temperature, drafting=drafting))
+        trigrams = list(zip(text, text[1:], text[2:], strict=False))
+        assert len(text) == 200
+        assert len(set(trigrams)) == len(trigrams)
+    assert drafting.kept.total() > 50
+
+
+def test_after_each_rollback_the_cache_is_that_of_the_text(model):
+    """Every pass: its states are those of a fresh forward over the window that it continues."""
+
+    class Checked(Decoder):
+        seen = ()
+
+        def __call__(self, tokens):
+            self.seen = [*self.seen[: self.length], *tokens]
+            hidden_TD = super().__call__(tokens)
+            fresh_TD = model(torch.tensor([self.seen]))[0, -len(tokens) :]
+            torch.testing.assert_close(hidden_TD, fresh_TD, atol=1e-5, rtol=1e-5)
+            return hidden_TD
+
+    drafting, decoder = Drafting(NoisyCopy(model, noise=1.0)), Checked(model)
+    text = [1, 2, *generate(decoder, [1, 2], 60, drafting=drafting)]
+    assert 0 < drafting.kept.total() < drafting.drafted.total()
+    assert decoder.seen[: decoder.length] == text[-decoder.length - 1 : -1]
+
+
+def test_a_drafted_stop_token_ends_the_text(model):
+    perfect = Drafting(NoisyCopy(model, noise=0.0))
+    text = list(generate(Decoder(model), [1, 2], 30, temperature=0))
+    for stop in text[:12]:
+        stopped = list(generate(Decoder(model), [1, 2], 30, temperature=0, stop_token=stop, drafting=perfect))
+        assert stopped == text[: text.index(stop)]
+    for limit in range(12):
+        assert list(generate(Decoder(model), [1, 2], limit, temperature=0, drafting=perfect)) == text[:limit]

@@ -60,13 +60,6 @@ def test_compiled_attention_takes_every_length(length, monkeypatch):
     torch.testing.assert_close(causal_attention(q, k, v), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_queries", [1, 3, 8])
-def test_last_queries_alone_attend_as_they_do_among_all(num_queries):
-    q, k, v = random_qkv(2, 2, 9, 4)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)[..., -num_queries:, :]
-    torch.testing.assert_close(causal_attention(q[..., -num_queries:, :], k, v), expected, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("compiling", [False, True], ids=["fused", "blocked"])
 @pytest.mark.parametrize("changed", [1, 15, 16, 31])
 def test_a_token_changes_its_own_hidden_state_and_later_ones_only(changed, compiling, monkeypatch):

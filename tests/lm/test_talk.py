@@ -1,9 +1,13 @@
 """The terminal loop: characters arrive whole, settings are checked, Ctrl-C stops an answer and nothing else."""
 
+import re
+
 import pytest
+import torch
 
 from configs.schema import ModelConfig
 from lm import talk as talk_module
+from lm.decoder import Decoder
 from lm.model import Transformer
 from lm.talk import change_setting, stream_text, talk
 
@@ -24,7 +28,7 @@ def converse(lines, monkeypatch, generate=None):
             raise line
         return line
 
-    def recorded(model, tokens, limit, *, generator, stop_token, **settings):
+    def recorded(decoder, tokens, limit, *, generator, stop_token, drafting, **settings):
         calls.append((tokens, settings))
         yield from (generate or (lambda: iter(b"fine")))()
 
@@ -76,14 +80,26 @@ def test_ctrl_c_stops_the_answer_and_the_next_prompt_is_asked(monkeypatch):
     assert "begun and ended[2J" in text  # control characters do not reach the terminal
 
 
+class Zeros:
+    """Drafts a byte, any, each time."""
+
+    def begin(self, hidden_D, tokens):
+        return 1
+
+    def step(self, token):
+        return torch.zeros(256)
+
+
 def test_talking_to_a_real_model():
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
     lines, written = iter(["hello", ""]), []
     talk(
-        Transformer(config, 256),
+        Decoder(Transformer(config, 256)),
         lambda text: list(text.encode()),
         decode_bytes,
+        drafter=Zeros(),
         ask=lambda _: next(lines),
         write=written.append,
     )
-    assert f"[{talk_module.MAX_NEW_TOKENS} tokens" in "".join(written)
+    last_line = "".join(written).splitlines()[-1]
+    assert re.fullmatch(rf"\[{talk_module.MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept\]", last_line)

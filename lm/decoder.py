@@ -1,0 +1,131 @@
+"""The trunk in the form that continues one sequence: a key-value cache, few and small operations, weights laid out for it.
+
+`Decoder(model)` computes what `Transformer.forward` computes, in the same precision. A token of a small model is mostly
+the overhead of single operations, so here norms take three, queries and keys are normalised and rotated together, and
+the weight of their norm is part of the rotary tables. On a CPU linear maps are kept twice: transposed, which is
+fastest for one position, and packed by oneDNN, which takes hardly longer for five positions than for one.
+
+The weights are those at the time it was made: training on does not reach it. Never here: sampling, training, more than
+one sequence.
+
+Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size, H heads, K head
+dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.model import NORM_EPS, Layer, Transformer
+
+PACKED_FOR = 4  # positions in a pass, about: the blocking that oneDNN chooses depends on it
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def linear(weight: Tensor) -> Linear:
+    """x (T, in) to (T, out) for a weight (out, in)."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight)
+    transposed = weight.t().contiguous()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda x: x @ transposed if len(x) == 1 else product(x, packed, None, "none", [], "")
+
+
+def rms_norm(x: Tensor, smallest: Tensor) -> Tensor:
+    """x / rms(x) / sqrt(size), where `smallest` is sqrt(size * epsilon): one operation less than taking the mean."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), smallest)
+
+
+class Weights(NamedTuple):
+    """Of one layer. Norm weights include the sqrt(size) that `rms_norm` leaves out."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    turn_SGK: Tensor  # queries' and keys' heads, G = 2H: norm weight times cosine,
+    turn_other_SGK: Tensor  # and times sine, for the other one of each pair
+    proj: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    keys_SHK: Tensor
+    values_SHK: Tensor
+
+
+class Decoder:
+    """Hidden states of a sequence's next tokens, given those before; `length` positions are in the cache.
+
+    S is fixed: positions past the training length have no meaning to a rotary model, so whoever decodes must `rollback`
+    and begin again before the cache overflows (`generate` does).
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer):
+        config = model.config
+        self.max_length, self.length = config.seq_length, 0
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.device = model.embed.weight.device
+        self.embedding_VD = model.embed.weight
+        self.smallest, self.smallest_head = (
+            torch.tensor((size * NORM_EPS) ** 0.5, device=self.device) for size in (config.hidden_size, config.head_dim)
+        )
+        self.norm = model.norm.weight * config.hidden_size**0.5
+        self.output = linear(model.output.weight)
+        self.layers = [self._weights(layer, model.cos, model.sin) for layer in model.layers]
+
+    def _weights(self, layer: nn.Module, cos_SP: Tensor, sin_SP: Tensor) -> Weights:
+        assert isinstance(layer, Layer)
+        attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
+        norms = attention.q_norm.weight, attention.k_norm.weight
+        weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
+        cache = torch.empty(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
+        return Weights(
+            layer.attention_norm.weight * scale,
+            linear(attention.qkv.weight),
+            torch.cat((cos_SP, cos_SP), dim=-1).unsqueeze(1) * weight_GK,
+            torch.cat((-sin_SP, sin_SP), dim=-1).unsqueeze(1) * weight_GK.roll(self.head_dim // 2, dims=-1),
+            linear(attention.proj.weight),
+            layer.mlp_norm.weight * scale,
+            linear(mlp.gate_up.weight),
+            linear(mlp.down.weight),
+            *cache,
+        )
+
+    def rollback(self, length: int) -> None:
+        """Forget everything after the first `length` positions, at no cost."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def __call__(self, tokens: Sequence[int]) -> Tensor:
+        """(T, D): the states after the final norm, of `tokens` placed behind the cached positions."""
+        end = self.length + len(tokens)
+        assert end <= self.max_length, "the caller begins again before the cache overflows"
+        x_TD = self.embedding_VD[torch.tensor(tokens, device=self.device)]
+        mask_TE = None
+        if self.length and len(tokens) > 1:
+            mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(self.length + 1)
+        for weights in self.layers:
+            x_TD = x_TD + self._attention(rms_norm(x_TD, self.smallest) * weights.attention_norm, weights, end, mask_TE)
+            gate, up = weights.gate_up(rms_norm(x_TD, self.smallest) * weights.mlp_norm).chunk(2, dim=-1)
+            x_TD = x_TD + weights.down(F.silu(gate) * up)
+        self.length = end
+        return rms_norm(x_TD, self.smallest) * self.norm
+
+    def _attention(self, x_TD: Tensor, weights: Weights, end: int, mask_TE: Tensor | None) -> Tensor:
+        T, start, num_heads = len(x_TD), self.length, self.num_heads
+        qkv = weights.qkv(x_TD).view(T, 3 * num_heads, self.head_dim)
+        qk = rms_norm(qkv[:, : 2 * num_heads], self.smallest_head)
+        turned = qk * weights.turn_SGK[start:end]
+        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), weights.turn_other_SGK[start:end])
+        weights.keys_SHK[start:end] = qk[:, num_heads:]
+        weights.values_SHK[start:end] = qkv[:, 2 * num_heads :]
+        q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], weights.keys_SHK[:end], weights.values_SHK[:end]))
+        whole = T > 1 and mask_TE is None
+        y = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask_TE, is_causal=whole)
+        return weights.proj(y[0].transpose(0, 1).reshape(T, -1))

@@ -1,0 +1,129 @@
+"""The rule that turns logits into the next token, and what makes it exact for drafted tokens too.
+
+`process_logits` is the whole sampling rule as one pure function; trunk and drafter go through the very same one, with
+the n-grams of the text as it would be at that place. `Sampler.settle` then keeps or replaces a draft such that the text
+is distributed as without drafts (Leviathan et al., arXiv 2211.17192). Everything here happens on the CPU in fp32, so that a
+seed gives the same text on every device whose logits agree. Never here: models, the global random generators.
+
+Shapes: V vocabulary, N tokens a drafter knows, the first of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FIRST_CANDIDATES = 256  # tokens in which a nucleus is looked for at first, in place of sorting the vocabulary
+
+
+class NgramBlocker:
+    """A text, and which tokens would repeat an n-gram of it: for every n-1 tokens seen, what followed them. With n = 0
+    there are none.
+
+    The lists are stacks, so that `rollback` undoes `append` exactly, as a rejected draft needs it.
+    """
+
+    def __init__(self, tokens: Sequence[int] = (), n: int = 3):
+        assert n == 0 or n >= 2
+        self.n = n
+        self.tokens: list[int] = []
+        self._followers: dict[tuple[int, ...], list[int]] = {}
+        for token in tokens:
+            self.append(token)
+
+    def _context(self) -> tuple[int, ...]:
+        return tuple(self.tokens[1 - self.n :])
+
+    def append(self, token: int) -> None:
+        if self.n and len(self.tokens) >= self.n - 1:
+            self._followers.setdefault(self._context(), []).append(token)
+        self.tokens.append(token)
+
+    def rollback(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        while len(self.tokens) > length:
+            self.tokens.pop()
+            if self.n and len(self.tokens) >= self.n - 1:
+                self._followers[self._context()].pop()
+
+    def banned(self) -> list[int]:
+        """The tokens that must not come next."""
+        return self._followers.get(self._context(), []) if self.n else []
+
+
+def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
+    """If every token is banned, none is: a repeated n-gram is better than no text."""
+    known = sorted({token for token in banned if token < len(logits_V)})
+    if not 0 < len(known) < len(logits_V):
+        return logits_V
+    return logits_V.index_fill(0, torch.tensor(known, device=logits_V.device), float("-inf"))
+
+
+def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float, top_p: float) -> Tensor:
+    """The distribution the next token is drawn from, (V,) in fp32: ban, temperature, softmax, nucleus.
+
+    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p`, never empty (Holtzman et al.,
+    arXiv 1904.09751). `temperature` 0 is greedy: all mass on the best token.
+    """
+    logits_V = ban(logits_V.float(), banned)
+    if temperature == 0:
+        return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
+    probabilities_V = torch.softmax(logits_V / temperature, dim=-1)
+    if top_p >= 1:
+        return probabilities_V
+    num_candidates = 0
+    while True:  # most nuclei are small, and sorting a vocabulary takes as long as a small model's whole pass
+        num_candidates = min(8 * num_candidates or FIRST_CANDIDATES, len(probabilities_V))
+        ordered, order = probabilities_V.topk(num_candidates)
+        mass = ordered.cumsum(-1)
+        if mass[-1] >= top_p or num_candidates == len(probabilities_V):
+            break
+    kept = mass - ordered < top_p
+    kept[0] = True
+    nucleus_V = torch.zeros_like(probabilities_V).index_copy_(0, order, ordered * kept)
+    return nucleus_V / nucleus_V.sum()
+
+
+def draw(weights_V: Tensor, generator: torch.Generator) -> int:
+    """A token with probability proportional to its weight; `torch.multinomial` takes 20 times as long."""
+    mass_V = weights_V.cumsum(-1, dtype=torch.float64)
+    point = torch.rand((), dtype=torch.float64, generator=generator) * mass_V[-1]
+    return int(torch.searchsorted(mass_V, point, right=True))
+
+
+class Draft(NamedTuple):
+    token: int
+    distribution_N: Tensor | None  # that it was drawn from; None: it was the best token
+
+
+class Sampler:
+    """Chooses the tokens that follow `text`, which the caller extends by what is chosen."""
+
+    def __init__(self, text: NgramBlocker, temperature: float, top_p: float, generator: torch.Generator):
+        self.text, self.temperature, self.top_p, self.generator = text, temperature, top_p, generator
+
+    def _distribution(self, logits_V: Tensor) -> Tensor:
+        return process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
+
+    def draft(self, logits_N: Tensor) -> Draft:
+        if self.temperature == 0:
+            return Draft(int(ban(logits_N, self.text.banned()).argmax()), None)
+        distribution_N = self._distribution(logits_N)
+        return Draft(draw(distribution_N, self.generator), distribution_N)
+
+    def settle(self, logits_V: Tensor, draft: Draft | None) -> int:
+        """The next token, by the trunk's logits. A draft y ~ q is kept with probability min(1, p(y) / q(y)), or else
+        replaced by one drawn from max(0, p - q): either way the token is distributed as p."""
+        token, q_N = draft or (0, None)
+        if q_N is None:
+            return self.draft(logits_V).token
+        p_V = self._distribution(logits_V)
+        if torch.rand((), generator=self.generator) * q_N[token] < p_V[token]:
+            return token
+        rest_V = p_V.clone()
+        rest_V[: len(q_N)] -= q_N
+        rest_V.clamp_(min=0)
+        return draw(rest_V if rest_V.any() else p_V, self.generator)  # none is left if p is q but for rounding

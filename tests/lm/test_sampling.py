@@ -1,0 +1,70 @@
+"""Nucleus, ban and n-gram blocker do exactly what they promise."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from lm.sampling import NgramBlocker, draw, process_logits
+
+
+def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
+    """The definition, in exact sums: take tokens by falling probability until their mass reaches top_p."""
+    kept: list[int] = []
+    mass = Fraction(0)
+    for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
+        kept.append(token)
+        mass += Fraction(probabilities[token])
+        if mass >= top_p:
+            break
+    return set(kept)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("size", [50, 3000])  # of the larger, some nuclei have more than the first candidates
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, size):
+    for seed in range(5):
+        logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
+        full = process_logits(logits, (), 0.7, 1.0)
+        torch.testing.assert_close(full, torch.softmax(logits / 0.7, -1))
+        nucleus = process_logits(logits, (), 0.7, top_p)
+        kept = reference_nucleus(full.tolist(), top_p)
+        assert set(nucleus.nonzero().flatten().tolist()) == kept
+        expected = torch.where(nucleus > 0, full, 0)
+        torch.testing.assert_close(nucleus, expected / expected.sum())
+
+
+def test_nucleus_edges():
+    quarter = torch.tensor([0.5, 0.25, 0.25]).log()
+    assert len(process_logits(quarter, (), 1.0, 0.75).nonzero()) == 2  # reached, not exceeded
+    assert process_logits(quarter, (), 1.0, 0.0).tolist() == [1, 0, 0]
+    assert process_logits(quarter, (), 0.0, 0.5).tolist() == [1, 0, 0]
+
+
+def test_banned_tokens_have_no_mass_unless_all_are_banned():
+    logits = torch.tensor([3.0, 2.0, 1.0])
+    assert process_logits(logits, [0, 0], 0, 1.0).tolist() == [0, 1, 0]
+    torch.testing.assert_close(
+        process_logits(logits, [1], 1.0, 1.0), torch.softmax(torch.tensor([3, -torch.inf, 1]), -1)
+    )
+    torch.testing.assert_close(process_logits(logits, [0, 1, 2], 1.0, 1.0), torch.softmax(logits, -1))
+    assert logits.tolist() == [3.0, 2.0, 1.0]  # the model's logits stay as they were
+
+
+def test_blocker_rollback_undoes_append():
+    tokens = [1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 2]
+    blocker = NgramBlocker(tokens[:6])
+    for token in tokens[6:]:
+        blocker.append(token)
+    assert sorted(set(blocker.banned())) == [3, 4]
+    for length in range(len(tokens), -1, -1):
+        blocker.rollback(length)
+        assert sorted(blocker.banned()) == sorted(NgramBlocker(tokens[:length]).banned())
+
+
+def test_what_is_drawn_has_weight_and_what_has_weight_is_drawn():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0])
+    drawn = [draw(weights, generator) for _ in range(2000)]
+    assert set(drawn) == {1, 3}
+    assert 0.71 < drawn.count(1) / 2000 < 0.79
