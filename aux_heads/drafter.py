@@ -27,7 +27,7 @@ class HeadDrafter:
     """`heads` as of `build_heads`, with dynamics and policy; without value there are always as many drafts as may be."""
 
     def __init__(self, heads: nn.ModuleDict, embedding_VD: Tensor, output_VD: Tensor):
-        dynamics, value = heads["dynamics"], heads["value"] if "value" in heads else None
+        dynamics, value = heads["dynamics"], dict(heads).get("value")
         assert isinstance(dynamics, Dynamics)
         assert value is None or isinstance(value, Value)
         self.dynamics, self.value = dynamics, value
