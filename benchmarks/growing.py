@@ -73,7 +73,7 @@ def compare(machine: Machine, found: dict[tuple[int, int], dict]) -> None:
     flops = [estimate.flops_per_token(p.model, 8192, p.auxiliary, TOKENS) / machine.matmul_flops for p in presets]
     peak = [[value / machine.matmul_flops for value in column] for column in (channels, scores)]
     share, channel, score = fit([flops, *peak], [result["seconds"] for result in found.values()])
-    print(f"time: CPU_EFFICIENCY {1 / share:.2f}, CHANNEL_FLOPS {channel:,.0f}, SCORE_FLOPS {score:,.0f}")
+    print(f"time: MATMUL_EFFICIENCY {1 / share:.2f}, CHANNEL_FLOPS {channel:,.0f}, SCORE_FLOPS {score:,.0f}")
     held = [3 * 4 * estimate.num_parameters(model, 8192) for model in models]
     columns = [[1.0] * len(models), held, [TOKENS * n for n in channels], [TOKENS * n for n in scores]]
     process, copies, channel, score = fit(columns, [result["memory"] for result in found.values()])

@@ -19,17 +19,15 @@ TRANSITION_SQUARES = 12  # weights of dynamics, in squares of the width
 VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
-# Fitted to the peak resident memory of compiled bf16 steps on a CPU (256x2 and 384x5, 8k and 16k tokens a micro-batch).
-LAYER_BYTES, SCORE_BYTES = 35, 9  # kept for backward: a channel of one layer and token; one attention score
+# Fitted to compiled bf16 steps on a CPU, 128 to 1024 wide, 256 to 4,096 tokens of context (benchmarks/growing.py).
+LAYER_BYTES, SCORE_BYTES = 58, 4.4  # kept for backward: a channel of one layer and token; one attention score
 FP32_FACTOR, EAGER_FACTOR = 1.7, 2.0  # of those bytes, without bf16 and without torch.compile
-PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
+PROCESS_BYTES = {"cpu": 460_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
-CPU_EFFICIENCY, EAGER_CPU_EFFICIENCY = (
-    0.65,
-    0.5,
-)  # of the matmul peak: 3.4k tokens/s of 85 MFLOP, 16.3k of 17, at 440 GFLOP/s
+MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.93, 0.5  # of the matmul peak; eagerly with all the rest of a step
+CHANNEL_FLOPS, SCORE_FLOPS = 18_000, 780  # in whose time a compiled step handles a layer's channel, an attention score
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
 
 
@@ -106,7 +104,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within about a third of what was measured; a trial step knows better.
+    Within 6% of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
@@ -170,14 +168,16 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
         return token_budget / speed
     model, train = preset.model, preset.train
     tokens_per_step = train.per_gpu_batch_size * train.accumulation_steps * model.seq_length * world_size
+    flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
     if machine.device == "cuda":
         efficiency = GPU_EFFICIENCY * min(1, model.hidden_size / GPU_FULL_WIDTH)
-    else:
-        efficiency = CPU_EFFICIENCY if machine.compiled else EAGER_CPU_EFFICIENCY
-    flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
-    # Several processes on one CPU share its cores; several GPUs add up.
-    devices = world_size if machine.device == "cuda" else 1
-    return token_budget * flops / (machine.matmul_flops * efficiency * devices)
+        return token_budget * flops / (machine.matmul_flops * efficiency * world_size)
+    # Several processes on one CPU share its cores.
+    if not machine.compiled:
+        return token_budget * flops / (machine.matmul_flops * EAGER_CPU_EFFICIENCY)
+    channels, scores = model.num_layers * model.hidden_size, scores_per_token(model)
+    flops = flops / MATMUL_EFFICIENCY + channels * CHANNEL_FLOPS + scores * SCORE_FLOPS
+    return token_budget * flops / machine.matmul_flops
 
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
