@@ -10,12 +10,12 @@ def decode(tokens: list[int]) -> str:
 
 
 def test_marks_stand_below_their_characters_and_harder_is_higher():
-    pieces = [("easy", 0.0), (" mid", 3.1), ("\n\thard", 9.0), (" unknown", None)]
+    pieces = [("easy", 0.0), (" mid", 3.1), ("\n\tunknown", None), (" hard", 9.0)]
     assert marked_lines(pieces).split("\n") == [
         "easy mid",
         MARKS[0] * 4 + MARKS[4] * 4,
-        "    hard unknown",
-        MARKS[7] * 8,
+        "    unknown hard",
+        " " * 11 + MARKS[7] * 5,
     ]
     levels = [level(nats / 10) for nats in range(100)]
     assert levels == sorted(levels)
