@@ -36,14 +36,18 @@ TEXTS = ("The", "def main(", "Q: What is the capital of", "import ", "In the mor
 SAMPLINGS = {"temperature 0.8, top-p 0.95, 3-grams blocked": 0.8, "greedy, 3-grams blocked": 0.0}
 
 
-class Fixed(HeadDrafter):
+class Fixed:
     """As many drafts each time."""
 
-    num_drafts = 1
+    def __init__(self, drafter: HeadDrafter, num_drafts: int):
+        self.drafter, self.num_drafts = drafter, num_drafts
 
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
-        super().begin(hidden_D, tokens)
+        self.drafter.begin(hidden_D, tokens)
         return self.num_drafts
+
+    def step(self, token: int) -> Tensor:
+        return self.drafter.step(token)
 
 
 class Lookup:
@@ -60,12 +64,6 @@ class Lookup:
 
     def step(self, token: int) -> Tensor:
         return torch.full((self.vocab_size,), -1e9).index_fill_(0, torch.tensor(next(self.coming)), 0.0)
-
-
-def fixed(drafter: HeadDrafter, num_drafts: int) -> Fixed:
-    found = Fixed(drafter.heads, drafter.embedding_VD, drafter.embedding_VD)
-    found.output_DN, found.num_drafts = drafter.output_DN, num_drafts
-    return found
 
 
 def transformers_model(state: dict, end_of_text: int):
@@ -122,7 +120,7 @@ def measure(folder: Path, temperature: float, num_rounds: int) -> None:
     best = max(cores, key=lambda threads: speeds[f"plain, {threads} threads"][0])
     drafters: dict[str, Drafter] = {"lookup": Lookup(len(model.embed.weight))}
     if heads:
-        drafters |= {"heads, as value says": heads, **{f"heads, {n} drafts": fixed(heads, n) for n in (1, 2, 3)}}
+        drafters |= {"heads, as value says": heads, **{f"heads, {n} drafts": Fixed(heads, n) for n in (1, 2, 3)}}
     draftings = {name: Drafting(drafter) for name, drafter in drafters.items()}
     arms |= {name: (ours(drafting), best) for name, drafting in draftings.items()}
     speeds = {name: [] for name in arms}
