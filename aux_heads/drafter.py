@@ -20,7 +20,7 @@ from aux_heads.inputs import UNROLL_STEPS
 from aux_heads.value import Value
 
 NUM_TOKENS = 2048
-NATS = 10.0  # drafts are made for so many predicted nats, rounded, and for as many steps as were trained at most
+NATS = 16.0  # drafts are made for so many predicted nats, rounded, and for as many steps as were trained at most
 
 
 class HeadDrafter:
