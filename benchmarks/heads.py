@@ -39,6 +39,7 @@ from lm.machine import measure_machine
 from lm.model import Transformer
 
 TRAINING_ROWS, PENALTIES = 1_600, (1e-6, 1e-4, 1e-2, 1.0)
+CHUNK = 65_536  # rows of a regression at a time
 CANDIDATES, PREFIX, BIGRAM_BACKOFF = 256, 32, 20.0
 BINS = 20
 
@@ -74,14 +75,17 @@ def ridge(features: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
     """A linear map with an offset, (M, ...) -> (M, ...), fitted by least squares with the best of PENALTIES."""
 
     def normal(rows: slice) -> tuple[Tensor, Tensor]:
-        ones = F.pad(features[rows].double(), (0, 1), value=1.0)
-        return ones.T @ ones, ones.T @ targets[rows].double()
+        gram = product = torch.zeros(())
+        for x, y in zip(features[rows].split(CHUNK), targets[rows].split(CHUNK), strict=True):
+            x1 = F.pad(x.double(), (0, 1), value=1.0)
+            gram, product = gram + x1.T @ x1, product + x1.T @ y.double()
+        return gram, product
 
     def solve(gram: Tensor, product: Tensor, penalty: float) -> Tensor:
         return torch.linalg.solve(gram + penalty * gram.diagonal().mean() * torch.eye(len(gram)), product)
 
     def predict(weights: Tensor, features: Tensor) -> Tensor:
-        return (F.pad(features.double(), (0, 1), value=1.0) @ weights).float()
+        return torch.cat([(x.double() @ weights[:-1] + weights[-1]).float() for x in features.split(CHUNK)])
 
     fitted, kept = slice(0, len(features) * 9 // 10), slice(len(features) * 9 // 10, None)
     gram, product = normal(fitted)
