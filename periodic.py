@@ -184,11 +184,10 @@ def sample(run: Run, say: Say) -> None:
     for number, (label, prompt) in enumerate(prompts(run)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
         tokens = []
-        with run.learner.autocast():
-            for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
-                tokens.append(token)
-                if run.stop():
-                    return
+        for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
+            tokens.append(token)
+            if run.stop():
+                return
         pieces = pieces_of(tokens, difficulty(run, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
         marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in run.learner.heads and tokens else ""
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))

@@ -30,6 +30,8 @@ from lm.model_card import RunFacts, SourceFacts
 from lm.talk import talk
 from stop import interruptible
 
+DRAFTING_PAYS_FROM = 8  # layers: below, drafts cost more than the passes that they spare (benchmarks/LOG.md)
+
 
 def use(action: str, folder: Path) -> None:
     """Talk to the model of a run in `folder` or its archive, or export it."""
@@ -51,7 +53,7 @@ def use(action: str, folder: Path) -> None:
             encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
             decode=tokenizer.decode,
             stop_token=end_of_text,
-            drafter=load_drafter(state, model),
+            drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
             ask=ask,
         )
 
@@ -150,19 +152,20 @@ class PassageEmbedder:
         assert isinstance(head, SpanContrastive)
         self.head = head
 
-    def tokens(self, text: str) -> Tensor:
-        """(T,) beginning with the token that begins a document; as many of the last as the model can read."""
-        ids = [self.end_of_text, *self.tokenizer.encode(text, add_special_tokens=False).ids]
-        return torch.tensor(ids[-self.model.config.seq_length :])
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     @torch.no_grad()
     def of(self, texts: list[str]) -> Tensor:
-        means = [self.model.embed(self.tokens(text)).mean(0) for text in texts]
+        means = [self.model.embed(torch.tensor(self.tokens(text) or [self.end_of_text])).mean(0) for text in texts]
         return F.normalize(self.head.of_text(torch.stack(means)), dim=-1)
 
     @torch.no_grad()
     def coming(self, texts: list[str]) -> Tensor:
-        states = [self.model(self.tokens(text)[None])[0, -1] for text in texts]
+        """Of each text as many of the last tokens as the model can read."""
+        room = self.model.config.seq_length - 1
+        read = [torch.tensor([[self.end_of_text, *self.tokens(text)[-room:]]]) for text in texts]
+        states = [self.model(tokens)[0, -1] for tokens in read]
         return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
 
 

@@ -6,8 +6,8 @@ without heads. Trunk and heads are two compiled graphs, so that the trunk's does
 
 What a weight does: `total = loss_sum + num_tokens * sum_h weight_h * loss_h`. Summed over micro-batches and divided by
 the step's token count, that is the exact mean next-token loss plus token-weighted head losses. While the heads read
-detached states, a weight scales only the gradients of parameters no other loss reaches, and Adam divides such a scale
-out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`,
+detached states, a weight scales only the gradients of parameters no other loss reaches, and Muon and Adam divide such a
+scale out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`,
 which share the transition. With a trunk gradient the weights trade the heads against the language model.
 """
 

@@ -79,7 +79,7 @@ class Value(nn.Module):
     @staticmethod
     def expectation(logits: Tensor) -> Tensor:
         """Predicted nats a token (...) from (..., NUM_BINS)."""
-        return logits.softmax(-1) @ torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)
+        return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)).sum(-1)
 
     def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:
         positions_BS = x.samples["positions"]

@@ -199,7 +199,7 @@ class DataConfig(Section):
 
 
 WEIGHED = (
-    "Against the language model's own loss if trunk_gradient lets heads reach it; if not, Adam divides a weight out "
+    "Against the language model's own loss if trunk_gradient lets heads reach it; if not, Muon and Adam divide it out "
     "again: then only the ratio of dynamics and policy counts, which train the same transition."
 )
 

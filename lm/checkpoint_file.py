@@ -169,7 +169,7 @@ def read(path: Path) -> dict[str, Any]:
     if state["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {state['format_version']}, and this version of the program reads format "
-            f"{FORMAT_VERSION}: use the version that wrote it."
+            f"{FORMAT_VERSION}: use the version that wrote it, or move the run elsewhere to begin anew."
         )
     if problem := _problem_with(state) or (_not_finite(state) and "its weights are not numbers throughout"):
         raise Damaged(problem)

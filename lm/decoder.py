@@ -1,11 +1,12 @@
 """The trunk in the form that continues one sequence: a key-value cache, few and small operations, weights laid out for it.
 
-`Decoder(model)` computes what `Transformer.forward` computes, in the same precision. A token of a small model is mostly
-the overhead of single operations, so here norms take three, queries and keys are normalised and rotated together, and
-the weight of their norm is part of the rotary tables. On a CPU linear maps are kept twice: transposed, which is
-fastest for one position, and packed by oneDNN, which takes hardly longer for five positions than for one.
+`Decoder(model)` computes what `Transformer.forward` computes, in the precision of the weights: outside of autocast. A
+token of a small model is mostly the overhead of single operations, so here norms take three, queries and keys are
+normalised and rotated together, and the weight of their norm is part of the rotary tables. On a CPU linear maps are
+kept twice: transposed, which is fastest for one position, and packed by oneDNN, which takes hardly longer for five
+positions than for one.
 
-The weights are those at the time it was made: training on does not reach it. Never here: sampling, training, more than
+Made anew after the model has been trained on: some weights are copies, some are not. Never here: sampling, training, more than
 one sequence.
 
 Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size, H heads, K head
@@ -104,6 +105,7 @@ class Decoder:
 
     def __call__(self, tokens: Sequence[int]) -> Tensor:
         """(T, D): the states after the final norm, of `tokens` placed behind the cached positions."""
+        assert not torch.is_autocast_enabled(self.device.type), "packed weights have one precision"
         end = self.length + len(tokens)
         assert end <= self.max_length, "the caller begins again before the cache overflows"
         x_TD = self.embedding_VD[torch.tensor(tokens, device=self.device)]

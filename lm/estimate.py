@@ -32,7 +32,7 @@ GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GP
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
-    """Parameters of the blocks' matrices: all that Muon updates."""
+    """Parameters of the blocks' matrices, which Muon updates."""
     return model.num_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size)
 
 
@@ -61,7 +61,7 @@ def flops_per_token(
     """Forward and backward of trunk, output layer and heads, and the optimizer's share if `tokens_per_step` is given.
 
     6 for each matmul parameter, and causal attention, where a token sees T/2 others on average (PaLM, arXiv 2204.02311,
-    appendix B). Muon: five Newton-Schulz steps a matrix and step, each 4 r^2 c + 2 r^3 (lm/optim.py).
+    appendix B). Muon: five Newton-Schulz steps a matrix and step, each 4 r^2 c + 2 r^3, r the shorter side (lm/optim.py).
     """
     width, inner = model.hidden_size, model.mlp_size
     flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
@@ -76,6 +76,9 @@ def flops_per_token(
         short, long = min(width, inner), max(width, inner)
         orthogonalized = 4 * 6 * width**3 + 3 * (4 * short**2 * long + 2 * short**3)
         flops += 5 * model.num_layers * orthogonalized / tokens_per_step
+        # Of the heads' matrices dynamics' are the largest by far: (D, 2D) twice and (4D, 2D).
+        if auxiliary.enable_dynamics or auxiliary.enable_policy:
+            flops += 5 * width**3 * (2 * (4 * 2 + 2) + (4 * 16 + 2 * 8)) / tokens_per_step
     return flops
 
 

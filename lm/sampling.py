@@ -71,7 +71,8 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
     logits_V = ban(logits_V.float(), banned)
     if temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    probabilities_V = torch.softmax(logits_V / temperature, dim=-1)
+    # The largest is taken off first: divided by a tiny temperature, the others may overflow.
+    probabilities_V = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     if top_p >= 1:
         return probabilities_V
     num_candidates = 0
