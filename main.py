@@ -182,7 +182,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
     for source in sources:
         for notice in source.notices:
             say(notice)
-    compiling = " (compiling it first: up to two minutes, once for each model shape)" if run.learner.compiled else ""
+    compiling = " (compiling it first: up to two minutes, once per model shape)" if run.learner.compiled else ""
     say(f"trying one step{compiling}")
     seconds = trial(run)
     tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds

@@ -103,7 +103,9 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
             return Choice("preset", entry.path), f"start {entry.path.stem}, {human_time(entry.seconds)} here{because}"
         passed_over.append(f"{entry.path.stem}: {obstacle}")
     reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
-    raise UserError(f"no preset is ready to be started by Enter:{reasons}\nchoose one by name, or mend its sources")
+    raise UserError(
+        f"no preset is ready to be started by Enter:{reasons}\nchoose one by number or name, or mend its sources"
+    )
 
 
 def render_menu(menu: Menu) -> str:
@@ -133,7 +135,9 @@ def _entry_lines(entry: MenuEntry) -> list[str]:
     """Most important first: what it is and costs, whether it can start, the sentence."""
     title = f"{entry.number:02d}  {clip(entry.preset.name if entry.preset else entry.path.stem, 22):<22}"
     if entry.preset is None:
-        return [f"{title}  broken", f"    ✗ {(entry.error or 'unreadable').splitlines()[0]}"]
+        problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
+        hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
+        return [f"{title}  broken", f"    ✗ {problem}{hint}"]
     size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7}"
     sources = [f"✓ {source.label}" if source.ok else f"✗ {source.label}" for source in entry.sources]
     why = next((f" ({source.detail})" for source in entry.sources if not source.ok and source.detail), "")
@@ -200,7 +204,8 @@ def _understand(answer: str, menu: Menu) -> Choice:
             raise LookupError(f"{clip(answer, 40)!r} could be {' or '.join(entry.path.stem for entry in found)}")
     names = list(dict.fromkeys(_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")))
     close = difflib.get_close_matches(word, [*names, *long_forms], n=1, cutoff=0.5)
-    nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join([*names, *choices])}"
+    answers = [*(entry.path.stem for entry in menu.entries), *choices]
+    nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join(answers)}"
     raise LookupError(f"there is no {clip(answer, 40)!r}; {nearest}")
 
 

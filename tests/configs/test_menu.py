@@ -148,7 +148,7 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     choice, said = answer(MENU, "best_genral", "7", "n", "1")
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
-    assert "there is no '7'" in said
+    assert "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1" in said
 
 
 def test_a_wrong_name_without_a_terminal_is_an_error():
@@ -210,8 +210,9 @@ def test_the_menu_shows_what_a_choice_costs_and_needs():
     shown = render_menu(dataclasses.replace(MENU, entries=[entry("00_a", silent=("c4",)), BROKEN]))
     for part in ("00  a", "15.1M", "1.2 GB", "1 h 0 min", "✓ wikipedia", "✗ c4 (connection refused)", "One sentence"):
         assert part in shown
-    for part in ("03_mine", "name is missing", "r  resume", "34.0M of 100M", "a1  take up", "t  talk", "e  export"):
+    for part in ("03_mine", "✗ name is missing; allowed: text", "r  resume", "34.0M of 100M", "a1  take up", "t  talk"):
         assert part in shown
+    assert "e  export" in shown
 
 
 def test_without_a_model_there_is_nothing_to_talk_to():
