@@ -102,11 +102,14 @@ class HeldOutHeads:
     def means(self) -> dict[str, float]:
         """Of all ranks; the first has the names, since it alone is sure to have rows."""
         names = self.run.world.from_first(lambda: list(self.batches[0][1]))
-        totals = torch.zeros(1 + len(names), dtype=torch.float64)
+        totals = torch.zeros(
+            2, len(names), dtype=torch.float64
+        )  # sums, and the tokens of batches where something counted
         for tokens, measured in self.batches:
-            totals += torch.tensor([1.0, *(float(measured[name]) for name in names)]) * tokens.cpu()
-        tokens, *sums = self.run.world.sum(totals).tolist()
-        return {name: total / tokens for name, total in zip(names, sums, strict=True)}
+            values = torch.tensor([float(measured[name]) for name in names], dtype=torch.float64)
+            totals += torch.stack((values.nan_to_num(), ~values.isnan())) * tokens.cpu()
+        sums, tokens = self.run.world.sum(totals).tolist()
+        return {name: sums[i] / tokens[i] for i, name in enumerate(names) if tokens[i]}
 
 
 def source_records(run: Run, stream: Stream) -> dict[str, dict]:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, scale_gradient
+from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
 
 LATENT_GRADIENT_SCALE = 0.5  # per unrolled step
 
@@ -84,8 +84,8 @@ class Dynamics(nn.Module):
             cosine_KBS = F.cosine_similarity(latents_KBSD - mean_D, targets_KBSD - mean_D, dim=-1)
             for k in range(UNROLL_STEPS):
                 reached_BS = reached_KBS[k]
-                error = masked_mean(error_KBSD[k].square().mean(-1), reached_BS)
-                copy_error = masked_mean(copy_error_KBSD[k].square().mean(-1), reached_BS)
+                error = measured_mean(error_KBSD[k].square().mean(-1), reached_BS)
+                copy_error = measured_mean(copy_error_KBSD[k].square().mean(-1), reached_BS)
                 measures[f"error_vs_copy_{k + 1}"] = error / copy_error.clamp(min=1e-8)
-                measures[f"centred_cosine_{k + 1}"] = masked_mean(cosine_KBS[k], reached_BS)
+                measures[f"centred_cosine_{k + 1}"] = measured_mean(cosine_KBS[k], reached_BS)
         return HeadOutput(loss, measures)

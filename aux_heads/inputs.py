@@ -68,8 +68,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+def measured_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Likewise, for measures: NaN where nothing counts, since 0 would be taken for a result."""
+    return (values * mask).sum() / mask.sum()
+
+
 def masked_correlation(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Pearson correlation of a and b where `mask`; 0 if either is constant."""
-    a = (a - masked_mean(a, mask)) * mask
-    b = (b - masked_mean(b, mask)) * mask
+    """Pearson correlation of a and b where `mask`; 0 if either is constant, NaN where nothing counts."""
+    a = (a - measured_mean(a, mask)) * mask
+    b = (b - measured_mean(b, mask)) * mask
     return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-8)

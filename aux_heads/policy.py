@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from aux_heads.dynamics import Unrolled
-from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean
+from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean
 
 LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits
@@ -55,7 +55,7 @@ class Policy(nn.Module):
             copy_BPV = torch.softmax((copy_BPD @ x.output_VD.T).float(), dim=-1)
             accepted["copy_acceptance"] = torch.minimum(p_BPV, copy_BPV).sum(-1)
         measures = {
-            f"{name}_{k}": masked_mean(accepted_BP, reached_BP & (steps_BP == k))
+            f"{name}_{k}": measured_mean(accepted_BP, reached_BP & (steps_BP == k))
             for name, accepted_BP in accepted.items()
             for k in range(1, UNROLL_STEPS + 1)
         }

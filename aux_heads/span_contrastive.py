@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aux_heads.inputs import HeadInput, HeadOutput, at, masked_mean
+from aux_heads.inputs import HeadInput, HeadOutput, at, masked_mean, measured_mean
 
 SPAN_LENGTH = 8  # tokens
 EMBEDDING_SIZE = 128
@@ -87,9 +87,9 @@ class SpanContrastive(nn.Module):
         )
         parts = [self._group(*group) for group in groups]
         weights = torch.stack([part["num_spans"] for part in parts])
-        mean = {name: masked_mean(torch.stack([part[name] for part in parts]), weights) for name in parts[0]}
-        del mean["num_spans"]
-        return HeadOutput(mean.pop("loss"), mean)
+        columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0] if name != "num_spans"}
+        loss = masked_mean(columns.pop("loss"), weights)
+        return HeadOutput(loss, {name: measured_mean(column, weights) for name, column in columns.items()})
 
     def _group(
         self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aux_heads.dynamics import Unrolled
-from aux_heads.inputs import HeadInput, HeadOutput, at, masked_correlation, masked_mean
+from aux_heads.inputs import HeadInput, HeadOutput, at, masked_correlation, masked_mean, measured_mean
 
 HORIZON = 32  # tokens
 NUM_BINS = 64
@@ -96,8 +96,8 @@ class Value(nn.Module):
             loss = loss + LATENT_LOSS_WEIGHT * latent_loss
 
         predicted_BS = self.expectation(logits.detach())
-        error = masked_mean((predicted_BS - y_BS).square(), counts_BS)
-        variance = masked_mean((y_BS - masked_mean(y_BS, counts_BS)).square(), counts_BS)
+        error = measured_mean((predicted_BS - y_BS).square(), counts_BS)
+        variance = measured_mean((y_BS - measured_mean(y_BS, counts_BS)).square(), counts_BS)
         measures = {
             "r2": 1 - error / variance.clamp(min=1e-8),
             "correlation": masked_correlation(predicted_BS, y_BS, counts_BS),

@@ -361,7 +361,7 @@ def prove(text: Text, out: Path, seed: int) -> Figures:
 def show(found: list[Figures]) -> None:
     tables: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for table, row, column in found[0]:
-        values = [figures[table, row, column] for figures in found]
+        values = [figures[table, row, column] for figures in found if (table, row, column) in figures]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         tables[table][row][column] = f"{statistics.mean(values):.3f}{spread}"
     for table, rows in tables.items():

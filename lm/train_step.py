@@ -139,7 +139,10 @@ class TrainStep:
                 optimizer.step()
         self.clear()
         self._count(skipped)
-        measured = {name: mean / self.world.size for name, mean in zip(heads, means, strict=True)}
+        # What a head found nothing to measure in is NaN.
+        measured = {
+            name: mean / self.world.size for name, mean in zip(heads, means, strict=True) if not math.isnan(mean)
+        }
         return StepResult(loss, trunk_norm, skipped, measured)
 
     def _count(self, skipped: bool) -> None:
@@ -183,7 +186,7 @@ class TrainStep:
         if self.world.any(should_stop()):
             return None
         learn(last)
-        return loss_sum, {name: torch.stack(values).float().mean() for name, values in measured.items()}
+        return loss_sum, {name: torch.stack(values).float().nanmean() for name, values in measured.items()}
 
     def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0) -> Any:
         """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""

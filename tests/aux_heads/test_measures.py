@@ -1,5 +1,7 @@
 """Measures beside their baselines: all that are named exist, and what a reader sees is short and true."""
 
+import math
+
 import pytest
 import torch
 from small_trunk import ALL_HEADS, generator, joint_model, let_it_copy, text_batches
@@ -16,8 +18,9 @@ MEASURED = {
 }
 
 
-def measured(model) -> dict[str, float]:
-    tokens_BT1 = text_batches(1)[0]
+def measured(model, tokens_BT1: torch.Tensor | None = None) -> dict[str, float]:
+    if tokens_BT1 is None:
+        tokens_BT1 = text_batches(1)[0]
     valid_BT = torch.ones_like(tokens_BT1[:, 1:], dtype=torch.bool)
     with torch.no_grad():
         hidden_BTD = model.trunk(tokens_BT1[:, :-1])
@@ -50,12 +53,27 @@ def test_a_transition_that_copies_is_no_better_than_a_copy():
     assert beaten == [MEASURES[0].name]
 
 
+def test_where_nothing_counts_nothing_is_measured():
+    """Documents of 20 tokens have no 32 to come, and those of one no next: no result, rather than a perfect one."""
+    tokens_BT1 = text_batches(1)[0].clamp(min=1)
+    tokens_BT1[:, ::20] = 0
+    values = measured(joint_model(**ALL_HEADS), tokens_BT1)
+    assert math.isnan(values["value/r2"])
+    assert math.isnan(values["value/correlation"])
+    assert 0 < values["dynamics/error_vs_copy_1"] < math.inf
+    empty = measured(joint_model(**ALL_HEADS), torch.zeros_like(tokens_BT1))
+    losses = {name for name in empty if name.endswith("/loss")}
+    assert all(empty[name] == 0 for name in losses)
+    assert all(math.isnan(empty[name]) for name in empty.keys() - losses)
+
+
 def test_what_is_measured_is_what_a_training_step_would_on_the_same_rows():
     model = joint_model(**ALL_HEADS)
     tokens = text_batches(1)[0]
     output = model(tokens, tokens[:, 1:], model.sample(len(tokens), tokens.shape[1] - 1, generator()))
     step = {name: float(value) for name, value in output.measures.items()}
-    assert {name: value for name, value in measured(model).items() if name in step} == pytest.approx(step, abs=1e-5)
+    found = {name: value for name, value in measured(model).items() if name in step}
+    assert found == pytest.approx(step, abs=1e-5)
 
 
 def test_a_progress_line_shows_one_head_in_its_turn():
