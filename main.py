@@ -260,7 +260,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     if not run.done:
         run.record()
         run.save(say, last=True)
-        say(f"Saved at {run.tokens_seen:,} tokens. `python main.py` and Enter continue with the very next one.")
+        say(f"Saved at {run.tokens_seen:,} tokens. `python main.py` and Enter continue there.")
         return
     finish(run, say)
 

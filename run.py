@@ -18,6 +18,7 @@ import torch
 from aux_heads.measures import MEASURES, in_brief
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
+from configs.words import counted
 from data import tokenizer as bpe
 from data.batches import Stream, StreamEnded
 from data.mixing import shares
@@ -283,7 +284,7 @@ class Run:
         if self.skipped_steps:
             parts.append(f"steps skipped: {self.skipped_steps}")
         if self.stream:
-            parts += [f"{label} begun anew ({epoch + 1})" for label, epoch in self.stream.epochs.items()]
+            parts += [f"{label} epoch {epoch + 1}" for label, epoch in self.stream.epochs.items()]
         if self.stream and self.stream.status:
             parts.append(self.stream.status)
         parts.append(in_brief(self.head_measures or result.heads, turn=int(time.monotonic() / SECONDS_A_HEAD)))
@@ -305,7 +306,7 @@ class Run:
             "sources": ", ".join(self.labels) + (" (used up before the budget)" if self.exhausted else ""),
             "text seen": f"{self.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
-            "model": f"{model.num_layers} layers, {model.hidden_size} wide, {model.seq_length} tokens of context",
+            "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",
             "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
             "machine": self.machine,
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",

@@ -95,7 +95,7 @@ class StopRequest:
         if self.farewell is not None:
             leave(self.farewell)
         elif not self.asked:
-            say("Stopping as soon as it is safe, with what was learnt saved. Ctrl-C again leaves at once.")
+            say("Stopping as soon as it is safe, saving first. Ctrl-C again leaves at once.")
             self.asked = True
 
 

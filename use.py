@@ -43,7 +43,7 @@ def use(action: str, folder: Path) -> None:
         if action == "export":
             obstacle = gguf_obstacle(run / "tokenizer.json")
             print(f"exported to {export(state, run, gguf=not obstacle)}")
-            print(obstacle or "model.gguf there is for llama.cpp, all else for transformers and its kin")
+            print(obstacle or "in it model.gguf is for llama.cpp, all else for transformers and its kin")
             return
     model, tokenizer, end_of_text = load_model(state, run)
     print(f"{human_count(state['tokens_seen'])} tokens seen.")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from configs.schema import Preset
-from configs.words import clip, human_bytes, human_count, human_time
+from configs.words import clip, counted, human_bytes, human_count, human_time
 
 WIDTH = 80  # columns
 
@@ -42,6 +42,8 @@ def render_card(card: StartCard) -> str:
     model, train = card.preset.model, card.preset.train
     remaining = card.token_budget - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
+    layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
+    a_step, steps = counted(card.rows_per_step, "row"), counted(math.ceil(remaining / card.tokens_per_step), "step")
     widest = max((len(source.label) for source in card.sources), default=0)
     width = min(widest, 24)
     rows = [("run", card.preset.name)]
@@ -52,13 +54,13 @@ def render_card(card: StartCard) -> str:
         ("tokenizer", card.tokenizer),
         (
             "model",
-            f"{human_count(card.num_parameters)} parameters: {model.num_layers} layers, {model.hidden_size} wide,",
+            f"{human_count(card.num_parameters)} parameters: {layers}, {model.hidden_size} wide,",
         ),
-        ("", f"{model.num_heads} heads, {model.seq_length} tokens of context"),
-        ("batch", f"{card.tokens_per_step:,} tokens a step, {math.ceil(remaining / card.tokens_per_step):,} steps"),
+        ("", f"{heads}, {model.seq_length} tokens of context"),
+        ("batch", f"{card.tokens_per_step:,} tokens a step, {steps}"),
         (
             "",
-            f"{card.rows_per_step} rows over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
+            f"{a_step} over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
         ),
         *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
         ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),

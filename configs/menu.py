@@ -114,7 +114,7 @@ def render_menu(menu: Menu) -> str:
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
-        head += [f" r  resume      {clip(menu.current.name, 20)}, {_progress(menu.current)} (another puts it aside)"]
+        head += [f" r  resume      {clip(menu.current.name, 20)}, {_progress(menu.current)} (a preset puts it aside)"]
     for index, run in enumerate(menu.archived[:4], start=1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
         tail += [f"a{index}  take up     {clip(run.name, 20)}, {_progress(run)}, {when}"]

@@ -15,6 +15,11 @@ def clip(text: str, width: int) -> str:
     return text[: len(list(fitting))] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 layer, 2 layers, 6,104 layers."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def human_time(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min, 4.2 days."""
     if not math.isfinite(seconds):

@@ -21,7 +21,7 @@ from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
 from data.journal import begin, room_on_disk, write_atomically
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
-from data.sources import Document, Retryable, Source
+from data.sources import Document, Retryable, Source, human_bytes
 
 FORMAT = 3  # change it with whatever changes the rows of a preset: a stream begun otherwise is then not continued
 HELD_OUT = "heldout.npz"
@@ -148,7 +148,7 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
         mixer.charge(index, len(text))
         length += len(text)
         yield text
-    status(f"training the tokenizer on {length / 1e6:.0f} MB")
+    status(f"training the tokenizer on {human_bytes(length)}")
 
 
 def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:

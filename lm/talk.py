@@ -18,8 +18,9 @@ from lm.metrics import printable
 
 MAX_NEW_TOKENS = 400
 HELP = (
-    "The model continues your text; it was not trained to answer.  /temperature 0.7  /top_p 0.9  change the sampling,\n"
-    "Ctrl-C stops a continuation, an empty line leaves."
+    "The model continues your text; it was not trained to answer.\n"
+    "/temperature 0.7 and /top_p 0.9 change the sampling, Ctrl-C stops a\n"
+    "continuation, an empty line leaves."
 )
 SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0)}  # name: smallest, largest
 

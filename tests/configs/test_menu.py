@@ -22,7 +22,7 @@ from configs.menu import (
     render_menu,
 )
 from configs.schema import UserError, parse_preset
-from configs.words import clip, human_bytes, human_count, human_time
+from configs.words import clip, counted, human_bytes, human_count, human_time
 
 HOUR = 3600.0
 
@@ -295,5 +295,6 @@ def test_numbers_for_people():
         "1 h 20 min",
         "2.3 days",
     ]
+    assert [counted(n, "layer") for n in (0, 1, 2, 6104)] == ["0 layers", "1 layer", "2 layers", "6,104 layers"]
     assert [human_count(n) for n in (0, 950, 17_500, 999_600, 100_000_000)] == ["0", "950", "17.5k", "1.0M", "100M"]
     assert [human_bytes(n) for n in (512, 1_230_000_000, 24e9)] == ["512 B", "1.2 GB", "24.0 GB"]
