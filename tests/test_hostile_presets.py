@@ -6,6 +6,7 @@ tests/configs/test_fuzz.py reads thousands of them; these are the ones that reac
 import os
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,9 @@ def listing(program: Program) -> dict[str, tuple]:
 
 
 def is_plain(text: str) -> bool:
-    return all(line.isprintable() for line in text.replace("\t", " ").replace("\r", "").split("\n"))
+    """Nothing in it drives a terminal. Samples may hold any letter, no-break spaces and soft hyphens too."""
+    bidirectional = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return not any(unicodedata.category(c) == "Cc" or c in bidirectional for c in text if c not in "\t\r\n")
 
 
 def refused(program: Program, answer: str) -> Ended:
