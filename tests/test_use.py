@@ -8,7 +8,7 @@ import torch
 from aux_heads.joint import build_heads
 from configs.schema import UserError, parse_preset
 from data import tokenizer as bpe
-from lm.model import Transformer
+from tests.lm.random_model import random_model, randomize
 from tests.program import preset_json
 from use import PassageEmbedder, run_facts
 
@@ -56,9 +56,10 @@ def embedder(folder, monkeypatch, **auxiliary) -> PassageEmbedder:
     preset = parse_preset(json.dumps(text), "test")
     bpe.train(["one two three four " * 9], 300).save(str(folder / "tokenizer.json"))
     heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
-    model = Transformer(preset.model, 300)
-    for layer in model.layers:
-        torch.nn.init.normal_(layer.attention.proj.weight)  # else nothing is seen of earlier words
+    model = random_model(preset.model, 300)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        randomize(heads, 0.3)
     state = {"preset": preset.to_json(), "model": model.state_dict(), "heads": heads.state_dict()}
     monkeypatch.setattr("use.checkpoint.load", lambda path: (state, ""))
     return PassageEmbedder(folder)

@@ -6,23 +6,15 @@ import torch
 from configs.schema import ModelConfig
 from lm.decoder import Decoder
 from lm.model import Transformer
+from tests.lm.random_model import random_model, random_norms
 
 VOCAB = 40
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    """Random weights everywhere: as initialised, blocks are the identity and norms all alike."""
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Transformer(config, VOCAB)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-            else:
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
+    return random_norms(random_model(config, VOCAB))
 
 
 def random_tokens(count: int, seed: int = 1) -> list[int]:

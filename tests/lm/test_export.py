@@ -13,8 +13,8 @@ from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.generate import generate
 from lm.metrics import Section
-from lm.model import Transformer
 from lm.model_card import RunFacts, SourceFacts
+from tests.lm.random_model import random_model, random_norms
 
 END_OF_TEXT = "<|endoftext|>"
 PROMPT = "  The réponse:\tdef f(x1):\n\n    return 漢字 12345 'don't' <|endoftext|> "
@@ -38,17 +38,9 @@ def tokenizer_path(tmp_path_factory):
     return path
 
 
-def random_model(preset, vocab_size) -> Transformer:
-    """Every parameter random, norms and both halves of fused matrices included, so that no mix-up goes unseen."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Transformer(preset.model, vocab_size)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.1)
-            else:
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
+def model_of(preset, vocab_size):
+    """Norms and both halves of fused matrices random too, so that no mix-up goes unseen."""
+    return random_norms(random_model(preset.model, vocab_size, std=0.1))
 
 
 def make_preset(tied=False):
@@ -91,7 +83,7 @@ def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, token
     from transformers import AutoModelForCausalLM
 
     preset = make_preset(tied)
-    model = random_model(preset, 300)
+    model = model_of(preset, 300)
     theirs, info = AutoModelForCausalLM.from_pretrained(
         export(model, preset, tokenizer_path, tmp_path / "hf"), output_loading_info=True
     )
@@ -116,7 +108,7 @@ def test_transformers_gives_the_same_token_ids(tmp_path, tokenizer_path):
     from transformers import AutoTokenizer
 
     preset = make_preset()
-    theirs = AutoTokenizer.from_pretrained(export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf"))
+    theirs = AutoTokenizer.from_pretrained(export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf"))
     ours = Tokenizer.from_file(str(tokenizer_path))
     assert theirs(PROMPT)["input_ids"] == ours.encode(PROMPT).ids
     assert theirs.decode(theirs(PROMPT)["input_ids"]) == PROMPT
@@ -125,7 +117,7 @@ def test_transformers_gives_the_same_token_ids(tmp_path, tokenizer_path):
 
 def test_the_model_cards_example_runs_as_printed(tmp_path, tokenizer_path, monkeypatch, capsys):
     preset = make_preset()
-    folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
     card = (folder / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(folder)
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
@@ -136,7 +128,7 @@ def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
     from huggingface_hub import ModelCard
 
     preset = make_preset()
-    folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
     card = ModelCard.load(folder / "README.md")
     assert card.data.datasets == ["me/pets"]
     assert card.data.license is None  # nobody but its owner can say
@@ -161,7 +153,7 @@ def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
 def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
     preset = make_preset()
     run = RUN._replace(records=[], samples=[])
-    folder = export(random_model(preset, 300), preset, tokenizer_path, tmp_path / "hf", run=run)
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf", run=run)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| pets | cats and dogs |  | CC0-1.0 |" in card
     assert "curves.png" not in card
@@ -170,7 +162,7 @@ def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
 
 def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
     preset = make_preset()
-    first, second = random_model(preset, 300), random_model(preset, 300)
+    first, second = model_of(preset, 300), model_of(preset, 300)
     torch.nn.init.zeros_(second.norm.weight)
     export(first, preset, tokenizer_path, tmp_path / "hf", aux_heads={"value.weight": torch.ones(2, 3)})
     heads = load_file(tmp_path / "hf" / "aux_heads.safetensors")

@@ -14,7 +14,7 @@ from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.generate import generate
-from tests.lm.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, random_model
+from tests.lm.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, model_of
 
 TEXTS = (
     PROMPT,
@@ -37,7 +37,7 @@ def exported(request, tmp_path_factory):
     tokenizer = bpe.train([text for text in TEXTS for _ in range(3)], 380)
     tokenizer.save(str(folder / "tokenizer.json"))
     preset = make_preset(tied=request.param)
-    model = random_model(preset, 400)
+    model = model_of(preset, 400)
     assert gguf_obstacle(folder / "tokenizer.json") == ""
     hf = export_huggingface(
         model.state_dict(),

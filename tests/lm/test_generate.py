@@ -10,21 +10,14 @@ from lm.decoder import Decoder
 from lm.generate import Drafting, generate
 from lm.model import Transformer
 from lm.sampling import NgramBlocker, process_logits
+from tests.lm.random_model import random_model
 
 VOCAB = 40
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    """Random weights everywhere: as initialised, the blocks are the identity and the cache would not matter."""
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Transformer(config, VOCAB)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_model(ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64), VOCAB)
 
 
 def random_tokens(count: int, seed: int = 1) -> torch.Tensor:
