@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
@@ -132,6 +132,14 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
     return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
 
 
+def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
+    """The heads of a checkpoint's `state`; empty if it has none."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    heads.load_state_dict(state["heads"])
+    return heads
+
+
 class PassageEmbedder:
     """Texts as unit vectors (N, 128), by the span-contrastive head of the run in `folder`; their products compare them.
 
@@ -146,9 +154,7 @@ class PassageEmbedder:
         if not preset.auxiliary.enable_span_contrastive:
             raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
         self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
-        heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
-        heads.load_state_dict(state["heads"])
-        head = heads["span_contrastive"]
+        head = load_heads(state)["span_contrastive"]
         assert isinstance(head, SpanContrastive)
         self.head = head
 
@@ -171,9 +177,7 @@ class PassageEmbedder:
 
 def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
     """Of the heads of a checkpoint's `state`, if it has those that draft."""
-    preset = parse_preset(state["preset"], "the checkpoint")
-    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    heads = load_heads(state)
     if "policy" not in heads:
         return None
-    heads.load_state_dict(state["heads"])
     return HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach())

@@ -54,8 +54,8 @@ class Arm(NamedTuple):
     gradient: str = "none"
     tokens: float = 1.0  # of TOKENS
 
-    def preset(self, seed: int, shape: Shape = SHAPE) -> Preset:
-        preset = json.loads(preset_json(shape, Options(0, seed=seed, tokens_per_step=BATCH)))
+    def preset(self, seed: int, shape: Shape = SHAPE, batch: int = BATCH) -> Preset:
+        preset = json.loads(preset_json(shape, Options(0, seed=seed, tokens_per_step=batch)))
         preset["auxiliary"] = {f"enable_{head}": True for head in self.heads} | {"trunk_gradient": self.gradient}
         return parse_preset(json.dumps(preset), "the benchmark's preset")
 
@@ -70,12 +70,13 @@ class Arm(NamedTuple):
 MULTI_TOKEN = "multi-token prediction, annealed"
 LATE = "all, none, heads in the last third only"
 BASE = Arm("all, none")
+MORE_TOKENS = Arm("none, a seventh more tokens", heads=(), tokens=MORE)
 ARMS = [
     BASE,
     *(Arm(f"all, {gradient}", gradient=gradient) for gradient in ("annealed", "constant")),
     Arm(MULTI_TOKEN, heads=()),
     *(Arm(f"{head}, {gradient}", (head,), gradient) for head in HEADS for gradient in ("annealed", "constant")),
-    Arm("none, a seventh more tokens", heads=(), tokens=MORE),
+    MORE_TOKENS,
     Arm(LATE),
 ]
 
@@ -171,7 +172,7 @@ def report(out: Path, slowdowns: dict[str, float]) -> None:
         arm.name: [json.loads(path.read_text())["mean"] for path in sorted(out.glob(f"{arm.name}, [0-9].json"))]
         for arm in ARMS
     }
-    base, more = found[BASE.name], found[ARMS[-2].name]
+    base, more = found[BASE.name], found[MORE_TOKENS.name]
     print(
         "| heads, their gradient | bits per byte | at equal tokens | time | at equal time | seeds |\n|---|---|---|---|---|---|"
     )

@@ -15,28 +15,28 @@ import subprocess
 import sys
 import time
 
-from benchmarks.contenders import Options, Shape, preset_json
+from benchmarks.ablation import HEADS, Arm
+from benchmarks.contenders import Shape
 from benchmarks.speed import SHAPES, TOKENS, synchronize
 from benchmarks.step import learner_of
-from configs.schema import parse_preset
 from lm.machine import measure_machine, peak_memory
 
-HEADS = ("policy", "value", "dynamics", "span_contrastive")
-ARMS = {  # name: heads, trunk_gradient
-    "no heads": ((), "none"),
-    **{head: ((head,), "none") for head in HEADS},
-    "all four": (HEADS, "none"),
-    "all four, gradient to the trunk": (HEADS, "constant"),
+ALONE = Arm("no heads", heads=())
+ARMS = {
+    arm.name: arm
+    for arm in (
+        ALONE,
+        *(Arm(head, (head,)) for head in HEADS),
+        Arm("all four"),
+        Arm("all four, gradient to the trunk", gradient="constant"),
+    )
 }
 WARM_STEPS, STEPS = 2, 6
 
 
 def measure(arm: str, shape: Shape) -> dict[str, float]:
     """Seconds a step, and the bytes of the process at its peak."""
-    heads, gradient = ARMS[arm]
-    preset = json.loads(preset_json(shape, Options(0, tokens_per_step=TOKENS)))
-    preset["auxiliary"] = {f"enable_{head}": True for head in heads} | {"trunk_gradient": gradient}
-    learner, rows, plan = learner_of(parse_preset(json.dumps(preset), "the benchmark's preset"))
+    learner, rows, plan = learner_of(ARMS[arm].preset(1, shape, TOKENS))
     seconds = []
     for _ in range(WARM_STEPS + STEPS):
         began = time.perf_counter()
@@ -57,7 +57,7 @@ def compare(number: int, rounds: int) -> None:
     print("| heads | time | lowest .. highest | memory |\n|---|---:|---:|---:|")
     for arm, results in found.items():
         times, memory = (
-            [own[key] / alone[key] for own, alone in zip(results, found["no heads"], strict=True)]
+            [own[key] / alone[key] for own, alone in zip(results, found[ALONE.name], strict=True)]
             for key in ("seconds", "memory")
         )
         print(

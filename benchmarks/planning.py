@@ -25,15 +25,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from aux_heads.joint import build_heads
-from configs.schema import parse_preset
 from data.heldout import HeldOut
 from lm import checkpoint
 from lm.decoder import Decoder
 from lm.machine import measure_machine
 from lm.model import Transformer
 from lm.plan import Candidate, ValueAhead, plan, promise
-from use import load_model
+from use import load_heads, load_model
 
 PROMPT_TOKENS, NEW_TOKENS, CANDIDATES, CHUNK = 32, 96, 8, 16
 
@@ -66,9 +64,7 @@ REFERENCE = "chunks by log-probability"
 def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
     state, _ = checkpoint.load(run)
     model, tokenizer, end_of_text = load_model(state, run)
-    preset = parse_preset(state["preset"], "the checkpoint")
-    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
-    heads.load_state_dict(state["heads"])
+    heads = load_heads(state)
 
     def value_ahead(state_D: Tensor, token: int) -> float:
         latent_D = heads["dynamics"].step(state_D, model.embed.weight[token])
