@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
+from aux_heads.joint import JointModel, build_heads, fading, trunk_gradient_scale
 from configs.schema import Preset, UserError
 from lm.distributed import World
 from lm.estimate import check_memory
@@ -65,6 +65,7 @@ class Learner:
             seed=train.seed,
             autocast=self.autocast,
             trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
+            multi_token_weights=lambda progress: [weight * fading(progress) for weight in train.multi_token_weights],
         )
 
     def autocast(self) -> AbstractContextManager:

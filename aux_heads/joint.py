@@ -4,14 +4,14 @@ The trunk, and a callable for the language model's loss, are handed in; nothing 
 (`auxiliary.trunk_gradient` "none") the heads read detached states: the trunk's gradients are bit for bit what they are
 without heads. Trunk and heads are two compiled graphs, so that the trunk's does not depend on which heads are on.
 
-What a weight does: `total = loss_sum + num_tokens * sum_h weight_h * loss_h`. Summed over micro-batches and divided by
-the step's token count, that is the exact mean next-token loss plus token-weighted head losses. While the heads read
-detached states, a weight scales only the gradients of parameters no other loss reaches, and Muon and Adam divide such a
-scale out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to `policy_kl_weight`,
-which share the transition. With a trunk gradient the weights trade the heads against the language model.
+What a weight does: `total = loss + num_tokens * sum_h weight_h * loss_h`, `loss` the language model's. Summed over
+micro-batches and divided by the step's token count, that is the exact mean of its loss plus token-weighted head losses.
+While the heads read detached states, a weight scales only the gradients of parameters no other loss reaches, and Muon and
+Adam divide such a scale out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to
+`policy_kl_weight`, which share the transition. With a trunk gradient the weights trade the heads against the language model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,12 @@ from configs.schema import AuxiliaryConfig, UserError
 
 MIN_SEQ_LENGTH = 2 * HORIZON
 IGNORE_INDEX = -100
-TRUNK_GRADIENT_ENDS = 2 / 3  # of the run, when annealed
+FADED_OUT = 2 / 3  # of the run: what is annealed ends here
 
-LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(hidden_ND, weight_VD, targets_N with -100 ignored) -> (sum of losses, losses_N detached)."""
+Further = Sequence[tuple[Tensor, float]]
+LossFunction = Callable[[Tensor, Tensor, Tensor, Further], tuple[Tensor, Tensor]]
+"""(hidden_ND, weight_VD, targets_N with -100 ignored, further targets of the same rows with their weights) -> (what to
+learn from: the sum of all of it, losses_N of the next tokens, detached)."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,15 @@ class JointOutput:
     """`total` is what to call backward on; it and `loss_sum` are sums over `num_tokens` targets, in nats."""
 
     total: Tensor
-    loss_sum: Tensor
+    loss_sum: Tensor  # of next tokens alone
     num_tokens: Tensor
     head_losses: dict[str, Tensor]  # by head, unweighted means, detached
     measures: dict[str, Tensor]  # "head/measure", detached scalars
+
+
+def fading(progress: float) -> float:
+    """1 at the beginning of a run, 0 from two thirds of it on, a line between."""
+    return max(0.0, 1.0 - progress / FADED_OUT)
 
 
 def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
@@ -50,7 +57,7 @@ def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
         return 0.0
     if aux.trunk_gradient == "constant":
         return 1.0
-    return max(0.0, 1.0 - progress / TRUNK_GRADIENT_ENDS)
+    return fading(progress)
 
 
 def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.ModuleDict:
@@ -123,33 +130,38 @@ class JointModel(nn.Module):
         return samples
 
     def forward(
-        self, tokens_BT1: Tensor, targets_BT: Tensor, samples: dict[str, Tensor], trunk_gradient_scale: float = 0.0
+        self,
+        tokens_BT1: Tensor,
+        targets_BT: Tensor,
+        samples: dict[str, Tensor],
+        trunk_gradient_scale: float = 0.0,
+        further: Further = (),
     ) -> JointOutput:
         """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is
-        what `sample` drew."""
+        what `sample` drew; `further` are more targets (B * T,) of the language model."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.get_parameter("output.weight")
-        loss_sum, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten())
+        total, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten(), further)
         valid_BT = targets_BT != IGNORE_INDEX
         num_tokens = valid_BT.sum()
         if not self.heads:
-            return JointOutput(loss_sum, loss_sum.detach(), num_tokens, {}, {})
+            return JointOutput(total, losses_N.sum(), num_tokens, {}, {})
 
         scale = trunk_gradient_scale
         head_hidden_BTD = hidden_BTD.detach() if scale == 0 else scale_gradient(hidden_BTD, scale)
         losses, measures = self._heads_forward(
             head_hidden_BTD,
             tokens_BT1,
-            losses_N.detach().view_as(targets_BT),
+            losses_N.view_as(targets_BT),
             valid_BT,
             self.trunk.get_parameter("embed.weight").detach(),
             output_VD.detach(),
             samples,
         )
         head_total = sum(self.weights[name] * loss for name, loss in losses.items())
-        total = loss_sum + num_tokens * head_total
+        total = total + num_tokens * head_total
         detached = {name: loss.detach() for name, loss in losses.items()}
-        return JointOutput(total, loss_sum.detach(), num_tokens, detached, measures)
+        return JointOutput(total, losses_N.sum(), num_tokens, detached, measures)
 
     @torch.no_grad()
     def measure(

@@ -29,22 +29,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from aux_heads.joint import trunk_gradient_scale
 from benchmarks.contenders import Options, Shape, preset_json, train_preset
 from benchmarks.quality import Text
-from configs.schema import AuxiliaryConfig, Preset, parse_preset
+from configs.schema import Preset, parse_preset
 from learner import Learner
 from lm.distributed import World
-from lm.loss import IGNORE
 from lm.machine import measure_machine
 from lm.train_step import StepPlan
 
 SHAPE = Shape(128, 3, 2, 256, 4096)
 BATCH, SEEDS, MORE = 8_192, (1, 2, 3), 8 / 7
 HEADS = ("policy", "value", "dynamics", "span_contrastive")
-AHEAD = {2: 0.5, 3: 0.25}  # multi-token prediction: how far ahead, and its weight at the beginning
 ROUNDS = 5
 
 
@@ -56,15 +52,12 @@ class Arm(NamedTuple):
 
     def preset(self, seed: int, shape: Shape = SHAPE, batch: int = BATCH) -> Preset:
         preset = json.loads(preset_json(shape, Options(0, seed=seed, tokens_per_step=batch)))
+        preset["train"]["multi_token_weights"] = [0.5, 0.25] if self.name == MULTI_TOKEN else []
         preset["auxiliary"] = {f"enable_{head}": True for head in self.heads} | {"trunk_gradient": self.gradient}
         return parse_preset(json.dumps(preset), "the benchmark's preset")
 
     def before_step(self) -> Callable[[Learner, float], None]:
-        if self.name == MULTI_TOKEN:
-            return MultiToken()
-        if self.name == LATE:
-            return rest_until_two_thirds
-        return lambda learner, progress: None
+        return rest_until_two_thirds if self.name == LATE else lambda learner, progress: None
 
 
 MULTI_TOKEN = "multi-token prediction, annealed"
@@ -79,30 +72,6 @@ ARMS = [
     MORE_TOKENS,
     Arm(LATE),
 ]
-
-
-class MultiToken:
-    """Adds losses further ahead to the language model's own, by the logits that it has anyway."""
-
-    def __init__(self):
-        self.scale = 1.0
-
-    def __call__(self, learner: Learner, progress: float) -> None:
-        self.scale = trunk_gradient_scale(AuxiliaryConfig(trunk_gradient="annealed"), progress)
-        if getattr(learner.joint.loss_fn, "__self__", None) is not self:
-            self.one_ahead, learner.joint.loss_fn = learner.joint.loss_fn, self.loss
-
-    def loss(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        loss_sum, losses_N = self.one_ahead(hidden_ND, weight_VD, targets_N)
-        if self.scale == 0:
-            return loss_sum, losses_N
-        targets_BT = targets_N.view(-1, SHAPE.length)
-        extra = torch.zeros(())
-        for ahead, weight in AHEAD.items():
-            further_BT = torch.full_like(targets_BT, IGNORE)
-            further_BT[:, : 1 - ahead] = targets_BT[:, ahead - 1 :]
-            extra = extra + weight * self.one_ahead(hidden_ND, weight_VD, further_BT.flatten())[0]
-        return loss_sum + self.scale * extra, losses_N
 
 
 def rest_until_two_thirds(learner: Learner, progress: float) -> None:

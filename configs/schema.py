@@ -130,6 +130,11 @@ class TrainConfig(Section):
     decay_fraction: float = Field(
         default=0.65, ge=0, le=1, description="Share of the run, at its end, over which the learning rate falls to 0."
     )
+    multi_token_weights: list[Annotated[float, Field(ge=0, le=10)]] = Field(
+        default=[0.5, 0.25],
+        max_length=8,
+        description="Weights of predicting the tokens 2, 3, ... ahead as well; they fade out by two thirds of the run.",
+    )
     gradient_clip: float = Field(default=1.0, gt=0, le=10**6, description="Largest gradient norm a step may have.")
 
     @field_validator("decay_fraction")

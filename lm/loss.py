@@ -3,84 +3,120 @@
 `linear_cross_entropy` projects rows of hidden states in chunks, and because it is always the last thing in the graph it
 makes the gradients of hidden states and weight while each chunk's logits are still in the cache: one pass instead of
 three. Only the work on one chunk is ever compiled, so compiling takes as long for a large batch as for a small one.
+
+A row may have further targets, tokens beyond the next (multi-token prediction in the form of Gloeckle et al. 2024, with
+one output layer for all distances): they share its logits, so that they cost next to nothing.
+
+Shapes: N rows, D hidden size, V vocabulary, K targets a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 IGNORE = -100
 CHUNK = {"cpu": 512, "cuda": 8192}  # rows; a core's cache holds the logits of a few hundred, a GPU wants large products
 
-Chunk = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Chunk = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def chunk_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, grad_weight_VD: Tensor | None
+    hidden_ND: Tensor, weight_VD: Tensor, targets_NK: Tensor, scales_NK: Tensor, grad_weight_VD: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses of one chunk and, if there is a `grad_weight_VD` to add to, the gradient of its hidden states."""
+    """Losses (N, K) of one chunk, each times its scale (0 where there is no target), and, if there is a
+    `grad_weight_VD` to add the sum's gradient to, that of the hidden states."""
     logits = (hidden_ND @ weight_VD.T).float()
-    valid_N1 = (targets_N != IGNORE).unsqueeze(1)
-    picked_N1 = targets_N.clamp_min(0).unsqueeze(1)
     largest_N1 = logits.amax(-1, keepdim=True)
     exponentials = torch.exp(logits - largest_N1)
     sum_N1 = exponentials.sum(-1, keepdim=True)
-    log_likelihood_N1 = logits.gather(1, picked_N1) - largest_N1 - torch.log(sum_N1)
-    losses_N = (-log_likelihood_N1 * valid_N1).squeeze(1)
+    log_likelihoods_NK = logits.gather(1, targets_NK) - largest_N1 - torch.log(sum_N1)
+    losses_NK = -log_likelihoods_NK * scales_NK
     if grad_weight_VD is None:
-        return losses_N, None
-    # softmax - one_hot: each exponential is taken once, and only the targets' own entries are touched again.
-    grad_logits = (exponentials * (valid_N1 / sum_N1)).to(hidden_ND.dtype)
-    of_targets = ((torch.exp(log_likelihood_N1) - 1) * valid_N1).to(hidden_ND.dtype)
-    grad_logits = grad_logits.scatter(1, picked_N1, of_targets)
+        return losses_NK, None
+    # sum of the scales * softmax - scales * one_hots: each exponential is taken once, and only the entries of targets are
+    # touched again. Those are made whole in fp32; two targets of a row that are one token write the same there.
+    scale_N1 = scales_NK.sum(1, keepdim=True)
+    grad_logits = (exponentials * (scale_N1 / sum_N1)).to(hidden_ND.dtype)
+    same_NKK = targets_NK.unsqueeze(2) == targets_NK.unsqueeze(1)
+    of_targets_NK = scale_N1 * torch.exp(log_likelihoods_NK) - (same_NKK * scales_NK.unsqueeze(1)).sum(2)
+    grad_logits = grad_logits.scatter(1, targets_NK, of_targets_NK.to(hidden_ND.dtype))
     grad_weight_VD += grad_logits.T @ hidden_ND
-    return losses_N, grad_logits @ weight_VD
+    return losses_NK, grad_logits @ weight_VD
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_grad: bool, chunk: Chunk
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_NK: Tensor,
+        scales_NK: Tensor,
+        need_grad: bool,
+        chunk: Chunk,
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         grad_weight = torch.zeros_like(weight_VD) if need_grad else None
-        hidden, weight, rows = hidden_ND.to(dtype), weight_VD.to(dtype), CHUNK[device]
+        weight, rows = weight_VD.to(dtype), CHUNK[device]
+        split = (tensor.split(rows) for tensor in (hidden_ND.to(dtype), targets_NK, scales_NK))
         parts = [
-            chunk(hidden_chunk, weight, targets_chunk, grad_weight)
-            for hidden_chunk, targets_chunk in zip(hidden.split(rows), targets_N.split(rows), strict=True)
+            chunk(hidden, weight, targets, scales, grad_weight) for hidden, targets, scales in zip(*split, strict=True)
         ]
-        losses_N = torch.cat([losses for losses, _ in parts])
+        losses_NK = torch.cat([losses for losses, _ in parts])
         if need_grad:
             grad_hidden = torch.cat([grad for _, grad in parts if grad is not None]).to(hidden_ND.dtype)
             ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(losses_N)
-        return losses_N.sum(), losses_N
+        ctx.mark_non_differentiable(losses_NK)
+        return losses_NK.sum(), losses_NK
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor, _grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None, None
+        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: Chunk = chunk_loss
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    further: Sequence[tuple[Tensor, float]] = (),
+    *,
+    chunk: Chunk = chunk_loss,
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of `targets_N` under softmax(hidden @ weight.T), in nats.
+    """Negative log-likelihood of `targets_N` under softmax(hidden @ weight.T), in nats, and of `further` targets of the
+    same rows, each times its weight.
 
-    Returns the sum over targets that are not `IGNORE` (a scalar with gradient) and the losses one by one (N, detached,
-    0 where ignored). Logits are computed in the autocast dtype, everything after them in fp32.
+    Returns the sum of all over targets that are not `IGNORE` (a scalar with gradient) and the losses of `targets_N` one
+    by one (detached, 0 where ignored). Logits are computed in the autocast dtype, everything after them in fp32.
     """
     # Asked here: inside the function grad mode is always off, and ctx.needs_input_grad knows nothing of no_grad.
     need_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, need_grad, chunk)
+    targets_NK = torch.stack([targets_N, *(targets for targets, _ in further)], 1)
+    weights = [1.0, *(weight for _, weight in further)]
+    scales_NK = torch.stack(
+        [(targets != IGNORE) * weight for targets, weight in zip(targets_NK.unbind(1), weights, strict=True)], 1
+    )
+    total, losses_NK = _LinearCrossEntropy.apply(
+        hidden_ND, weight_VD, targets_NK.clamp_min(0), scales_NK, need_grad, chunk
+    )
+    return total, losses_NK[:, 0]
 
 
-def compiled_linear_cross_entropy() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def further_targets(targets_BT: Tensor, weights: Sequence[float]) -> list[tuple[Tensor, float]]:
+    """Given the next tokens, those 2, 3, ... ahead, flattened (B * T,) and with their weights; a row's end has none."""
+    return [
+        (F.pad(targets_BT[:, distance:], (0, distance), value=IGNORE).flatten(), weight)
+        for distance, weight in enumerate(weights, 1)
+    ]
+
+
+def compiled_linear_cross_entropy() -> Callable[..., tuple[Tensor, Tensor]]:
     """`linear_cross_entropy` with its work on a chunk compiled."""
     return partial(linear_cross_entropy, chunk=torch.compile(chunk_loss, dynamic=False))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from configs.schema import UserError
 from lm.distributed import World
-from lm.loss import IGNORE
+from lm.loss import IGNORE, further_targets
 
 MAX_SKIPPED_IN_A_ROW = 5
 # No step's loss (nats a token) or gradient norm of the trunk: those of text are below 12 and 4, and a batch of one token
@@ -105,13 +105,14 @@ class TrainStep:
         seed: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         trunk_gradient_scale: Callable[[float], float] = lambda progress: 0.0,
+        multi_token_weights: Callable[[float], Sequence[float]] = lambda progress: (),
     ):
         self.model, self.sample = model, sample
         parts = [list(part.parameters()) for part in (trunk, heads)]
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
-        self.trunk_gradient_scale = trunk_gradient_scale
+        self.trunk_gradient_scale, self.multi_token_weights = trunk_gradient_scale, multi_token_weights
         self.skipped_in_a_row = 0
 
     def __call__(
@@ -164,10 +165,9 @@ class TrainStep:
         """
         loss_sum = torch.zeros((), device=self.world.device)
         measured: dict[str, list[Tensor]] = defaultdict(list)
-        scale = self.trunk_gradient_scale(progress)
 
         def learn(batch: MicroBatch) -> None:
-            output = self.forward(batch, scale)
+            output = self.forward(batch, progress)
             # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
             (output.total * (self.world.size / plan.num_tokens)).backward()
             loss_sum.add_(output.loss_sum)
@@ -188,13 +188,14 @@ class TrainStep:
         learn(last)
         return loss_sum, {name: torch.stack(values).float().nanmean() for name, values in measured.items()}
 
-    def forward(self, batch: MicroBatch, trunk_gradient_scale: float = 0.0) -> Any:
+    def forward(self, batch: MicroBatch, progress: float) -> Any:
         """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
         samples = self.sample(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
         samples = {name: positions.to(self.world.device) for name, positions in samples.items()}
+        further = further_targets(batch.targets_BT, self.multi_token_weights(progress))
         with self.autocast():
-            return self.model(batch.tokens_BT1, batch.targets_BT, samples, trunk_gradient_scale)
+            return self.model(batch.tokens_BT1, batch.targets_BT, samples, self.trunk_gradient_scale(progress), further)
 
     def clear(self) -> None:
         for optimizer in self.optimizers:

@@ -28,6 +28,18 @@ class Mutation(NamedTuple):
 GENERATE = "tests/lm/test_generate.py"
 CHECKPOINT, STREAM, STEP = "tests/lm/test_checkpoint.py", "tests/data/test_stream.py", "tests/lm/test_train_step.py"
 MUTATIONS = {
+    "further tokens never fade": Mutation(
+        "lm/train_step.py", "self.multi_token_weights(progress))", "self.multi_token_weights(0.0))", STEP
+    ),
+    "a row's last tokens look into the next": Mutation(
+        "lm/loss.py", "value=IGNORE", "value=0", "tests/lm/test_loss.py"
+    ),
+    "one token twice in a row counts once": Mutation(
+        "lm/loss.py",
+        "(same_NKK * scales_NK.unsqueeze(1)).sum(2)",
+        "scales_NK",
+        "tests/lm/test_loss.py",
+    ),
     "no fsync": Mutation("lm/checkpoint_file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
     "names swapped": Mutation(
         "lm/checkpoint.py",

@@ -36,7 +36,8 @@ class SmallTrunk(nn.Module):
         return self.norm(x_BDT.transpose(1, 2))
 
 
-def summed_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def summed_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, further=()) -> tuple[Tensor, Tensor]:
+    assert not further
     losses_N = F.cross_entropy(hidden_ND @ weight_VD.T, targets_N, ignore_index=-100, reduction="none")
     return losses_N.sum(), losses_N.detach()
 

@@ -24,6 +24,7 @@ def make_step(
     seed: int = 1337,
     clip: float = 1e9,
     loss=linear_cross_entropy,
+    **options,
 ) -> TrainStep:
     """The same model on every rank; its blocks are not the identity, so that every matrix has a gradient."""
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=SEQ_LENGTH, mlp_size=32)
@@ -37,6 +38,5 @@ def make_step(
     joint = JointModel(trunk, heads, aux, loss)
     optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
     model = world.data_parallel(joint)
-    return TrainStep(
-        model, trunk, heads, joint.sample, optimizers, world, batch_rows=batch_rows, gradient_clip=clip, seed=seed
-    )
+    sizes = {"batch_rows": batch_rows, "gradient_clip": clip, "seed": seed}
+    return TrainStep(model, trunk, heads, joint.sample, optimizers, world, **sizes, **options)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import loss
-from lm.loss import IGNORE, linear_cross_entropy
+from lm.loss import IGNORE, further_targets, linear_cross_entropy
 
 HIDDEN, VOCAB = 16, 50
 
@@ -48,6 +48,32 @@ def test_equals_torch_cross_entropy(num_rows, ignored):
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [(0.5, 0.25), (0.0, 0.0), (2.0,)])
+def test_further_targets_are_learnt_by_their_weights_and_not_reported(weights):
+    hidden_ND, weight_VD, targets_N = inputs = make_inputs(37)
+    further = further_targets(targets_N.view(1, -1), weights)
+    further[0][0][3] = targets_N[3] = 5  # one token twice in a row
+    expected = reference(*inputs).sum()
+    for distance, weight in enumerate(weights, 1):  # the row's tokens, `distance` beyond the next
+        expected = (
+            expected + weight * reference(hidden_ND[:-distance], weight_VD, further[distance - 1][0][:-distance]).sum()
+        )
+    total, losses_N = linear_cross_entropy(*inputs, further)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(losses_N, reference(*inputs).detach(), rtol=1e-5, atol=1e-5)
+    of_both = [torch.autograd.grad(loss, (hidden_ND, weight_VD)) for loss in (total, expected)]
+    for grad, known in zip(*of_both, strict=True):
+        torch.testing.assert_close(grad, known, rtol=1e-4, atol=1e-5)
+
+
+def test_further_targets_are_tokens_of_the_same_row():
+    targets_BT = torch.tensor([[1, 2, 3, IGNORE], [5, 6, 7, 8]])
+    (two, weight), (three, _) = further_targets(targets_BT, (0.5, 0.25))
+    assert weight == 0.5
+    assert two.tolist() == [2, 3, IGNORE, IGNORE, 6, 7, 8, IGNORE]
+    assert three.tolist() == [3, IGNORE, IGNORE, IGNORE, 7, 8, IGNORE, IGNORE]
+
+
 def test_large_logits_stay_finite():
     hidden_ND, weight_VD, targets_N = make_inputs(9, 0.0)
     inputs = (hidden_ND * 1000, weight_VD, targets_N)
@@ -70,15 +96,17 @@ def test_bf16_autocast_is_close_and_keeps_the_dtypes_of_parameters():
         assert (grad - expected).norm() < 0.02 * expected.norm()
 
 
-def test_one_product_without_gradients_and_three_with_them():
+@pytest.mark.parametrize("weights", [(), (0.5, 0.25)])
+def test_one_product_without_gradients_and_three_with_them(weights):
     hidden_ND, weight_VD, targets_N = make_inputs(24)
     product = 2 * 24 * HIDDEN * VOCAB
     with FlopCounterMode(display=False) as with_gradients:
-        total, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, further_targets(targets_N.view(2, -1), weights))
     assert with_gradients.get_total_flops() == 3 * product
     with torch.no_grad(), FlopCounterMode(display=False) as without:
         measured, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
     assert without.get_total_flops() == product
+    total, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N)
     assert torch.equal(measured, total.detach())
     assert not measured.requires_grad
 

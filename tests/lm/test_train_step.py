@@ -119,6 +119,21 @@ def test_gradients_are_those_of_one_batch_however_it_is_cut(batch_rows, num_toke
         assert (parameter.grad - grad).norm() <= 1e-6 * grad.norm(), name
 
 
+def test_tokens_further_ahead_are_learnt_as_much_as_the_progress_says_and_not_reported():
+    step, tokens = make_step(multi_token_weights=lambda progress: [1 - progress, 0.25]), rows()
+    trunk = step.model.trunk
+    logits = (trunk(torch.from_numpy(tokens[:, :-1])) @ trunk.output.weight.T).transpose(1, 2)
+    targets = torch.from_numpy(tokens[:, 1:])
+    one, two, three = (
+        F.cross_entropy(logits[:, :, : SEQ_LENGTH - gap], targets[:, gap:], reduction="sum") for gap in range(3)
+    )
+    expected = torch.autograd.grad((one + 0.75 * two + 0.25 * three) / tokens[:, 1:].size, list(trunk.parameters()))
+    loss_sum, _ = step.accumulate(tokens, whole(), progress=0.25)
+    assert loss_sum.item() == pytest.approx(one.item(), rel=1e-6)
+    for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
+        assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
+
+
 def test_a_masked_micro_batch_changes_nothing_with_every_head_on():
     """What a rank without rows adds to the sum of gradients."""
     step = make_step(ALL_HEADS)
