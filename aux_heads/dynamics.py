@@ -13,8 +13,9 @@ across training; without it the loss would follow the gain of the trunk's last n
 `Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from
 the unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the
 row.
-Measures, k = 1..3: `error_vs_copy_k`, squared error relative to predicting h_t again (1 is no better than copying),
-and `centred_cosine_k`, after subtracting the mean state (the raw cosine is flattered by the mean all states share).
+Measures, k = 1..3: `error_k`, the share of the states' variance that is missed (1 is no better than the mean state;
+predicting h_t again is worse than that, so it would flatter), and `centred_cosine_k`, after subtracting the mean state
+(the raw cosine is flattered by the mean all states share).
 """
 
 from typing import NamedTuple
@@ -80,12 +81,9 @@ class Dynamics(nn.Module):
 
         measures = {}
         with torch.no_grad():
-            copy_error_KBSD = (unrolled.latents_KBSD[:1] - targets_KBSD) / sigma
             cosine_KBS = F.cosine_similarity(latents_KBSD - mean_D, targets_KBSD - mean_D, dim=-1)
             for k in range(UNROLL_STEPS):
                 reached_BS = reached_KBS[k]
-                error = measured_mean(error_KBSD[k].square().mean(-1), reached_BS)
-                copy_error = measured_mean(copy_error_KBSD[k].square().mean(-1), reached_BS)
-                measures[f"error_vs_copy_{k + 1}"] = error / copy_error.clamp(min=1e-8)
+                measures[f"error_{k + 1}"] = measured_mean(error_KBSD[k].square().mean(-1), reached_BS)
                 measures[f"centred_cosine_{k + 1}"] = measured_mean(cosine_KBS[k], reached_BS)
         return HeadOutput(loss, measures)

@@ -3,8 +3,7 @@
 `Decoder(model)` computes what `Transformer.forward` computes, in the precision of the weights: outside of autocast. A
 token of a small model is mostly the overhead of single operations, so here norms take three, queries and keys are
 normalised and rotated together, and the weight of their norm is part of the rotary tables. On a CPU linear maps are
-kept twice: transposed, which is fastest for one position, and packed by oneDNN, which takes hardly longer for five
-positions than for one.
+packed by oneDNN, which takes hardly longer for five positions than for one and uses every thread for either.
 
 Made anew after the model has been trained on: some weights are copies, some are not. Never here: sampling, training, more than
 one sequence.
@@ -33,10 +32,8 @@ def linear(weight: Tensor) -> Linear:
     """x (T, in) to (T, out) for a weight (out, in)."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return lambda x: F.linear(x, weight)
-    transposed = weight.t().contiguous()
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
-    product = torch.ops.mkldnn._linear_pointwise
-    return lambda x: x @ transposed if len(x) == 1 else product(x, packed, None, "none", [], "")
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def rms_norm(x: Tensor, smallest: Tensor) -> Tensor:
