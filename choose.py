@@ -7,6 +7,7 @@ configs/menu.py. Runs on the first rank only.
 import os
 import sys
 import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from configs.compare import changes, fixed_changes
@@ -30,13 +31,17 @@ def choose(folder: Path, configs: Path) -> Choice:
         if checkpoint.latest_exists(folder) and checkpoint.inspect(folder) is None:
             checkpoint.load(folder)  # says what is wrong: a damaged run is never taken for none
     menu = gather_menu(folder, configs)
-    print(render_menu(menu))
-    return ask(
-        menu,
-        read=input,
-        say=lambda text: print(printable(text)),  # presets are named by their files
-        terminal=bool(sys.stdin and sys.stdin.isatty()),
-    )
+    person = bool(sys.stdin and sys.stdin.isatty())
+    # Whoever types the answer reads the question, also when the rest goes to a file.
+    seen = sys.stdout if not person or (sys.stdout and sys.stdout.isatty()) else sys.stderr
+    with redirect_stdout(seen):
+        print(render_menu(menu))
+        return ask(
+            menu,
+            read=input,
+            say=lambda text: print(printable(text)),  # presets are named by their files
+            terminal=person,
+        )
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

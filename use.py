@@ -73,7 +73,7 @@ def pick(folder: Path) -> Path:
     except EOFError:
         answer = "0"
     if not (answer.isdecimal() and int(answer) < len(runs)):
-        raise UserError(f"there is no run {clip(answer, 40)!r}; there is 0 to {len(runs) - 1}")
+        raise UserError(f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}")
     return runs[int(answer)]["folder"]
 
 

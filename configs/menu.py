@@ -160,7 +160,8 @@ def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], t
             say(f"Enter: {reason}")
         except UserError as error:
             default, nothing_ready = None, error
-            say(str(error))
+            if terminal:  # or else it is raised, and said, in a moment
+                say(str(error))
         try:
             answer = read("> ").strip()
         except UnicodeDecodeError:

@@ -80,6 +80,8 @@ def test_a_pipe_with_an_answer(launcher, plain):
     print(f"\n{seconds:.1f} s")
     check_trained(program, result, "second")
     assert "taken as Enter" not in result.out
+    assert "1.0k of 1.0k tokens" in result.err
+    assert not re.search(r"[\r\x1b]", result.out + result.err), "a log moves no cursor"
 
 
 def test_a_pipe_that_is_too_short(launched):
@@ -118,6 +120,16 @@ def test_terminal(launched):
     check_trained(program, result, "second")
     assert "there is no 'secnd'; the nearest is 'second'" in result.out
     assert result.out.count("Enter: start 00_first") == 2
+
+
+def test_a_terminal_whose_output_goes_to_a_file(plain):
+    """The question is where the answer is typed; the file has the rest. (The run was finished: Enter leaves.)"""
+    program, *_ = plain["python"]
+    shell = ("/bin/sh", "-c", 'exec "$@" > log.txt', "sh", sys.executable)
+    result = in_terminal(program, shell, ["q\n"])
+    assert result.code == 0
+    assert "Small language models" in result.out
+    assert (program.elsewhere / "log.txt").read_text() == ""
 
 
 @pytest.mark.parametrize(("typed", "says"), [("\x04", "taken as Enter"), ("\x03", "Stopped.")])
