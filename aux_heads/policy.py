@@ -7,7 +7,8 @@ would be a copy of the unembedding and teach nothing. The KL through the frozen 
 2511.05963) and EAGLE's (2401.15077). The head owns no parameters: W is the trunk's, detached, and what learns is the
 transition in `dynamics.py`. A readout of its own would cost a drafter one more matrix product a token and would let
 the latent drift from what the trunk means by it. Since dynamics and policy share the transition, the ratio of their
-weights is a real choice.
+gradients is a real choice: with equal weights the policy's is a tenth, which keeps as many drafts as ten times that and
+misses a quarter less of the states' variance (benchmarks/LOG.md).
 
 The p are the model's own, detached. Products with W are the dearest thing a head can do, so the loss is taken on one
 position in sixteen, at most 2048 a micro-batch, each at one step k drawn at random.
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from aux_heads.dynamics import Unrolled
-from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean
+from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
 
 LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits
+GRADIENT_SCALE = 0.1  # of what reaches the transition
 
 
 class Policy(nn.Module):
@@ -40,7 +42,7 @@ class Policy(nn.Module):
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
         choices_BP, steps_BP = x.samples["policy_choices"], x.samples["policy_steps"]
         rows_B1 = torch.arange(choices_BP.shape[0], device=choices_BP.device)[:, None]
-        latent_BPD = unrolled.latents_KBSD[steps_BP, rows_B1, choices_BP]
+        latent_BPD = scale_gradient(unrolled.latents_KBSD[steps_BP, rows_B1, choices_BP], GRADIENT_SCALE)
         reached_BP = unrolled.reached_KBS[steps_BP, rows_B1, choices_BP]
         teacher_BPD = at(x.hidden_BTD.detach(), at(x.samples["positions"], choices_BP) + steps_BP)
 
