@@ -22,7 +22,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -89,18 +89,21 @@ def train(arm: Arm, seed: int, text: Text, tokens: int, path: Path) -> None:
     print(f"{arm.name}, seed {seed}: {path.read_text()}", flush=True)
 
 
-def relative_seconds(arms: list[Arm], shape: Shape, rows: np.ndarray) -> dict[str, list[float]]:
-    """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone."""
+def relative_seconds(
+    arms: Sequence[Arm], shape: Shape, rows: np.ndarray, num_rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone. Every
+    arm's in turn, in this process."""
     torch._dynamo.config.recompile_limit = 4 * len(arms)  # many models of one class in one process
     plan = StepPlan(0, len(rows), len(rows) * shape.length)
     alone = Arm("alone", heads=())
     learners = {}
     for arm in (alone, *arms):
         preset = arm.preset(1, shape)
-        learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=BATCH)
+        learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=plan.num_tokens)
         learners[arm.name] = learner, arm.before_step()
     found: dict[str, list[float]] = {name: [] for name in learners}
-    for _ in range(ROUNDS + 1):
+    for _ in range(num_rounds + 1):
         for name, (learner, before_step) in learners.items():
             seconds = 0.0
             for progress in (1 / 6, 3 / 6, 5 / 6):
