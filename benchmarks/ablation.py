@@ -10,7 +10,7 @@ one seed of all comes before the next, and several of these may share one OUT. T
 models are kept there for benchmarks/heads.py.
 
 Time is measured apart: every arm's steps in turn in one process. "At equal time" compares with the arm
-"none" on as many tokens more as it could have had, interpolated between TOKENS and a seventh more.
+"none" on as many tokens more as it could have had, by the line through what it reaches with TOKENS and a seventh more.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The arguments are those of benchmarks/ablation.py, which has to have trained "all, none" (and, for the rank of the
 states, "all, annealed" and "all, constant"). Trunk and heads are in fp32 here. One table a head, mean and standard
-deviation over the seeds; how well the value is calibrated is drawn as value_calibration.png in OUT.
+deviation over the seeds; how well the value is calibrated is drawn as value_calibration_SEED.png in OUT.
 
 Baselines are fitted to states of TRAINING_ROWS rows that the model was trained on; ridge regressions choose their penalty
 on a tenth of these. Legend: B rows, T positions, D hidden size, V vocabulary, M the positions that count.
@@ -204,7 +204,7 @@ def lookup(tokens_BT1: Tensor) -> Tensor:
 # ---- value -------------------------------------------------------------------------------------------------------
 
 
-def value(heads: nn.ModuleDict, train: States, held: States, out: Path) -> Figures:
+def value(heads: nn.ModuleDict, train: States, held: States, out: Path, seed: int) -> Figures:
     goal_M, features_M2, _, _ = difficulty(train)
     target_M, known_M2, hidden_MD, document_M = difficulty(held)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def value(heads: nn.ModuleDict, train: States, held: States, out: Path) -> Figur
     names = {"entropy of the next token": [0], "loss of the last 32 tokens": [1], "ridge on both": [0, 1]}
     for name, columns in names.items():
         predictions[name] = ridge(features_M2[:, columns], goal_M[:, None])(known_M2[:, columns]).squeeze(-1)
-    draw_calibration(predictions["value"], target_M, out / "value_calibration.png")
+    draw_calibration(predictions["value"], target_M, out / f"value_calibration_{seed}.png")
     figures: Figures = {}
     for name, prediction in predictions.items():
         error = (prediction - target_M).square().mean() / (target_M - target_M.mean()).square().mean()
@@ -348,7 +348,7 @@ def prove(text: Text, out: Path, seed: int) -> Figures:
     )
     figures = dynamics(heads, train, held)
     figures |= policy(heads, torch.from_numpy(text.rows(0, text.num_rows).astype(np.int64)), held)
-    figures |= value(heads, train, held, out)
+    figures |= value(heads, train, held, out, seed)
     figures |= span_contrastive(heads, held, seed)
     for arm in ARMS:
         path = out / f"{arm.name}, {seed}.pth"

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -41,9 +40,9 @@ def by_log_probability(candidates: Sequence[Candidate]) -> list[float]:
 
 
 def shuffled(candidates: Sequence[Candidate]) -> list[float]:
-    """Each with the value of another one, by an order made from the texts, so that sampling draws as without it."""
-    order = np.random.default_rng(sum(sum(candidate.tokens) for candidate in candidates)).permutation(len(candidates))
-    return [promise(own._replace(value=candidates[other].value)) for own, other in zip(candidates, order, strict=True)]
+    """Each with the value of the one before it: they were drawn independently."""
+    before = [candidates[-1], *candidates[:-1]]
+    return [promise(own._replace(value=other.value)) for own, other in zip(candidates, before, strict=True)]
 
 
 def by_value(candidates: Sequence[Candidate]) -> list[float]:
