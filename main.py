@@ -29,7 +29,7 @@ if __name__ == "__main__":
     leave_on_signals()  # before the slow imports
 
 try:
-    from lm.watch import end_with_parent  # first: it notes whose child this is
+    from lm.watch import end_with_parent, watch  # first: it notes whose child this is
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
@@ -142,7 +142,7 @@ def train(
 
     world, folder = World.start(), Path(checkpoint_dir)
     say = print if world.is_first else lambda *_: None
-    with StopRequest() as stop, world.watch(stop), FolderLock(folder) if world.is_first else nullcontext():
+    with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
         state = world.from_first(lambda: None if fresh else load_unfinished(preset, folder, say))
         over = state and (state["exhausted"] or state["tokens_seen"] >= token_budget)
         if world.from_first(lambda: over and (folder / "report.md").exists()):

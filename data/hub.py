@@ -19,6 +19,7 @@ from string import Formatter
 from typing import Any
 
 from configs.schema import FIELD_ALIASES, HFSource
+from data.documents import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 from data.hub_client import (
     BAD_TOKEN,
     NoAnswer,
@@ -28,7 +29,6 @@ from data.hub_client import (
     last_failure,
     without_secrets,
 )
-from data.sources import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
 
 HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
 

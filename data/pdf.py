@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from configs import schema
+from data.documents import PIECE_CHARACTERS
 from data.journal import room_on_disk, write_atomically
-from data.sources import PIECE_CHARACTERS, FileSource, find_files, is_binary, split
+from data.text_files import FileSource, find_files, is_binary, split
 
 
 class Limits(NamedTuple):

@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 
 from configs.schema import Preset, UserError
 from data import tokenizer as bpe
+from data.documents import Document, Retryable, Source, human_bytes
 from data.feeds import FIRST_WAIT, Feed, Status, pause, watch
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
 from data.journal import begin, room_on_disk, write_atomically
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
-from data.sources import Document, Retryable, Source, human_bytes
 
 FORMAT = 3  # change it with whatever changes the rows of a preset: a stream begun otherwise is then not continued
 HELD_OUT = "heldout.npz"

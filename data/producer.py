@@ -32,13 +32,14 @@ from typing import IO, Any
 from configs import schema
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
+from data.documents import Retryable, Source, SourceError, in_words
 from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
 from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
-from data.sources import Retryable, Source, SourceError, in_words, open_source
+from data.sources import open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import UserError
-from lm.watch import StopRequest, Watch
 
 Result = TypeVar("Result")
 STEP_TIMEOUT = timedelta(minutes=10)  # a forward and backward pass takes far less: longer means that a rank is lost
@@ -109,10 +108,6 @@ class World:
         # They are functions of the preset; and a rank that gives up a step would leave the others waiting for them.
         wrapped.broadcast_buffers = False
         return wrapped
-
-    def watch(self, stop: StopRequest) -> AbstractContextManager:
-        """Inside it a rank that falls silent ends the job, and one that is asked to stop makes all stop."""
-        return nullcontext() if self.size == 1 else Watch(self, stop)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,20 +41,25 @@ def end_with_parent() -> None:
         except OSError:  # joining says what is wrong
             pass
 
-    def watch() -> None:
+    def wait_for_its_end() -> None:
         while os.getppid() == PARENT:
             time.sleep(PARENT_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(LAST_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait_for_its_end, daemon=True).start()
 
 
 class StopRequest(Protocol):
     def __call__(self) -> bool: ...
 
     def ask(self) -> None: ...
+
+
+def watch(world: World, stop: StopRequest) -> AbstractContextManager:
+    """Inside it a rank that falls silent ends the job, and one that is asked to stop makes all stop."""
+    return nullcontext() if world.size == 1 else Watch(world, stop)
 
 
 class Watch:

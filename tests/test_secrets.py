@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from configs.source_specs import HFSource
+from data.documents import SourceError
 from data.hub_client import BAD_TOKEN
 from data.probe import probe
-from data.sources import SourceError, open_source
+from data.sources import open_source
 from tests.hub import parquet
 from tests.program import Ended, Program, write_text
 

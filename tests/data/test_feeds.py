@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from data import feeds
+from data.documents import Document, Retryable, Source, SourceError
 from data.feeds import Feed, Progress
 from data.preparation import reason_to_skip
-from data.sources import Document, Retryable, Source, SourceError
 
 
 class Numbers(Source):

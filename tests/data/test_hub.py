@@ -13,8 +13,9 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import ensure_lock
 
 from configs.source_specs import HFSource
+from data.documents import PIECE_CHARACTERS, Retryable, SourceError
 from data.hub_client import configure_library
-from data.sources import PIECE_CHARACTERS, Retryable, SourceError, open_source
+from data.sources import open_source
 from tests.hub import no_fault, parquet
 
 ROOT = Path(__file__).parents[2]

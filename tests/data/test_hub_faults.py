@@ -27,13 +27,14 @@ from configs.schema import UserError, parse_preset
 from configs.source_specs import HFSource
 from data import feeds, hub_client, producer
 from data.batches import Stream
+from data.documents import Retryable
 from data.feeds import Feed
 from data.hub_client import NoAnswer, configure_library
 from data.journal import JournalReader
 from data.packing import row_dtype
 from data.producer import Events, open_sources
 from data.producer_process import Stopped
-from data.sources import Retryable, open_source
+from data.sources import open_source
 from run import Run
 from tests.hub import FAULTS, no_fault, parquet
 

@@ -15,9 +15,10 @@ import pytest
 
 from configs.source_specs import PDFSource
 from data import pdf, pdf_child
+from data.documents import SourceError
 from data.feeds import Feed, Progress
 from data.journal import JournalFull
-from data.sources import SourceError, open_source
+from data.sources import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
 # A child is given its limits on its command line, so lowering them here lowers them there.

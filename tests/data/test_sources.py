@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.source_specs import PythonSource, TextSource
-from data.sources import PIECE_CHARACTERS, SourceError, open_source, python_roots
+from data.documents import PIECE_CHARACTERS, SourceError
+from data.sources import open_source, python_roots
 
 
 def open_text(path: Path, *, pinned: dict | None = None, seed: int = 1, glob: str = "**/*.txt"):

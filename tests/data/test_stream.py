@@ -363,7 +363,7 @@ import resource, sys
 from pathlib import Path
 from configs.schema import parse_preset
 from data.batches import Stream, StreamEnded
-from data.sources import in_words
+from data.documents import in_words
 
 budget = 25_000_000  # enough for the tokenizer to be trained on as much text as it ever is
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)
