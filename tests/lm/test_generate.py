@@ -143,32 +143,38 @@ def test_greedy_text_is_the_same_with_drafts(model, block_ngram):
 
 
 def enumerated(model, prompt, length, settings) -> dict[tuple[int, ...], float]:
-    """The probability of every continuation, one fresh forward and one `process_logits` a token."""
-    found = {(): 1.0}
-    for _ in range(length):
+    """The probability of every continuation, one fresh forward over the window and one `process_logits` a token."""
+    window = model.config.seq_length
+    found, ended, start = {(): 1.0}, {}, 0
+    for number in range(length):
+        if len(prompt) + number - start > window:
+            start = len(prompt) + number - window // 2
         longer = {}
         for text, probability in found.items():
             tokens = [*prompt, *text]
             banned = NgramBlocker(tokens, settings["block_ngram"]).banned()
             with torch.no_grad():
-                logits = model.output(model(torch.tensor([tokens]))[0, -1])
+                logits = model.output(model(torch.tensor([tokens[start:]]))[0, -1])
             p = process_logits(logits, banned, settings["temperature"], settings["top_p"]).tolist()
             longer |= {(*text, token): probability * p[token] for token in range(len(p)) if p[token]}
-        found = longer
-    return found
+        ended |= {text[:-1]: probability for text, probability in longer.items() if text[-1] == settings["stop_token"]}
+        found = {text: probability for text, probability in longer.items() if text[-1] != settings["stop_token"]}
+    return found | ended
 
 
 @pytest.mark.parametrize(
-    ("make", "temperature", "top_p", "block_ngram"),
+    ("make", "temperature", "top_p", "block_ngram", "prompt", "stop_token"),
     [
-        (Ignorant, 1.0, 1.0, 0),
-        (Ignorant, 0.7, 0.9, 2),
-        (Ignorant, 1.5, 0.8, 3),
-        (NoisyCopy, 1.0, 0.9, 2),
+        (Ignorant, 1.0, 1.0, 0, [2, 3, 1, 2, 3], None),
+        (Ignorant, 0.7, 0.9, 2, [2, 3, 1, 2, 3], None),
+        (Ignorant, 1.5, 0.8, 3, [2, 3, 1, 2, 3], None),
+        (NoisyCopy, 1.0, 0.9, 2, [2, 3, 1, 2, 3], None),
+        (NoisyCopy, 1.0, 1.0, 3, [2, 3, 1, 2, 3, 0, 5], None),  # the window is full after one token
+        (Ignorant, 1.0, 1.0, 0, [2, 3, 1, 2, 3, 0, 5], 3),  # its favourite ends the text
     ],
 )
-def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, block_ngram):
-    """Chi-square of three tokens at once, 2000 texts, against the enumeration; alpha = 0.001, cells under 5 pooled."""
+def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, block_ngram, prompt, stop_token):
+    """Chi-square of all tokens at once, 2000 texts, against the enumeration; alpha = 0.001, cells under 5 pooled."""
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=8, mlp_size=16)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -176,19 +182,25 @@ def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, blo
         for parameter in tiny.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.4)
-    prompt, draws = [2, 3, 1, 2, 3], 2000
-    settings = {"temperature": temperature, "top_p": top_p, "block_ngram": block_ngram}
+    draws = 2000
+    settings = {"temperature": temperature, "top_p": top_p, "block_ngram": block_ngram, "stop_token": stop_token}
     decoder, drafting, generator = Decoder(tiny), Drafting(make(tiny)), torch.Generator().manual_seed(4)
     texts = Counter(
-        tuple(generate(decoder, prompt, 4, **settings, generator=generator, drafting=drafting))[1:]
-        for _ in range(draws)
+        tuple(generate(decoder, prompt, 4, **settings, generator=generator, drafting=drafting)) for _ in range(draws)
     )
-    expected = Counter()
-    for text, probability in enumerated(tiny, prompt, 4, settings).items():
-        expected[text[1:]] += draws * probability
-    assert set(texts) <= set(expected)
+    possible = enumerated(tiny, prompt, 4, settings)
+    assert sum(possible.values()) == pytest.approx(1, abs=1e-5)
+    assert set(texts) <= set(possible)
 
-    cells = [(texts[text], count) for text, count in expected.items() if count >= 5]
+    def by_end(counts) -> Counter:
+        """Whole texts by their last three tokens: of four there are too many."""
+        together = Counter()
+        for text, count in counts.items():
+            together[text[1:] if len(text) == 4 else (len(text), *text)] += count
+        return together
+
+    expected, seen_of = by_end(possible), by_end(texts)
+    cells = [(seen_of[text], draws * share) for text, share in expected.items() if draws * share >= 5]
     rest = draws - sum(seen for seen, _ in cells), draws - sum(count for _, count in cells)
     cells += [rest] if rest[1] >= 5 else []
     statistic = sum((seen - count) ** 2 / count for seen, count in cells)
@@ -196,7 +208,8 @@ def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, blo
     assert freedom >= 8
     critical = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty
     assert statistic < critical
-    assert 0 < drafting.kept[1] < drafting.kept[0] < drafting.drafted[0]
+    assert 0 < drafting.kept[0] < drafting.drafted[0]
+    assert drafting.kept[1] or len(prompt) > 5, "no room for a second draft"
 
 
 def test_no_3_gram_comes_twice_with_drafts_either(model):
