@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 from configs.compare import changes, fixed_changes
 from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
@@ -31,10 +32,10 @@ def choose(folder: Path, configs: Path) -> Choice:
         if checkpoint.latest_exists(folder) and checkpoint.inspect(folder) is None:
             checkpoint.load(folder)  # says what is wrong: a damaged run is never taken for none
     menu = gather_menu(folder, configs)
-    person = bool(sys.stdin and sys.stdin.isatty())
-    # Whoever types the answer reads the question, also when the rest goes to a file.
-    seen = sys.stdout if not person or (sys.stdout and sys.stdout.isatty()) else sys.stderr
-    with redirect_stdout(seen):
+    person = is_terminal(sys.stdin)
+    # Whoever types the answer reads the question, also when what comes after it goes to a file.
+    elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
+    with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
         print(render_menu(menu))
         return ask(
             menu,
@@ -42,6 +43,10 @@ def choose(folder: Path, configs: Path) -> Choice:
             say=lambda text: print(printable(text)),  # presets are named by their files
             terminal=person,
         )
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    return bool(stream and stream.isatty())
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

@@ -27,7 +27,6 @@ from configs.schema import AuxiliaryConfig, UserError
 
 MIN_SEQ_LENGTH = 2 * HORIZON
 IGNORE_INDEX = -100
-FADED_OUT = 2 / 3  # of the run: what is annealed ends here
 
 Further = Sequence[tuple[Tensor, float]]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Further], tuple[Tensor, Tensor]]
@@ -44,20 +43,6 @@ class JointOutput:
     num_tokens: Tensor
     head_losses: dict[str, Tensor]  # by head, unweighted means, detached
     measures: dict[str, Tensor]  # "head/measure", detached scalars
-
-
-def fading(progress: float) -> float:
-    """1 at the beginning of a run, 0 from two thirds of it on, a line between."""
-    return max(0.0, 1.0 - progress / FADED_OUT)
-
-
-def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
-    """Share of the heads' gradient that reaches the trunk at `progress` (0..1) of the run."""
-    if aux.trunk_gradient == "none":
-        return 0.0
-    if aux.trunk_gradient == "constant":
-        return 1.0
-    return fading(progress)
 
 
 def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.ModuleDict:

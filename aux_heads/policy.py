@@ -25,7 +25,7 @@ from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mea
 
 LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits
-GRADIENT_SCALE = 0.1  # of what reaches the transition
+GRADIENT_SCALE = 0.1  # of what reaches the transition, and by way of it the trunk, if it feels the heads
 
 
 class Policy(nn.Module):

@@ -30,8 +30,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.contenders import Options, Shape, preset_json, train_preset
+from benchmarks.contenders import MULTI_TOKEN_WEIGHTS, Options, Shape, preset_json, train_preset
 from benchmarks.quality import Text
+from benchmarks.speed import synchronize
 from configs.schema import Preset, parse_preset
 from learner import Learner
 from lm.distributed import World
@@ -52,7 +53,7 @@ class Arm(NamedTuple):
 
     def preset(self, seed: int, shape: Shape = SHAPE, batch: int = BATCH) -> Preset:
         preset = json.loads(preset_json(shape, Options(0, seed=seed, tokens_per_step=batch)))
-        preset["train"]["multi_token_weights"] = [0.5, 0.25] if self.name == MULTI_TOKEN else []
+        preset["train"]["multi_token_weights"] = MULTI_TOKEN_WEIGHTS if self.name == MULTI_TOKEN else ()
         preset["auxiliary"] = {f"enable_{head}": True for head in self.heads} | {"trunk_gradient": self.gradient}
         return parse_preset(json.dumps(preset), "the benchmark's preset")
 
@@ -94,6 +95,7 @@ def relative_seconds(
 ) -> dict[str, list[float]]:
     """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone. Every
     arm's in turn, in this process."""
+    torch._dynamo.reset()  # a shape before this one would make this one's dynamic
     torch._dynamo.config.recompile_limit = 4 * len(arms)  # many models of one class in one process
     plan = StepPlan(0, len(rows), len(rows) * shape.length)
     alone = Arm("alone", heads=())
@@ -110,6 +112,7 @@ def relative_seconds(
                 before_step(learner, progress)
                 began = time.perf_counter()
                 learner.train_step(rows, plan, progress)
+                synchronize()
                 seconds += time.perf_counter() - began
             found[name].append(seconds)
     pairs = {name: zip(seconds[1:], found["alone"][1:], strict=True) for name, seconds in found.items()}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MICRO_ROWS = 16
 TOKENS_PER_STEP = 16_384
 WARMUP = 0.02  # of the steps
+MULTI_TOKEN_WEIGHTS = (0.5, 0.25)  # ours, as the presets have it
 
 
 Steps = Iterator[np.ndarray]
@@ -158,6 +159,7 @@ def preset_json(shape: Shape, options: Options) -> str:
                 "per_gpu_batch_size": MICRO_ROWS,
                 "accumulation_steps": options.tokens_per_step // shape.length // MICRO_ROWS,
                 "seed": options.seed,
+                "multi_token_weights": MULTI_TOKEN_WEIGHTS,
                 **rate,
             },
             "data": {"sources": ["python_source"]},

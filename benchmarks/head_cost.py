@@ -4,7 +4,8 @@
 
 At benchmarks/speed.py's shapes, one step every 16,384 tokens on a CPU: each head alone, all four, all four while their
 gradient reaches the trunk, and multi-token prediction; compiled. Time: all in one process, three steps of each in turn,
-ROUNDS times (5); medians over the rounds, with the lowest and the highest. Memory: the peak of a process of its own.
+ROUNDS times (5); medians over the rounds, with the lowest and the highest; the row "no heads" is the
+step without them beside itself, so it shows the noise. Memory: the peak of a process of its own.
 """
 
 from __future__ import annotations

@@ -131,9 +131,10 @@ class TrainConfig(Section):
         default=0.65, ge=0, le=1, description="Share of the run, at its end, over which the learning rate falls to 0."
     )
     multi_token_weights: list[Annotated[float, Field(ge=0, le=10)]] = Field(
-        default=[0.5, 0.25],
-        max_length=8,
-        description="Weights of predicting the tokens 2, 3, ... ahead as well; they fade out by two thirds of the run.",
+        default=[],
+        max_length=4,
+        description="Weights of predicting the tokens 2, 3, ... ahead as well, such as [0.5, 0.25]; they fade out by two "
+        "thirds of the run.",
     )
     gradient_clip: float = Field(default=1.0, gt=0, le=10**6, description="Largest gradient norm a step may have.")
 
@@ -220,7 +221,10 @@ class AuxiliaryConfig(Section):
     enable_span_contrastive: bool = Field(
         default=False, description="Span head: tell a span from others by its prefix."
     )
-    policy_kl_weight: HeadWeight = Field(default=0.05, description="Weight of the policy loss (KL, nats). " + WEIGHED)
+    policy_kl_weight: HeadWeight = Field(
+        default=0.05,
+        description="Weight of the policy loss (KL, nats), a tenth of whose gradient is used. " + WEIGHED,
+    )
     value_weight: HeadWeight = Field(
         default=0.05, description="Weight of the value loss (cross-entropy, nats). " + WEIGHED
     )

@@ -1,4 +1,4 @@
-"""Documents from plain text files, whatever their encoding."""
+"""Documents from plain text files, whatever their encoding. Never here: which files a preset means, other formats' text."""
 
 import hashlib
 import io

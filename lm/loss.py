@@ -4,8 +4,9 @@
 makes the gradients of hidden states and weight while each chunk's logits are still in the cache: one pass instead of
 three. Only the work on one chunk is ever compiled, so compiling takes as long for a large batch as for a small one.
 
-A row may have further targets, tokens beyond the next (multi-token prediction in the form of Gloeckle et al. 2024, with
-one output layer for all distances): they share its logits, so that they cost next to nothing.
+A row may have further targets, tokens beyond the next (multi-token prediction after Gloeckle et al., arXiv 2404.19737, but
+without their layer for each distance). They share its logits, so that two cost nothing to measure; and since one
+distribution then has to serve all distances, their weights have to end before the run does.
 
 Shapes: N rows, D hidden size, V vocabulary, K targets a row.
 """

@@ -26,7 +26,8 @@ from lm.loss import IGNORE, further_targets
 
 MAX_SKIPPED_IN_A_ROW = 5
 # No step's loss (nats a token) or gradient norm of the trunk: those of text are below 12 and 4, and a batch of one token
-# over and over has a norm of 20. Clipping would bound such a step, but it still moves weights and momenta by a fault.
+# over and over has a norm of 20, or 28 with further tokens to be learnt. Clipping would bound such a step, but it still
+# moves weights and momenta by a fault.
 ABSURD = 1_000.0
 
 
@@ -79,7 +80,7 @@ def _to(array: np.ndarray, device: torch.device) -> Tensor:
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # mean nats a token over the whole step
-    gradient_norm: float  # of the trunk, before clipping
+    gradient_norm: float  # of the trunk, before clipping, further tokens included
     skipped: bool  # the loss or a gradient was not finite, or absurdly large: nothing was changed
     heads: dict[str, float] = field(default_factory=dict)  # "head/loss" and "head/measure", means over micro-batches
 

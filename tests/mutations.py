@@ -31,6 +31,12 @@ MUTATIONS = {
     "further tokens never fade": Mutation(
         "lm/train_step.py", "self.multi_token_weights(progress))", "self.multi_token_weights(0.0))", STEP
     ),
+    "no run lets further tokens fade": Mutation(
+        "learner.py", "weight * fading(progress)", "weight * fading(0.0)", "tests/test_learner.py"
+    ),
+    "the policy teaches the transition as much as dynamics": Mutation(
+        "aux_heads/policy.py", "GRADIENT_SCALE = 0.1", "GRADIENT_SCALE = 1.0", "tests/aux_heads/test_heads.py"
+    ),
     "a row's last tokens look into the next": Mutation(
         "lm/loss.py", "value=IGNORE", "value=0", "tests/lm/test_loss.py"
     ),

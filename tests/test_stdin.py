@@ -123,7 +123,7 @@ def test_terminal(launched):
 
 
 def test_a_terminal_whose_output_goes_to_a_file(plain):
-    """The question is where the answer is typed; the file has the rest. (The run was finished: Enter leaves.)"""
+    """The question is where the answer is typed, and not in the file."""
     program, *_ = plain["python"]
     shell = ("/bin/sh", "-c", 'exec "$@" > log.txt', "sh", sys.executable)
     result = in_terminal(program, shell, ["q\n"])

@@ -51,10 +51,13 @@ except UserError as error:
 
 
 @pytest.mark.slow
-def test_nothing_is_compiled_after_it(tmp_path):
-    """Evaluation, samples, the short last step, the end of the heads' gradient: a compiler would be heard in each."""
-    auxiliary = {**ALL_HEADS, **ADAPTIVE, "trunk_gradient": "annealed"}
-    preset = preset_json(write_text(tmp_path / "text"), model={"seq_length": 64}, auxiliary=auxiliary)
+@pytest.mark.parametrize("gradient", ["annealed", "none"])
+def test_nothing_is_compiled_after_it(gradient, tmp_path):
+    """Evaluation, samples, the short last step, the end of the heads' gradient and of further tokens: a compiler would
+    be heard in each."""
+    auxiliary = {**ALL_HEADS, **ADAPTIVE, "trunk_gradient": gradient}
+    train = {"multi_token_weights": [0.5, 0.25]}
+    preset = preset_json(write_text(tmp_path / "text"), model={"seq_length": 64}, train=train, auxiliary=auxiliary)
     command = [sys.executable, "-c", COMPILED, json.dumps(preset), str(tmp_path / "checkpoints")]
     environment = {**os.environ, **ENVIRONMENT}
     del environment["TORCH_COMPILE_DISABLE"]

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from small_trunk import ALL_HEADS, HIDDEN_SIZE, NUM_ROWS, SEQ_LENGTH, VOCAB_SIZE, generator, joint_model, text_batches
+from small_trunk import (
+    ALL_HEADS,
+    HIDDEN_SIZE,
+    NUM_ROWS,
+    SEQ_LENGTH,
+    VOCAB_SIZE,
+    generator,
+    joint_model,
+    run,
+    text_batches,
+)
 
+import aux_heads.policy
 from aux_heads.inputs import HeadInput
 from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss, two_hot_cross_entropy
 
@@ -156,3 +167,15 @@ def test_span_options_have_an_effect():
     default = span_loss(tokens)[0]
     assert span_loss(tokens, span_contrastive_temperature=1.0)[0] < default  # untrained: flatter scores are less wrong
     assert span_loss(tokens, span_l2_normalize=False)[0] != pytest.approx(default, rel=0.01)
+
+
+def test_the_policy_teaches_the_transition_a_tenth_as_much_as_its_loss_would(monkeypatch):
+    def gradient() -> torch.Tensor:
+        model = joint_model(enable_policy=True)
+        run(model, text_batches(1)[0]).total.backward()
+        return model.heads["dynamics"].linear.weight.grad
+
+    as_it_is = gradient()
+    monkeypatch.setattr(aux_heads.policy, "GRADIENT_SCALE", 1.0)
+    assert as_it_is.norm() > 0
+    torch.testing.assert_close(as_it_is, 0.1 * gradient())

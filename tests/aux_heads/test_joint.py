@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_trunk import ALL_HEADS, HIDDEN_SIZE, SEQ_LENGTH, generator, joint_model, let_it_copy, run, text_batches
 
-from aux_heads.joint import JointModel, build_heads, trunk_gradient_scale
+from aux_heads.joint import JointModel, build_heads
 from configs.schema import AuxiliaryConfig, UserError
 from lm.machine import compile_choice
 
@@ -107,13 +107,6 @@ def test_trunk_gradient_is_scaled():
         return model.trunk.layers[0].weight.grad
 
     torch.testing.assert_close(head_gradient(0.25), 0.25 * head_gradient(1.0))
-
-
-def test_annealed_trunk_gradient_ends_at_two_thirds():
-    annealed = AuxiliaryConfig(trunk_gradient="annealed")
-    assert [trunk_gradient_scale(annealed, p) for p in (0.0, 1 / 3, 2 / 3, 1.0)] == pytest.approx([1, 0.5, 0, 0])
-    assert trunk_gradient_scale(AuxiliaryConfig(trunk_gradient="constant"), 1.0) == 1
-    assert trunk_gradient_scale(AuxiliaryConfig(), 0.0) == 0
 
 
 def test_total_weighs_heads_by_tokens():

@@ -209,7 +209,8 @@ def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, blo
     critical = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty
     assert statistic < critical
     assert 0 < drafting.kept[0] < drafting.drafted[0]
-    assert drafting.kept[1] or len(prompt) > 5, "no room for a second draft"
+    if len(prompt) == 5:  # a longer one leaves no room for a second draft
+        assert 0 < drafting.kept[1] < drafting.kept[0]
 
 
 def test_no_3_gram_comes_twice_with_drafts_either(model):
