@@ -136,7 +136,7 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert "# other" in (aside / "hf" / "README.md").read_text()
     assert not (program.checkpoints / "hf").exists()
     result = program.run("e\n2\n")
-    assert (result.code, "there is no run '2'; there is 0 to 1" in result.err) == (2, True)
+    assert (result.code, "there is no run '2': answer with 0 to 1" in result.err) == (2, True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
