@@ -27,17 +27,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from benchmarks.contenders import MULTI_TOKEN_WEIGHTS, Options, Shape, preset_json, train_preset
 from benchmarks.quality import Text
 from benchmarks.speed import synchronize
+from benchmarks.step import learner_of
 from configs.schema import Preset, parse_preset
 from learner import Learner
-from lm.distributed import World
 from lm.machine import measure_machine
-from lm.train_step import StepPlan
 
 SHAPE = Shape(128, 3, 2, 256, 4096)
 BATCH, SEEDS, MORE = 8_192, (1, 2, 3), 8 / 7
@@ -90,23 +88,16 @@ def train(arm: Arm, seed: int, text: Text, tokens: int, path: Path) -> None:
     print(f"{arm.name}, seed {seed}: {path.read_text()}", flush=True)
 
 
-def relative_seconds(
-    arms: Sequence[Arm], shape: Shape, rows: np.ndarray, num_rounds: int = ROUNDS
-) -> dict[str, list[float]]:
+def relative_seconds(arms: Sequence[Arm], shape: Shape, batch: int, num_rounds: int = ROUNDS) -> dict[str, list[float]]:
     """By arm, and round: the seconds of three steps, spread over a run, relative to the language model's alone. Every
     arm's in turn, in this process."""
     torch._dynamo.reset()  # a shape before this one would make this one's dynamic
     torch._dynamo.config.recompile_limit = 4 * len(arms)  # many models of one class in one process
-    plan = StepPlan(0, len(rows), len(rows) * shape.length)
     alone = Arm("alone", heads=())
-    learners = {}
-    for arm in (alone, *arms):
-        preset = arm.preset(1, shape)
-        learner = Learner(preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=plan.num_tokens)
-        learners[arm.name] = learner, arm.before_step()
-    found: dict[str, list[float]] = {name: [] for name in learners}
+    running = {arm.name: (*learner_of(arm.preset(1, shape, batch)), arm.before_step()) for arm in (alone, *arms)}
+    found: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(num_rounds + 1):
-        for name, (learner, before_step) in learners.items():
+        for name, (learner, rows, plan, before_step) in running.items():
             seconds = 0.0
             for progress in (1 / 6, 3 / 6, 5 / 6):
                 before_step(learner, progress)
@@ -169,7 +160,7 @@ def main(corpus: Path, out: Path, tokens: int) -> None:
     out = out / f"{text.digest}-{tokens}"
     out.mkdir(exist_ok=True)
     train_all(text, tokens, out)
-    seconds = relative_seconds(ARMS, SHAPE, text.rows(0, BATCH // SHAPE.length))
+    seconds = relative_seconds(ARMS, SHAPE, BATCH)
     print(
         f"{SHAPE}, {tokens:,} tokens in steps of {BATCH:,}; {measure_machine().device_name}, {time.strftime('%Y-%m-%d')}"
     )

@@ -4,8 +4,8 @@
 
 At benchmarks/speed.py's shapes, one step every 16,384 tokens on a CPU: each head alone, all four, all four while their
 gradient reaches the trunk, and multi-token prediction; compiled. Time: all in one process, three steps of each in turn,
-ROUNDS times (5); medians over the rounds, with the lowest and the highest; the row "no heads" is the
-step without them beside itself, so it shows the noise. Memory: the peak of a process of its own.
+ROUNDS times (5); medians over the rounds, with the lowest and the highest; the row "no heads" is the step without them
+beside itself, so it shows the noise. Memory: the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import statistics
 import subprocess
 import sys
 import time
-
-import numpy as np
 
 from benchmarks.ablation import HEADS, MULTI_TOKEN, Arm, relative_seconds
 from benchmarks.contenders import Shape
@@ -52,8 +50,7 @@ def compare(number: int, num_rounds: int) -> None:
         arm: int(subprocess.run([*command, arm], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         for arm in ARMS
     }
-    rows = np.random.default_rng(0).integers(shape.vocab, size=(TOKENS // shape.length, shape.length + 1))
-    found = relative_seconds(list(ARMS.values()), shape, rows, num_rounds)
+    found = relative_seconds(list(ARMS.values()), shape, TOKENS, num_rounds)
     print("| beside the step without heads | time | lowest .. highest | memory |\n|---|---:|---:|---:|")
     for arm, times in found.items():
         print(

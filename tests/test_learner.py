@@ -7,7 +7,7 @@ import pytest
 from configs.schema import AuxiliaryConfig, parse_preset
 from learner import Learner, trunk_gradient_scale
 from lm.distributed import World
-from tests.program import preset_json, write_text
+from tests.program import preset_json
 
 
 def test_annealed_trunk_gradient_ends_at_two_thirds():
@@ -18,7 +18,7 @@ def test_annealed_trunk_gradient_ends_at_two_thirds():
 
 
 def test_weights_of_further_tokens_end_at_two_thirds(tmp_path):
-    preset = preset_json(write_text(tmp_path / "text"), train={"multi_token_weights": [0.5, 0.25]})
+    preset = preset_json(tmp_path, train={"multi_token_weights": [0.5, 0.25]})
     learner = Learner(
         parse_preset(json.dumps(preset), "test"), World.start(), vocab_size=300, end_of_text=0, tokens_per_step=256
     )
