@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-
-FIRST_CANDIDATES = 256  # tokens in which a nucleus is looked for at first, in place of sorting the vocabulary
 
 
 class NgramBlocker:
@@ -65,8 +64,8 @@ def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
 def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float, top_p: float) -> Tensor:
     """The distribution the next token is drawn from, (V,) in fp32: ban, temperature, softmax, nucleus.
 
-    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p`, never empty (Holtzman et al.,
-    arXiv 1904.09751). `temperature` 0 is greedy: all mass on the best token.
+    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et al., arXiv 1904.09751),
+    with whatever is as probable as its last one; never empty. `temperature` 0 is greedy: all mass on the best token.
     """
     logits_V = ban(logits_V.float(), banned)
     if temperature == 0:
@@ -75,16 +74,11 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
     probabilities_V = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     if top_p >= 1:
         return probabilities_V
-    num_candidates = 0
-    while True:  # most nuclei are small, and sorting a vocabulary takes as long as a small model's whole pass
-        num_candidates = min(8 * num_candidates or FIRST_CANDIDATES, len(probabilities_V))
-        ordered, order = probabilities_V.topk(num_candidates)
-        mass = ordered.cumsum(-1)
-        if mass[-1] >= top_p or num_candidates == len(probabilities_V):
-            break
-    kept = mass - ordered < top_p
-    kept[0] = True
-    nucleus_V = torch.zeros_like(probabilities_V).index_copy_(0, order, ordered * kept)
+    ascending_V = torch.from_numpy(np.sort(probabilities_V.numpy()))  # 30 times as fast as torch.sort, on one core
+    mass_V = ascending_V.cumsum(-1, dtype=torch.float64)
+    num_left_out = torch.searchsorted(mass_V, mass_V[-1] * (1 - top_p), right=True)
+    last = ascending_V[num_left_out.clamp_(max=len(ascending_V) - 1)]
+    nucleus_V = probabilities_V * (probabilities_V >= last)
     return nucleus_V / nucleus_V.sum()
 
 
@@ -106,22 +100,27 @@ class Sampler:
     def __init__(self, text: NgramBlocker, temperature: float, top_p: float, generator: torch.Generator):
         self.text, self.temperature, self.top_p, self.generator = text, temperature, top_p, generator
 
-    def _distribution(self, logits_V: Tensor) -> Tensor:
-        return process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
+    def _best(self, logits_V: Tensor) -> int:
+        return int(ban(logits_V, self.text.banned()).argmax())
 
     def draft(self, logits_N: Tensor) -> Draft:
+        """Drawn without the nucleus, whose work would be two thirds of it: what that cuts away, a lower temperature does,
+        and as many drafts are kept (benchmarks/LOG.md)."""
         if self.temperature == 0:
-            return Draft(int(ban(logits_N, self.text.banned()).argmax()), None)
-        distribution_N = self._distribution(logits_N)
-        return Draft(draw(distribution_N, self.generator), distribution_N)
+            return Draft(self._best(logits_N), None)
+        q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)
+        return Draft(draw(q_N, self.generator), q_N)
 
     def settle(self, logits_V: Tensor, draft: Draft | None) -> int:
         """The next token, by the trunk's logits. A draft y ~ q is kept with probability min(1, p(y) / q(y)), or else
         replaced by one drawn from max(0, p - q): either way the token is distributed as p."""
-        token, q_N = draft or (0, None)
-        if q_N is None:
-            return self.draft(logits_V).token
-        p_V = self._distribution(logits_V)
+        if self.temperature == 0:
+            return self._best(logits_V)
+        p_V = process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
+        if draft is None:
+            return draw(p_V, self.generator)
+        token, q_N = draft
+        assert q_N is not None, "drafted by a sampler of the same temperature"
         if torch.rand((), generator=self.generator) * q_N[token] < p_V[token]:
             return token
         rest_V = p_V.clone()

@@ -21,7 +21,7 @@ def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.3, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("size", [50, 3000])  # of the larger, some nuclei have more than the first candidates
+@pytest.mark.parametrize("size", [50, 3000])
 def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, size):
     for seed in range(5):
         logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
@@ -35,10 +35,11 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, size):
 
 
 def test_nucleus_edges():
-    quarter = torch.tensor([0.5, 0.25, 0.25]).log()
-    assert len(process_logits(quarter, (), 1.0, 0.75).nonzero()) == 2  # reached, not exceeded
-    assert process_logits(quarter, (), 1.0, 0.0).tolist() == [1, 0, 0]
-    assert process_logits(quarter, (), 0.0, 0.5).tolist() == [1, 0, 0]
+    halves = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    assert len(process_logits(halves, (), 1.0, 0.75).nonzero()) == 2  # reached, not exceeded
+    assert len(process_logits(halves, (), 1.0, 0.8).nonzero()) == 4  # of equals, all
+    assert process_logits(halves, (), 1.0, 0.0).tolist() == [1, 0, 0, 0]
+    assert process_logits(halves, (), 0.0, 0.5).tolist() == [1, 0, 0, 0]
 
 
 def test_banned_tokens_have_no_mass_unless_all_are_banned():
