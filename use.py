@@ -30,7 +30,7 @@ from lm.model_card import RunFacts, SourceFacts
 from lm.talk import talk
 from stop import interruptible
 
-DRAFTING_PAYS_FROM = 8  # layers: below, drafts cost more than the passes that they spare (benchmarks/LOG.md)
+DRAFTING_PAYS_FROM = 3  # layers: below, drafts may cost more than the passes that they spare (benchmarks/LOG.md)
 
 
 def use(action: str, folder: Path) -> None:

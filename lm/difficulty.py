@@ -13,16 +13,8 @@ from collections.abc import Callable, Sequence
 from lm.metrics import printable
 
 MARKS = "▁▂▃▄▅▆▇█"
-COLOURS = (
-    33,
-    74,
-    109,
-    145,
-    180,
-    215,
-    208,
-    202,
-)  # of xterm's 256, from blue over grey to orange: read by the colour-blind
+# Of xterm's 256, from blue over grey to orange: read by the colour-blind.
+COLOURS = (33, 74, 109, 145, 180, 215, 208, 202)
 NATS_A_MARK = 0.75  # the last mark is all above 5.25: what a model of a few million tokens expects of hard text
 LINE = 96  # characters of a line with marks
 
