@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from configs.schema import UserError
-from lm.machine import device_name
+from lm.machine import device_name, give_back_freed_memory
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
 from run import Run
@@ -31,6 +31,7 @@ def trial(run: Run) -> float:
         raise UserError(too_large(run))
     for optimizer in run.learner.optimizers:
         optimizer.state.clear()
+    give_back_freed_memory()
     return seconds
 
 
