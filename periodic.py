@@ -102,9 +102,7 @@ class HeldOutHeads:
     def means(self) -> dict[str, float]:
         """Of all ranks; the first has the names, since it alone is sure to have rows."""
         names = self.run.world.from_first(lambda: list(self.batches[0][1]))
-        totals = torch.zeros(
-            2, len(names), dtype=torch.float64
-        )  # sums, and the tokens of batches where something counted
+        totals = torch.zeros(2, len(names), dtype=torch.float64)  # sums, and tokens of batches where something counted
         for tokens, measured in self.batches:
             values = torch.tensor([float(measured[name]) for name in names], dtype=torch.float64)
             totals += torch.stack((values.nan_to_num(), ~values.isnan())) * tokens.cpu()

@@ -127,31 +127,34 @@ def train_all(text: Text, tokens: int, out: Path) -> None:
                         sys.exit(f"{arm.name}, seed {seed}: failed")
 
 
-def at_equal_time(base: list[float], more: list[float], slowdown: float) -> float:
+def at_equal_time(base: float, more: float, slowdown: float) -> float:
     """Bits per byte of the arm without heads on `slowdown` times the tokens: a line through the logarithm of tokens."""
-    at_one, at_more = statistics.mean(base), statistics.mean(more)
-    return at_one + (at_more - at_one) * math.log(slowdown) / math.log(MORE)
+    return base + (more - base) * math.log(slowdown) / math.log(MORE)
+
+
+def show(ratios: list[float]) -> str:
+    """Of bits per byte to those of another arm with the same seed."""
+    spread = f" ± {statistics.stdev(ratios):.2%}" if len(ratios) > 1 else ""
+    return f"{statistics.mean(ratios) - 1:+.2%}{spread}"
 
 
 def report(out: Path, slowdowns: dict[str, float]) -> None:
-    found = {
-        arm.name: [json.loads(path.read_text())["mean"] for path in sorted(out.glob(f"{arm.name}, [0-9].json"))]
-        for arm in ARMS
-    }
-    base, more = found[BASE.name], found[MORE_TOKENS.name]
-    print(
-        "| heads, their gradient | bits per byte | at equal tokens | time | at equal time | seeds |\n|---|---|---|---|---|---|"
-    )
+    def found(arm: Arm) -> dict[int, float]:
+        paths = {seed: out / f"{arm.name}, {seed}.json" for seed in SEEDS}
+        return {seed: json.loads(path.read_text())["mean"] for seed, path in paths.items() if path.exists()}
+
+    base, more = found(BASE), found(MORE_TOKENS)
+    print("| heads, their gradient | bits per byte | at equal tokens | time | at equal time | seeds |")
+    print("|---|---:|---:|---:|---:|---:|")
     for arm in ARMS:
-        values = found[arm.name]
-        if not values:
+        if not (values := found(arm)):
             continue
-        mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-        against = mean / statistics.mean(base[: len(values)]) - 1
         slowdown = slowdowns.get(arm.name, 1.0) * arm.tokens
-        timed = mean / at_equal_time(base, more, slowdown) - 1 if more else math.nan
+        equal_tokens = [value / base[seed] for seed, value in values.items()]
+        equal_time = [value / at_equal_time(base[seed], more[seed], slowdown) for seed, value in values.items()]
         print(
-            f"| {arm.name} | {mean:.4f} ± {spread:.4f} | {against:+.2%} | {slowdown:.2f} | {timed:+.2%} | {len(values)} |"
+            f"| {arm.name} | {statistics.mean(values.values()):.4f} | {show(equal_tokens)} | {slowdown:.3f} "
+            f"| {show(equal_time)} | {len(values)} |"
         )
 
 
