@@ -7,7 +7,8 @@ sqrt(D) is part of it. q knows the first tokens of the vocabulary only: byte-lev
 their merges, so these are about the most frequent ones. Whoever verifies drafts makes the text exact and here anything
 may be wrong, so weights are rounded to a byte each: what a draft takes is the time of reading them.
 
-Value predicts the nats a token of what comes: the harder, the fewer drafts. Never here: sampling, the trunk, its cache.
+Value predicts the nats a token of what comes: the harder, the fewer drafts. It seldom matters: what is kept of a draft
+hardly depends on it (benchmarks/LOG.md). Never here: sampling, the trunk, its cache.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from aux_heads.inputs import UNROLL_STEPS
 from aux_heads.value import Value
 
 NUM_TOKENS = 4096
+WHOLE_OUTPUTS, WHOLE_INPUTS = (
+    4,
+    32,
+)  # the kernel of eight bits reads up to so many at a time, whether they are there or not
 ASKED_EVERY = 16  # tokens: value speaks of the next 32 as a whole, and takes as long as two drafts
 NATS = 16.0  # drafts are made for so many predicted nats, rounded, and for as many steps as were trained at most
 
 
-WHOLE = 32  # inputs: the kernel of eight bits reads as many at a time, beyond the end of a weight if it has to
-
-
 def rounded_linear(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
     """The map x (1, I) to (1, O), on a CPU with weights of eight bits and a scale for each output."""
-    if weight_OI.shape[1] % WHOLE or weight_OI.device.type != "cpu":
+    num_outputs, num_inputs = weight_OI.shape
+    if num_outputs % WHOLE_OUTPUTS or num_inputs % WHOLE_INPUTS or weight_OI.device.type != "cpu":
         return lambda x: F.linear(x, weight_OI)
     scale_O = (weight_OI.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     int8_OI, scale_O = (weight_OI / scale_O[:, None]).round().to(torch.int8), scale_O.bfloat16()
@@ -53,20 +56,23 @@ class HeadDrafter:
         transition = torch.cat((dynamics.linear.weight, dynamics.gate_up.weight)) * width**0.5
         weights = transition, dynamics.down.weight, output_VD[:NUM_TOKENS]
         self.transition, self.down, self.output = map(rounded_linear, weights)
-        self.asked, self.num_drafts = -ASKED_EVERY, UNROLL_STEPS
+        self.text: Sequence[int] = ()
+        self.ask_at, self.num_drafts = 0, UNROLL_STEPS
 
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
-        """How many tokens to draft behind `tokens`, all but the last of which `hidden_D` has seen."""
+        """How many tokens to draft behind `tokens`, all but the last of which `hidden_D` has seen; another list is another
+        text."""
         self.latent_1D = hidden_D[None]
-        if self.value is not None and not self.asked <= len(tokens) < self.asked + ASKED_EVERY:
+        if self.value is not None and (tokens is not self.text or len(tokens) >= self.ask_at):
             nats = float(self.value.expectation(self.value.logits(hidden_D)))
-            self.asked, self.num_drafts = len(tokens), min(UNROLL_STEPS, round(NATS / max(1.0, nats)))
+            self.text, self.ask_at = tokens, len(tokens) + ASKED_EVERY
+            self.num_drafts = min(UNROLL_STEPS, round(NATS / max(1.0, nats)))
         return self.num_drafts
 
     def step(self, token: int) -> Tensor:
         """(N,) logits of what follows `token`."""
         embedding_1D = self.embedding_VD[token : token + 1]
-        z = torch.cat([x / torch.linalg.vector_norm(x) for x in (self.latent_1D, embedding_1D)], dim=-1)
+        z = torch.cat([F.normalize(x, dim=-1) for x in (self.latent_1D, embedding_1D)], dim=-1)
         linear, gate, up = self.transition(z).split(self.sizes, dim=-1)
         self.latent_1D = linear + self.down(F.silu(gate) * up)
         return self.output(self.latent_1D)[0]

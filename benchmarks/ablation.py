@@ -134,6 +134,8 @@ def at_equal_time(base: float, more: float, slowdown: float) -> float:
 
 def show(ratios: list[float]) -> str:
     """Of bits per byte to those of another arm with the same seed."""
+    if not ratios:
+        return ""
     spread = f" ± {statistics.stdev(ratios):.2%}" if len(ratios) > 1 else ""
     return f"{statistics.mean(ratios) - 1:+.2%}{spread}"
 
@@ -150,8 +152,11 @@ def report(out: Path, slowdowns: dict[str, float]) -> None:
         if not (values := found(arm)):
             continue
         slowdown = slowdowns.get(arm.name, 1.0) * arm.tokens
-        equal_tokens = [value / base[seed] for seed, value in values.items()]
-        equal_time = [value / at_equal_time(base[seed], more[seed], slowdown) for seed, value in values.items()]
+        equal_tokens = [values[seed] / base[seed] for seed in values.keys() & base.keys()]
+        equal_time = [
+            values[seed] / at_equal_time(base[seed], more[seed], slowdown)
+            for seed in values.keys() & base.keys() & more.keys()
+        ]
         print(
             f"| {arm.name} | {statistics.mean(values.values()):.4f} | {show(equal_tokens)} | {slowdown:.3f} "
             f"| {show(equal_time)} | {len(values)} |"

@@ -4,9 +4,9 @@
 
 All continue the same prompts, one after the other, with the sampling of the defaults and greedily, each in turn every
 round; medians over rounds, lowest and highest in brackets. Drafts come from the heads (as many as value says, or a fixed
-number), and as a baseline from the text itself: what followed the last two tokens where they came before. Everything is
-fp32. `transformers` and plain decoding are tried with one thread and with one a core; drafts with the faster one of
-plain decoding. The folder is only read.
+number), and as a baseline from the text itself: what followed the last two tokens where they came before. The trunk is
+fp32 everywhere, drafts are made with weights of eight bits. `transformers` and plain decoding are tried with one thread
+and with one a core; drafts with the faster one of plain decoding. The folder is only read.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ ARMS = {
 
 
 def peak(arm: str, shape: Shape) -> int:
-    """Bytes of this process at its peak over a first step, in which all is compiled, and two more."""
+    """Bytes of this process at its peak over a first step, in which all is compiled, and two more. What compiling leaves
+    is given back between them, as after the trial of a run."""
     learner, rows, plan = learner_of(ARMS[arm].preset(1, shape, TOKENS))
     learner.train_step(rows, plan, 0.5)
-    give_back_freed_memory()  # as after the trial of a run
+    give_back_freed_memory()
     for _ in range(2):
         learner.train_step(rows, plan, 0.5)
     return peak_memory(learner.device_type)

@@ -114,8 +114,8 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """For once, after compiling: it leaves garbage among the buffers of a step, which then lie further apart and take
-    4% more memory with all heads on (benchmarks/LOG.md)."""
+    """Gives the kernel what `keep_freed_memory` has kept; for once, after compiling, whose garbage lies among the buffers
+    of a step and makes them take more room (benchmarks/LOG.md). Other C libraries than glibc keep what they have."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:

@@ -1,9 +1,10 @@
 """The rule that turns logits into the next token, and what makes it exact for drafted tokens too.
 
-`process_logits` is the whole sampling rule as one pure function; trunk and drafter go through the very same one, with
-the n-grams of the text as it would be at that place. `Sampler.settle` then keeps or replaces a draft such that the text
-is distributed as without drafts (Leviathan et al., arXiv 2211.17192). Everything here happens on the CPU in fp32, so that a
-seed gives the same text on every device whose logits agree. Never here: models, the global random generators.
+`process_logits` is the whole sampling rule as one pure function, with the n-grams of the text as it would be at that
+place; drafts go through it too, with settings of their own. `Sampler.settle` then keeps or replaces a draft such that the
+text is distributed as without drafts (Leviathan et al., arXiv 2211.17192). Everything here happens on the CPU in fp32, so
+that a seed gives the same text on every device whose logits agree. Never here: models, the global random
+generators.
 
 Shapes: V vocabulary, N tokens a drafter knows, the first of the vocabulary.
 """
@@ -58,7 +59,7 @@ def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
     known = sorted({token for token in banned if token < len(logits_V)})
     if not 0 < len(known) < len(logits_V):
         return logits_V
-    return logits_V.index_fill(0, torch.tensor(known, device=logits_V.device), float("-inf"))
+    return logits_V.index_fill(0, torch.tensor(known), float("-inf"))
 
 
 def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float, top_p: float) -> Tensor:
@@ -66,11 +67,14 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
 
     The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et al., arXiv 1904.09751),
     with whatever is as probable as its last one; never empty. `temperature` 0 is greedy: all mass on the best token.
+    On the CPU, without gradients.
     """
     logits_V = ban(logits_V.float(), banned)
     if temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    # The largest is taken off first: divided by a tiny temperature, the others may overflow.
+    # The largest is taken off first, since divided by a tiny temperature the others may overflow. It is 0 by zero if even
+    # that is none in fp32.
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)
     probabilities_V = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     if top_p >= 1:
         return probabilities_V
@@ -104,8 +108,8 @@ class Sampler:
         return int(ban(logits_V, self.text.banned()).argmax())
 
     def draft(self, logits_N: Tensor) -> Draft:
-        """Drawn without the nucleus, whose work would be two thirds of it: what that cuts away, a lower temperature does,
-        and as many drafts are kept (benchmarks/LOG.md)."""
+        """Drawn without the nucleus, whose work would be half of it: what that cuts away, a lower temperature does, and as
+        many drafts are kept (benchmarks/LOG.md)."""
         if self.temperature == 0:
             return Draft(self._best(logits_N), None)
         q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)

@@ -6,7 +6,10 @@ import torch
 from aux_heads.drafter import ASKED_EVERY, NUM_TOKENS, HeadDrafter
 from aux_heads.inputs import UNROLL_STEPS
 from aux_heads.joint import build_heads
-from configs.schema import AuxiliaryConfig
+from configs.schema import AuxiliaryConfig, ModelConfig
+from lm.decoder import Decoder
+from lm.generate import Drafting, generate
+from tests.lm.random_model import random_model
 
 WIDTH, VOCAB = 32, NUM_TOKENS + 8
 
@@ -37,13 +40,37 @@ def test_each_draft_is_read_from_the_latent_one_step_further(width, error):
 def test_the_harder_what_comes_the_fewer_drafts():
     drafter = HeadDrafter(random_heads(WIDTH), *torch.randn(2, VOCAB, WIDTH))
 
-    def drafts(nats: float, length: int) -> int:
+    def drafts(nats: float, text: list[int], length: int) -> int:
+        text.extend([1] * (length - len(text)))
         last = drafter.value.mlp[-1]
         last.weight.zero_()
         last.bias.fill_(-100)[round(nats * 63 / 10)] = 100  # the prediction is this number
-        return drafter.begin(torch.ones(WIDTH), [1] * length)
+        return drafter.begin(torch.ones(WIDTH), text)
 
-    assert drafts(0.5, 50) == drafts(5, 100) == UNROLL_STEPS
-    assert drafts(8, 100 + ASKED_EVERY - 1) == UNROLL_STEPS  # not asked yet
-    assert drafts(8, 100 + ASKED_EVERY) == 2
-    assert drafts(5, 1) == UNROLL_STEPS  # another text
+    text = [1]
+    assert drafts(0.5, text, 50) == drafts(5, text, 100) == UNROLL_STEPS
+    assert drafts(8, text, 100 + ASKED_EVERY - 1) == UNROLL_STEPS  # not asked yet
+    assert drafts(8, text, 100 + ASKED_EVERY) == 2
+    assert drafts(5, [1], 100 + ASKED_EVERY) == UNROLL_STEPS  # another text
+
+
+@pytest.mark.parametrize(("width", "vocab"), [(16, 258), (30, 300), (64, NUM_TOKENS + 5)])
+def test_text_with_its_drafts_is_the_text(width, vocab):
+    """Greedy, through the whole program of decoder, sampler and heads, of which some weights are zero."""
+    model = random_model(ModelConfig(hidden_size=width, num_layers=1, num_heads=1, seq_length=64), vocab)
+    heads = random_heads(width)
+    with torch.no_grad():
+        model.embed.weight[:vocab:2] = 0
+        heads["dynamics"].linear.weight[0] = 0
+    drafting = Drafting(HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach()))
+    decoder = Decoder(model)
+    for temperature in (0, 0.8):
+        seeds = [torch.Generator().manual_seed(1) for _ in range(3)]
+        plain, *drafted = (
+            list(generate(decoder, [5], 40, temperature=temperature, generator=generator, drafting=given))
+            for generator, given in zip(seeds, (None, drafting, drafting), strict=True)
+        )
+        assert drafted[0] == drafted[1]  # a seed fixes it
+        assert len(plain) == len(drafted[0])
+        assert temperature or drafted[0] == plain
+    assert drafting.drafted.total() > 40

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lm.sampling import NgramBlocker, draw, process_logits
+from lm.sampling import NgramBlocker, Sampler, draw, process_logits
 
 
 def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
@@ -21,10 +21,10 @@ def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.3, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("size", [50, 3000])
-def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, size):
+@pytest.mark.parametrize("scale", [3, 100])  # with the larger one most probabilities are 0
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, scale):
     for seed in range(5):
-        logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
+        logits = torch.randn(300, generator=torch.Generator().manual_seed(seed)) * scale
         full = process_logits(logits, (), 0.7, 1.0)
         torch.testing.assert_close(full, torch.softmax(logits / 0.7, -1))
         nucleus = process_logits(logits, (), 0.7, top_p)
@@ -50,6 +50,17 @@ def test_banned_tokens_have_no_mass_unless_all_are_banned():
     )
     torch.testing.assert_close(process_logits(logits, [0, 1, 2], 1.0, 1.0), torch.softmax(logits, -1))
     assert logits.tolist() == [3.0, 2.0, 1.0]  # the model's logits stay as they were
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-30, 1e-3, 10])
+@pytest.mark.parametrize("top_p", [0, 1e-300, 1e-50, 0.5, 1])
+def test_every_setting_gives_tokens(temperature, top_p):
+    logits, generator = torch.tensor([30.0, -1e4, 29.0, -torch.inf]), torch.Generator().manual_seed(0)
+    sampler = Sampler(NgramBlocker(), temperature, top_p, generator)
+    draft = sampler.draft(logits[:3])
+    tokens = {draft.token, sampler.settle(logits, draft), sampler.settle(logits, None)}
+    assert tokens <= {0, 2}
+    assert temperature > 1 or tokens == {0}
 
 
 def test_blocker_rollback_undoes_append():
