@@ -118,7 +118,7 @@ def hostile() -> dict[str, bytes]:
         "xref_claims_a_billion": good.replace(b"xref\n0 12", b"xref\n0 999999999"),
         "xref_beyond_the_end": assemble([ROOT, tree(4), FONT, page(b"5 0 R"), flate(show(BODY))], start=10**15),
         "xref_before_the_beginning": assemble([ROOT, tree(4), FONT, page(b"5 0 R"), flate(show(BODY))], start=-5),
-        "ten_thousand_pages": assemble([ROOT, tree(*[5] * 10_000), FONT, flate(show(BODY)), page(b"4 0 R")]),
+        "fifty_thousand_pages": assemble([ROOT, tree(*[5] * 50_000), FONT, flate(show(BODY)), page(b"4 0 R")]),
         "nested_objects": assemble([b"[" * 50_000, tree()]),
         "nested_dictionaries": assemble([b"<</A" * 50_000, tree()]),
         "long_number": make_pdf([BODY], b"/ID " + b"9" * 10**6),

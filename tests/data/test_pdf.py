@@ -142,7 +142,7 @@ REASONS = {
     "not_a_pdf": "not a PDF",
     "zeros": "not a PDF",
     "password": "needs a password",
-    "ten_thousand_pages": "PDF took too long",
+    "fifty_thousand_pages": "PDF took too long",
     **dict.fromkeys(["control_characters_page", "endless_line_page", "flate_bomb_page", "huge_content_page"], BAD_PAGE),
     **dict.fromkeys(["flate_bomb_in_a_bomb_page", "a_hundred_filters_page", "damaged_lzw_page"], BAD_PAGE),
     **dict.fromkeys(["header_only", "noise", "no_pages", "no_root", "no_page_tree", "cyclic_pages"], DAMAGED),
