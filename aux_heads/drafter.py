@@ -24,10 +24,8 @@ from aux_heads.inputs import UNROLL_STEPS
 from aux_heads.value import Value
 
 NUM_TOKENS = 4096
-WHOLE_OUTPUTS, WHOLE_INPUTS = (
-    4,
-    32,
-)  # the kernel of eight bits reads up to so many at a time, whether they are there or not
+# The kernel of eight bits reads up to so many at a time, whether they are there or not.
+WHOLE_OUTPUTS, WHOLE_INPUTS = 4, 32
 ASKED_EVERY = 16  # tokens: value speaks of the next 32 as a whole, and takes as long as two drafts
 NATS = 16.0  # drafts are made for so many predicted nats, rounded, and for as many steps as were trained at most
 

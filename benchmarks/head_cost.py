@@ -19,7 +19,8 @@ from benchmarks.ablation import HEADS, MULTI_TOKEN, Arm, relative_seconds
 from benchmarks.contenders import Shape
 from benchmarks.speed import SHAPES, TOKENS
 from benchmarks.step import learner_of
-from lm.machine import give_back_freed_memory, measure_machine, peak_memory
+from data.memory import give_back_memory
+from lm.machine import measure_machine, peak_memory
 
 PROCESSES = 3
 ALONE = Arm("no heads", heads=())
@@ -40,7 +41,7 @@ def peak(arm: str, shape: Shape) -> int:
     is given back between them, as after the trial of a run."""
     learner, rows, plan = learner_of(ARMS[arm].preset(1, shape, TOKENS))
     learner.train_step(rows, plan, 0.5)
-    give_back_freed_memory()
+    give_back_memory()
     for _ in range(2):
         learner.train_step(rows, plan, 0.5)
     return peak_memory(learner.device_type)

@@ -13,8 +13,6 @@ It may be killed at any instant: started again it appends the very rows it would
 exit code 2 after an error event, with 1 and a traceback on stderr for a defect. It never imports torch or main.
 """
 
-import ctypes
-import gc
 import json
 import os
 import signal
@@ -36,6 +34,7 @@ from data.documents import Retryable, Source, SourceError, in_words
 from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header
+from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
 from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
@@ -280,13 +279,6 @@ def give_way() -> None:
         Path("/proc/self/autogroup").write_text("10")
 
 
-def give_back_memory() -> None:
-    """What preparing left behind, 100 MB, to the system, where the C library can (glibc)."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
     give_way()
@@ -300,7 +292,7 @@ def main() -> int:
         events.emit("opened")
         orders.wait_for_go()
         prepare(preset, stream_dir, sources, request["token_budget"], events)
-        give_back_memory()
+        give_back_memory()  # what preparing left behind: 100 MB
         producer = Producer(preset, stream_dir, sources, orders, events)
         events.emit(
             "ready",

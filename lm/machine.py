@@ -5,7 +5,6 @@ Linux and macOS. torch is imported only where a GPU or a matrix product is neede
 
 import ctypes
 import dataclasses
-import gc
 import importlib.util
 import json
 import math
@@ -111,15 +110,6 @@ def keep_freed_memory() -> None:
         m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def give_back_freed_memory() -> None:
-    """Gives the kernel what `keep_freed_memory` has kept; for once, after compiling, whose garbage lies among the buffers
-    of a step and makes them take more room (benchmarks/LOG.md). Other C libraries than glibc keep what they have."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 def available_memory() -> int:

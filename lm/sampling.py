@@ -72,8 +72,7 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
     logits_V = ban(logits_V.float(), banned)
     if temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    # The largest is taken off first, since divided by a tiny temperature the others may overflow. It is 0 by zero if even
-    # that is none in fp32.
+    # A temperature that fp32 does not know would divide by 0, and a tiny one overflow if the largest were not taken off.
     temperature = max(temperature, torch.finfo(torch.float32).tiny)
     probabilities_V = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     if top_p >= 1:

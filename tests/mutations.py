@@ -199,7 +199,7 @@ MUTATIONS = {
         "aux_heads/drafter.py", "ASKED_EVERY = 16", "ASKED_EVERY = 10**9", "tests/aux_heads/test_drafter.py"
     ),
     "nothing is given back": Mutation(
-        "lm/machine.py", "        trim(0)\n", "        pass\n", "tests/lm/test_estimate.py"
+        "data/memory.py", "ctypes.CDLL(None).malloc_trim(0)", "pass", "tests/lm/test_machine.py"
     ),
     "drafts are not forgotten": Mutation(
         "lm/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE

@@ -15,7 +15,8 @@ KEPT = """
     sys.path.insert(0, {root!r})
     import torch
     from pathlib import Path
-    from lm.machine import give_back_freed_memory, keep_freed_memory
+    from data.memory import give_back_memory
+    from lm.machine import keep_freed_memory
     def megabytes():
         return int(Path("/proc/self/statm").read_text().split()[1]) // 256
     keep_freed_memory()
@@ -23,7 +24,7 @@ KEPT = """
     buffers = [torch.ones(2**18) for _ in range(200)]
     del buffers
     print(megabytes())
-    give_back_freed_memory()
+    give_back_memory()
     print(megabytes())
 """
 
