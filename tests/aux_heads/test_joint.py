@@ -7,8 +7,9 @@ import torch
 from small_trunk import ALL_HEADS, HIDDEN_SIZE, SEQ_LENGTH, generator, joint_model, let_it_copy, run, text_batches
 
 from aux_heads.joint import JointModel, build_heads
-from configs.schema import AuxiliaryConfig, UserError
+from configs.schema import AuxiliaryConfig, ModelConfig, UserError
 from lm.machine import compile_choice
+from lm.model import Transformer
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +173,17 @@ def test_compiled_heads_equal_eager_ones(backend):
         got.total.backward()
     for (name, parameter), twin in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-3, atol=1e-2, msg=name)
+
+
+def test_a_compiled_trunk_keeps_no_scores_of_its_attention():
+    """They grow with the square of the context, and would be most of what a long row needs."""
+    rows, length, num_heads = 2, 1024, 2
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=num_heads, seq_length=length, vocab_size=300)
+    aux = AuxiliaryConfig()
+    model = JointModel(Transformer(config, 300), build_heads(aux, 32, length), aux, lambda *_: None)
+    model.compile_trunk_and_heads(backend="aot_eager_decomp_partition")
+    hidden = model.trunk_forward(torch.zeros((rows, length), dtype=torch.int64))
+    kept = {saved.untyped_storage().data_ptr(): saved.untyped_storage().nbytes() for saved in hidden.grad_fn.saved_tensors}
+    kept_of_weights = sum(weight.untyped_storage().nbytes() for weight in model.trunk.parameters())
+    unmasked_scores = 4 * rows * num_heads * length**2 // 2  # of one layer, in bytes
+    assert sum(kept.values()) - kept_of_weights < unmasked_scores
