@@ -81,9 +81,11 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 
 class JointModel(nn.Module):
-    """`trunk(tokens_BT) -> hidden_BTD`, with `trunk.embed.weight`, `trunk.output.weight`; `heads` of `build_heads`."""
+    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.contextualize(trunk.embed(tokens_BT))`; `trunk.output.weight`; `heads` of
+    `build_heads`."""
 
-    heads: Any  # nn.ModuleDict, which hides from a type checker what its members have beyond a module
+    trunk: Any
+    heads: Any  # modules, which hide from a type checker what they have beyond a module
 
     def __init__(
         self, trunk: nn.Module, heads: nn.ModuleDict, aux: AuxiliaryConfig, loss_fn: LossFunction, end_of_text: int = 0
@@ -107,7 +109,9 @@ class JointModel(nn.Module):
         """Two graphs. The trunk itself stays eager, for callers with other shapes; parameter names stay as they are."""
         if self.trunk.embed.weight.device.type == "cpu":  # read when a graph is first run
             torch._functorch.config.activation_memory_budget = CPU_ACTIVATION_BUDGET
-        self.trunk_forward = torch.compile(self.trunk.forward, **options)
+        contextualize = torch.compile(self.trunk.contextualize, **options)
+        # Compiled, the embedding's gradient is a scatter of single numbers: slower on a CPU, and in no fixed order.
+        self.trunk_forward = lambda tokens_BT: contextualize(self.trunk.embed(tokens_BT))
         self._heads_forward = torch.compile(self.heads_forward, fullgraph=True, **options)
 
     def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:

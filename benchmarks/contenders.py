@@ -116,6 +116,7 @@ def train_preset(
     before_step: Callable[[Learner, float], None] = lambda learner, progress: None,
 ) -> Learner:
     """Ours, with a preset of one's own for a model of this shape."""
+    from data.memory import give_back_memory
     from learner import Learner
     from lm.distributed import World
     from lm.optim import learning_rate_factor, set_learning_rate
@@ -137,6 +138,8 @@ def train_preset(
         set_learning_rate(learner.optimizers, factor)
         before_step(learner, progress)
         learner.train_step(rows, StepPlan(number * len(rows), len(rows), len(rows) * shape.length), progress)
+        if number == 0:
+            give_back_memory()  # as after the trial step of a run
     return learner
 
 

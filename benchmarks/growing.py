@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,10 @@ def of_the_trainer(preset: Preset) -> int:
     return estimate.memory_bytes(preset, device()) - apart
 
 
-def fit(columns: list[list[float]], measured: list[float]) -> np.ndarray:
-    """Factors of the columns whose sum is nearest to what was measured, relatively."""
+def fit(columns: list[list[float]], measured: list[float], known: Sequence[float] = (0.0,)) -> np.ndarray:
+    """Factors of the columns whose sum, and what is known besides, is nearest to what was measured, relatively."""
     scale = np.array(measured)
-    return np.linalg.lstsq(np.array(columns).T / scale[:, None], np.ones(len(scale)), rcond=None)[0]
+    return np.linalg.lstsq(np.array(columns).T / scale[:, None], 1 - np.array(known) / scale, rcond=None)[0]
 
 
 def compare(machine: Machine, found: dict[tuple[int, int], dict]) -> None:
@@ -74,13 +75,11 @@ def compare(machine: Machine, found: dict[tuple[int, int], dict]) -> None:
     peak = [[value / machine.matmul_flops for value in column] for column in (channels, scores)]
     share, channel, score = fit([flops, *peak], [result["seconds"] for result in found.values()])
     print(f"time: MATMUL_EFFICIENCY {1 / share:.2f}, CHANNEL_FLOPS {channel:,.0f}, SCORE_FLOPS {score:,.0f}")
-    held = [3 * 4 * estimate.num_parameters(model, 8192) for model in models]
-    columns = [[1.0] * len(models), held, [TOKENS * n for n in channels], [TOKENS * n for n in scores]]
-    process, copies, channel, score = fit(columns, [result["memory"] for result in found.values()])
-    print(
-        f"memory: PROCESS_BYTES {process:,.0f}, weights with gradient and moment x {copies:.2f}, "
-        f"LAYER_BYTES {channel:.1f}, SCORE_BYTES {score:.1f}"
-    )
+    held = [estimate.checkpoint_bytes(p) + 4 * estimate.num_parameters(p.model, 8192) for p in presets]
+    columns = [[1.0] * len(models), [TOKENS * n for n in channels], [TOKENS * n for n in scores]]
+    memory = [result["memory"] for result in found.values()]
+    process, channel, score = fit(columns, memory, held)
+    print(f"memory: PROCESS_BYTES {process:,.0f}, LAYER_BYTES {channel:.1f}, SCORE_BYTES {score:.2f}")
 
 
 def main(rounds: int) -> None:

@@ -20,9 +20,13 @@ VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
 # Fitted to compiled bf16 steps on a CPU, 128 to 1024 wide, 256 to 4,096 tokens of context (benchmarks/growing.py).
-LAYER_BYTES, SCORE_BYTES = 58, 4.4  # kept for backward: a channel of one layer and token; one attention score
-FP32_FACTOR, EAGER_FACTOR = 1.7, 2.0  # of those bytes, without bf16 and without torch.compile
-PROCESS_BYTES = {"cpu": 460_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
+LAYER_BYTES = {
+    "cpu": 42,
+    "cuda": 58,
+}  # for the backward pass, of a channel of one layer and token; a CPU makes some anew
+SCORE_BYTES = 2.85  # of one attention score
+FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}  # of those bytes, without bf16 and without torch.compile
+PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
@@ -107,15 +111,15 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within 6% of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
+    Within 5% of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
     gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
-    per_token = model.num_layers * model.hidden_size * LAYER_BYTES
-    if device == "cpu":  # the fused kernel of a GPU keeps no scores; our row blocks keep 5/8 of them
+    per_token = model.num_layers * model.hidden_size * LAYER_BYTES[device]
+    if device == "cpu":  # the fused kernel of a GPU has no scores; our row blocks have 5/8 of them
         per_token += int(scores_per_token(model) * SCORE_BYTES)
-    factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR)
+    factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
     policy = 4 * 4 * min(POLICY_POSITIONS, num_tokens) * model.vocab_size if aux.enable_policy else 0
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":

@@ -153,9 +153,12 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Errors: positions past `seq_length` have no rotary table; the caller keeps within it."""
-        length = tokens_BT.shape[1]
+        return self.contextualize(self.embed(tokens_BT))
+
+    def contextualize(self, x_BTD: Tensor) -> Tensor:
+        """All that comes after the embedding: what is compiled."""
+        length = x_BTD.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]
-        x = self.embed(tokens_BT)
         for layer in self.layers:
-            x = layer(x, cos, sin)
-        return self.norm(x)
+            x_BTD = layer(x_BTD, cos, sin)
+        return self.norm(x_BTD)

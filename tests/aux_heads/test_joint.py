@@ -183,7 +183,9 @@ def test_a_compiled_trunk_keeps_no_scores_of_its_attention():
     model = JointModel(Transformer(config, 300), build_heads(aux, 32, length), aux, lambda *_: None)
     model.compile_trunk_and_heads(backend="aot_eager_decomp_partition")
     hidden = model.trunk_forward(torch.zeros((rows, length), dtype=torch.int64))
-    kept = {saved.untyped_storage().data_ptr(): saved.untyped_storage().nbytes() for saved in hidden.grad_fn.saved_tensors}
+    kept = {
+        saved.untyped_storage().data_ptr(): saved.untyped_storage().nbytes() for saved in hidden.grad_fn.saved_tensors
+    }
     kept_of_weights = sum(weight.untyped_storage().nbytes() for weight in model.trunk.parameters())
     unmasked_scores = 4 * rows * num_heads * length**2 // 2  # of one layer, in bytes
     assert sum(kept.values()) - kept_of_weights < unmasked_scores
