@@ -1,7 +1,7 @@
 """One run: where the stream stands, what was learnt from it, and what is written down of both.
 
-`main.py` holds the loop and calls what is here. Like main, this file may import every room; nobody but main, tests and
-benchmarks imports it. Nothing in it is random, so a run taken up again does what it would have done.
+`main.py` holds the loop and calls what is here. Like main, this file may import every room; only other modules at the
+top, tests and benchmarks import it. Nothing in it is random, so a run taken up again does what it would have done.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Run:
         )
 
     def from_stream(self, ask: Callable[[Stream], Found]) -> Found:
-        """On every rank: what the first, which has the stream, is told by it."""
+        """`ask(stream)` on the first rank, which alone has the stream; its answer on every rank."""
 
         def ask_stream() -> Found:
             assert self.stream, "the first rank's"

@@ -78,7 +78,7 @@ def pick(folder: Path) -> Path:
 
 
 def ask(question: str) -> str:
-    """`input`, which ends at a Ctrl-C at any instant: one just before it begins to wait, it would not notice."""
+    """Like `input`, but no Ctrl-C is missed: `input` overlooks one that comes just before it waits."""
     print(question, end="", flush=True)
     while sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
         pass

@@ -45,7 +45,10 @@ class Dynamics(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def step(self, latent: Tensor, embedding: Tensor) -> Tensor:
-        """(..., D) latent after one more token, given that token's (..., D) input embedding. A drafter calls this."""
+        """(..., D) latent after one more token, given that token's (..., D) input embedding.
+
+        `HeadDrafter.step` is this in fewer operations (a test compares them).
+        """
         width = latent.shape[-1:]
         z = torch.cat((F.rms_norm(latent, width), F.rms_norm(embedding, width)), dim=-1)
         gate, up = self.gate_up(z).chunk(2, dim=-1)

@@ -81,7 +81,7 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 
 class JointModel(nn.Module):
-    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.contextualize(trunk.embed(tokens_BT))`; `trunk.output.weight`; `heads` of
+    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.forward_embedded(trunk.embed(tokens_BT))`; `trunk.output.weight`; `heads` of
     `build_heads`."""
 
     trunk: Any
@@ -103,16 +103,16 @@ class JointModel(nn.Module):
         }
         self.weights = {name: weight for name, weight in weights.items() if name in heads and weight is not None}
         self.trunk_forward = self.trunk.forward
-        self._heads_forward = self.heads_forward
+        self.heads_forward = self.heads_eagerly
 
     def compile_trunk_and_heads(self, **options: Any) -> None:
         """Two graphs. The trunk itself stays eager, for callers with other shapes; parameter names stay as they are."""
         if self.trunk.embed.weight.device.type == "cpu":  # read when a graph is first run
             torch._functorch.config.activation_memory_budget = CPU_ACTIVATION_BUDGET
-        contextualize = torch.compile(self.trunk.contextualize, **options)
+        forward_embedded = torch.compile(self.trunk.forward_embedded, **options)
         # Compiled, the embedding's gradient is a scatter of single numbers: slower on a CPU, and in no fixed order.
-        self.trunk_forward = lambda tokens_BT: contextualize(self.trunk.embed(tokens_BT))
-        self._heads_forward = torch.compile(self.heads_forward, fullgraph=True, **options)
+        self.trunk_forward = lambda tokens_BT: forward_embedded(self.trunk.embed(tokens_BT))
+        self.heads_forward = torch.compile(self.heads_eagerly, fullgraph=True, **options)
 
     def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The random positions of one micro-batch, on the CPU: a function of the shapes and of `generator` alone."""
@@ -145,7 +145,7 @@ class JointModel(nn.Module):
 
         scale = trunk_gradient_scale
         head_hidden_BTD = hidden_BTD.detach() if scale == 0 else scale_gradient(hidden_BTD, scale)
-        losses, measures = self._heads_forward(
+        losses, measures = self.heads_forward(
             head_hidden_BTD,
             tokens_BT1,
             losses_N.view_as(targets_BT),
@@ -170,7 +170,7 @@ class JointModel(nn.Module):
             return {}
         num_rows, seq_length = valid_BT.shape
         samples = self.sample(num_rows, seq_length, generator)
-        losses, measures = self.heads_forward(
+        losses, measures = self.heads_eagerly(
             hidden_BTD,
             tokens_BT1,
             losses_BT,
@@ -181,7 +181,7 @@ class JointModel(nn.Module):
         )
         return {f"{name}/loss": loss for name, loss in losses.items()} | measures
 
-    def heads_forward(
+    def heads_eagerly(
         self,
         hidden_BTD: Tensor,
         tokens_BT1: Tensor,

@@ -6,8 +6,8 @@
 v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A
 categorical value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
 (arXiv 1911.08265, appendix F); losses are small and positive, so its square-root transform is not needed. The second
-term, present when dynamics is, lets a drafter ask how hard it will get from a latent instead of a trunk pass; it
-trains the value, not the latent.
+term, present when dynamics is, lets one ask a latent how hard it will get, without a pass of the trunk
+(benchmarks/planning.py); it trains the value, not the latent.
 
 Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of
 good text: maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are

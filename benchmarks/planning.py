@@ -24,12 +24,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from benchmarks.plan import Candidate, ValueAhead, plan, promise
 from data.heldout import HeldOut
 from lm import checkpoint
 from lm.decoder import Decoder
 from lm.machine import measure_machine
 from lm.model import Transformer
-from lm.plan import Candidate, ValueAhead, plan, promise
 from use import load_heads, load_model
 
 PROMPT_TOKENS, NEW_TOKENS, CANDIDATES, CHUNK = 32, 96, 8, 16

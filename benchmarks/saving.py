@@ -17,12 +17,12 @@ from configs.schema import load_preset
 
 def main(path: str, num_saves: int) -> None:
     from lm.checkpoint import CURRENT
+    from lm.checkpoint_file import CONTENTS
     from lm.saver import Saver
 
     preset = load_preset(path)
     learner, tokens, plan = learner_of(preset)
-    counts = dict.fromkeys(("tokens_seen", "token_budget", "global_batch_rows", "world_size"), 0)
-    others = {"preset": preset.to_json(), "rng": {}, "stream_position": {}, "tokenizer_sha256": "", **counts}
+    others = {key: kind() for key, kind in CONTENTS.items()} | {"preset": preset.to_json()}
 
     def step() -> float:
         began = time.perf_counter()

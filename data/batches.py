@@ -68,7 +68,7 @@ class Stream:
     ):
         self.seq_length = preset.model.seq_length
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
-        self.stream_dir = Path(checkpoint_dir).absolute() / "stream"
+        self.stream_dir = checkpoint_dir.absolute() / "stream"
         self.wait_seconds = 0.0
         self._num_sources = len(preset.data.all_sources)
         self._weight_changes = [(int(row), list(weights)) for row, weights in weight_changes]

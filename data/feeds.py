@@ -158,7 +158,7 @@ class Feed(Generic[Encoded]):
         while True:
             try:
                 source = self._open()
-                # What it left out so far is not ours, or follows the last document before it broke off: met again now.
+                # Only what is left out from here on counts: what followed the last document before a break is met again.
                 seen = source.skipped.copy()
                 for document, after in source.documents(epoch, position):
                     if source.skipped.total() > seen.total():

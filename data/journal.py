@@ -1,6 +1,6 @@
 """The record of every row a run has produced: append-only, one writer, any number of readers, no losses.
 
-    stream.json    header, written once: what the stream was made from (see data/producer.py)
+    stream.json    header, written once: what the stream was made from (see data/preparation.py)
     rows.bin       rows one after another (records of packing.row_dtype)
     states.jsonl   one line an append: {"rows": rows in all, "state": of every source after them, "check": ...}
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 
 def give_back_memory() -> None:
-    """For once, after work that leaves garbage behind: what is taken later would lie around it. Where the C library can
-    (glibc)."""
+    """To be called once after work that leaves garbage, or later buffers lie scattered around it. Does nothing where the C
+    library cannot (glibc can)."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -30,7 +30,6 @@ LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 
 def put_aside(folder: Path) -> Path:
     """Moves the run in `folder` into its archive; returns its place there. CheckpointError if the disk refuses."""
-    folder = Path(folder)
     finish_interrupted(folder)
     summary = inspect(folder)
     name = summary["name"] if summary else "unreadable" if latest_exists(folder) else "unsaved"
@@ -55,7 +54,6 @@ def put_aside(folder: Path) -> Path:
 
 def restore(folder: Path, archived: Path) -> None:
     """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first."""
-    folder, archived = Path(folder), Path(archived)
     finish_interrupted(folder)
     if _artefacts(folder):
         put_aside(folder)
@@ -72,7 +70,6 @@ def restore(folder: Path, archived: Path) -> None:
 
 def finish_interrupted(folder: Path) -> None:
     """Completes or undoes what a killed `put_aside` or `restore` left half done; call it before looking at `folder`."""
-    folder = Path(folder)
     for entry in sorted((folder / "archive").glob("*.*")):
         if entry.suffix == LINKING:
             shutil.rmtree(entry)
@@ -89,7 +86,7 @@ def finish_interrupted(folder: Path) -> None:
 
 def archived_runs(folder: Path) -> list[SavedRun]:
     """The runs put aside that can be read, newest first."""
-    summaries = (inspect(entry) for entry in (Path(folder) / "archive").glob("*") if entry.is_dir())
+    summaries = (inspect(entry) for entry in (folder / "archive").glob("*") if entry.is_dir())
     return sorted((summary for summary in summaries if summary), key=lambda summary: summary["saved_at"], reverse=True)
 
 

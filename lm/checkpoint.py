@@ -50,7 +50,6 @@ def write(folder: Path, contents: dict[str, Any]) -> None:
     Raises CheckpointError when the disk refuses; the earlier generations then stay as they were, and training may go on
     and try again later.
     """
-    folder = Path(folder)
     temporary = temporary_name(folder / CURRENT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def _rotation(folder: Path) -> list[tuple[Path, Path]]:
 
 def latest_exists(folder: Path) -> bool:
     """Whether `folder` holds a run, readable or not: if so, no fresh run may be started over it."""
-    return any((Path(folder) / name).exists() for name in GENERATIONS)
+    return any((folder / name).exists() for name in GENERATIONS)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:
@@ -103,7 +102,6 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
     place, and what is damaged is kept as `<name>.bad-<n>`. When no generation can be read, CheckpointError, and nothing
     is changed.
     """
-    folder = Path(folder)
     problems: dict[str, str] = {}
     for name in GENERATIONS:
         try:
@@ -151,19 +149,19 @@ def inspect(folder: Path) -> SavedRun | None:
 
     Reads the pickle inside the file with every tensor left out, so it needs neither torch nor the weights.
     """
-    for path in (Path(folder) / name for name in GENERATIONS):
+    for path in (folder / name for name in GENERATIONS):
         try:
             with zipfile.ZipFile(path) as archive:
                 record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 with archive.open(record) as file:
                     state = _WithoutTensors(file).load()
             return SavedRun(
-                folder=Path(folder),
+                folder=folder,
                 name=json.loads(state["preset"])["name"],
                 preset=state["preset"],
                 tokens_seen=state["tokens_seen"],
                 token_budget=state["token_budget"],
-                finished=bool(state.get("exhausted")) or state["tokens_seen"] >= state["token_budget"],
+                finished=state["exhausted"] or state["tokens_seen"] >= state["token_budget"],
                 saved_at=path.stat().st_mtime,
             )
         except Exception:  # damaged in any way: `load` is where it is reported; a list of runs only leaves it out
@@ -191,7 +189,6 @@ def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
 
     `beside`: a new run, next to what is there.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = (path.stat() for pattern in ("lm_*.pth", "stream/*") for path in folder.glob(pattern) if path.is_file())
     occupied = 0 if beside else sum({status.st_ino: status.st_size for status in files}.values())

@@ -20,7 +20,7 @@ FORMAT_VERSION = 2
 CONTENTS = {
     "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,
-    "world_size": int,
+    "world_size": int, "num_steps": int, "skipped_steps": int, "seconds": float, "exhausted": bool, "facts": dict,
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _ending(sha256: Any) -> bytes:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is what `write` made of it, to the last bit."""
+    """Whether a file is what `write_file` made of it, to the last bit."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size - len(_ending(sha256))
@@ -148,8 +148,8 @@ def _not_finite(value: Any, where: str = "") -> str | None:
 def read(path: Path) -> dict[str, Any]:
     """The state in one checkpoint file.
 
-    Raises FileNotFoundError, CheckpointError (another format, no permission) or, if the file is damaged, a kind of
-    CheckpointError that `load` answers with the generation before.
+    Raises FileNotFoundError, CheckpointError (another format, no permission) or Damaged, for which `load` takes the
+    generation before.
     """
     import torch
 

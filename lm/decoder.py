@@ -41,8 +41,8 @@ def rms_norm(x: Tensor, smallest: Tensor) -> Tensor:
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), smallest)
 
 
-class Weights(NamedTuple):
-    """Of one layer. Norm weights include the sqrt(size) that `rms_norm` leaves out."""
+class CachedLayer(NamedTuple):
+    """A layer's weights and its cache of keys and values. Norm weights include the sqrt(size) that `rms_norm` leaves out."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -75,15 +75,15 @@ class Decoder:
         )
         self.norm = model.norm.weight * config.hidden_size**0.5
         self.output = linear(model.output.weight)
-        self.layers = [self._weights(layer, model.cos, model.sin) for layer in model.layers]
+        self.layers = [self._cached(layer, model.cos, model.sin) for layer in model.layers]
 
-    def _weights(self, layer: nn.Module, cos_SP: Tensor, sin_SP: Tensor) -> Weights:
+    def _cached(self, layer: nn.Module, cos_SP: Tensor, sin_SP: Tensor) -> CachedLayer:
         assert isinstance(layer, Layer)
         attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
         norms = attention.q_norm.weight, attention.k_norm.weight
         weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
         cache = torch.empty(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
-        return Weights(
+        return CachedLayer(
             layer.attention_norm.weight * scale,
             linear(attention.qkv.weight),
             torch.cat((cos_SP, cos_SP), dim=-1).unsqueeze(1) * weight_GK,
@@ -109,25 +109,25 @@ class Decoder:
         mask_TE = None
         if self.length and len(tokens) > 1:
             mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(self.length + 1)
-        for weights in self.layers:
-            x_TD = x_TD + self._attention(rms_norm(x_TD, self.smallest) * weights.attention_norm, weights, end, mask_TE)
-            gate, up = weights.gate_up(rms_norm(x_TD, self.smallest) * weights.mlp_norm).chunk(2, dim=-1)
-            x_TD = x_TD + weights.down(F.silu(gate) * up)
+        for layer in self.layers:
+            x_TD = x_TD + self._attention(rms_norm(x_TD, self.smallest) * layer.attention_norm, layer, end, mask_TE)
+            gate, up = layer.gate_up(rms_norm(x_TD, self.smallest) * layer.mlp_norm).chunk(2, dim=-1)
+            x_TD = x_TD + layer.down(F.silu(gate) * up)
         self.length = end
         return rms_norm(x_TD, self.smallest) * self.norm
 
-    def _attention(self, x_TD: Tensor, weights: Weights, end: int, mask_TE: Tensor | None) -> Tensor:
+    def _attention(self, x_TD: Tensor, layer: CachedLayer, end: int, mask_TE: Tensor | None) -> Tensor:
         T, start, num_heads = len(x_TD), self.length, self.num_heads
-        qkv = weights.qkv(x_TD).view(T, 3 * num_heads, self.head_dim)
+        qkv = layer.qkv(x_TD).view(T, 3 * num_heads, self.head_dim)
         qk = rms_norm(qkv[:, : 2 * num_heads], self.smallest_head)
-        turned = qk * weights.turn_SGK[start:end]
-        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), weights.turn_other_SGK[start:end])
-        weights.keys_SHK[start:end] = qk[:, num_heads:]
-        weights.values_SHK[start:end] = qkv[:, 2 * num_heads :]
-        q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], weights.keys_SHK[:end], weights.values_SHK[:end]))
+        turned = qk * layer.turn_SGK[start:end]
+        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), layer.turn_other_SGK[start:end])
+        layer.keys_SHK[start:end] = qk[:, num_heads:]
+        layer.values_SHK[start:end] = qkv[:, 2 * num_heads :]
+        q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], layer.keys_SHK[:end], layer.values_SHK[:end]))
         if mask_TE is None:
             y_HTK = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=T > 1)[0]
         else:  # a few positions behind others: by hand in less time
             scores_HTE = torch.baddbmm(mask_TE, q, k.transpose(1, 2), alpha=self.head_dim**-0.5)
             y_HTK = torch.bmm(scores_HTE.softmax(dim=-1), v)
-        return weights.proj(y_HTK.transpose(0, 1).reshape(T, -1))
+        return layer.proj(y_HTK.transpose(0, 1).reshape(T, -1))

@@ -20,18 +20,17 @@ VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
 # Fitted to compiled bf16 steps on a CPU, 128 to 1024 wide, 256 to 4,096 tokens of context (benchmarks/growing.py).
-LAYER_BYTES = {
-    "cpu": 42,
-    "cuda": 58,
-}  # for the backward pass, of a channel of one layer and token; a CPU makes some anew
-SCORE_BYTES = 2.85  # of one attention score
-FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}  # of those bytes, without bf16 and without torch.compile
+# Bytes kept for the backward pass: for each token, layer and channel (a CPU computes some of it again), and for each
+# attention score. Factors without bf16 and without torch.compile.
+LAYER_BYTES, SCORE_BYTES = {"cpu": 42, "cuda": 58}, 2.85
+FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
 PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
 MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.93, 0.5  # of the matmul peak; eagerly with all the rest of a step
-CHANNEL_FLOPS, SCORE_FLOPS = 18_000, 780  # in whose time a compiled step handles a layer's channel, an attention score
+# Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score.
+CHANNEL_FLOPS, SCORE_FLOPS = 18_000, 780
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
 
 
@@ -48,15 +47,15 @@ def num_parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple[int, int]:
-    """Parameters of the heads that are on: in matrices, in offsets."""
-    width, matrices, offsets = model.hidden_size, 0, 0
+    """Parameters of the heads that are on: in matrices, in biases."""
+    width, matrices, biases = model.hidden_size, 0, 0
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         matrices += TRANSITION_SQUARES * width**2
     if auxiliary.enable_value:
-        matrices, offsets = matrices + VALUE_SIZE * (width + VALUE_BINS), offsets + VALUE_SIZE + VALUE_BINS
+        matrices, biases = matrices + VALUE_SIZE * (width + VALUE_BINS), biases + VALUE_SIZE + VALUE_BINS
     if auxiliary.enable_span_contrastive:
-        matrices, offsets = matrices + 4 * width * (width + SPAN_SIZE), offsets + 4 * width
-    return matrices, offsets
+        matrices, biases = matrices + 4 * width * (width + SPAN_SIZE), biases + 4 * width
+    return matrices, biases
 
 
 def flops_per_token(
@@ -95,8 +94,8 @@ def checkpoint_bytes(preset: Preset) -> int:
     """Weights in fp32, one momentum for Muon's matrices, two moments for the rest."""
     matrices = num_matrix_parameters(preset.model)
     others = num_parameters(preset.model, preset.model.vocab_size) - matrices
-    head_matrices, head_offsets = num_head_parameters(preset.model, preset.auxiliary)
-    return 8 * (matrices + head_matrices) + 12 * (others + head_offsets)
+    head_matrices, head_biases = num_head_parameters(preset.model, preset.auxiliary)
+    return 8 * (matrices + head_matrices) + 12 * (others + head_biases)
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:

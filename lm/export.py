@@ -23,6 +23,7 @@ from lm.export_gguf import write_gguf
 from lm.files import sync_folder
 from lm.model import NORM_EPS, ROPE_THETA
 from lm.model_card import RunFacts, write_model_card
+from lm.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P
 
 LAYER_NAMES = {  # ours: theirs; several names: our matrix is theirs stacked, in this order
     "attention_norm": ("input_layernorm",),
@@ -108,7 +109,6 @@ def export_huggingface(
         "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
         "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
     }
-    out_dir = Path(out_dir)
     temporary, old = out_dir.with_name(out_dir.name + ".tmp"), out_dir.with_name(out_dir.name + ".old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -142,10 +142,10 @@ def generation_config(end_of_text_id: int) -> dict[str, Any]:
         "eos_token_id": end_of_text_id,
         "pad_token_id": end_of_text_id,
         "do_sample": True,
-        "temperature": 0.8,
-        "top_p": 0.95,
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
         "top_k": 0,
-        "no_repeat_ngram_size": 3,
+        "no_repeat_ngram_size": BLOCK_NGRAM,
     }
 
 

@@ -72,7 +72,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / ".lock"
+        self.path = folder / ".lock"
 
     def __enter__(self) -> "FolderLock":
         if sys.platform == "win32":

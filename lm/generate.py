@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm.decoder import Decoder
-from lm.sampling import Draft, NgramBlocker, Sampler
+from lm.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, Draft, NgramBlocker, Sampler
 
 
 class Drafter(Protocol):
@@ -65,9 +65,9 @@ def generate(
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     *,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    block_ngram: int = 3,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    block_ngram: int = BLOCK_NGRAM,
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
     drafting: Drafting | None = None,

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-CHUNK = {"cpu": 512, "cuda": 8192}  # rows; a core's cache holds the logits of a few hundred, a GPU wants large products
+CHUNK_ROWS = {"cpu": 512, "cuda": 8192}  # a core's cache holds the logits of a few hundred, a GPU wants large products
 
-Chunk = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def chunk_loss(
@@ -60,12 +60,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_NK: Tensor,
         scales_NK: Tensor,
         need_grad: bool,
-        chunk: Chunk,
+        chunk: ChunkLoss,
     ) -> tuple[Tensor, Tensor]:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         grad_weight = torch.zeros_like(weight_VD) if need_grad else None
-        weight, rows = weight_VD.to(dtype), CHUNK[device]
+        weight, rows = weight_VD.to(dtype), CHUNK_ROWS[device]
         split = (tensor.split(rows) for tensor in (hidden_ND.to(dtype), targets_NK, scales_NK))
         parts = [
             chunk(hidden, weight, targets, scales, grad_weight) for hidden, targets, scales in zip(*split, strict=True)
@@ -89,7 +89,7 @@ def linear_cross_entropy(
     targets_N: Tensor,
     further: Sequence[tuple[Tensor, float]] = (),
     *,
-    chunk: Chunk = chunk_loss,
+    chunk: ChunkLoss = chunk_loss,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of `targets_N` under softmax(hidden @ weight.T), in nats, and of `further` targets of the
     same rows, each times its weight.

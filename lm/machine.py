@@ -87,7 +87,7 @@ def measure_machine() -> Machine:
 def load_machine(folder: Path) -> Machine | None:
     """What `save_machine` kept in `folder`, if it was this machine."""
     try:
-        machine = Machine(**json.loads((Path(folder) / "machine.json").read_text()))
+        machine = Machine(**json.loads((folder / "machine.json").read_text()))
     except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
         return None
     return machine if machine.identity == machine_identity() else None
@@ -95,7 +95,7 @@ def load_machine(folder: Path) -> Machine | None:
 
 def save_machine(folder: Path, machine: Machine) -> None:
     """Writes `machine.json` in one step."""
-    replace_text(Path(folder) / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
+    replace_text(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
 
 
 def keep_freed_memory() -> None:

@@ -42,7 +42,7 @@ def rotary_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Each of the P = K / 2 pairs turned by its angle. Half by half: a CPU is slow to put back together what is cut."""
+    """Each of the P = K / 2 pairs turned by its angle. Half by half, since a rotated copy of the whole costs a CPU more."""
     first, second = x_BHTK.chunk(2, dim=-1)
     turned = (first * cos_TP - second * sin_TP, second * cos_TP + first * sin_TP)
     return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
@@ -59,7 +59,7 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention as a few row blocks of plain matmul and fp32 softmax; block i sees keys 0 .. its own end.
 
     The CPU's fused kernel is the slow part of a small model's step; compiled, this takes less than half of its time
-    and skips most of the masked half. The product adds the mask: one pass over the scores less.
+    and skips most of the masked half. `baddbmm` adds the mask within the product, which saves a pass over the scores.
     """
     (B, H, length, K), size = q.shape, q.shape[-2] // CPU_ATTENTION_BLOCKS
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -153,9 +153,9 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Errors: positions past `seq_length` have no rotary table; the caller keeps within it."""
-        return self.contextualize(self.embed(tokens_BT))
+        return self.forward_embedded(self.embed(tokens_BT))
 
-    def contextualize(self, x_BTD: Tensor) -> Tensor:
+    def forward_embedded(self, x_BTD: Tensor) -> Tensor:
         """All that comes after the embedding: what is compiled."""
         length = x_BTD.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]

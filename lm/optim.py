@@ -111,7 +111,7 @@ def build_optimizers(
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
-    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads' offsets, Muon for the heads'
+    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads' biases, Muon for the heads'
     matrices if there are any]. Each group keeps its peak rate as `peak_lr`.
 
     The heads' own Muon, since what is orthogonalised in one batch of products may differ in the last bit by the batch.
@@ -128,7 +128,7 @@ def build_optimizers(
             scalars.append(parameter)
     scalars += trunk.norm.parameters()
     head_matrices = [parameter for parameter in heads.parameters() if parameter.ndim == 2]
-    head_offsets = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
+    head_biases = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
     muon_groups = [
         {"params": parameters, "parts": parts, "lr": peaks["matrix"], "weight_decay": train.weight_decay}
         for parts, parameters in sorted(matrices.items())
@@ -137,7 +137,7 @@ def build_optimizers(
         {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
         {"params": scalars, "lr": peaks["scalar"]},
         *([] if tied else [{"params": [trunk.output.weight], "lr": peaks["output"]}]),
-        *([{"params": head_offsets, "lr": peaks["output"]}] if head_offsets else []),
+        *([{"params": head_biases, "lr": peaks["output"]}] if head_biases else []),
     ]
     optimizers = [
         Muon(muon_groups, dtype),

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TEMPERATURE, TOP_P, BLOCK_NGRAM = 0.8, 0.95, 3  # unless the caller wants others
+
 
 class NgramBlocker:
     """A text, and which tokens would repeat an n-gram of it: for every n-1 tokens seen, what followed them. With n = 0
@@ -107,8 +109,8 @@ class Sampler:
         return int(ban(logits_V, self.text.banned()).argmax())
 
     def draft(self, logits_N: Tensor) -> Draft:
-        """Drawn without the nucleus, whose work would be half of it: what that cuts away, a lower temperature does, and as
-        many drafts are kept (benchmarks/LOG.md)."""
+        """Drawn without the nucleus, which would be half of a draft's time: a temperature lowered by `top_p` cuts away about
+        as much, and as many drafts are kept (benchmarks/LOG.md)."""
         if self.temperature == 0:
             return Draft(self._best(logits_N), None)
         q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)

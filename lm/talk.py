@@ -15,6 +15,7 @@ import torch
 from lm.decoder import Decoder
 from lm.generate import Drafter, Drafting, generate
 from lm.metrics import printable
+from lm.sampling import TEMPERATURE, TOP_P
 
 MAX_NEW_TOKENS = 400
 HELP = (
@@ -76,7 +77,7 @@ def talk(
     `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
     continuation. A `drafter` changes the speed and nothing else.
     """
-    settings = {"temperature": 0.8, "top_p": 0.95}
+    settings = {"temperature": TEMPERATURE, "top_p": TOP_P}
     generator = torch.Generator()
     generator.seed()
     write(HELP + "\n")

@@ -25,9 +25,9 @@ from lm.distributed import World
 from lm.loss import IGNORE, further_targets
 
 MAX_SKIPPED_IN_A_ROW = 5
-# No step's loss (nats a token) or gradient norm of the trunk: those of text are below 12 and 4, and a batch of one token
-# over and over has a norm of 20, or 28 with further tokens to be learnt. Clipping would bound such a step, but it still
-# moves weights and momenta by a fault.
+# No sound step has such a loss (nats a token) or gradient norm of the trunk: on text they stay below 12 and 4, and a batch of
+# one token over and over has a norm of 20, or 28 with further tokens to be learnt. Clipping would bound such a step, but it
+# still moves weights and momenta by a fault.
 ABSURD = 1_000.0
 
 

@@ -30,9 +30,9 @@ class SmallTrunk(nn.Module):
         self.output = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        return self.contextualize(self.embed(tokens_BT))
+        return self.forward_embedded(self.embed(tokens_BT))
 
-    def contextualize(self, x_BTD: Tensor) -> Tensor:
+    def forward_embedded(self, x_BTD: Tensor) -> Tensor:
         x_BDT = x_BTD.transpose(1, 2)
         for layer in self.layers:
             x_BDT = x_BDT + F.gelu(layer(F.pad(x_BDT, (4 * layer.dilation[0], 0))))

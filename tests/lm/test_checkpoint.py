@@ -36,6 +36,11 @@ def make_state(tokens: int, name: str = "toy", size: int = 16) -> dict:
         "stream_position": {"row": tokens // 4},
         "tokenizer_sha256": "ab" * 32,
         "world_size": 1,
+        "num_steps": tokens // 4,
+        "skipped_steps": 0,
+        "seconds": 1.0,
+        "exhausted": False,
+        "facts": {},
     }
 
 
@@ -426,7 +431,7 @@ def test_a_file_that_is_whole_but_not_a_run_is_refused(tmp_path, changes, reason
 
 def test_a_file_without_all_its_parts_is_refused(tmp_path):
     checkpoint.write_file(tmp_path / CURRENT, {"format_version": FORMAT_VERSION, "model": {}, "tokens_seen": 1})
-    with pytest.raises(CheckpointError, match="incomplete, without global_batch_rows, heads, optimizer"):
+    with pytest.raises(CheckpointError, match="incomplete, without exhausted, facts, global_batch_rows, heads"):
         checkpoint.load(tmp_path)
 
 

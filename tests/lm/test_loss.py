@@ -16,7 +16,7 @@ HIDDEN, VOCAB = 16, 50
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 rows, so that tiny inputs have several of them."""
-    monkeypatch.setitem(loss.CHUNK, "cpu", 8)
+    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 8)
 
 
 def make_inputs(num_rows: int, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aux_heads import value
+from benchmarks.plan import Candidate, plan, promise
 from configs.schema import ModelConfig
 from lm.decoder import Decoder
 from lm.generate import generate
 from lm.model import Transformer
-from lm.plan import HORIZON, Candidate, plan, promise
 from tests.lm.random_model import random_model
 
 VOCAB, PROMPT = 30, [0, 3, 4, 5]
@@ -77,10 +76,6 @@ def test_the_value_is_asked_with_the_state_before_the_last_token_and_that_token(
     state_D, token = asked[0]  # 32 tokens' worth of value outweighs the chunks: the lowest predicted loss is taken
     assert token == text[-1]
     torch.testing.assert_close(state_D, hidden_D, atol=1e-4, rtol=1e-4)
-
-
-def test_a_promise_looks_as_far_ahead_as_value_does():
-    assert value.HORIZON == HORIZON
 
 
 def test_promise_weighs_chunk_and_future_by_their_tokens_and_an_ended_text_has_no_future():

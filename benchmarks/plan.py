@@ -2,7 +2,7 @@
 
 A chunk's promise is the mean log-probability a token of itself and of the HORIZON tokens after it. The latter nobody has
 written yet: it is minus the value of the latent that dynamics reaches from the chunk's last state by its last token. The
-two heads are handed in as one function, `value_ahead`. Never here: which heads there are, text.
+two heads are handed in as one function, `value_ahead`.
 
 This is MuZero's lookahead (arXiv 1911.08265) with one level of chunks and without a tree. High likelihood is not good
 text (Holtzman et al., arXiv 1904.09751), so whether it helps is for an external judge: benchmarks/planning.py.
@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aux_heads.value import HORIZON
 from lm.decoder import Decoder
-from lm.sampling import NgramBlocker, Sampler
-
-HORIZON = 32  # tokens whose mean loss the value predicts
+from lm.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, NgramBlocker, Sampler
 
 ValueAhead = Callable[[Tensor, int], float]
 """(state (D,) that predicted the last token, that token) -> nats a token of what comes after it."""
@@ -55,9 +54,9 @@ def plan(
     num_candidates: int = 8,
     chunk_length: int = 16,
     score: Callable[[Sequence[Candidate]], Sequence[float]] = promises,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    block_ngram: int = 3,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    block_ngram: int = BLOCK_NGRAM,
     generator: torch.Generator,
     stop_token: int | None = None,
 ) -> Iterator[int]:
