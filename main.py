@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import sys
 import traceback
@@ -29,7 +28,7 @@ if __name__ == "__main__":
     leave_on_signals()  # before the slow imports
 
 try:
-    from lm.watch import end_with_parent, watch  # first: it notes whose child this is
+    from lm.watch import end_with_parent, peer_has_ended, watch  # first: it notes whose child this is
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 CONFIGS, CHECKPOINTS = HERE / "configs", HERE / "checkpoints"
-# Only in the words of gloo, and of the store where ranks meet: a network may close a connection of the producer's too.
-PEER_ENDED = re.compile("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", re.DOTALL)
 
 
 def main() -> int:
@@ -75,15 +72,15 @@ def main() -> int:
         print("\nStopped.", file=sys.stderr)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return defect()
+            return report_defect()
         print(
             f"\nThe disk is full ({error}). The last checkpoint is intact: free some space, then start again.",
             file=sys.stderr,
         )
         return 2
     except Exception as error:
-        if not PEER_ENDED.search(str(error)):
-            return defect()
+        if not peer_has_ended(error):
+            return report_defect()
         print(
             f"\nRank {os.environ['RANK']} ends: another process of this job has ended; torchrun says which and why. The "
             "last checkpoint is intact: start again to resume.",
@@ -93,7 +90,7 @@ def main() -> int:
     return 0
 
 
-def defect() -> int:
+def report_defect() -> int:
     traceback.print_exc()
     print(
         "\nThis is a defect, or a lost machine. The last checkpoint is intact: start again to resume.", file=sys.stderr
@@ -117,8 +114,8 @@ def start(choice: Choice) -> None:
             return
         case "restore":
             world.from_first(lambda: bring_back(choice.path))
-    text = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS).to_json())
-    train(parse_preset(text, "the chosen preset"), fresh=choice.action == "preset")
+    preset = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS))
+    train(preset, fresh=choice.action == "preset")
 
 
 def bring_back(archived: Path) -> None:
@@ -150,7 +147,9 @@ def train(
         run = Run(preset, world, folder, token_budget, state, stop)
         del state  # the run has taken what it needs
         try:
-            check(run, fresh, say)
+            sources, tokens_per_second = check(run, fresh, say)
+            world.from_first(lambda: introduce(run, sources, tokens_per_second, fresh))
+            run.begin(say)
             learn(run, say)
         finally:
             run.close()
@@ -171,8 +170,8 @@ def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) ->
     return state
 
 
-def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
-    """What would fail later fails here, before anything is written; then the start card."""
+def check(run: Run, fresh: bool, say: Callable[[str], None]) -> tuple[list[SourceInfo], float]:
+    """What would fail later fails here, before anything is written. What the sources hold, and tokens a second."""
     from trial import trial
 
     preset, folder = run.preset, run.folder
@@ -185,12 +184,10 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> None:
     compiling = " (compiling it first: up to two minutes, once per model shape)" if run.learner.compiled else ""
     say(f"trying one step{compiling}")
     seconds = trial(run)
-    tokens_per_second = run.global_batch_rows * preset.model.seq_length / seconds
-    run.world.from_first(lambda: settle(run, sources, tokens_per_second, fresh))
-    run.begin(say)
+    return sources, run.global_batch_rows * preset.model.seq_length / seconds
 
 
-def settle(run: Run, sources: list[SourceInfo], tokens_per_second: float, fresh: bool) -> None:
+def introduce(run: Run, sources: list[SourceInfo], tokens_per_second: float, fresh: bool) -> None:
     """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
     print(render_card(start_card(run, sources, tokens_per_second)))
     if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):

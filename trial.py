@@ -12,6 +12,7 @@ import torch
 
 from configs.schema import UserError
 from data.memory import give_back_memory
+from lm.estimate import batch_sizes, how_to_set
 from lm.machine import device_name
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
@@ -68,17 +69,13 @@ def too_large(run: Run) -> str:
     With several processes the first smaller one is named untried: ranks that lost a step cannot be led into another.
     """
     train = run.preset.train
-    rows = train.per_gpu_batch_size * train.accumulation_steps
-    smaller = [size for size in range(train.per_gpu_batch_size // 2, 0, -1) if rows % size == 0]
+    smaller = [size for size in batch_sizes(train) if size <= train.per_gpu_batch_size // 2]
     advice = "Not even one row fits: choose a smaller model or a shorter seq_length."
     if smaller:
         fitting = None if run.world.size > 1 else next((size for size in smaller if fits(run, size)), None)
         # A failed step can leave memory in pieces too small for one that would fit by itself.
         size, verb = (fitting, "fits") if fitting else (smaller[0], "may fit")
-        advice = (
-            f"{size} {verb}: set train.per_gpu_batch_size to {size} and train.accumulation_steps to "
-            f"{rows // size} for the same tokens a step."
-        )
+        advice = f"{size} {verb}: {how_to_set(train, size)}"
     return (
         f"A step of preset {run.preset.name!r} with train.per_gpu_batch_size {train.per_gpu_batch_size} does not fit "
         f"into the memory of {device_name(run.world.device)}. {advice}"

@@ -9,7 +9,7 @@ D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLO
 
 import dataclasses
 
-from configs.schema import AuxiliaryConfig, ModelConfig, Preset, UserError
+from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig, UserError
 from lm.checkpoint import required_bytes
 from lm.machine import Machine, available_memory
 
@@ -126,12 +126,22 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     return int(fixed + state + gradients + factor * per_token * num_tokens + policy)
 
 
+def batch_sizes(train: TrainConfig) -> list[int]:
+    """Rows a micro-batch may have for the same step, most first."""
+    rows = train.per_gpu_batch_size * train.accumulation_steps
+    return [size for size in range(rows, 0, -1) if rows % size == 0]
+
+
+def how_to_set(train: TrainConfig, batch_size: int) -> str:
+    steps = train.per_gpu_batch_size * train.accumulation_steps // batch_size
+    return f"set train.per_gpu_batch_size to {batch_size} and train.accumulation_steps to {steps} for the same tokens a step."
+
+
 def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices: bool) -> int:
     """The largest number of rows a micro-batch that fits into `available` bytes and makes the same step in whole
     micro-batches: a divisor of per_gpu_batch_size * accumulation_steps, 0 if not even one row fits.
     """
-    rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps
-    for candidate in (size for size in range(rows, 0, -1) if rows % size == 0):
+    for candidate in batch_sizes(preset.train):
         train = preset.train.model_copy(update={"per_gpu_batch_size": candidate})
         if memory_bytes(preset.model_copy(update={"train": train}), device, **choices) <= available:
             return candidate
@@ -149,10 +159,11 @@ def check_memory(preset: Preset, device: str, **choices: bool) -> None:
     if needed <= MEMORY_TOLERANCE * available:
         return
     train, fitting = preset.train, largest_batch(preset, available, device, **choices)
-    advice = "No batch size fits: choose a smaller model."
-    if fitting:
-        steps = train.per_gpu_batch_size * train.accumulation_steps // fitting
-        advice = f"Set train.per_gpu_batch_size to {fitting} and train.accumulation_steps to {steps}: the same tokens a step."
+    advice = (
+        f"{fitting} would fit: {how_to_set(train, fitting)}"
+        if fitting
+        else "No batch size fits: choose a smaller model."
+    )
     raise UserError(
         f"Preset {preset.name!r} needs about {needed / 1e9:.1f} GB of memory with train.per_gpu_batch_size "
         f"{train.per_gpu_batch_size}, and {available / 1e9:.1f} GB are free here. {advice}"

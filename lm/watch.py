@@ -7,6 +7,7 @@ is imported only where there are other ranks.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -49,6 +50,12 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait_for_its_end, daemon=True).start()
+
+
+def peer_has_ended(error: Exception) -> bool:
+    """Whether it says that another rank is gone: only what gloo and the store where ranks meet say of a closed connection
+    counts, since the producer has connections too, which a peer may close."""
+    return bool(re.search("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", str(error), re.DOTALL))
 
 
 class StopRequest(Protocol):
