@@ -142,7 +142,7 @@ def test_too_little_memory_is_said_with_a_batch_that_fits(preset, monkeypatch):
     estimate.check_memory(preset, "cpu")
     monkeypatch.setattr(estimate, "available_memory", lambda: 1_300_000_000)
     wide = with_changes(preset, per_gpu_batch_size=512, accumulation_steps=1)
-    with pytest.raises(UserError, match=r"Set train\.per_gpu_batch_size to") as caught:
+    with pytest.raises(UserError, match=r"would fit: set train\.per_gpu_batch_size to") as caught:
         estimate.check_memory(wide, "cpu")
     rows, steps = map(int, re.findall(r"(?:size to|steps to) (\d+)", str(caught.value)))
     assert rows * steps == 512
