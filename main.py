@@ -240,7 +240,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
         while not run.done:
-            do_what_is_due(run, bar.write if run.world.is_first else say)
+            do_what_is_due(run, bar.write)
             try:
                 step = run.next_step(bar.set_postfix_str)
             except (UserError, ProducerDied):  # a source that is gone, a full disk: what was learnt so far is kept

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 LOG_SECONDS = 30  # between two lines when nobody watches a terminal
 
 
-def progress_bar(run: Run) -> tqdm | LogLines:
+def progress_bar(run: Run) -> tqdm | LogLines | Silent:
     """Knows what the loop in main.py asks of it: `write`, `update`, `set_postfix_str`, and to be left."""
     from tqdm import tqdm
 
-    if run.world.is_first and not sys.stderr.isatty():
+    if not run.world.is_first:
+        return Silent()
+    if not sys.stderr.isatty():
         return LogLines(run.token_budget, run.tokens_seen)
     return tqdm(
         total=run.token_budget,
@@ -34,8 +36,17 @@ def progress_bar(run: Run) -> tqdm | LogLines:
         mininterval=0.5,
         maxinterval=0.5,
         smoothing=0.05,
-        disable=not run.world.is_first,
     )
+
+
+class Silent:
+    def nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> Silent:
+        return self
+
+    __exit__ = write = update = set_postfix_str = nothing
 
 
 class LogLines:

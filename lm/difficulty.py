@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from lm.detokenize import text_pieces
 from lm.metrics import printable
 
 MARKS = "▁▂▃▄▅▆▇█"
@@ -29,14 +30,8 @@ def level(nats: float) -> int:
 
 def pieces_of(tokens: Sequence[int], nats: Sequence[float | None], decode: Callable[[list[int]], str]) -> list[Piece]:
     """The text of each token with what is expected after it; a token that ends within a character adds none yet."""
-    pieces, shown = [], 0
-    for number, expected in enumerate(nats, start=1):
-        text = decode(list(tokens[:number]))
-        end = len(text if number == len(nats) else text.rstrip("\ufffd"))
-        if end > shown:
-            pieces.append((printable(text[shown:end]), expected))
-            shown = end
-    return pieces
+    pieces = text_pieces(tokens[: len(nats)], decode)
+    return [(printable(text), nats[number - 1]) for number, text in pieces]
 
 
 def coloured(pieces: Sequence[Piece]) -> str:

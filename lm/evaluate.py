@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lm.loss import IGNORE, linear_cross_entropy
+from lm.loss import IGNORE, linear_cross_entropy, padded
 
 LN2 = math.log(2)
 
@@ -128,11 +128,8 @@ def _losses(
             return losses, True
         count = min(batch_rows, len(rows) - first)
         part = slice(first, first + count)
-        tokens = np.zeros((batch_rows, rows.shape[1]), dtype=np.int64)
-        targets = np.full((batch_rows, valid.shape[1]), IGNORE, dtype=np.int64)
-        tokens[:count] = rows[part]
-        targets[:count] = np.where(valid[part], tokens[:count, 1:], IGNORE)
-        tokens_BT1, targets_BT = (torch.from_numpy(array).to(weight_VD.device) for array in (tokens, targets))
+        batch = padded(rows[part], valid[part], batch_rows)
+        tokens_BT1, targets_BT = (torch.from_numpy(array).to(weight_VD.device) for array in batch)
         with autocast():
             hidden_BTD = trunk(tokens_BT1[:, :-1])
             _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,6 +117,16 @@ def further_targets(targets_BT: Tensor, weights: Sequence[float]) -> list[tuple[
         (F.pad(targets_BT[:, distance:], (0, distance), value=IGNORE).flatten(), weight)
         for distance, weight in enumerate(weights, 1)
     ]
+
+
+def padded(rows: np.ndarray, learnt: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, T + 1) as a batch of `batch_rows`, one shape however many there are: tokens (B, T + 1), and targets (B, T),
+    `IGNORE` in the rows that fill up and where `learnt` (n, T) is false."""
+    tokens = np.zeros((batch_rows, rows.shape[1]), dtype=np.int64)
+    targets = np.full((batch_rows, learnt.shape[1]), IGNORE, dtype=np.int64)
+    tokens[: len(rows)] = rows
+    targets[: len(rows)] = np.where(learnt, tokens[: len(rows), 1:], IGNORE)
+    return tokens, targets
 
 
 def compiled_linear_cross_entropy() -> Callable[..., tuple[Tensor, Tensor]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from lm.decoder import Decoder
+from lm.detokenize import text_pieces
 from lm.generate import Drafter, Drafting, generate
 from lm.metrics import printable
 from lm.sampling import TEMPERATURE, TOP_P
@@ -24,21 +25,6 @@ HELP = (
     "continuation, an empty line leaves."
 )
 SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0)}  # name: smallest, largest
-
-
-def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """Text pieces as tokens arrive. A character whose bytes are not all there yet (decoded as U+FFFD) is held back."""
-    seen: list[int] = []
-    text, shown = "", 0
-    for token in tokens:
-        seen.append(token)
-        text = decode(seen)
-        complete = len(text.rstrip("\ufffd"))
-        if complete > shown:
-            yield text[shown:complete]
-            shown = complete
-    if len(text) > shown:
-        yield text[shown:]
 
 
 def change_setting(command: str, settings: dict[str, float]) -> str:
@@ -120,7 +106,7 @@ def _answer(
             yield token
 
     try:
-        for piece in stream_text(counted(), decode):
+        for _, piece in text_pieces(counted(), decode):
             write(printable(piece))
     except KeyboardInterrupt:
         write(" [stopped]")

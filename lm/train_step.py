@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from configs.schema import UserError
 from lm.distributed import World
-from lm.loss import IGNORE, further_targets
+from lm.loss import further_targets, padded
 
 MAX_SKIPPED_IN_A_ROW = 5
 # No sound step has such a loss (nats a token) or gradient norm of the trunk: on text they stay below 12 and 4, and a batch of
@@ -64,11 +64,8 @@ def micro_batches(tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: 
     num_targets = np.clip(plan.num_tokens - np.arange(plan.num_rows) * seq_length, 0, seq_length)
     for first in range(part.start, max(part.stop, part.start + 1), batch_rows):
         last = min(first + batch_rows, part.stop)
-        rows = np.zeros((batch_rows, seq_length + 1), dtype=np.int64)
-        targets = np.full((batch_rows, seq_length), IGNORE, dtype=np.int64)
-        rows[: last - first] = tokens[first:last]
         learnt = np.arange(seq_length) < num_targets[first:last, None]
-        targets[: last - first] = np.where(learnt, rows[: last - first, 1:], IGNORE)
+        rows, targets = padded(tokens[first:last], learnt, batch_rows)
         yield MicroBatch(_to(rows, world.device), _to(targets, world.device), plan.first_row + first)
 
 

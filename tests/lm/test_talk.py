@@ -8,8 +8,9 @@ import torch
 from configs.schema import ModelConfig
 from lm import talk as talk_module
 from lm.decoder import Decoder
+from lm.detokenize import text_pieces
 from lm.model import Transformer
-from lm.talk import change_setting, stream_text, talk
+from lm.talk import change_setting, talk
 
 
 def decode_bytes(tokens):
@@ -37,16 +38,20 @@ def converse(lines, monkeypatch, generate=None):
     return "".join(written), calls
 
 
+def texts(tokens: bytes) -> list[str]:
+    return [text for _, text in text_pieces(tokens, decode_bytes)]
+
+
 @pytest.mark.parametrize("text", ["plain", "naïve 漢字 😀!", "😀"])
 def test_a_character_is_shown_when_all_its_bytes_are_there(text):
-    pieces = list(stream_text(text.encode(), decode_bytes))
+    pieces = texts(text.encode())
     assert "".join(pieces) == text
     assert "\ufffd" not in "".join(pieces)
-    assert list(stream_text(text.encode()[:-1] if text == "😀" else b"", decode_bytes)) in ([], ["\ufffd"])
+    assert texts(text.encode()[:-1] if text == "😀" else b"") in ([], ["\ufffd"])
 
 
 def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
-    assert "".join(stream_text(b"a\xff\xffb", decode_bytes)) == "a\ufffd\ufffdb"
+    assert "".join(texts(b"a\xff\xffb")) == "a\ufffd\ufffdb"
 
 
 def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
