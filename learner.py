@@ -69,7 +69,7 @@ class Learner:
             world.data_parallel(self.joint),
             self.trunk,
             self.heads,
-            self.joint.sample,
+            self.joint.draw,
             self.optimizers,
             world,
             batch_rows=train.per_gpu_batch_size,

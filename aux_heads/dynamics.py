@@ -55,7 +55,7 @@ class Dynamics(nn.Module):
         return self.linear(z) + self.down(F.silu(gate) * up)
 
     def unroll(self, x: HeadInput) -> Unrolled:
-        positions_BS = x.samples["positions"]
+        positions_BS = x.drawn["positions"]
         inside_BT = x.inside_document_BT()
         latent_BSD = at(x.hidden_BTD, positions_BS).float()
         reached_BS = torch.ones_like(positions_BS, dtype=torch.bool)
@@ -70,7 +70,7 @@ class Dynamics(nn.Module):
 
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
         """The latent loss."""
-        positions_BS = x.samples["positions"]
+        positions_BS = x.drawn["positions"]
         hidden_BTD = x.hidden_BTD.detach()
         targets_KBSD = torch.stack([at(hidden_BTD, positions_BS + k) for k in range(1, UNROLL_STEPS + 1)]).float()
         latents_KBSD, reached_KBS = unrolled.latents_KBSD[1:], unrolled.reached_KBS[1:]

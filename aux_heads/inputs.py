@@ -30,7 +30,7 @@ class HeadInput:
     valid_BT: Tensor  # bool: targets that count
     embedding_VD: Tensor
     output_VD: Tensor
-    samples: dict[str, Tensor]  # the random positions of this micro-batch, see JointModel.sample
+    drawn: dict[str, Tensor]  # the random positions of this micro-batch, see JointModel.draw
     end_of_text: int  # token id
 
     def inside_document_BT(self) -> Tensor:
@@ -45,7 +45,7 @@ class HeadOutput(NamedTuple):
     measures: dict[str, Tensor]
 
 
-def sample_positions(num_rows: int, seq_length: int, generator: torch.Generator) -> Tensor:
+def draw_positions(num_rows: int, seq_length: int, generator: torch.Generator) -> Tensor:
     """(B, S) positions t with t + UNROLL_STEPS still in the row: a random one of every eight, so none comes twice."""
     num_blocks = (seq_length - UNROLL_STEPS) // POSITION_STRIDE
     offsets_BS = torch.randint(POSITION_STRIDE, (num_rows, num_blocks), generator=generator)

@@ -20,7 +20,7 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 from aux_heads.dynamics import Dynamics
-from aux_heads.inputs import HeadInput, sample_positions, scale_gradient
+from aux_heads.inputs import HeadInput, draw_positions, scale_gradient
 from aux_heads.policy import Policy
 from aux_heads.span_contrastive import SpanContrastive
 from aux_heads.value import HORIZON, Value
@@ -114,27 +114,27 @@ class JointModel(nn.Module):
         self.trunk_forward = lambda tokens_BT: forward_embedded(self.trunk.embed(tokens_BT))
         self.heads_forward = torch.compile(self.heads_eagerly, fullgraph=True, **options)
 
-    def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The random positions of one micro-batch, on the CPU: a function of the shapes and of `generator` alone."""
-        samples = {}
+        drawn = {}
         if "dynamics" in self.heads or "value" in self.heads:
-            samples["positions"] = sample_positions(num_rows, seq_length, generator)
+            drawn["positions"] = draw_positions(num_rows, seq_length, generator)
         if "policy" in self.heads:
-            samples |= self.heads["policy"].sample(num_rows, samples["positions"].shape[1], generator)
+            drawn |= self.heads["policy"].draw(num_rows, drawn["positions"].shape[1], generator)
         if "span_contrastive" in self.heads:
-            samples |= self.heads["span_contrastive"].sample(num_rows, seq_length, generator)
-        return samples
+            drawn |= self.heads["span_contrastive"].draw(num_rows, seq_length, generator)
+        return drawn
 
     def forward(
         self,
         tokens_BT1: Tensor,
         targets_BT: Tensor,
-        samples: dict[str, Tensor],
+        drawn: dict[str, Tensor],
         trunk_gradient_scale: float = 0.0,
         further: Further = (),
     ) -> JointOutput:
-        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `samples` is
-        what `sample` drew; `further` are more targets (B * T,) of the language model."""
+        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `drawn` is
+        what `draw` gave; `further` are more targets (B * T,) of the language model."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.get_parameter("output.weight")
         total, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten(), further)
@@ -152,7 +152,7 @@ class JointModel(nn.Module):
             valid_BT,
             self.trunk.get_parameter("embed.weight").detach(),
             output_VD.detach(),
-            samples,
+            drawn,
         )
         head_total = sum(self.weights[name] * loss for name, loss in losses.items())
         total = total + num_tokens * head_total
@@ -169,7 +169,7 @@ class JointModel(nn.Module):
         if not self.heads:
             return {}
         num_rows, seq_length = valid_BT.shape
-        samples = self.sample(num_rows, seq_length, generator)
+        drawn = self.draw(num_rows, seq_length, generator)
         losses, measures = self.heads_eagerly(
             hidden_BTD,
             tokens_BT1,
@@ -177,7 +177,7 @@ class JointModel(nn.Module):
             valid_BT,
             self.trunk.get_parameter("embed.weight"),
             self.trunk.get_parameter("output.weight"),
-            {name: positions.to(tokens_BT1.device) for name, positions in samples.items()},
+            {name: positions.to(tokens_BT1.device) for name, positions in drawn.items()},
         )
         return {f"{name}/loss": loss for name, loss in losses.items()} | measures
 
@@ -189,11 +189,11 @@ class JointModel(nn.Module):
         valid_BT: Tensor,
         embedding_VD: Tensor,
         output_VD: Tensor,
-        samples: dict[str, Tensor],
+        drawn: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(losses by head, measures by "head/measure"): tensors in, tensors out, one graph."""
         x = HeadInput(
-            hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, samples, self.end_of_text
+            hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, drawn, self.end_of_text
         )
         unrolled = self.heads["dynamics"].unroll(x) if "dynamics" in self.heads else None
         inputs = {"dynamics": (x, unrolled), "policy": (x, unrolled), "value": (x, unrolled), "span_contrastive": (x,)}

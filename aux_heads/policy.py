@@ -29,7 +29,7 @@ GRADIENT_SCALE = 0.1  # of what reaches the transition, and by way of it the tru
 
 
 class Policy(nn.Module):
-    def sample(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`policy_choices` (B, P): which of the S unrolled positions; `policy_steps` (B, P): at which step, 1..K."""
         num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POSITIONS // num_rows))
         stride = num_latents // num_blocks
@@ -40,11 +40,11 @@ class Policy(nn.Module):
         }
 
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
-        choices_BP, steps_BP = x.samples["policy_choices"], x.samples["policy_steps"]
+        choices_BP, steps_BP = x.drawn["policy_choices"], x.drawn["policy_steps"]
         rows_B1 = torch.arange(choices_BP.shape[0], device=choices_BP.device)[:, None]
         latent_BPD = scale_gradient(unrolled.latents_KBSD[steps_BP, rows_B1, choices_BP], GRADIENT_SCALE)
         reached_BP = unrolled.reached_KBS[steps_BP, rows_B1, choices_BP]
-        teacher_BPD = at(x.hidden_BTD.detach(), at(x.samples["positions"], choices_BP) + steps_BP)
+        teacher_BPD = at(x.hidden_BTD.detach(), at(x.drawn["positions"], choices_BP) + steps_BP)
 
         log_q_BPV = torch.log_softmax((latent_BPD @ x.output_VD.T).float(), dim=-1)
         log_p_BPV = torch.log_softmax((teacher_BPD @ x.output_VD.T).float(), dim=-1)

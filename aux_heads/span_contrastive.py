@@ -46,7 +46,7 @@ class SpanContrastive(nn.Module):
         self.temperature = temperature
         self.l2_normalize = l2_normalize
 
-    def sample(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`span_anchors` (B, N): the positions just before the spans."""
         num_spans = max(1, min(round(self.fraction * seq_length / SPAN_LENGTH), seq_length // SPAN_LENGTH))
         block = seq_length // num_spans
@@ -68,7 +68,7 @@ class SpanContrastive(nn.Module):
         return self.embed(self.target(F.rms_norm(mean_embedding, mean_embedding.shape[-1:])))
 
     def forward(self, x: HeadInput) -> HeadOutput:
-        anchors_BN = x.samples["span_anchors"]
+        anchors_BN = x.drawn["span_anchors"]
         offsets_L = torch.arange(SPAN_LENGTH, device=anchors_BN.device)
         places_BNL = anchors_BN.unsqueeze(-1) + offsets_L
         flat_places = places_BNL.flatten(1)

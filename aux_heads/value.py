@@ -82,7 +82,7 @@ class Value(nn.Module):
         return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)).sum(-1)
 
     def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:
-        positions_BS = x.samples["positions"]
+        positions_BS = x.drawn["positions"]
         y_BT, counts_BT = coming_loss(x)
         y_BS, counts_BS = at(y_BT, positions_BS), at(counts_BT, positions_BS)
         logits = self.logits(at(x.hidden_BTD, positions_BS))

@@ -94,7 +94,7 @@ class TrainStep:
         model: nn.Module,
         trunk: nn.Module,
         heads: nn.Module,
-        sample: Callable[[int, int, torch.Generator], dict[str, Tensor]],
+        draw: Callable[[int, int, torch.Generator], dict[str, Tensor]],
         optimizers: Sequence[torch.optim.Optimizer],
         world: World,
         *,
@@ -105,7 +105,7 @@ class TrainStep:
         trunk_gradient_scale: Callable[[float], float] = lambda progress: 0.0,
         multi_token_weights: Callable[[float], Sequence[float]] = lambda progress: (),
     ):
-        self.model, self.sample = model, sample
+        self.model, self.draw = model, draw
         parts = [list(part.parameters()) for part in (trunk, heads)]
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
@@ -189,11 +189,11 @@ class TrainStep:
     def forward(self, batch: MicroBatch, progress: float) -> Any:
         """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
-        samples = self.sample(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
-        samples = {name: positions.to(self.world.device) for name, positions in samples.items()}
+        drawn = self.draw(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
+        drawn = {name: positions.to(self.world.device) for name, positions in drawn.items()}
         further = further_targets(batch.targets_BT, self.multi_token_weights(progress))
         with self.autocast():
-            return self.model(batch.tokens_BT1, batch.targets_BT, samples, self.trunk_gradient_scale(progress), further)
+            return self.model(batch.tokens_BT1, batch.targets_BT, drawn, self.trunk_gradient_scale(progress), further)
 
     def clear(self) -> None:
         for optimizer in self.optimizers:

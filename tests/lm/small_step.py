@@ -39,4 +39,4 @@ def make_step(
     optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
     model = world.data_parallel(joint)
     sizes = {"batch_rows": batch_rows, "gradient_clip": clip, "seed": seed}
-    return TrainStep(model, trunk, heads, joint.sample, optimizers, world, **sizes, **options)
+    return TrainStep(model, trunk, heads, joint.draw, optimizers, world, **sizes, **options)
