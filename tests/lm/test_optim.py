@@ -197,8 +197,8 @@ def test_saved_state_continues_identically():
 
     def train(model: JointModel, optimizers: list[torch.optim.Optimizer], batches: torch.Tensor) -> None:
         for index, batch in enumerate(batches):
-            samples = model.sample(4, 64, torch.Generator().manual_seed(index))
-            model(batch, batch[:, 1:], samples).total.backward()
+            drawn = model.draw(4, 64, torch.Generator().manual_seed(index))
+            model(batch, batch[:, 1:], drawn).total.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
