@@ -128,7 +128,7 @@ class TrainConfig(Section):
     )
     warmup_fraction: float = Field(default=0.01, ge=0, le=1, description="Share of the run spent warming up.")
     decay_fraction: float = Field(
-        default=0.65, ge=0, le=1, description="Share of the run, at its end, over which the learning rate falls to 0."
+        default=0.5, ge=0, le=1, description="Share of the run, at its end, over which the learning rate falls to 0."
     )
     multi_token_weights: list[Annotated[float, Field(ge=0, le=10)]] = Field(
         default=[],

@@ -93,11 +93,11 @@ def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: f
 def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
     """Peak rates by group; what a preset gives is taken as it is.
 
-    Rates known for 524k tokens a step scale with the square root of the step's size, and those of embedding and output
-    with 1/sqrt(width).
+    Rates for 524k tokens a step, which scale with the square root of the step's size, and those of embedding and output
+    with 1/sqrt(width). That of the output layer is four times what is used for billions of tokens (benchmarks/LOG.md).
     """
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
-    defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.008 * width * batch}
+    defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.032 * width * batch}
     defaults["scalar"] = 0.015 * batch
     return {name: getattr(train, f"{name}_learning_rate") or rate for name, rate in defaults.items()}
 
@@ -137,7 +137,7 @@ def build_optimizers(
         {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
         {"params": scalars, "lr": peaks["scalar"]},
         *([] if tied else [{"params": [trunk.output.weight], "lr": peaks["output"]}]),
-        *([{"params": head_biases, "lr": peaks["output"]}] if head_biases else []),
+        *([{"params": head_biases, "lr": peaks["scalar"]}] if head_biases else []),
     ]
     optimizers = [
         Muon(muon_groups, dtype),

@@ -100,7 +100,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"model": []}, "model = []\n    allowed: an object"),
         ({"train": {"gradient_clip": 0}}, "train.gradient_clip = 0\n    allowed: a number above 0"),
         ({"train": {"weight_decay": True}}, "train.weight_decay = true"),
-        ({"train": {"warmup_fraction": 0.5}}, "train.decay_fraction = 0.65\n    warmup_fraction 0.5 + decay_fraction"),
+        ({"train": {"warmup_fraction": 0.6}}, "train.decay_fraction = 0.5\n    warmup_fraction 0.6 + decay_fraction"),
         ({"data": {"sources": []}}, "1 to 200 of them"),
         ({"data": {"sources": ["wikipedia"] * 201}}, "at most 200 items"),
         ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of the 2"),
