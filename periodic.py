@@ -182,7 +182,8 @@ def sample(run: Run, say: Say) -> None:
     if recorded or not run.world.is_first:
         return
     samples, decoder = [], Decoder(run.learner.trunk)
-    for number, (label, prompt) in enumerate(prompts(run)):
+    length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
+    for number, (label, prompt) in enumerate(run.held_out.beginnings(SAMPLES, length)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
         tokens = []
         for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
@@ -209,16 +210,3 @@ def difficulty(run: Run, tokens: list[int]) -> list[float | None]:
         hidden_BTD = run.learner.trunk(torch.tensor([window], device=run.world.device))
         expected_T = value.expectation(value.logits(hidden_BTD[0]))
     return [None] * (len(tokens) - len(window)) + expected_T.tolist()
-
-
-def prompts(run: Run) -> list[tuple[str, list[int]]]:
-    """The beginnings of a few held-out documents, from the sources in turn and from all over each."""
-    sources = [source for source in run.held_out.sources if len(source.starts)]
-    length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
-    chosen = []
-    for number in range(min(SAMPLES, sum(len(source.starts) for source in sources))):
-        source = sources[number % len(sources)]
-        row, column = source.starts[(2 * number + 1) * len(source.starts) // (2 * SAMPLES)]
-        following = source.rows[row : row + 2, :-1].ravel()
-        chosen.append((source.label, following[column : column + length].tolist()))
-    return chosen

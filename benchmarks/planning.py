@@ -74,15 +74,10 @@ def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
 
 def documents(run: Path, number: int) -> list[tuple[list[int], list[int]]]:
     """(beginning, its own continuation) of held-out documents, from the sources in turn and from all over each."""
-    sources = [source for source in HeldOut.load(run / "stream" / "heldout.npz").sources if len(source.starts)]
-    length, chosen = PROMPT_TOKENS + NEW_TOKENS, []
-    for i in range(number):
-        source = sources[i % len(sources)]
-        row, column = source.starts[(2 * i + 1) * len(source.starts) // (2 * number)]
-        tokens = source.rows[row : row + 2, :-1].ravel()[column : column + length].tolist()
-        if len(tokens) == length and tokens[0] not in tokens[1:]:
-            chosen.append((tokens[:PROMPT_TOKENS], tokens[PROMPT_TOKENS:]))
-    return chosen
+    length = PROMPT_TOKENS + NEW_TOKENS
+    texts = [tokens for _, tokens in HeldOut.load(run / "stream" / "heldout.npz").beginnings(number, length)]
+    whole = [tokens for tokens in texts if len(tokens) == length and tokens[0] not in tokens[1:]]
+    return [(tokens[:PROMPT_TOKENS], tokens[PROMPT_TOKENS:]) for tokens in whole]
 
 
 @torch.inference_mode()

@@ -79,6 +79,18 @@ class HeldOut:
     def num_tokens(self) -> int:
         return sum(source.num_tokens for source in self.sources)
 
+    def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
+        """(label, first tokens) of `count` documents, or fewer if there are fewer: of the sources in turn, spread over each."""
+        sources = [source for source in self.sources if len(source.starts)]
+        count = min(count, sum(len(source.starts) for source in sources))
+        found = []
+        for number in range(count):
+            source = sources[number % len(sources)]
+            row, column = source.starts[(2 * number + 1) * len(source.starts) // (2 * count)]
+            following = source.rows[row : row + 2, :-1].ravel()
+            found.append((source.label, following[column : column + length].tolist()))
+        return found
+
     def subset(self, num_tokens: int) -> "HeldOut":
         """About `num_tokens` of it: always the same rows, evenly spread over each source, sources in proportion.
 

@@ -56,6 +56,19 @@ def test_starts_are_where_documents_begin(held_out, tokenizer):
             assert document.text.startswith(tokenizer.decode(following[: following.index(0) if 0 in following else 6]))
 
 
+@pytest.mark.parametrize("count", [4, 60, 1000])
+def test_beginnings_are_of_the_sources_in_turn_and_from_all_over_each(held_out, tokenizer, count):
+    found = held_out.beginnings(count, 9)
+    assert [label for label, _ in found] == [("qa", "prose")[number % 2] for number in range(min(count, 70))]
+    numbers = []
+    for label, tokens in found:
+        assert len(tokens) == 9
+        text, documents = tokenizer.decode(tokens[1:]), {"qa": ANSWERED, "prose": PROSE}[label]
+        assert tokens[0] == 0
+        numbers.append(next(number for number, document in enumerate(documents) if document.text.startswith(text)))
+    assert numbers[0] < 6 < 24 < numbers[-1]
+
+
 def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
     half = held_out.subset(held_out.num_tokens // 2)
     assert half.num_tokens == pytest.approx(held_out.num_tokens / 2, rel=0.05)
