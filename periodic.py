@@ -18,7 +18,8 @@ from torch import Tensor
 from aux_heads.measures import in_words
 from aux_heads.value import Value
 from configs.schema import AuxiliaryConfig
-from data.batches import Stream, run_ahead_rows
+from data.batches import Stream
+from data.journal import run_ahead_rows
 from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
 from lm.decoder import Decoder
 from lm.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours

@@ -10,7 +10,7 @@ one journal shard for each node of eight ranks (.github/MODEL_INSTRUCTIONS.md, "
 import sys
 
 from configs.schema import TOKEN_BUDGET
-from data.producer import RUN_AHEAD
+from data.journal import RUN_AHEAD
 
 RANKS_PER_NODE = 8
 RUN_AHEAD_TOKENS = RUN_AHEAD * TOKEN_BUDGET

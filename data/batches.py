@@ -15,10 +15,9 @@ import numpy as np
 
 from configs.schema import Preset
 from data.heldout import HeldOut
-from data.journal import JournalReader
+from data.journal import JournalReader, run_ahead_rows
 from data.packing import row_dtype
 from data.preparation import HELD_OUT, tokenizer_path
-from data.producer import run_ahead_rows
 from data.producer_process import ProducerProcess, SourceInfo
 
 

@@ -33,7 +33,7 @@ from data import tokenizer as bpe
 from data.documents import Retryable, Source, SourceError, in_words
 from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
-from data.journal import JournalWriter, read_header
+from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
@@ -42,13 +42,7 @@ from data.sources import open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
-RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, 100 s of training at 80k tokens/s
 OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while the network is down
-
-
-def run_ahead_rows(seq_length: int, token_budget: int) -> int:
-    """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
-    return int(RUN_AHEAD * token_budget) // seq_length
 
 
 class Events:

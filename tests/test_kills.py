@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from data.batches import run_ahead_rows
+from data.journal import run_ahead_rows
 from lm.checkpoint import ALIAS, CURRENT, PREVIOUS, PREVIOUS_2
 from lm.files import same_file
 from lm.metrics import read_metrics

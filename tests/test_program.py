@@ -204,7 +204,7 @@ MISTAKES = {
     "no such folder": ({"data": {"sources": [{"type": "text", "path": "/no/such/folder"}]}}, "does not exist"),
     "absurd batch": (
         {"model": {"hidden_size": 512, "num_layers": 24, "num_heads": 8}, "train": {"per_gpu_batch_size": 4096}},
-        r"Set train\.per_gpu_batch_size to \d+ and train\.accumulation_steps to \d+",
+        r"set train\.per_gpu_batch_size to \d+ and train\.accumulation_steps to \d+",
     ),
     "heads without room": ({"auxiliary": {"enable_value": True}}, r"model\.seq_length is 32.*at least 64"),
 }

@@ -456,10 +456,10 @@ def test_inspect_reads_the_truth_without_torch(tmp_path):
     assert checkpoint.inspect(tmp_path) is None
     checkpoint.save(tmp_path, make_state(999))
     script = f"""
-        import sys
+        import pathlib, sys
         sys.path.insert(0, {str(ROOT)!r})
         from lm import archive, checkpoint
-        summary = checkpoint.inspect({str(tmp_path)!r})
+        summary = checkpoint.inspect(pathlib.Path({str(tmp_path)!r}))
         assert (summary["name"], summary["tokens_seen"], summary["finished"]) == ("toy", 999, False), summary
         assert "torch" not in sys.modules
     """
@@ -475,10 +475,10 @@ def test_inspect_reads_the_truth_without_torch(tmp_path):
 
 def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
     script = f"""
-        import os, sys
+        import os, pathlib, sys
         sys.path.insert(0, {str(ROOT)!r})
         from lm.files import FolderLock
-        lock = FolderLock({str(tmp_path)!r})
+        lock = FolderLock(pathlib.Path({str(tmp_path)!r}))
         lock.__enter__()
         print("locked", flush=True)
         sys.stdin.read()
