@@ -81,8 +81,8 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 
 class JointModel(nn.Module):
-    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.forward_embedded(trunk.embed(tokens_BT))`; `trunk.output.weight`; `heads` of
-    `build_heads`."""
+    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.forward_embedded(trunk.embed(tokens_BT))`, its output layer `trunk.output`;
+    `heads` of `build_heads`."""
 
     trunk: Any
     heads: Any  # modules, which hide from a type checker what they have beyond a module
@@ -136,7 +136,7 @@ class JointModel(nn.Module):
         """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `drawn` is
         what `draw` gave; `further` are more targets (B * T,) of the language model."""
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
-        output_VD = self.trunk.get_parameter("output.weight")
+        output_VD = self.trunk.output.weight
         total, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten(), further)
         valid_BT = targets_BT != IGNORE_INDEX
         num_tokens = valid_BT.sum()
@@ -150,7 +150,7 @@ class JointModel(nn.Module):
             tokens_BT1,
             losses_N.view_as(targets_BT),
             valid_BT,
-            self.trunk.get_parameter("embed.weight").detach(),
+            self.trunk.embed.weight.detach(),
             output_VD.detach(),
             drawn,
         )
@@ -175,8 +175,8 @@ class JointModel(nn.Module):
             tokens_BT1,
             losses_BT,
             valid_BT,
-            self.trunk.get_parameter("embed.weight"),
-            self.trunk.get_parameter("output.weight"),
+            self.trunk.embed.weight,
+            self.trunk.output.weight,
             {name: positions.to(tokens_BT1.device) for name, positions in drawn.items()},
         )
         return {f"{name}/loss": loss for name, loss in losses.items()} | measures

@@ -47,6 +47,12 @@ MUTATIONS = {
         "scales_NK",
         "tests/lm/test_loss.py",
     ),
+    "attention's scores are kept for the backward pass": Mutation(
+        "aux_heads/joint.py",
+        "CPU_ACTIVATION_BUDGET = 0.8",
+        "CPU_ACTIVATION_BUDGET = 1.0",
+        "tests/aux_heads/test_joint.py",
+    ),
     "no fsync": Mutation("lm/checkpoint_file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
     "names swapped": Mutation(
         "lm/checkpoint.py",
