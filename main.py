@@ -248,11 +248,10 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
                 raise
             if step is None:
                 break
-            result = run.train_on(step)
-            if result is None:
+            if not run.train_on(step):
                 run.stop.ask()  # as another process of the job was
                 break
-            bar.set_postfix_str(run.headline(result), refresh=False)
+            bar.set_postfix_str(run.headline(), refresh=False)
             bar.update(step.plan.num_tokens)
     if not run.done:
         run.record()

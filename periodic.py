@@ -37,8 +37,7 @@ Measured = Sequence[float]  # bits per byte, its standard error
 
 def do_what_is_due(run: Run, say: Say) -> None:
     train, aux = run.preset.train, run.preset.auxiliary
-    sound = not run.learner.train_step.skipped_in_a_row  # else weights that may be to blame would replace good ones
-    if sound and due(run, run.last_saved, train.save_every_tokens):
+    if due(run, run.last_saved, train.save_every_tokens) and run.is_sound():
         run.save(say)
     evaluation = None
     if due(run, run.last_evaluated[0], train.eval_every_tokens):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,12 +34,13 @@ from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
 from lm.saver import Saver
 from lm.tensorboard import event_log
-from lm.train_step import StepPlan, StepResult, plan_step
+from lm.train_step import Launched, StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
 
 Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # of what is known of them: a GPU has the next step before it ends one
 SECONDS_A_HEAD = 5  # in the bar, which shows one at a time
 
 
@@ -97,6 +99,8 @@ class Run:
         self.num_steps: int = state.get("num_steps", 0)
         self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
+        self.result: StepResult | None = None  # the last that is known
+        self._launched: deque[tuple[Launched, int]] = deque()  # and the bytes of text in each
 
     # ---- before the first step ----------------------------------------------------------------------------------
 
@@ -200,29 +204,44 @@ class Run:
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
             return Step(plan, *stream.rows(plan.first_row, num_rows, self.stop)), False
 
-    def train_on(self, step: Step) -> StepResult | None:
-        """None: asked to stop, and the step given up; the run is as it was before it."""
+    def train_on(self, step: Step) -> bool:
+        """False: asked to stop, and the step given up; the run is as it was before it."""
         began = time.perf_counter()
         train, plan = self.preset.train, step.plan
         factor = learning_rate_factor(self.tokens_seen, self.token_budget, train.warmup_fraction, train.decay_fraction)
         set_learning_rate(self.learner.optimizers, factor)
-        result = self.learner.train_step(step.tokens, plan, self.progress, self.stop)
-        if result is None:
-            return None
+        launched = self.learner.train_step.launch(step.tokens, plan, self.progress, self.stop)
+        if launched is None:
+            return False
         self.text_digest = chain_digest(self.text_digest, step.tokens, plan.num_tokens)
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
-        self.skipped_steps += result.skipped
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
-        num_bytes = int(self.token_bytes[step.tokens[:, 1:]].sum())
-        seconds = step.waited + time.perf_counter() - began
-        self.interval.add(result, plan.num_tokens, num_bytes, seconds=seconds, waited=step.waited)
-        if self.tokens_seen - self.interval.first_token >= self.token_budget / LINES_PER_RUN or self.done:
+        self._launched.append((launched, int(self.token_bytes[step.tokens[:, 1:]].sum())))
+        record = self.tokens_seen - self.interval.first_token >= self.token_budget / LINES_PER_RUN or self.done
+        self.settle(0 if record else STEPS_AHEAD[self.world.device.type])
+        self.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
+        if record:
             self.record()
-        return result
+        return True
+
+    def settle(self, ahead: int = 0) -> None:
+        """Waits for what came of the steps launched, all but the last `ahead` of them (on every rank as many: it raises
+        UserError, if too many were skipped)."""
+        while len(self._launched) > ahead:
+            launched, num_bytes = self._launched.popleft()
+            self.result = self.learner.train_step.result_of(launched)
+            self.skipped_steps += self.result.skipped
+            self.interval.add(self.result, launched.num_tokens, num_bytes)
+
+    def is_sound(self) -> bool:
+        """Whether the last step was not skipped: else weights that may be to blame would replace good ones."""
+        self.settle()
+        return not self.learner.train_step.skipped_in_a_row
 
     def record(self) -> None:
         """One line of metrics.jsonl for the steps since the last one, if there were any."""
+        self.settle()
         if not self.interval.num_steps:
             return
         lr = self.learner.optimizers[0].param_groups[0]["lr"]
@@ -253,6 +272,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint holds (lm/checkpoint.py adds the format)."""
+        self.settle()
         return {
             "preset": self.preset.to_json(),
             "tokens_seen": self.tokens_seen,
@@ -277,17 +297,18 @@ class Run:
 
     # ---- what it says about itself ------------------------------------------------------------------------------
 
-    def headline(self, result: StepResult) -> str:
+    def headline(self) -> str:
         """The end of the progress line: loss, what stands in the way if something does, and a head in its turn: what it
-        measured on held-out text, or before the first evaluation in this step."""
-        parts = [f"loss {result.loss:.3f}"]
+        measured on held-out text, or before the first evaluation in a step."""
+        parts = [f"loss {self.result.loss:.3f}"] if self.result else []
         if self.skipped_steps:
             parts.append(f"steps skipped: {self.skipped_steps}")
         if self.stream:
             parts += [f"{label} epoch {epoch + 1}" for label, epoch in self.stream.epochs.items()]
         if self.stream and self.stream.status:
             parts.append(self.stream.status)
-        parts.append(in_brief(self.head_measures or result.heads, turn=int(time.monotonic() / SECONDS_A_HEAD)))
+        measures = self.head_measures or (self.result.heads if self.result else {})
+        parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
         return ", ".join(filter(None, parts))
 
     @property

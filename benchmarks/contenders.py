@@ -2,7 +2,7 @@
 
 Each is one function: `train(shape, steps, options)`. `steps` yields the rows (R, T + 1) of one optimizer step after
 another and is asked for the next when the one before is over (by the Trainer, one micro-batch earlier). Each has its
-own model, optimizer and loop, as in its training script: micro-batches of MICRO_ROWS, clipping at 1.
+own model, optimizer and loop, as in its training script: micro-batches of one size, clipping at 1.
 
 litgpt needs `pip install lightning litgpt`, the Trainer `pip install transformers accelerate`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from configs.schema import Preset
     from learner import Learner
 
-MICRO_ROWS = 16
+MICRO_ROWS = {"cpu": 16, "cuda": 64}  # of a step's rows at a time, at most
+EVALUATED_ROWS = 16
 TOKENS_PER_STEP = 16_384
 WARMUP = 0.02  # of the steps
 MULTI_TOKEN_WEIGHTS = (0.5, 0.25)  # ours, as the presets have it
@@ -84,9 +86,13 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def micro_batches(rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-    """(inputs, targets) of each micro-batch of a step, on the device."""
-    parts = (torch.from_numpy(part.astype(np.int64)).to(device()) for part in np.split(rows, len(rows) // MICRO_ROWS))
+def micro_rows(options: Options, shape: Shape) -> int:
+    return min(MICRO_ROWS[device()], options.tokens_per_step // shape.length)
+
+
+def micro_batches(rows: np.ndarray, size: int) -> list[tuple[Tensor, Tensor]]:
+    """(inputs, targets) of each micro-batch of `size` rows, on the device."""
+    parts = (torch.from_numpy(part.astype(np.int64)).to(device()) for part in np.split(rows, len(rows) // size))
     return [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in parts]
 
 
@@ -121,6 +127,7 @@ def train_preset(
     from lm.distributed import World
     from lm.optim import learning_rate_factor, set_learning_rate
     from lm.train_step import StepPlan
+    from run import STEPS_AHEAD
 
     learner = Learner(
         preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=options.tokens_per_step
@@ -132,12 +139,16 @@ def train_preset(
             return learner.trunk.output(learner.trunk(tokens))
 
     options.logits = logits
+    launched = deque()  # as in run.py
     for number, rows in enumerate(steps):
         progress = number / options.num_steps
         factor = learning_rate_factor(number, options.num_steps, train.warmup_fraction, train.decay_fraction)
         set_learning_rate(learner.optimizers, factor)
         before_step(learner, progress)
-        learner.train_step(rows, StepPlan(number * len(rows), len(rows), len(rows) * shape.length), progress)
+        plan = StepPlan(number * len(rows), len(rows), len(rows) * shape.length)
+        launched.append(learner.train_step.launch(rows, plan, progress))
+        if len(launched) > STEPS_AHEAD[device()]:
+            learner.train_step.result_of(launched.popleft())
         if number == 0:
             give_back_memory()  # as after the trial step of a run
     return learner
@@ -146,6 +157,7 @@ def train_preset(
 def preset_json(shape: Shape, options: Options) -> str:
     import json
 
+    size = micro_rows(options, shape)
     rate = {"matrix_learning_rate": options.learning_rate} if options.learning_rate else {}
     return json.dumps(
         {
@@ -159,8 +171,8 @@ def preset_json(shape: Shape, options: Options) -> str:
                 "mlp_size": shape.mlp,
             },
             "train": {
-                "per_gpu_batch_size": MICRO_ROWS,
-                "accumulation_steps": options.tokens_per_step // shape.length // MICRO_ROWS,
+                "per_gpu_batch_size": size,
+                "accumulation_steps": options.tokens_per_step // shape.length // size,
                 "seed": options.seed,
                 "multi_token_weights": MULTI_TOKEN_WEIGHTS,
                 **rate,
@@ -199,7 +211,7 @@ def nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
     for number, rows in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = cosine(number, options, peak)
-        batches = micro_batches(rows)
+        batches = micro_batches(rows, micro_rows(options, shape))
         for inputs, targets in batches:
             with options.autocast(device()):
                 _, loss = model(inputs, targets)
@@ -242,7 +254,7 @@ def litgpt(shape: Shape, steps: Steps, options: Options) -> None:
     for number, rows in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = cosine(number, options, peak)
-        batches = micro_batches(rows)
+        batches = micro_batches(rows, micro_rows(options, shape))
         for inputs, targets in batches:
             loss = chunked_cross_entropy(model(inputs), targets)
             fabric.backward(loss / len(batches))
@@ -257,6 +269,7 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
 
     import transformers
 
+    size = micro_rows(options, shape)
     transformers.logging.set_verbosity_error()
     transformers.set_seed(options.seed)
     config = transformers.Qwen3Config(
@@ -288,8 +301,8 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             folder,
-            per_device_train_batch_size=MICRO_ROWS,
-            gradient_accumulation_steps=options.tokens_per_step // shape.length // MICRO_ROWS,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=options.tokens_per_step // shape.length // size,
             max_steps=options.num_steps,
             learning_rate=options.learning_rate or 1e-3,
             warmup_steps=max(1, round(WARMUP * options.num_steps)),
@@ -311,10 +324,10 @@ TRAINERS = {"ours": ours, "nanoGPT": nanogpt, "litgpt": litgpt, "HF Trainer": tr
 
 
 def negative_log_likelihood(logits: Logits, rows: np.ndarray) -> np.ndarray:
-    """(R, T) nats of each target of rows (R, T + 1); R a multiple of MICRO_ROWS."""
+    """(R, T) nats of each target of rows (R, T + 1); R a multiple of EVALUATED_ROWS."""
     with torch.no_grad():
         parts = [
             F.cross_entropy(logits(inputs).float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-            for inputs, targets in micro_batches(rows)
+            for inputs, targets in micro_batches(rows, EVALUATED_ROWS)
         ]
     return torch.cat(parts).cpu().numpy()

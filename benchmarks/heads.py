@@ -32,7 +32,7 @@ from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
 from aux_heads.value import coming_loss, trailing_loss
 from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE
-from benchmarks.contenders import MICRO_ROWS
+from benchmarks.contenders import EVALUATED_ROWS
 from benchmarks.quality import Text
 from configs.schema import Preset
 from lm.machine import measure_machine
@@ -58,7 +58,7 @@ class States(NamedTuple):
 def states_of(trunk: Transformer, rows: np.ndarray, valid: np.ndarray) -> States:
     tokens_BT1 = torch.from_numpy(rows.astype(np.int64))
     parts = []
-    for part in tokens_BT1.split(MICRO_ROWS):
+    for part in tokens_BT1.split(EVALUATED_ROWS):
         hidden = trunk(part[:, :-1])
         log_p = trunk.output(hidden).log_softmax(-1)
         losses = -log_p.gather(-1, part[:, 1:, None]).squeeze(-1)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.contenders import MICRO_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
+from benchmarks.contenders import EVALUATED_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from data.batches import Stream
@@ -88,7 +88,7 @@ class Text:
         """Of each source, and "mean": of all held-out text."""
         nats, sizes = {}, {}
         for source in self.held_out:
-            num_rows = len(source.rows) // MICRO_ROWS * MICRO_ROWS
+            num_rows = len(source.rows) // EVALUATED_ROWS * EVALUATED_ROWS
             rows, valid = source.rows[:num_rows], source.valid[:num_rows]
             size = self.token_bytes[rows[:, 1:]] * valid
             nats[source.label] = float((negative_log_likelihood(logits, rows) * (size > 0)).sum())

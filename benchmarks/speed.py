@@ -25,8 +25,10 @@ from lm.machine import peak_memory
 
 CPU_SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
 GPU_SHAPES = (Shape(640, 8, 10, 2048, 8192),)
-SHAPES, TOKENS, STEPS = (GPU_SHAPES, 65_536, 30) if device() == "cuda" else (CPU_SHAPES, TOKENS_PER_STEP, 6)
+SHAPES, TOKENS = (GPU_SHAPES, 65_536) if device() == "cuda" else (CPU_SHAPES, TOKENS_PER_STEP)
 WARM_STEPS = 3
+# Steps are timed together, so many at a time, so often: a GPU is to have the next one before it ends one.
+TOGETHER, TIMES = (10, 5) if device() == "cuda" else (1, 6)
 H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
 ARMS = {  # name: trainer, bf16, compiled
     "ours": ("ours", True, True),
@@ -62,19 +64,20 @@ def measure(arm: str, shape: Shape, checkout: Path) -> dict:
 
     def steps():
         rng = np.random.default_rng(0)
-        for _ in range(WARM_STEPS + STEPS):
+        for number in range(num_steps + 1):
             rows = rng.integers(shape.vocab, size=(TOKENS // shape.length, shape.length + 1))
-            synchronize()
-            times.append(time.perf_counter())
-            yield rows
-        synchronize()
-        times.append(time.perf_counter())
+            if number <= 1 or number >= WARM_STEPS and (number - WARM_STEPS) % TOGETHER == 0:
+                synchronize()
+                times.append(time.perf_counter())
+            if number < num_steps:
+                yield rows
 
+    num_steps = WARM_STEPS + TOGETHER * TIMES
     options = Options(
-        WARM_STEPS + STEPS, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=TOKENS
+        num_steps, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=TOKENS
     )
     TRAINERS[name](shape, steps(), options)
-    seconds = [after - before for before, after in pairwise(times)][WARM_STEPS:]
+    seconds = [(after - before) / TOGETHER for before, after in pairwise(times[2:])]
     memory = peak_memory(device())
     peaks.append(matmul_peak())
     speed = TOKENS / statistics.median(seconds)

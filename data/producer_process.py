@@ -26,7 +26,6 @@ SHORTEST_POLL, LONGEST_POLL = 0.002, 0.1  # seconds between two looks while wait
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCER_ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
     "PYTHONUTF8": "1",
     "TOKENIZERS_PARALLELISM": "true",
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives back what a large row group took; Arrow's own pool keeps 200 MB of it
@@ -79,9 +78,10 @@ class ProducerProcess:
         self._error: Exception | None = None
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._last_words: deque[str] = deque(maxlen=20)
+        paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "data.producer"],  # -P: a folder "data" where the user stands is not ours
-            env={**os.environ, **PRODUCER_ENVIRONMENT},
+            env={**os.environ, **PRODUCER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

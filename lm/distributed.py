@@ -30,8 +30,8 @@ class World:
 
     def __init__(self, rank: int, local_rank: int, size: int, device: torch.device):
         self.rank, self.local_rank, self.size, self.device = rank, local_rank, size, device
-        self.objects = self.gradients = None
-        if size > 1:
+        self.objects = self.gradients = None  # process groups; none without torchrun
+        if dist.is_initialized():
             self.objects = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
             self.gradients = dist.new_group(timeout=STEP_TIMEOUT)
             self.places = [""] * size  # of each rank, in words
@@ -53,7 +53,7 @@ class World:
             )
         if cuda:
             torch.cuda.set_device(device)
-        if size > 1 and not dist.is_initialized():
+        if "WORLD_SIZE" in os.environ and not dist.is_initialized():
             # The first rank comes last, from the menu: who is not there in a while is lost.
             timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
             try:
@@ -71,7 +71,7 @@ class World:
 
     def from_first(self, make: Callable[[], Result]) -> Result:
         """What `make` returns on the first rank, on every rank; an Exception it raises is raised on every rank."""
-        if self.size == 1:
+        if self.objects is None:
             return make()
         outcome: list[Any] = [None, None]
         if self.is_first:
@@ -85,10 +85,9 @@ class World:
         return outcome[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks of a small tensor on any device; the result is on the CPU."""
-        tensor = tensor.detach().cpu()
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.objects)
+        """Sum over ranks of a small tensor, in place, on its device."""
+        if self.objects is not None:
+            dist.all_reduce(tensor, group=self.objects if tensor.device.type == "cpu" else self.gradients)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -97,7 +96,7 @@ class World:
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """`model`, or its DDP wrapper that averages gradients over ranks after each synchronised backward."""
-        if self.size == 1:
+        if self.gradients is None:
             return model
         wrapped = nn.parallel.DistributedDataParallel(
             model,
@@ -113,5 +112,5 @@ class World:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def stop(self) -> None:
-        if self.size > 1:
+        if self.objects is not None:
             dist.destroy_process_group()

@@ -23,7 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-CHUNK_ROWS = {"cpu": 512, "cuda": 8192}  # a core's cache holds the logits of a few hundred, a GPU wants large products
+CHUNK_ROWS = {
+    "cpu": 512,
+    "cuda": 32_768,
+}  # a core's cache holds the logits of a few hundred, a GPU wants large products
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 

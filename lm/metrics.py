@@ -181,12 +181,15 @@ class Interval:
         self._nats = self._norm = 0.0
         self._waited = 0.0
 
-    def add(self, result: StepResult, num_tokens: int, num_bytes: int, *, seconds: float, waited: float) -> None:
-        """One step over `num_tokens` targets, `num_bytes` of text; `seconds` in all, `waited` of them for rows."""
-        self.num_steps += 1
-        self._tokens += num_tokens
+    def took(self, seconds: float, *, waited: float) -> None:
+        """So many seconds of training went by, `waited` of them for rows."""
         self.seconds += seconds
         self._waited += waited
+
+    def add(self, result: StepResult, num_tokens: int, num_bytes: int) -> None:
+        """What came of one step over `num_tokens` targets, `num_bytes` of text."""
+        self.num_steps += 1
+        self._tokens += num_tokens
         if result.skipped:
             self._skipped += 1
             return

@@ -157,8 +157,10 @@ class Transformer(nn.Module):
 
     def forward_embedded(self, x_BTD: Tensor) -> Tensor:
         """All that comes after the embedding: what is compiled."""
-        length = x_BTD.shape[1]
+        length, device = x_BTD.shape[1], x_BTD.device.type
+        if torch.is_autocast_enabled(device):  # else the stream from layer to layer would be fp32, twice the traffic
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         cos, sin = self.cos[:length], self.sin[:length]
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos, sin)
-        return self.norm(x_BTD)
+        return self.norm(x_BTD.float())

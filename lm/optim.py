@@ -51,10 +51,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict], dtype: torch.dtype = torch.bfloat16):
         super().__init__(groups, {"parts": 1, "lr": 0.02, "weight_decay": 0.0})
         self.dtype = dtype  # of the products; float32 where the hardware is slow at bfloat16
+        self.found_inf: Tensor | None = None  # set before a step: if it is not 0 then, nothing is changed
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to be called
-        by_shape = defaultdict(list)
+        batches: dict[tuple, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -62,21 +63,27 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
-                update = parameter.grad.lerp(momentum, MUON_MOMENTUM)
-                for part, matrix in zip(
-                    update.chunk(group["parts"]), parameter.data.chunk(group["parts"]), strict=True
-                ):
-                    by_shape[matrix.shape].append((part, matrix, group))
-        for (rows, columns), members in by_shape.items():
-            updates = orthogonalize(torch.stack([update for update, _, _ in members]), self.dtype).to(
-                members[0][1].dtype
-            )
-            for update, (_, matrix, group) in zip(updates, members, strict=True):
-                if group["weight_decay"]:
-                    shrinks = update * matrix > 0  # cautious decay: never against the update's own direction
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"] * shrinks)
-                matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+                tensors = (
+                    tensor.chunk(group["parts"]) for tensor in (parameter.grad, state["momentum"], parameter.data)
+                )
+                key = (parameter.shape[0] // group["parts"], parameter.shape[1], group["lr"], group["weight_decay"])
+                batches[key] += zip(*tensors, strict=True)
+        for (rows, columns, lr, weight_decay), members in batches.items():
+            _, momenta, matrices = lists = list(zip(*members, strict=True))
+            gradient, momentum, matrix = map(torch.stack, lists)
+            new_momentum = momentum.lerp(gradient, 1 - MUON_MOMENTUM)
+            direction = orthogonalize(gradient.lerp_(new_momentum, MUON_MOMENTUM), self.dtype).to(matrix.dtype)
+            new_matrix = matrix.add(direction, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+            if weight_decay:
+                shrinks = direction * matrix > 0  # cautious decay: never against the update's own direction
+                new_matrix.addcmul_(matrix, shrinks, value=-lr * weight_decay)
+            if self.found_inf is not None:
+                sound = self.found_inf == 0
+                new_momentum, new_matrix = (
+                    torch.where(sound, new_momentum, momentum),
+                    torch.where(sound, new_matrix, matrix),
+                )
+            torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
 def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: float, decay_fraction: float) -> float:

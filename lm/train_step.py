@@ -74,6 +74,15 @@ def _to(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+class Launched(NamedTuple):
+    """A step that the device has been given; it may not be through with it."""
+
+    num_tokens: int
+    names: list[str]  # what the heads measure
+    values: Tensor  # on the CPU, once `arrived`: loss and heads' measures, summed over ranks; then gradient norms
+    arrived: torch.cuda.Event | None  # None: at once
+
+
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # mean nats a token over the whole step
@@ -111,12 +120,23 @@ class TrainStep:
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
         self.trunk_gradient_scale, self.multi_token_weights = trunk_gradient_scale, multi_token_weights
+        # Of the step's mean loss and the gradient norms; NaN is below nothing.
+        self.bounds = [ABSURD, ABSURD, *[math.inf] * (len(self.clipped_apart) - 1)]
+        self._bounds = torch.tensor(self.bounds, dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
 
     def __call__(
         self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
     ) -> StepResult | None:
-        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1.
+        """`launch`, waited for."""
+        launched = self.launch(tokens, plan, progress, should_stop)
+        return launched and self.result_of(launched)
+
+    def launch(
+        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+    ) -> Launched | None:
+        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1. Nothing
+        here waits for a GPU, so that it never waits for the program: its results are to be asked for a step later.
 
         None: `should_stop` said so on one of the ranks, and the step was given up. Nothing is changed then.
         """
@@ -125,24 +145,49 @@ class TrainStep:
             self.clear()
             return None
         loss_sum, heads = accumulated
-        norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
-        total, *means = self.world.sum(torch.stack([loss_sum, *heads.values()]).double()).tolist()
-        loss = total / plan.num_tokens
-        # Loss and gradients are sums over ranks by now: every rank has the same numbers and takes the same branch.
-        trunk_norm, *head_norms = map(float, norms)
-        skipped = not (
-            loss < ABSURD and trunk_norm < ABSURD and all(map(math.isfinite, head_norms))
-        )  # NaN < 1 is False
-        if not skipped:
+        norms = torch.stack(
+            [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
+        ).double()
+        sums = self.world.sum(torch.stack([loss_sum, *heads.values()]).double())
+        # Loss and gradients are sums over ranks by now: every rank has the same numbers and does the same.
+        self._update((torch.cat([sums[:1] / plan.num_tokens, norms]) < self._bounds).all())
+        self.clear()
+        values = torch.cat([sums, norms]).to("cpu", non_blocking=True)
+        arrived = None
+        if self.world.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return Launched(plan.num_tokens, list(heads), values, arrived)
+
+    def _update(self, sound: Tensor) -> None:
+        """The optimizers' step, if the step was `sound`: a branch on a CPU; a GPU's kernels look for themselves."""
+        if sound.device.type == "cuda":
+            for optimizer in self.optimizers:
+                optimizer.grad_scale, optimizer.found_inf = (
+                    None,
+                    (~sound).float(),
+                )  # as torch.amp tells fused optimizers
+                optimizer.step()
+        elif sound:
             for optimizer in self.optimizers:
                 optimizer.step()
-        self.clear()
+
+    def result_of(self, launched: Launched) -> StepResult:
+        """What a step came to, once it is over: to be asked once for each, in their order."""
+        if launched.arrived:
+            launched.arrived.synchronize()
+        num_heads = len(launched.names)
+        total, *means, trunk_norm = launched.values[: num_heads + 2].tolist()
+        values = [total / launched.num_tokens, *launched.values[num_heads + 1 :].tolist()]
+        skipped = not all(value < bound for value, bound in zip(values, self.bounds, strict=True))
         self._count(skipped)
         # What a head found nothing to measure in is NaN.
         measured = {
-            name: mean / self.world.size for name, mean in zip(heads, means, strict=True) if not math.isnan(mean)
+            name: mean / self.world.size
+            for name, mean in zip(launched.names, means, strict=True)
+            if not math.isnan(mean)
         }
-        return StepResult(loss, trunk_norm, skipped, measured)
+        return StepResult(values[0], trunk_norm, skipped, measured)
 
     def _count(self, skipped: bool) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
