@@ -103,6 +103,7 @@ class Learner:
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        self.train_step.forget_graphs()
 
     def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
         """Names of what has not the shape of what it is to become."""

@@ -33,6 +33,7 @@ def trial(run: Run) -> float:
         raise UserError(too_large(run))
     for optimizer in run.learner.optimizers:
         optimizer.state.clear()
+    run.learner.train_step.forget_graphs()
     give_back_memory()  # what compiling left lies among the buffers of a step: 4% of all with every head (benchmarks/LOG.md)
     return seconds
 

@@ -58,7 +58,7 @@ def at(values_BT: Tensor, positions_BS: Tensor) -> Tensor:
     return values_BT[rows_B1, positions_BS]
 
 
-def scale_gradient(x: Tensor, scale: float) -> Tensor:
+def scale_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
     """x itself, to the last bit, whose gradient is multiplied by `scale`."""
     return x.detach() + (x - x.detach()) * scale
 

@@ -130,7 +130,7 @@ class JointModel(nn.Module):
         tokens_BT1: Tensor,
         targets_BT: Tensor,
         drawn: dict[str, Tensor],
-        trunk_gradient_scale: float = 0.0,
+        trunk_gradient_scale: float | Tensor = 0.0,
         further: Further = (),
     ) -> JointOutput:
         """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `drawn` is
@@ -143,8 +143,9 @@ class JointModel(nn.Module):
         if not self.heads:
             return JointOutput(total, losses_N.sum(), num_tokens, {}, {})
 
-        scale = trunk_gradient_scale
-        head_hidden_BTD = hidden_BTD.detach() if scale == 0 else scale_gradient(hidden_BTD, scale)
+        head_hidden_BTD = hidden_BTD.detach()
+        if isinstance(trunk_gradient_scale, Tensor) or trunk_gradient_scale:
+            head_hidden_BTD = scale_gradient(hidden_BTD, trunk_gradient_scale)
         losses, measures = self.heads_forward(
             head_hidden_BTD,
             tokens_BT1,

@@ -66,7 +66,7 @@ def measure(arm: str, shape: Shape, checkout: Path) -> dict:
         rng = np.random.default_rng(0)
         for number in range(num_steps + 1):
             rows = rng.integers(shape.vocab, size=(TOKENS // shape.length, shape.length + 1))
-            if number <= 1 or number >= WARM_STEPS and (number - WARM_STEPS) % TOGETHER == 0:
+            if number <= 1 or (number >= WARM_STEPS and (number - WARM_STEPS) % TOGETHER == 0):
                 synchronize()
                 times.append(time.perf_counter())
             if number < num_steps:

@@ -91,7 +91,7 @@ def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
-    further: Sequence[tuple[Tensor, float]] = (),
+    further: Sequence[tuple[Tensor, float | Tensor]] = (),
     *,
     chunk: ChunkLoss = chunk_loss,
 ) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def linear_cross_entropy(
     return total, losses_NK[:, 0]
 
 
-def further_targets(targets_BT: Tensor, weights: Sequence[float]) -> list[tuple[Tensor, float]]:
+def further_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
     """Given the next tokens, those 2, 3, ... ahead, flattened (B * T,) and with their weights; a row's end has none."""
     return [
         (F.pad(targets_BT[:, distance:], (0, distance), value=IGNORE).flatten(), weight)

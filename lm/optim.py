@@ -56,33 +56,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to be called
         batches: dict[tuple, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        rates: dict[float | int, Tensor] = {}
         for group in self.param_groups:
+            rate = id(group["lr"]) if isinstance(group["lr"], Tensor) else group["lr"]
+            rates[rate] = torch.as_tensor(group["lr"])
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                tensors = (
-                    tensor.chunk(group["parts"]) for tensor in (parameter.grad, state["momentum"], parameter.data)
-                )
-                key = (parameter.shape[0] // group["parts"], parameter.shape[1], group["lr"], group["weight_decay"])
-                batches[key] += zip(*tensors, strict=True)
-        for (rows, columns, lr, weight_decay), members in batches.items():
+                tensors = (parameter.grad, state["momentum"], parameter.data)
+                parts = zip(*(tensor.chunk(group["parts"]) for tensor in tensors), strict=True)
+                rows, columns = parameter.shape
+                batches[rows // group["parts"], columns, rate, group["weight_decay"]] += parts
+        for (rows, columns, rate, weight_decay), members in batches.items():
             _, momenta, matrices = lists = list(zip(*members, strict=True))
             gradient, momentum, matrix = map(torch.stack, lists)
             new_momentum = momentum.lerp(gradient, 1 - MUON_MOMENTUM)
             direction = orthogonalize(gradient.lerp_(new_momentum, MUON_MOMENTUM), self.dtype).to(matrix.dtype)
-            new_matrix = matrix.add(direction, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+            new_matrix = matrix.addcmul(direction, rates[rate], value=-math.sqrt(max(1.0, rows / columns)))
             if weight_decay:
                 shrinks = direction * matrix > 0  # cautious decay: never against the update's own direction
-                new_matrix.addcmul_(matrix, shrinks, value=-lr * weight_decay)
+                new_matrix.addcmul_(matrix * shrinks, rates[rate], value=-weight_decay)
             if self.found_inf is not None:
                 sound = self.found_inf == 0
-                new_momentum, new_matrix = (
-                    torch.where(sound, new_momentum, momentum),
-                    torch.where(sound, new_matrix, matrix),
-                )
+                new_momentum = torch.where(sound, new_momentum, momentum)
+                new_matrix = torch.where(sound, new_matrix, matrix)
             torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
@@ -124,6 +124,8 @@ def build_optimizers(
     The heads' own Muon, since what is orthogonalised in one batch of products may differ in the last bit by the batch.
     """
     peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
+    device = trunk.embed.weight.device
+    on_gpu = device.type == "cuda"  # there a step is recorded, and finds its rate in memory
     matrices: dict[int, list[nn.Parameter]] = defaultdict(list)
     scalars: list[nn.Parameter] = []
     tied = trunk.output.weight is trunk.embed.weight
@@ -148,16 +150,23 @@ def build_optimizers(
     ]
     optimizers = [
         Muon(muon_groups, dtype),
-        torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True),
+        torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True, capturable=on_gpu),
         *([Muon([{"params": head_matrices, "lr": HEADS_RATE * peaks["matrix"]}], dtype)] if head_matrices else []),
     ]
+    tensors: dict[float, Tensor] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
+            if on_gpu:
+                group["lr"] = tensors.setdefault(group["lr"], torch.tensor(group["lr"], device=device))
     return optimizers
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            rate = group["peak_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate

@@ -10,17 +10,17 @@ Shapes: n rows of this rank in the step, B rows a micro-batch, T seq_length.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from configs.schema import UserError
+from lm.cuda_graph import Graph
 from lm.distributed import World
 from lm.loss import further_targets, padded
 
@@ -124,6 +124,12 @@ class TrainStep:
         self.bounds = [ABSURD, ABSURD, *[math.inf] * (len(self.clipped_apart) - 1)]
         self._bounds = torch.tensor(self.bounds, dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
+        self.measures: list[str] = []  # of the heads
+        # A GPU's work is recorded, but for DDP's.
+        recorded = world.device.type == "cuda" and world.gradients is None
+        self._pool = torch.cuda.graph_pool_handle() if recorded else None
+        self._graphs: dict[tuple[torch.Size, bool], Graph] = {}
+        self._finish_graph: Graph | None = None
 
     def __call__(
         self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
@@ -145,32 +151,31 @@ class TrainStep:
             self.clear()
             return None
         loss_sum, heads = accumulated
-        norms = torch.stack(
-            [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
-        ).double()
-        sums = self.world.sum(torch.stack([loss_sum, *heads.values()]).double())
-        # Loss and gradients are sums over ranks by now: every rank has the same numbers and does the same.
-        self._update((torch.cat([sums[:1] / plan.num_tokens, norms]) < self._bounds).all())
+        inputs = torch.stack([loss_sum, *heads.values()]), self._number(plan.num_tokens)
+        values = self._finish(inputs) if self._finish_graph is None else self._finish_graph(inputs)
         self.clear()
-        values = torch.cat([sums, norms]).to("cpu", non_blocking=True)
-        arrived = None
+        values, arrived = values.to("cpu", non_blocking=True), None
         if self.world.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
         return Launched(plan.num_tokens, list(heads), values, arrived)
 
-    def _update(self, sound: Tensor) -> None:
-        """The optimizers' step, if the step was `sound`: a branch on a CPU; a GPU's kernels look for themselves."""
-        if sound.device.type == "cuda":
+    def _finish(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Given this rank's sums and the step's number of targets: clips, and updates if the step was sound. The sums over
+        all ranks, and gradient norms."""
+        sums, num_tokens = inputs
+        norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
+        # Loss and gradients are sums over ranks then: every rank has the same numbers and does the same.
+        values = torch.cat([self.world.sum(sums), torch.stack(norms)])
+        sound = (torch.cat([values[:1] / num_tokens, values[len(sums) :]]) < self._bounds).all()
+        if sound.device.type == "cuda":  # is not asked: its kernels look for themselves
             for optimizer in self.optimizers:
-                optimizer.grad_scale, optimizer.found_inf = (
-                    None,
-                    (~sound).float(),
-                )  # as torch.amp tells fused optimizers
+                optimizer.grad_scale, optimizer.found_inf = None, (~sound).float()  # type: ignore[attr-defined]  # as torch.amp does
                 optimizer.step()
         elif sound:
             for optimizer in self.optimizers:
                 optimizer.step()
+        return values
 
     def result_of(self, launched: Launched) -> StepResult:
         """What a step came to, once it is over: to be asked once for each, in their order."""
@@ -206,40 +211,70 @@ class TrainStep:
 
         Returns the sum of this rank's losses and the means of what its heads measured; None if asked to stop.
         """
-        loss_sum = torch.zeros((), device=self.world.device)
-        measured: dict[str, list[Tensor]] = defaultdict(list)
-
-        def learn(batch: MicroBatch) -> None:
-            output = self.forward(batch, progress)
-            # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
-            (output.total * (self.world.size / plan.num_tokens)).backward()
-            loss_sum.add_(output.loss_sum)
-            for name, loss in output.head_losses.items():
-                measured[f"{name}/loss"].append(loss)
-            for name, value in output.measures.items():
-                measured[name].append(value)
-
+        measured = []
         *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows)
         for batch in batches:
             if should_stop():
                 break
             with self.world.no_sync(self.model):
-                learn(batch)
+                measured.append(self.learn(batch, plan, progress))
         # Ranks meet in the last micro-batch, and may have been asked at different times: they go there together, or none.
         if self.world.any(should_stop()):
             return None
-        learn(last)
-        return loss_sum, {name: torch.stack(values).float().nanmean() for name, values in measured.items()}
+        measured.append(self.learn(last, plan, progress))
+        sums_M, *heads_M = torch.stack(measured, 1)
+        return sums_M.sum(), {name: values_M.nanmean() for name, values_M in zip(self.measures, heads_M, strict=True)}
 
-    def forward(self, batch: MicroBatch, progress: float) -> Any:
-        """The joint model's output for one micro-batch. The heads' random positions are a function of seed and row."""
+    def learn(self, batch: MicroBatch, plan: StepPlan, progress: float) -> Tensor:
+        """Forward and backward over one micro-batch: its sum of losses and what its heads measured (float64), by the names
+        in `measures`. The heads' random positions are a function of seed and row."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
         drawn = self.draw(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
-        drawn = {name: positions.to(self.world.device) for name, positions in drawn.items()}
-        further = further_targets(batch.targets_BT, self.multi_token_weights(progress))
-        with self.autocast():
-            return self.model(batch.tokens_BT1, batch.targets_BT, drawn, self.trunk_gradient_scale(progress), further)
+        positions = [_to(positions.numpy(), self.world.device) for positions in drawn.values()]
+        scale = self.trunk_gradient_scale(progress)
+        # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
+        numbers = [self.world.size / plan.num_tokens, scale, *self.multi_token_weights(progress)]
+
+        def learn(inputs: Sequence[Tensor]) -> Tensor:
+            tokens_BT1, targets_BT, numbers, *positions = inputs
+            share, scale_, *weights = numbers.unbind()
+            further = further_targets(targets_BT, weights)
+            with self.autocast():
+                output = self.model(
+                    tokens_BT1, targets_BT, dict(zip(drawn, positions, strict=True)), scale_ if scale else 0.0, further
+                )
+            (output.total * share).backward()
+            heads = {f"{name}/loss": loss for name, loss in output.head_losses.items()} | output.measures
+            self.measures = list(heads)
+            return torch.stack([value.double() for value in (output.loss_sum, *heads.values())])
+
+        inputs = [batch.tokens_BT1, batch.targets_BT, self._number(*numbers), *positions]
+        if self._pool is None:
+            return learn(inputs)
+        key = (batch.tokens_BT1.shape, scale == 0)
+        if key not in self._graphs:  # in the first micro-batch of a step: there are no gradients yet
+            self._graphs[key] = Graph(learn, inputs, self.clear, self._pool)
+            if self._finish_graph is None:
+                unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
+                self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
+        return self._graphs[key](inputs).clone()
+
+    def _number(self, *numbers: float) -> Tensor:
+        return _to(np.array(numbers, np.float32), self.world.device)
 
     def clear(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        """No gradients; where steps are recorded, they stay where they are, as zeros."""
+        parameters = [parameter for part in self.clipped_apart for parameter in part if parameter.grad is not None]
+        if self._pool is not None and parameters:
+            torch._foreach_zero_([parameter.grad for parameter in parameters])
+            return
+        for parameter in parameters:
+            parameter.grad = None
+
+    def forget_graphs(self) -> None:
+        """To be called when the optimizers' state is no longer where it was."""
+        self._graphs.clear()
+        self._finish_graph = None
+        for part in self.clipped_apart:
+            for parameter in part:
+                parameter.grad = None

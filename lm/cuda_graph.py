@@ -1,0 +1,50 @@
+"""A function of tensors, recorded once as a CUDA graph and played again.
+
+A step of a small model is hundreds of kernels of a few microseconds each, and launching them takes a program longer than
+running them takes a GPU. A graph is launched at once. What is recorded reads and writes the same memory each time: inputs
+are copied to where they were, and whatever else the function changes (gradients, weights) has to stay where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+WARM_UPS = (
+    3  # what is made at a first call, compiled code among it, must not be recorded (torch's notes on CUDA graphs)
+)
+
+
+class Graph:
+    """`graph(inputs)` does what `function(inputs)` does; the tensor it returns is overwritten by the next call.
+
+    `function` is called WARM_UPS times and recorded once, on `inputs`; `reset` is called after the first, to undo what
+    they changed. Graphs that share a `pool` use the same memory for what they compute in between.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Sequence[Tensor]], Tensor],
+        inputs: Sequence[Tensor],
+        reset: Callable[[], None],
+        pool: tuple[int, int],
+    ):
+        self.inputs = [tensor.clone() for tensor in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(self.inputs)
+            reset()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # others may save meanwhile
+            self.output = function(self.inputs)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.output
