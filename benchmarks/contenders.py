@@ -325,9 +325,11 @@ TRAINERS = {"ours": ours, "nanoGPT": nanogpt, "litgpt": litgpt, "HF Trainer": tr
 
 def negative_log_likelihood(logits: Logits, rows: np.ndarray) -> np.ndarray:
     """(R, T) nats of each target of rows (R, T + 1); R a multiple of EVALUATED_ROWS."""
+    size = EVALUATED_ROWS if device() == "cpu" else 16 * EVALUATED_ROWS
     with torch.no_grad():
         parts = [
             F.cross_entropy(logits(inputs).float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-            for inputs, targets in micro_batches(rows, EVALUATED_ROWS)
+            for start in range(0, len(rows), size)
+            for inputs, targets in micro_batches(rows[start : start + size], min(size, len(rows) - start))
         ]
     return torch.cat(parts).cpu().numpy()

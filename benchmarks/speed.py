@@ -1,12 +1,12 @@
 """Tokens a second of whole training steps, side by side: ours, nanoGPT, litgpt, the Hugging Face Trainer.
 
-    python -m benchmarks.speed NANOGPT [ROUNDS]
+    python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
 
-NANOGPT: a checkout of it. Each trainer in a process of its own, in turn, ROUNDS times (3), on random tokens: forward,
-backward and optimizer, one step every 16,384 tokens on a CPU, at two shapes, and every 65,536 on a GPU, at one of 50M
-parameters. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process
-also measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts
-6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
+NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS times
+(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens on a CPU, and every 65,536 on a GPU,
+where they have about 50M parameters. The first steps, which compile, are not counted; the seconds until the first is over
+are printed. Each process also measures what a product of large bf16 matrices reaches here (the peak); the share of it that
+a step uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
 """
 
 import json
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, dev
 from lm.machine import peak_memory
 
 CPU_SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
-GPU_SHAPES = (Shape(640, 8, 10, 2048, 8192),)
+GPU_SHAPES = (Shape(768, 5, 6, 1024, 8192),)
 SHAPES, TOKENS = (GPU_SHAPES, 65_536) if device() == "cuda" else (CPU_SHAPES, TOKENS_PER_STEP)
 WARM_STEPS = 3
 # Steps are timed together, so many at a time, so often: a GPU is to have the next one before it ends one.
@@ -84,15 +85,16 @@ def measure(arm: str, shape: Shape, checkout: Path) -> dict:
     return {"speed": speed, "peak": max(peaks), "memory": memory, "first": times[1] - began}
 
 
-def compare(shape: Shape, checkout: Path, rounds: int) -> None:
-    found: dict[str, list[dict]] = {arm: [] for arm in ARMS}
+def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> None:
+    found: dict[str, list[dict]] = {arm: [] for arm in arms}
     for _ in range(rounds):
         for arm, results in found.items():
-            command = [sys.executable, "-m", "benchmarks.speed", str(checkout), arm, str(SHAPES.index(shape))]
+            command = [sys.executable, "-m", "benchmarks.speed", "one", str(checkout), arm, str(SHAPES.index(shape))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{arm}:\n{done.stderr}")
             results.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{arm}: {results[-1]}", file=sys.stderr, flush=True)
     peak = max(result["peak"] for results in found.values() for result in results)
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"\n{shape}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds")
@@ -118,9 +120,10 @@ def compare(shape: Shape, checkout: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    path, *rest = sys.argv[1:]
-    if len(rest) == 2:
-        print(json.dumps(measure(rest[0], SHAPES[int(rest[1])], Path(path))))
+    if sys.argv[1] == "one":
+        path, name, index = sys.argv[2:]
+        print(json.dumps(measure(name, SHAPES[int(index)], Path(path))))
     else:
+        path, *rest = sys.argv[1:]
         for each in SHAPES:
-            compare(each, Path(path), int(rest[0]) if rest else 3)
+            compare(each, Path(path), int(rest[0]) if rest else 3, rest[1:] or ARMS)

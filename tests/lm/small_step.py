@@ -35,6 +35,7 @@ def make_step(
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.2)
         heads = build_heads(aux, 32, SEQ_LENGTH)
+    trunk, heads = trunk.to(world.device), heads.to(world.device)
     joint = JointModel(trunk, heads, aux, loss)
     optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
     model = world.data_parallel(joint)
