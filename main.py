@@ -116,6 +116,7 @@ def start(choice: Choice) -> None:
             world.from_first(lambda: bring_back(choice.path))
     preset = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS))
     train(preset, fresh=choice.action == "preset")
+    world.stop()
 
 
 def bring_back(archived: Path) -> None:

@@ -8,6 +8,7 @@ are copied to where they were, and whatever else the function changes (gradients
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Graph:
         function: Callable[[Sequence[Tensor]], Tensor],
         inputs: Sequence[Tensor],
         reset: Callable[[], None],
-        pool: tuple[int, int],
+        pool: Any,
     ):
         self.inputs = [tensor.clone() for tensor in inputs]
         stream = torch.cuda.Stream()

@@ -79,7 +79,7 @@ class Launched(NamedTuple):
 
     num_tokens: int
     names: list[str]  # what the heads measure
-    values: Tensor  # on the CPU, once `arrived`: loss and heads' measures, summed over ranks; then gradient norms
+    values: Tensor  # what `_finish` returns, on the CPU once it has `arrived`
     arrived: torch.cuda.Event | None  # None: at once
 
 
@@ -120,9 +120,8 @@ class TrainStep:
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
         self.trunk_gradient_scale, self.multi_token_weights = trunk_gradient_scale, multi_token_weights
-        # Of the step's mean loss and the gradient norms; NaN is below nothing.
-        self.bounds = [ABSURD, ABSURD, *[math.inf] * (len(self.clipped_apart) - 1)]
-        self._bounds = torch.tensor(self.bounds, dtype=torch.float64, device=world.device)
+        # Of the step's mean loss, the trunk's gradient norm and the heads'; NaN is below nothing.
+        self.bounds = torch.tensor([ABSURD, ABSURD, math.inf], dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
         self.measures: list[str] = []  # of the heads
         # A GPU's work is recorded, but for DDP's.
@@ -161,38 +160,37 @@ class TrainStep:
         return Launched(plan.num_tokens, list(heads), values, arrived)
 
     def _finish(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Given this rank's sums and the step's number of targets: clips, and updates if the step was sound. The sums over
-        all ranks, and gradient norms."""
+        """Given this rank's sums and the step's number of targets: clips, and updates if the step was sound. Returns the
+        sums over all ranks, the trunk's gradient norm, and whether it was."""
         sums, num_tokens = inputs
         norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
         # Loss and gradients are sums over ranks then: every rank has the same numbers and does the same.
-        values = torch.cat([self.world.sum(sums), torch.stack(norms)])
-        sound = (torch.cat([values[:1] / num_tokens, values[len(sums) :]]) < self._bounds).all()
+        sums = self.world.sum(sums)
+        checked = torch.cat([sums[:1] / num_tokens, torch.stack(norms)])
+        sound = (checked < self.bounds[: len(checked)]).all()
         if sound.device.type == "cuda":  # is not asked: its kernels look for themselves
             for optimizer in self.optimizers:
-                optimizer.grad_scale, optimizer.found_inf = None, (~sound).float()  # type: ignore[attr-defined]  # as torch.amp does
+                optimizer.grad_scale = None  # type: ignore[attr-defined]  # as torch.amp tells it
+                optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
                 optimizer.step()
         elif sound:
             for optimizer in self.optimizers:
                 optimizer.step()
-        return values
+        return torch.cat([sums, checked[1:2], sound.unsqueeze(0)])
 
     def result_of(self, launched: Launched) -> StepResult:
         """What a step came to, once it is over: to be asked once for each, in their order."""
         if launched.arrived:
             launched.arrived.synchronize()
-        num_heads = len(launched.names)
-        total, *means, trunk_norm = launched.values[: num_heads + 2].tolist()
-        values = [total / launched.num_tokens, *launched.values[num_heads + 1 :].tolist()]
-        skipped = not all(value < bound for value, bound in zip(values, self.bounds, strict=True))
-        self._count(skipped)
+        total, *means, trunk_norm, sound = launched.values.tolist()
+        self._count(not sound)
         # What a head found nothing to measure in is NaN.
         measured = {
             name: mean / self.world.size
             for name, mean in zip(launched.names, means, strict=True)
             if not math.isnan(mean)
         }
-        return StepResult(values[0], trunk_norm, skipped, measured)
+        return StepResult(total / launched.num_tokens, trunk_norm, not sound, measured)
 
     def _count(self, skipped: bool) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -264,9 +262,9 @@ class TrainStep:
 
     def clear(self) -> None:
         """No gradients; where steps are recorded, they stay where they are, as zeros."""
-        parameters = [parameter for part in self.clipped_apart for parameter in part if parameter.grad is not None]
-        if self._pool is not None and parameters:
-            torch._foreach_zero_([parameter.grad for parameter in parameters])
+        parameters = [parameter for part in self.clipped_apart for parameter in part]
+        if self._pool is not None and (gradients := [p.grad for p in parameters if p.grad is not None]):
+            torch._foreach_zero_(gradients)
             return
         for parameter in parameters:
             parameter.grad = None

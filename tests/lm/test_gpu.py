@@ -127,14 +127,16 @@ def train(recorded: bool, num_steps: int = 12, unsound: int = 5) -> tuple[list[f
         rows = np.random.default_rng(index % 4).integers(VOCAB, size=(NUM_ROWS, SEQ_LENGTH + 1))
         last_rows = NUM_ROWS - 3 * (index == num_steps - 1)  # the last step of a run is a shorter one
         plan = StepPlan(NUM_ROWS * index, last_rows, last_rows * SEQ_LENGTH)
-        bounds = step._bounds.clone()
+        bounds = step.bounds.clone()
         if index == unsound:
-            step._bounds.zero_()
-        result = step.result_of(step.launch(rows[:last_rows], plan, index / num_steps))
-        step._bounds.copy_(bounds)
+            step.bounds.zero_()
+        result = step(rows[:last_rows], plan, index / num_steps)
+        step.bounds.copy_(bounds)
         losses.append(result.loss)
         weights.append([parameter.detach().clone() for parameter in step.model.parameters()])
-        skipped.append(index > 0 and all(map(torch.equal, weights[-2], weights[-1])))
+        unchanged = index > 0 and all(map(torch.equal, weights[-2], weights[-1]))
+        assert unchanged == result.skipped
+        skipped.append(unchanged)
     assert bool(step._graphs) == recorded
     return losses, skipped, weights[-1]
 

@@ -124,6 +124,22 @@ def test_parameters_without_gradient_stay():
     assert not torch.equal(moving, random(4, 4))
 
 
+def test_a_step_whose_gradients_were_no_numbers_changes_nothing_where_it_is_told_so():
+    """What a GPU does in place of a branch: torch's AdamW and Muon are told in the same way."""
+    for make in (lambda p: Muon([{"params": [p], "weight_decay": 0.5}]), lambda p: torch.optim.AdamW([p], fused=True)):
+        matrix = nn.Parameter(random(6, 4))
+        optimizer = make(matrix)
+        optimizer.grad_scale = None
+        history = []
+        for gradient, told in ((random(6, 4, seed=1), 0.0), (random(6, 4) / 0, 1.0), (random(6, 4, seed=2), 0.0)):
+            matrix.grad, optimizer.found_inf = gradient, torch.tensor(told)
+            optimizer.step()
+            history.append([matrix.detach().clone(), *(value.clone() for value in optimizer.state[matrix].values())])
+        first, told_so, last = history
+        assert all(map(torch.equal, first, told_so))
+        assert not any(map(torch.equal, told_so, last))
+
+
 # ---- groups -----------------------------------------------------------------------------------------------------
 
 
