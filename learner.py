@@ -43,14 +43,14 @@ class Learner:
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
         self.compiled, compile_reason = compile_choice(self.device_type)
-        self.decisions = [  # what the start card says of this machine, and why
+        self._decisions = [
             (str(self.dtype).removeprefix("torch."), dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
-            self.decisions.append((f"{threads} threads", thread_reason))
+            self._decisions.append((f"{threads} threads", thread_reason))
         check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
@@ -80,6 +80,17 @@ class Learner:
             # As many to the end, if only zeros: another number would be another graph.
             multi_token_weights=lambda progress: [weight * fading(progress) for weight in train.multi_token_weights],
         )
+
+    @property
+    def decisions(self) -> list[tuple[str, str]]:
+        """What the start card says of this machine, once the trial is over, and why."""
+        if self.device_type == "cpu":
+            return self._decisions
+        reason = self.train_step.not_recorded
+        recorded = (
+            ("no CUDA graphs", reason) if reason else ("CUDA graphs", "a GPU is not kept waiting between kernels")
+        )
+        return [*self._decisions, recorded]
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)

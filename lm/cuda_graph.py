@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WARM_UPS = (
-    3  # what is made at a first call, compiled code among it, must not be recorded (torch's notes on CUDA graphs)
-)
+Recorded = Callable[[Sequence[Tensor]], Tensor]
+WARM_UPS = 3  # what a first call makes, compiled code among it, must not be recorded (torch's notes on CUDA graphs)
 
 
 class Graph:
     """`graph(inputs)` does what `function(inputs)` does; the tensor it returns is overwritten by the next call.
 
-    `function` is called WARM_UPS times and recorded once, on `inputs`; `reset` is called after the first, to undo what
-    they changed. Graphs that share a `pool` use the same memory for what they compute in between.
+    `function` is called WARM_UPS times and then recorded, on `inputs`; `reset` undoes what these calls changed. Graphs that
+    share a `pool` use the same memory for what they compute in between.
     """
 
     def __init__(
         self,
-        function: Callable[[Sequence[Tensor]], Tensor],
+        function: Recorded,
         inputs: Sequence[Tensor],
         reset: Callable[[], None],
         pool: Any,
@@ -41,7 +40,7 @@ class Graph:
             reset()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # others may save meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # others may save
             self.output = function(self.inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:

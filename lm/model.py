@@ -9,19 +9,12 @@ Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import ModelConfig
-
-if torch.version.cuda and find_spec("triton"):
-    from lm import gpu_kernels
-else:
-    gpu_kernels = None  # type: ignore[assignment]
 
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
@@ -53,11 +46,6 @@ def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
     first, second = x_BHTK.chunk(2, dim=-1)
     turned = (first * cos_TP - second * sin_TP, second * cos_TP + first * sin_TP)
     return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
-
-
-def by_kernel(x: Tensor, head_dim: int = 64) -> bool:
-    """Whether lm/gpu_kernels.py does it: on a GPU, when what is compiled is run."""
-    return gpu_kernels is not None and torch.compiler.is_compiling() and gpu_kernels.usable(x, head_dim)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,13 +84,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
-        qkv = self.qkv(x_BTD)
-        if by_kernel(qkv, self.head_dim):
-            tensors = gpu_kernels.norm_rotate(qkv, self.q_norm.weight, self.k_norm.weight, cos, sin, NORM_EPS)
-            q, k, v = (y.transpose(1, 2) for y in tensors)
-        else:
-            q, k, v = (y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in qkv.chunk(3, dim=-1))
-            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q, k, v = (
+            y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return self.proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, D))
 
 
@@ -115,10 +100,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up(x)
-        if by_kernel(gate_up):
-            return self.down(gpu_kernels.swiglu(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import UserError
-from lm.cuda_graph import Graph
+from lm.cuda_graph import Graph, Recorded
 from lm.distributed import World
 from lm.loss import further_targets, padded
 
@@ -124,9 +124,10 @@ class TrainStep:
         self.bounds = torch.tensor([ABSURD, ABSURD, math.inf], dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
         self.measures: list[str] = []  # of the heads
-        # A GPU's work is recorded, but for DDP's.
-        recorded = world.device.type == "cuda" and world.gradients is None
-        self._pool = torch.cuda.graph_pool_handle() if recorded else None
+        self.not_recorded = "" if world.device.type == "cuda" else "there is no GPU"  # why
+        if world.gradients is not None:
+            self.not_recorded = "several processes average their gradients on the way"
+        self._pool = None if self.not_recorded else torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[torch.Size, bool], Graph] = {}
         self._finish_graph: Graph | None = None
 
@@ -251,11 +252,21 @@ class TrainStep:
             return learn(inputs)
         key = (batch.tokens_BT1.shape, scale == 0)
         if key not in self._graphs:  # in the first micro-batch of a step: there are no gradients yet
-            self._graphs[key] = Graph(learn, inputs, self.clear, self._pool)
-            if self._finish_graph is None:
-                unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
-                self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
+            try:
+                self._record(key, learn, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what some driver or kernel does not allow
+                self.not_recorded, self._pool = str(error).partition("\n")[0], None
+                self.forget_graphs()
+                return learn(inputs)
         return self._graphs[key](inputs).clone()
+
+    def _record(self, key: tuple[torch.Size, bool], learn: Recorded, inputs: Sequence[Tensor]) -> None:
+        self._graphs[key] = Graph(learn, inputs, self.clear, self._pool)
+        if self._finish_graph is None:
+            unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
+            self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
 
     def _number(self, *numbers: float) -> Tensor:
         return _to(np.array(numbers, np.float32), self.world.device)
@@ -273,6 +284,8 @@ class TrainStep:
         """To be called when the optimizers' state is no longer where it was."""
         self._graphs.clear()
         self._finish_graph = None
+        if self._pool is not None:  # a pool whose graphs are gone is gone itself
+            self._pool = torch.cuda.graph_pool_handle()
         for part in self.clipped_apart:
             for parameter in part:
                 parameter.grad = None
