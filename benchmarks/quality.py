@@ -29,7 +29,7 @@ from data.packing import chain_digest, row_dtype
 from lm.machine import keep_freed_memory
 
 SHAPE = Shape(256, 3, 4, 256, 8192)
-RATES, BATCHES, SEEDS = (1e-3, 2e-3, 4e-3, 8e-3), (8_192, 16_384), (1, 2, 3)
+RATES, BATCHES, SEEDS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (8_192, 16_384), (1, 2, 3)
 OPPONENTS = ("nanoGPT", "HF Trainer")
 HELD_OUT_TOKENS = 300_000
 POINTS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of a run, where it is evaluated

@@ -3,10 +3,10 @@
     python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
 
 NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS times
-(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens on a CPU, and every 65,536 on a GPU,
-where they have about 50M parameters. The first steps, which compile, are not counted; the seconds until the first is over
-are printed. Each process also measures what a product of large bf16 matrices reaches here (the peak); the share of it that
-a step uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's causal half.
+(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a GPU at 50M parameters too, and
+65,536. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
+measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts 6
+FLOPs for each parameter of a matrix product and token, and attention's causal half.
 """
 
 import json
@@ -24,9 +24,10 @@ import torch
 from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
 from lm.machine import peak_memory
 
-CPU_SHAPES = (Shape(256, 3, 4, 256, 8192), Shape(384, 5, 6, 512, 8192))
-GPU_SHAPES = (Shape(768, 5, 6, 1024, 8192),)
-SHAPES, TOKENS = (GPU_SHAPES, 65_536) if device() == "cuda" else (CPU_SHAPES, TOKENS_PER_STEP)
+SHAPES = {  # tokens of a step
+    "cpu": {Shape(256, 3, 4, 256, 8192): TOKENS_PER_STEP, Shape(384, 5, 6, 512, 8192): TOKENS_PER_STEP},
+    "cuda": {Shape(256, 3, 4, 256, 8192): TOKENS_PER_STEP, Shape(768, 5, 6, 1024, 8192): 65_536},
+}[device()]
 WARM_STEPS = 3
 # Steps are timed together, so many at a time, so often: a GPU is to have the next one before it ends one.
 TOGETHER, TIMES = (10, 5) if device() == "cuda" else (1, 6)
@@ -60,13 +61,13 @@ def synchronize() -> None:
 
 
 def measure(arm: str, shape: Shape, checkout: Path) -> dict:
-    name, low_precision, compiled = ARMS[arm]
+    (name, low_precision, compiled), tokens = ARMS[arm], SHAPES[shape]
     peaks, times, began = [matmul_peak()], [], time.perf_counter()
 
     def steps():
         rng = np.random.default_rng(0)
         for number in range(num_steps + 1):
-            rows = rng.integers(shape.vocab, size=(TOKENS // shape.length, shape.length + 1))
+            rows = rng.integers(shape.vocab, size=(tokens // shape.length, shape.length + 1))
             if number <= 1 or (number >= WARM_STEPS and (number - WARM_STEPS) % TOGETHER == 0):
                 synchronize()
                 times.append(time.perf_counter())
@@ -75,13 +76,13 @@ def measure(arm: str, shape: Shape, checkout: Path) -> dict:
 
     num_steps = WARM_STEPS + TOGETHER * TIMES
     options = Options(
-        num_steps, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=TOKENS
+        num_steps, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=tokens
     )
     TRAINERS[name](shape, steps(), options)
     seconds = [(after - before) / TOGETHER for before, after in pairwise(times[2:])]
     memory = peak_memory(device())
     peaks.append(matmul_peak())
-    speed = TOKENS / statistics.median(seconds)
+    speed = tokens / statistics.median(seconds)
     return {"speed": speed, "peak": max(peaks), "memory": memory, "first": times[1] - began}
 
 
@@ -89,7 +90,15 @@ def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> N
     found: dict[str, list[dict]] = {arm: [] for arm in arms}
     for _ in range(rounds):
         for arm, results in found.items():
-            command = [sys.executable, "-m", "benchmarks.speed", "one", str(checkout), arm, str(SHAPES.index(shape))]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed",
+                "one",
+                str(checkout),
+                arm,
+                str(list(SHAPES).index(shape)),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{arm}:\n{done.stderr}")
@@ -122,7 +131,7 @@ def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> N
 if __name__ == "__main__":
     if sys.argv[1] == "one":
         path, name, index = sys.argv[2:]
-        print(json.dumps(measure(name, SHAPES[int(index)], Path(path))))
+        print(json.dumps(measure(name, list(SHAPES)[int(index)], Path(path))))
     else:
         path, *rest = sys.argv[1:]
         for each in SHAPES:
