@@ -19,7 +19,7 @@ from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted
 from lm.files import FolderLock
 from lm.machine import Machine, load_machine, measure_machine, save_machine
-from lm.metrics import printable
+from lm.printable import printable
 
 
 def choose(folder: Path, configs: Path) -> Choice:

@@ -42,7 +42,7 @@ try:
     from lm.archive import put_aside, restore
     from lm.files import FolderLock
     from lm.machine import load_machine, measure_machine, peak_memory, save_machine
-    from lm.metrics import printable
+    from lm.printable import printable
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)

@@ -25,7 +25,8 @@ from lm.decoder import Decoder
 from lm.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
 from lm.evaluate import Evaluation, evaluate
 from lm.generate import generate
-from lm.metrics import Sample, printable
+from lm.printable import printable
+from lm.samples import Sample
 from run import Run
 
 PERIODIC_EVAL_TOKENS = 100_000

@@ -29,9 +29,10 @@ from learner import Learner
 from lm.distributed import World
 from lm.evaluate import Evaluation
 from lm.machine import device_name
-from lm.metrics import Interval, MetricsLog, NullLog, SampleLog
+from lm.metrics import Interval, MetricsLog, NullLog
 from lm.optim import learning_rate_factor, set_learning_rate
 from lm.report import write_report
+from lm.samples import SampleLog
 from lm.saver import Saver
 from lm.tensorboard import event_log
 from lm.train_step import Launched, StepPlan, StepResult, plan_step

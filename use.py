@@ -24,9 +24,10 @@ from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.export_gguf import gguf_obstacle
 from lm.files import FolderLock
-from lm.metrics import read_metrics, read_samples
+from lm.metrics import read_metrics
 from lm.model import Transformer
 from lm.model_card import RunFacts, SourceFacts
+from lm.samples import read_samples
 from lm.talk import talk
 from stop import interruptible
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lm.detokenize import text_pieces
-from lm.metrics import printable
+from lm.printable import printable
 
 MARKS = "▁▂▃▄▅▆▇█"
 # Of xterm's 256, from blue over grey to orange: read by the colour-blind.

@@ -111,3 +111,11 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()  # releases the lock; the file stays: deleting it would let two runs lock two files
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines with their ends, without a last one that a crash tore; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        return [line for line in file if line.endswith("\n")]

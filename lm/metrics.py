@@ -1,7 +1,7 @@
-"""What a run writes down while it trains: metrics.jsonl (numbers) and samples.md (text), append-only.
+"""The numbers a run writes down while it trains: metrics.jsonl, append-only.
 
-Both are cut back on resume, so that no step is recorded twice; both survive a torn last line. Ranks other than the
-first use `NullLog`. Never here: what is measured, plots (lm/report.py), the terminal.
+It is cut back on resume, so that no step is recorded twice, and survives a torn last line. Ranks other than the first use
+`NullLog`. Never here: what is measured, plots (lm/report.py), the terminal.
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
 grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
@@ -14,29 +14,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from lm.files import replace_text
+from lm.files import replace_text, whole_lines
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
-
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # would reorder the text around them
-
-
-def printable(text: str) -> str:
-    """Text without control characters (line breaks and tabs stay): a sample must not drive the reader's terminal."""
-    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in BIDI_CONTROLS))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All records of a metrics.jsonl, in order; lines that a crash tore are left out, a missing file is empty."""
     records = []
-    for line in _whole_lines(path):
+    for line in whole_lines(path):
         try:
             record = json.loads(line)
         except ValueError:  # torn, then appended to: a crash without a resume that cuts back
@@ -74,41 +64,6 @@ class MetricsLog:
         self.mirror.close()
 
 
-class Sample(NamedTuple):
-    source: str  # label of the source whose held-out text the prompt is
-    prompt: str
-    continuation: str
-    marked: str = ""  # the same with marks of difficulty below each line, and their legend
-
-
-class Section(NamedTuple):
-    tokens: int
-    text: str  # Markdown below the heading
-
-
-class SampleLog:
-    """Appends sections headed "## 12,000,000 tokens" with fenced prompts and continuations to samples.md."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def write(self, tokens: int, samples: Iterable[Sample]) -> None:
-        parts = [f"## {tokens:,} tokens\n"]
-        for source, prompt, continuation, marked in samples:
-            name = printable(source).replace("`", "'").replace("\n", " ")
-            parts += [f"`{name}`, held-out text:\n", fenced(prompt), "continued by the model:\n", fenced(continuation)]
-            if marked:
-                parts += ["how hard it expected what follows each token to be:\n", fenced(marked)]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(parts) + "\n")
-
-    def truncate_after(self, tokens_seen: int) -> list[Section]:
-        """Cut the sections with more tokens than that, and a torn one; returns those left."""
-        kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
-        replace_text(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept))
-        return kept
-
-
 class NullLog:
     """Writes nothing: the log of every rank but the first."""
 
@@ -117,47 +72,6 @@ class NullLog:
 
     def close(self) -> None:
         pass
-
-
-def fenced(text: str) -> str:
-    """A Markdown code block that holds `text` whatever it contains: the fence is longer than any run of backticks in
-    it."""
-    text = printable(text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}\n"
-
-
-def table_cell(text: str) -> str:
-    """Text for one cell of a Markdown table: one line, no cell borders."""
-    return " ".join(printable(text).split()).replace("|", "\\|")
-
-
-def read_samples(path: Path) -> list[Section]:
-    """The sections of a samples.md, in order. Headings inside fences are somebody's text, not ours; a section that ends
-    inside a fence was torn by a crash and is left out."""
-    sections: list[Section] = []
-    fence = ""
-    for line in _whole_lines(path):
-        heading = re.fullmatch(r"## ([\d,]+) tokens\n", line)
-        if heading and not fence:
-            sections.append(Section(int(heading[1].replace(",", "")), ""))
-        elif sections:
-            opening = re.fullmatch(r"(`{3,})text\n", line)
-            if not fence and opening:
-                fence = opening[1]
-            elif line == fence + "\n":
-                fence = ""
-            sections[-1] = sections[-1]._replace(text=sections[-1].text + line)
-    return sections[:-1] if fence else sections
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines with their ends, without a last one that a crash tore; none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        return [line for line in file if line.endswith("\n")]
 
 
 def _finite(value: Any) -> Any:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lm.files import replace_text
-from lm.metrics import fenced, read_metrics, read_samples, table_cell
+from lm.metrics import read_metrics
+from lm.printable import fenced, table_cell
+from lm.samples import read_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ import torch
 from lm.decoder import Decoder
 from lm.detokenize import text_pieces
 from lm.generate import Drafter, Drafting, generate
-from lm.metrics import printable
+from lm.printable import printable
 from lm.sampling import TEMPERATURE, TOP_P
 
 MAX_NEW_TOKENS = 400

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from lm.metrics import read_metrics, read_samples
+from lm.metrics import read_metrics
+from lm.samples import read_samples
 from stop import processes
 
 ROOT = Path(__file__).parents[1]

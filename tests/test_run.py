@@ -17,7 +17,8 @@ from aux_heads.measures import MEASURES
 from choose import gather_menu
 from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm import checkpoint_file as checkpoint
-from lm.metrics import read_metrics, read_samples
+from lm.metrics import read_metrics
+from lm.samples import read_samples
 from periodic import decide
 from run import Run
 from tests.hub import parquet

@@ -12,8 +12,8 @@ from configs.schema import parse_preset
 from lm.decoder import Decoder
 from lm.export import export_huggingface
 from lm.generate import generate
-from lm.metrics import Section
 from lm.model_card import RunFacts, SourceFacts
+from lm.samples import Section
 from tests.lm.random_model import random_model, random_norms
 
 END_OF_TEXT = "<|endoftext|>"

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lm.metrics import MetricsLog, NullLog, Sample, SampleLog, fenced, printable, read_metrics, read_samples
+from lm.metrics import MetricsLog, NullLog, read_metrics
+from lm.printable import fenced, printable
+from lm.samples import Sample, SampleLog, read_samples
 
 NASTY = "```text\n## 5 tokens\n`````\n<script>\n\u202eevil\x1b[2J\r\x07\x9b\ttab | é 漢"
 

@@ -3,8 +3,9 @@
 import pytest
 
 from aux_heads.measures import Measure
-from lm.metrics import MetricsLog, Sample, SampleLog
+from lm.metrics import MetricsLog
 from lm.report import write_report
+from lm.samples import Sample, SampleLog
 
 MEASURES = (
     Measure("value/correlation", "value/trailing", "trailing", "how well", "the past"),
