@@ -22,16 +22,17 @@ POLICY_POSITIONS = 2048
 # Fitted to compiled bf16 steps on a CPU, 128 to 1024 wide, 256 to 4,096 tokens of context (benchmarks/growing.py).
 # Bytes kept for the backward pass: for each token, layer and channel (a CPU computes some of it again), and for each
 # attention score. Factors without bf16 and without torch.compile.
-LAYER_BYTES, SCORE_BYTES = {"cpu": 42, "cuda": 58}, 2.85
+LAYER_BYTES, SCORE_BYTES = {"cpu": 42, "cuda": 38}, 2.85
+LOGIT_BYTES, LOGIT_ROWS = 8, 32_768  # of a GPU's chunk of the loss; that of a CPU is small
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
-PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 1_000_000_000}  # Python, torch, compiler or CUDA context, loss chunks
+PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
 MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.93, 0.5  # of the matmul peak; eagerly with all the rest of a step
 # Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score.
 CHANNEL_FLOPS, SCORE_FLOPS = 18_000, 780
-GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.35, 768  # narrower models leave more of a GPU idle
+GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.52, 768  # narrower models have more work bound by memory; three shapes on an H200
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
@@ -123,6 +124,8 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":
         fixed += PRODUCER_BYTES + state  # and what is being saved while training goes on
+    else:
+        fixed += LOGIT_BYTES * min(LOGIT_ROWS, num_tokens) * model.vocab_size
     return int(fixed + state + gradients + factor * per_token * num_tokens + policy)
 
 

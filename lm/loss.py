@@ -23,10 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-CHUNK_ROWS = {
-    "cpu": 512,
-    "cuda": 32_768,
-}  # a core's cache holds the logits of a few hundred, a GPU wants large products
+# A core's cache holds the logits of a few hundred rows; a GPU wants large products, and has the memory.
+CHUNK_ROWS = {"cpu": 512, "cuda": 32_768}
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
