@@ -21,7 +21,6 @@ from lm.model import Transformer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
-HEADS_RATE = 2.0  # of the rate for the trunk's matrices: the heads learn less of each step's text
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 
@@ -138,9 +137,9 @@ def build_optimizers(
     scalars += trunk.norm.parameters()
     head_matrices = [parameter for parameter in heads.parameters() if parameter.ndim == 2]
     head_biases = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
+    of_matrices = {"lr": peaks["matrix"], "weight_decay": train.weight_decay}
     muon_groups = [
-        {"params": parameters, "parts": parts, "lr": peaks["matrix"], "weight_decay": train.weight_decay}
-        for parts, parameters in sorted(matrices.items())
+        {"params": parameters, "parts": parts, **of_matrices} for parts, parameters in sorted(matrices.items())
     ]
     adam_groups = [
         {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
@@ -151,7 +150,7 @@ def build_optimizers(
     optimizers = [
         Muon(muon_groups, dtype),
         torch.optim.AdamW(adam_groups, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0, fused=True, capturable=on_gpu),
-        *([Muon([{"params": head_matrices, "lr": HEADS_RATE * peaks["matrix"]}], dtype)] if head_matrices else []),
+        *([Muon([{"params": head_matrices, **of_matrices}], dtype)] if head_matrices else []),
     ]
     tensors: dict[float, Tensor] = {}
     for optimizer in optimizers:

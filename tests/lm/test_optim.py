@@ -194,7 +194,7 @@ def test_a_presets_rates_reach_their_groups_and_only_matrices_decay():
     assert known[id(trunk.output.weight)] == (0.033, 0.0)
     assert known[id(trunk.layers[0].attention.q_norm.weight)] == known[id(trunk.norm.weight)] == (0.044, 0.0)
     of_heads = {(parameter.ndim, *known[id(parameter)]) for parameter in model.heads.parameters()}
-    assert of_heads == {(2, 0.022, 0.0), (1, 0.044, 0.0)}
+    assert of_heads == {(2, 0.011, 0.7), (1, 0.044, 0.0)}
     set_learning_rate(optimizers, 0.5)
     set_learning_rate(optimizers, 0.25)
     assert [group["lr"] for group in groups] == [group["peak_lr"] * 0.25 for group in groups]
