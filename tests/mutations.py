@@ -115,6 +115,12 @@ MUTATIONS = {
         "sound = self.found_inf == self.found_inf",
         "tests/lm/test_optim.py",
     ),
+    "a recorded step keeps the gradients of the one before": Mutation(
+        "lm/train_step.py", "torch._foreach_zero_(gradients)", "pass", "tests/lm/test_gpu.py"
+    ),
+    "recording a step takes steps": Mutation(
+        "lm/train_step.py", "math.nan, dtype=torch.float64", "0.0, dtype=torch.float64", "tests/lm/test_gpu.py"
+    ),
     "a save right after a skip": Mutation("periodic.py", " and run.is_sound()", "", "tests/test_skipped_steps.py"),
     "skipped steps are not counted": Mutation(
         "run.py", "self.skipped_steps += self.result.skipped", "self.skipped_steps += 0", "tests/test_skipped_steps.py"
