@@ -105,17 +105,14 @@ def start(choice: Choice) -> None:
 
     world = World.start()
     choice = world.from_first(lambda: choice)
-    match choice.action:
-        case "quit":
-            return
-        case "talk" | "export":
-            if world.is_first:
-                use(choice.action, CHECKPOINTS)
-            return
-        case "restore":
+    if choice.action in ("talk", "export"):
+        if world.is_first:
+            use(choice.action, CHECKPOINTS)
+    elif choice.action != "quit":
+        if choice.action == "restore":
             world.from_first(lambda: bring_back(choice.path))
-    preset = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS))
-    train(preset, fresh=choice.action == "preset")
+        preset = world.from_first(lambda: preset_of(choice, CHECKPOINTS, CONFIGS))
+        train(preset, fresh=choice.action == "preset")
     world.stop()
 
 
@@ -266,6 +263,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
     """The end of a run: saved first, then measured on everything held out, reported and exported."""
     from periodic import measure, sample
 
+    run.record()
     if run.tokens_seen > run.last_saved or run.exhausted:  # else it was saved before, and its report is missing
         run.save(say, last=True)
     run.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."

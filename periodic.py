@@ -38,7 +38,7 @@ Measured = Sequence[float]  # bits per byte, its standard error
 
 def do_what_is_due(run: Run, say: Say) -> None:
     train, aux = run.preset.train, run.preset.auxiliary
-    if due(run, run.last_saved, train.save_every_tokens) and run.is_sound() and not run.is_saving():
+    if due(run, run.last_saved, train.save_every_tokens) and not run.is_saving() and run.is_sound():
         run.save(say)
     evaluation = None
     if due(run, run.last_evaluated[0], train.eval_every_tokens):

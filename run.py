@@ -41,7 +41,7 @@ from use import export
 
 Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
-STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # of what is known of them: a GPU has the next step before it ends one
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # launched, and not settled yet: a GPU has the next step before it ends one
 SECONDS_A_HEAD = 5  # in the bar, which shows one at a time
 
 
@@ -101,7 +101,9 @@ class Run:
         self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
         self.result: StepResult | None = None  # the last that is known
-        self._launched: deque[tuple[Launched, int]] = deque()  # and the bytes of text in each
+        # With the bytes of text in each, and the line of metrics.jsonl that ends with it, if one does.
+        self._launched: deque[tuple[Launched, int, dict[str, Any] | None]] = deque()
+        self._last_line = self.tokens_seen
 
     # ---- before the first step ----------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ class Run:
                 {"tokens": self.tokens_seen, "resumed": f"{time.strftime('%Y-%m-%d %H:%M')}, {self.machine}"}
             )
         self._state = {}
-        self.interval = Interval(self.tokens_seen)
+        self.interval = Interval()
 
     def _open_logs(self) -> tuple[tuple[int, int], int, int, dict[str, float]]:
         """Cut back to the checkpoint. What they then hold: tokens seen at the last evaluation and the tokens it was of;
@@ -218,22 +220,27 @@ class Run:
         self.tokens_seen += plan.num_tokens
         self.num_steps += 1
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
-        self._launched.append((launched, int(self.token_bytes[step.tokens[:, 1:]].sum())))
-        record = self.tokens_seen - self.interval.first_token >= self.token_budget / LINES_PER_RUN or self.done
-        self.settle(0 if record else STEPS_AHEAD[self.world.device.type])
+        self._learning_rate = factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
+        line = None
+        if self.tokens_seen - self._last_line >= self.token_budget / LINES_PER_RUN or self.done:
+            line, self._last_line = self._line(), self.tokens_seen
+        self._launched.append((launched, int(self.token_bytes[step.tokens[:, 1:]].sum()), line))
         self.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
-        if record:
-            self.record()
+        self.settle(0 if self.done else STEPS_AHEAD[self.world.device.type])
         return True
 
     def settle(self, ahead: int = 0) -> None:
         """Waits for what came of the steps launched, all but the last `ahead` of them (on every rank as many: it raises
         UserError, if too many were skipped)."""
         while len(self._launched) > ahead:
-            launched, num_bytes = self._launched.popleft()
+            began = time.perf_counter()
+            launched, num_bytes, line = self._launched.popleft()
             self.result = self.learner.train_step.result_of(launched)
             self.skipped_steps += self.result.skipped
             self.interval.add(self.result, launched.num_tokens, num_bytes)
+            self.interval.took(time.perf_counter() - began)
+            if line:
+                self._write(line)
 
     def is_sound(self) -> bool:
         """Whether the last step was not skipped: else weights that may be to blame would replace good ones."""
@@ -243,12 +250,17 @@ class Run:
     def record(self) -> None:
         """One line of metrics.jsonl for the steps since the last one, if there were any."""
         self.settle()
-        if not self.interval.num_steps:
-            return
-        lr = self.learner.optimizers[0].param_groups[0]["lr"]
-        self.metrics.write({"tokens": self.tokens_seen, "step": self.num_steps, "lr": lr, **self.interval.means()})
+        if self.interval.num_steps:
+            self._write(self._line())
+
+    def _line(self) -> dict[str, Any]:
+        """How a line begins that is written when its last step is settled."""
+        return {"tokens": self.tokens_seen, "step": self.num_steps, "lr": self._learning_rate}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.metrics.write(line | self.interval.means())
         self.seconds += self.interval.seconds
-        self.interval = Interval(self.tokens_seen)
+        self.interval = Interval()
 
     def record_evaluation(self, evaluation: Evaluation, sources: dict[str, dict]) -> None:
         """A line with held-out losses, the realised mixture, what was read for it and what the heads measured."""

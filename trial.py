@@ -73,7 +73,7 @@ def too_large(run: Run) -> str:
     smaller = [size for size in batch_sizes(train) if size <= train.per_gpu_batch_size // 2]
     advice = "Not even one row fits: choose a smaller model or a shorter seq_length."
     if smaller:
-        fitting = None if run.world.size > 1 else next((size for size in smaller if fits(run, size)), None)
+        fitting = None if run.world.gradients else next((size for size in smaller if fits(run, size)), None)
         # A failed step can leave memory in pieces too small for one that would fit by itself.
         size, verb = (fitting, "fits") if fitting else (smaller[0], "may fit")
         advice = f"{size} {verb}: {how_to_set(train, size)}"

@@ -139,7 +139,7 @@ def train_preset(
             return learner.trunk.output(learner.trunk(tokens))
 
     options.logits = logits
-    launched = deque()  # as in run.py
+    launched = deque()  # as run.py settles them
     for number, rows in enumerate(steps):
         progress = number / options.num_steps
         factor = learning_rate_factor(number, options.num_steps, train.warmup_fraction, train.decay_fraction)

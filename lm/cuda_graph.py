@@ -39,9 +39,13 @@ class Graph:
                 function(self.inputs)
             reset()
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):  # others may save
-            self.output = function(self.inputs)
+        self.graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self.graph, pool=pool):
+                self.output = function(self.inputs)
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # torch does not, if ending the recording fails as well
+            raise error.__context__ or error from None
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):

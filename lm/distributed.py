@@ -53,7 +53,7 @@ class World:
             )
         if cuda:
             torch.cuda.set_device(device)
-        if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if (size > 1 or "TORCHELASTIC_RUN_ID" in os.environ) and not dist.is_initialized():
             # The first rank comes last, from the menu: who is not there in a while is lost.
             timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
             try:

@@ -87,16 +87,15 @@ def _finite(value: Any) -> Any:
 class Interval:
     """What happened since the last line of metrics.jsonl: means of the steps, and the time they took without pauses."""
 
-    def __init__(self, first_token: int):
-        self.first_token = first_token
+    def __init__(self) -> None:
         self.seconds = 0.0
         self.num_steps = self._tokens = self._skipped = 0
         self._learnt = self._bytes = 0  # of the steps that were not skipped, as are the two below
         self._nats = self._norm = 0.0
         self._waited = 0.0
 
-    def took(self, seconds: float, *, waited: float) -> None:
-        """So many seconds of training went by, `waited` of them for rows."""
+    def took(self, seconds: float, *, waited: float = 0.0) -> None:
+        """So many seconds of training went by, `waited` of them for rows (a GPU may have been busy meanwhile)."""
         self.seconds += seconds
         self._waited += waited
 

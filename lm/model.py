@@ -2,7 +2,7 @@
 
 RMSNorm before each block, rotary positions, RMS-normalised queries and keys (QK-norm), SwiGLU, no biases, no dropout. The
 forward pass stops after the final norm: losses and heads read hidden states and `output.weight`, so nobody has to hold
-(B, T, V) logits. Never here: losses, sampling, device placement, autocast.
+(B, T, V) logits. Never here: losses, sampling, device placement.
 
 Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D), F mlp size, V vocabulary.
 """

@@ -21,6 +21,7 @@ from lm.model import Transformer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
+BATCH_SIZE = 2**24  # numbers in the matrices of a batch: several copies of them are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 
@@ -70,19 +71,28 @@ class Muon(torch.optim.Optimizer):
                 rows, columns = parameter.shape
                 batches[rows // group["parts"], columns, rate, group["weight_decay"]] += parts
         for (rows, columns, rate, weight_decay), members in batches.items():
-            _, momenta, matrices = lists = list(zip(*members, strict=True))
-            gradient, momentum, matrix = map(torch.stack, lists)
-            new_momentum = momentum.lerp(gradient, 1 - MUON_MOMENTUM)
-            direction = orthogonalize(gradient.lerp_(new_momentum, MUON_MOMENTUM), self.dtype).to(matrix.dtype)
-            new_matrix = matrix.addcmul(direction, rates[rate], value=-math.sqrt(max(1.0, rows / columns)))
-            if weight_decay:
-                shrinks = direction * matrix > 0  # cautious decay: never against the update's own direction
-                new_matrix.addcmul_(matrix * shrinks, rates[rate], value=-weight_decay)
-            if self.found_inf is not None:
-                sound = self.found_inf == 0
-                new_momentum = torch.where(sound, new_momentum, momentum)
-                new_matrix = torch.where(sound, new_matrix, matrix)
-            torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
+            at_once = max(1, BATCH_SIZE // (rows * columns))
+            for start in range(0, len(members), at_once):
+                scale = math.sqrt(max(1.0, rows / columns))
+                self._step(members[start : start + at_once], rates[rate], scale, weight_decay)
+
+    def _step(
+        self, members: list[tuple[Tensor, Tensor, Tensor]], lr: Tensor, scale: float, weight_decay: float
+    ) -> None:
+        """(gradient, momentum, matrix) of each of some matrices of one shape."""
+        _, momenta, matrices = lists = list(zip(*members, strict=True))
+        gradient, momentum, matrix = map(torch.stack, lists)
+        new_momentum = momentum.lerp(gradient, 1 - MUON_MOMENTUM)
+        direction = orthogonalize(gradient.lerp_(new_momentum, MUON_MOMENTUM), self.dtype).to(matrix.dtype)
+        new_matrix = matrix.addcmul(direction, lr, value=-scale)
+        if weight_decay:
+            shrinks = direction * matrix > 0  # cautious decay: never against the update's own direction
+            new_matrix.addcmul_(matrix * shrinks, lr, value=-weight_decay)
+        if self.found_inf is not None:
+            sound = self.found_inf == 0
+            new_momentum = torch.where(sound, new_momentum, momentum)
+            new_matrix = torch.where(sound, new_matrix, matrix)
+        torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
 def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: float, decay_fraction: float) -> float:

@@ -126,9 +126,10 @@ class TrainStep:
         self.measures: list[str] = []  # of the heads
         self.not_recorded = "" if world.device.type == "cuda" else "there is no GPU"  # why
         if world.gradients is not None:
-            self.not_recorded = "several processes average their gradients on the way"
+            self.not_recorded = "torchrun's processes average their gradients on the way"
         self._pool = None if self.not_recorded else torch.cuda.graph_pool_handle()
-        self._graphs: dict[tuple[torch.Size, bool], Graph] = {}
+        self._recorded: tuple[torch.Size, bool] | None = None  # what the two graphs are for
+        self._learn_graph: Graph | None = None
         self._finish_graph: Graph | None = None
 
     def __call__(
@@ -171,8 +172,7 @@ class TrainStep:
         sound = (checked < self.bounds[: len(checked)]).all()
         if sound.device.type == "cuda":  # is not asked: its kernels look for themselves
             for optimizer in self.optimizers:
-                optimizer.grad_scale = None  # type: ignore[attr-defined]  # as torch.amp tells it
-                optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+                optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]  # as torch.amp tells it
                 optimizer.step()
         elif sound:
             for optimizer in self.optimizers:
@@ -251,22 +251,25 @@ class TrainStep:
         if self._pool is None:
             return learn(inputs)
         key = (batch.tokens_BT1.shape, scale == 0)
-        if key not in self._graphs:  # in the first micro-batch of a step: there are no gradients yet
+        if key != self._recorded:  # in the first micro-batch of a step: there are no gradients yet
             try:
-                self._record(key, learn, inputs)
+                self._record(learn, inputs)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # what some driver or kernel does not allow
                 self.not_recorded, self._pool = str(error).partition("\n")[0], None
                 self.forget_graphs()
                 return learn(inputs)
-        return self._graphs[key](inputs).clone()
+            self._recorded = key
+        assert self._learn_graph, "recorded"
+        return self._learn_graph(inputs).clone()  # what a graph returns may be another's scratch memory
 
-    def _record(self, key: tuple[torch.Size, bool], learn: Recorded, inputs: Sequence[Tensor]) -> None:
-        self._graphs[key] = Graph(learn, inputs, self.clear, self._pool)
-        if self._finish_graph is None:
-            unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
-            self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
+    def _record(self, learn: Recorded, inputs: Sequence[Tensor]) -> None:
+        """Anew, since two graphs of a micro-batch would need the memory of two."""
+        self.forget_graphs()
+        self._learn_graph = Graph(learn, inputs, self.clear, self._pool)
+        unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
+        self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
 
     def _number(self, *numbers: float) -> Tensor:
         return _to(np.array(numbers, np.float32), self.world.device)
@@ -282,8 +285,9 @@ class TrainStep:
 
     def forget_graphs(self) -> None:
         """To be called when the optimizers' state is no longer where it was."""
-        self._graphs.clear()
-        self._finish_graph = None
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # the last step may not be over
+        self._recorded = self._learn_graph = self._finish_graph = None
         if self._pool is not None:  # a pool whose graphs are gone is gone itself
             self._pool = torch.cuda.graph_pool_handle()
         for part in self.clipped_apart:

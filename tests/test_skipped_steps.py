@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import main
+from aux_heads.joint import JointModel
 from configs.schema import Preset, UserError, parse_preset
 from lm.metrics import read_metrics
+from lm.saver import Saver
 from lm.train_step import TrainStep
 from tests.program import BUDGET, preset_json, write_text
 
@@ -30,15 +32,22 @@ def preset(tmp_path, monkeypatch) -> Preset:
 @pytest.fixture
 def poison(monkeypatch):
     """Makes the loss of these steps, and with it every gradient, NaN. The first is number 1."""
-    forward = TrainStep.forward
+    learn, forward = TrainStep.learn, JointModel.forward
+    number = 0
 
     def spoil(*steps: int) -> None:
-        def spoilt(step: TrainStep, batch, *how):
-            output = forward(step, batch, *how)
-            bad = batch.first_row // ROWS + 1 in steps
-            return replace(output, total=output.total * math.nan) if bad else output
+        def count(step: TrainStep, batch, *how):
+            nonlocal number
+            number = batch.first_row // ROWS + 1
+            return learn(step, batch, *how)
 
-        monkeypatch.setattr(TrainStep, "forward", spoilt)
+        def spoilt(*inputs):
+            output = forward(*inputs)
+            return replace(output, total=output.total * math.nan) if number in steps else output
+
+        monkeypatch.setattr(TrainStep, "learn", count)
+        monkeypatch.setattr(JointModel, "forward", spoilt)
+        monkeypatch.setattr(Saver, "busy", False)  # a disk that is never behind
 
     return spoil
 

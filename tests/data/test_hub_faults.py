@@ -152,8 +152,10 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     stream.consumed(num_rows)
     assert eventually(lambda: stream.rows(0, 1) and "retrying" in stream.status)
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
-    training = SimpleNamespace(stream=stream, skipped_steps=0, head_measures={})  # rows are left
-    bar = Run.headline(training, SimpleNamespace(loss=2.5, heads={}))
+    result = SimpleNamespace(loss=2.5, heads={})
+    bar = Run.headline(
+        SimpleNamespace(stream=stream, skipped_steps=0, head_measures={}, result=result)
+    )  # rows are left
     assert bar.endswith(f", {stream.status}")
 
     said, waited = [], stream.wait_seconds

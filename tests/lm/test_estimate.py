@@ -16,6 +16,7 @@ import lm.model
 from aux_heads.joint import build_heads
 from configs.schema import ModelConfig, Preset, TrainConfig, UserError, load_preset, parse_preset
 from lm import estimate, machine
+from lm.loss import CHUNK_ROWS
 from lm.model import Transformer
 from lm.optim import build_optimizers
 
@@ -182,6 +183,10 @@ def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only
     assert machine.load_machine(tmp_path) is None
     (tmp_path / "machine.json").write_text("{torn")
     assert machine.load_machine(tmp_path) is None
+
+
+def test_logits_of_a_gpu_are_counted_by_the_chunk_that_the_loss_takes():
+    assert CHUNK_ROWS["cuda"] == estimate.LOGIT_ROWS
 
 
 def test_time_falls_with_gpus_and_grows_with_the_model(preset):
