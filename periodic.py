@@ -57,6 +57,7 @@ def due(run: Run, last: int, every: int) -> bool:
 def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | None:
     """Held-out loss per source and what the heads measure, recorded and said; on a fixed subset, or on everything.
     None: asked to stop."""
+    run.settle()  # before the clock stops
     held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
     heads = HeldOutHeads(run)
     evaluation = evaluate(
@@ -179,6 +180,7 @@ def decide(
 def sample(run: Run, say: Say) -> None:
     """Continues held-out documents, the same ones every time, and keeps what came out in samples.md, unless asked to
     stop: then it is done after the resume."""
+    run.settle()
     recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
     if recorded or not run.world.is_first:
         return

@@ -24,13 +24,7 @@ class Graph:
     share a `pool` use the same memory for what they compute in between.
     """
 
-    def __init__(
-        self,
-        function: Recorded,
-        inputs: Sequence[Tensor],
-        reset: Callable[[], None],
-        pool: Any,
-    ):
+    def __init__(self, function: Recorded, inputs: Sequence[Tensor], reset: Callable[[], None], pool: Any):
         self.inputs = [tensor.clone() for tensor in inputs]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -41,7 +35,7 @@ class Graph:
         torch.cuda.current_stream().wait_stream(stream)
         self.graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(self.graph, pool=pool):
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.output = function(self.inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # torch does not, if ending the recording fails as well
