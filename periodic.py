@@ -38,7 +38,7 @@ Measured = Sequence[float]  # bits per byte, its standard error
 
 def do_what_is_due(run: Run, say: Say) -> None:
     train, aux = run.preset.train, run.preset.auxiliary
-    if due(run, run.last_saved, train.save_every_tokens) and not run.is_saving() and run.is_sound():
+    if due(run, run.last_saved, train.save_every_tokens) and run.may_save() and run.is_sound():
         run.save(say)
     evaluation = None
     if due(run, run.last_evaluated[0], train.eval_every_tokens):
@@ -193,7 +193,7 @@ def sample(run: Run, say: Say) -> None:
             tokens.append(token)
             if run.stop():
                 return
-        pieces = pieces_of(tokens, difficulty(run, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
+        pieces = pieces_of(tokens, difficulty(run, decoder, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
         marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in run.learner.heads and tokens else ""
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
@@ -201,15 +201,14 @@ def sample(run: Run, say: Say) -> None:
     run.samples.write(run.tokens_seen, samples)
 
 
-@torch.no_grad()
-def difficulty(run: Run, tokens: list[int]) -> list[float | None]:
+@torch.inference_mode()
+def difficulty(run: Run, decoder: Decoder, tokens: list[int]) -> list[float | None]:
     """For each token the nats a token that the value head expects of the text after it. None without that head, and for
     tokens too far back for the model to read them together with the last."""
     if "value" not in run.learner.heads:
         return [None] * len(tokens)
     value, window = run.learner.heads["value"], tokens[-run.preset.model.seq_length :]
     assert isinstance(value, Value)
-    with run.learner.autocast():
-        hidden_BTD = run.learner.trunk(torch.tensor([window], device=run.world.device))
-        expected_T = value.expectation(value.logits(hidden_BTD[0]))
+    decoder.rollback(0)
+    expected_T = value.expectation(value.logits(decoder(window)))
     return [None] * (len(tokens) - len(window)) + expected_T.tolist()

@@ -278,9 +278,9 @@ class Run:
         self.last_saved = self.tokens_seen
         self.world.from_first(lambda: self._save(say, last))
 
-    def is_saving(self) -> bool:
-        """Whether the last checkpoint is still on its way to the disk: a GPU may well be faster, and need not wait."""
-        return self.world.from_first(lambda: self._saver.busy)
+    def may_save(self) -> bool:
+        """Whether the last checkpoint is on the disk, and has been for a while: a GPU is faster, and need not wait."""
+        return self.world.from_first(lambda: self._saver.ready)
 
     def _save(self, say: Callable[[str], None], last: bool) -> None:
         self._saver.save(self.state(), say)

@@ -38,7 +38,7 @@ def main(path: str, num_saves: int) -> None:
             began = time.perf_counter()
             saver.save({**others, **learner.state()}, print)
             still.append(time.perf_counter() - began)
-            while saver.busy:
+            while saver.writing:
                 beside.append(step())
             writing.append(time.perf_counter() - began)
         size = (Path(folder) / CURRENT).stat().st_size

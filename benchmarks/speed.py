@@ -3,8 +3,8 @@
     python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
 
 NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS times
-(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a GPU at 50M parameters too, and
-65,536. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
+(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a GPU at 50M parameters too, with
+larger ones. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
 measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts 6
 FLOPs for each parameter of a matrix product and token, and attention's causal half.
 """
@@ -24,13 +24,17 @@ import torch
 from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
 from lm.machine import peak_memory
 
-SHAPES = {  # tokens of a step
-    "cpu": {Shape(256, 3, 4, 256, 8192): TOKENS_PER_STEP, Shape(384, 5, 6, 512, 8192): TOKENS_PER_STEP},
-    "cuda": {Shape(256, 3, 4, 256, 8192): TOKENS_PER_STEP, Shape(768, 5, 6, 1024, 8192): 65_536},
+SIZES = {  # a shape, and tokens of a step
+    "cpu": [(Shape(256, 3, 4, 256, 8192), TOKENS_PER_STEP), (Shape(384, 5, 6, 512, 8192), TOKENS_PER_STEP)],
+    "cuda": [
+        (Shape(768, 5, 6, 1024, 8192), 65_536),
+        (Shape(1024, 3, 8, 1024, 8192), 524_288),
+        (Shape(256, 3, 4, 256, 8192), TOKENS_PER_STEP),
+    ],
 }[device()]
 WARM_STEPS = 3
-# Steps are timed together, so many at a time, so often: a GPU is to have the next one before it ends one.
-TOGETHER, TIMES = (10, 5) if device() == "cuda" else (1, 6)
+# Steps of so many tokens are timed together, so often: a GPU is to have the next one before it ends one.
+TOGETHER, TIMES = (655_360, 5) if device() == "cuda" else (TOKENS_PER_STEP, 6)
 H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
 ARMS = {  # name: trainer, bf16, compiled
     "ours": ("ours", True, True),
@@ -60,45 +64,38 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(arm: str, shape: Shape, checkout: Path) -> dict:
-    (name, low_precision, compiled), tokens = ARMS[arm], SHAPES[shape]
+def measure(arm: str, shape: Shape, tokens: int, checkout: Path) -> dict:
+    (name, low_precision, compiled), together = ARMS[arm], TOGETHER // tokens
     peaks, times, began = [matmul_peak()], [], time.perf_counter()
 
     def steps():
         rng = np.random.default_rng(0)
         for number in range(num_steps + 1):
             rows = rng.integers(shape.vocab, size=(tokens // shape.length, shape.length + 1))
-            if number <= 1 or (number >= WARM_STEPS and (number - WARM_STEPS) % TOGETHER == 0):
+            if number <= 1 or (number >= WARM_STEPS and (number - WARM_STEPS) % together == 0):
                 synchronize()
                 times.append(time.perf_counter())
             if number < num_steps:
                 yield rows
 
-    num_steps = WARM_STEPS + TOGETHER * TIMES
+    num_steps = WARM_STEPS + together * TIMES
     options = Options(
         num_steps, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=tokens
     )
     TRAINERS[name](shape, steps(), options)
-    seconds = [(after - before) / TOGETHER for before, after in pairwise(times[2:])]
+    seconds = [(after - before) / together for before, after in pairwise(times[2:])]
     memory = peak_memory(device())
     peaks.append(matmul_peak())
     speed = tokens / statistics.median(seconds)
     return {"speed": speed, "peak": max(peaks), "memory": memory, "first": times[1] - began}
 
 
-def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> None:
+def compare(size: int, checkout: Path, rounds: int, arms: Iterable[str]) -> None:
+    shape, tokens = SIZES[size]
     found: dict[str, list[dict]] = {arm: [] for arm in arms}
     for _ in range(rounds):
         for arm, results in found.items():
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.speed",
-                "one",
-                str(checkout),
-                arm,
-                str(list(SHAPES).index(shape)),
-            ]
+            command = [sys.executable, "-m", "benchmarks.speed", "one", str(checkout), arm, str(size)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{arm}:\n{done.stderr}")
@@ -106,7 +103,9 @@ def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> N
             print(f"{arm}: {results[-1]}", file=sys.stderr, flush=True)
     peak = max(result["peak"] for results in found.values() for result in results)
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{shape}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds")
+    print(
+        f"\n{shape}, steps of {tokens:,}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds"
+    )
     print(f"bf16 matmul peak {peak / 1e9:,.0f} GFLOP/s; FLOPs a token, gated MLP or not: {shape.flops_per_token}")
     if device() == "cuda":
         print(
@@ -131,8 +130,8 @@ def compare(shape: Shape, checkout: Path, rounds: int, arms: Iterable[str]) -> N
 if __name__ == "__main__":
     if sys.argv[1] == "one":
         path, name, index = sys.argv[2:]
-        print(json.dumps(measure(name, list(SHAPES)[int(index)], Path(path))))
+        print(json.dumps(measure(name, *SIZES[int(index)], Path(path))))
     else:
         path, *rest = sys.argv[1:]
-        for each in SHAPES:
-            compare(each, Path(path), int(rest[0]) if rest else 3, rest[1:] or ARMS)
+        for number in range(len(SIZES)):
+            compare(number, Path(path), int(rest[0]) if rest else 3, rest[1:] or ARMS)

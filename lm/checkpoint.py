@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from configs.schema import UserError
-from lm.checkpoint_file import CheckpointError, Damaged, is_whole, read, snapshot, write_file
+from lm.checkpoint_file import CheckpointError, Damaged, Snapshot, is_whole, read, write_file
 from lm.files import link_as, link_beside, same_file, sync_folder, temporary_name
 
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
@@ -40,16 +40,17 @@ class SavedRun(TypedDict):
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes `state` as the newest generation in `folder`: `snapshot` and `write` at once."""
-    write(folder, snapshot(state))
+    """Writes `state` as the newest generation in `folder`: `Snapshot` and `write` at once."""
+    write(folder, Snapshot(state))
 
 
-def write(folder: Path, contents: dict[str, Any]) -> None:
-    """Puts a `snapshot` on the disk as the newest generation in `folder`, whose lock the caller holds.
+def write(folder: Path, snapshot: Snapshot) -> None:
+    """Puts a snapshot on the disk as the newest generation in `folder`, whose lock the caller holds.
 
-    Raises CheckpointError when the disk refuses; the earlier generations then stay as they were, and training may go on
-    and try again later.
+    Raises CheckpointError when the disk refuses, UserError for numbers that are not finite; the earlier generations then
+    stay as they were, and training may go on and try again later.
     """
+    contents = snapshot.contents()
     temporary = temporary_name(folder / CURRENT)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,24 +32,34 @@ class Damaged(CheckpointError):
     """One file cannot be used; the generation before may be."""
 
 
-def snapshot(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors.
+class Snapshot:
+    """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors. A GPU makes the copy
+    itself, after the steps it has been given and before the next; nobody waits for it but `contents`.
 
-    `state` has every key of CONTENTS but `format_version`. Raises UserError if a weight or a moment in it is not finite:
-    the good ones on the disk are kept.
+    `state` has every key of CONTENTS but `format_version`.
     """
-    contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", {})
-    assert not (problem := _problem_with(contents)), problem
-    if where := _not_finite(contents):
-        raise UserError(
-            f"After {contents['tokens_seen']:,} tokens {where} holds numbers that are not finite. Nothing was saved over "
-            "the last checkpoint: lower train.matrix_learning_rate in the preset, then resume."
-        )
-    return contents
+
+    def __init__(self, state: dict[str, Any]):
+        import torch
+
+        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", {})
+        assert not (problem := _problem_with(self._contents)), problem
+        self._copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+
+    def contents(self) -> dict[str, Any]:
+        """Raises UserError if a weight or a moment is not finite: the good ones on the disk are kept."""
+        if self._copied:
+            self._copied.synchronize()
+        if where := _not_finite(self._contents):
+            raise UserError(
+                f"After {self._contents['tokens_seen']:,} tokens {where} holds numbers that are not finite. Nothing was "
+                "saved over the last checkpoint: lower train.matrix_learning_rate in the preset, then resume."
+            )
+        return self._contents
 
 
 def write_file(path: Path, contents: dict[str, Any]) -> None:
-    """A `snapshot` to the disk, all of it there when this returns. Raises OSError or, torch's own, RuntimeError."""
+    """What a checkpoint holds to the disk, all of it there when this returns. Raises OSError or, torch's own, RuntimeError."""
     import torch
 
     with path.open("wb") as file:
@@ -113,7 +123,8 @@ def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
         if key not in copies or not value.numel():
-            copies[key] = value.detach().to("cpu", copy=True)
+            copy = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
+            copies[key] = copy.copy_(value.detach(), non_blocking=True)
         return copies[key]
     if isinstance(value, dict):
         return {_plain(key, where, copies): _plain(item, f"{where}[{key!r}]", copies) for key, item in value.items()}

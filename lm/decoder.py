@@ -3,7 +3,8 @@
 `Decoder(model)` computes what `Transformer.forward` computes, in the precision of the weights: outside of autocast. A
 token of a small model is mostly the overhead of single operations, so here norms take three, queries and keys are
 normalised and rotated together, and the weight of their norm is part of the rotary tables. On a CPU linear maps are
-packed by oneDNN, which takes hardly longer for five positions than for one and uses every thread for either.
+packed by oneDNN, which takes hardly longer for five positions than for one and uses every thread for either. On a GPU a
+pass for one position is recorded, and reads the whole cache behind a mask: launching its operations takes longer.
 
 Made anew after the model has been trained on: some weights are copies, some are not. Never here: sampling, training, more than
 one sequence.
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lm.cuda_graph import Graph
 from lm.model import NORM_EPS, Layer, Transformer
 
 PACKED_FOR = 4  # positions in a pass, about: the blocking that oneDNN chooses depends on it
@@ -76,13 +78,15 @@ class Decoder:
         self.norm = model.norm.weight * config.hidden_size**0.5
         self.output = linear(model.output.weight)
         self.layers = [self._cached(layer, model.cos, model.sin) for layer in model.layers]
+        self.recorded = self.device.type == "cuda"
+        self._graph: Graph | None = None
 
     def _cached(self, layer: nn.Module, cos_SP: Tensor, sin_SP: Tensor) -> CachedLayer:
         assert isinstance(layer, Layer)
         attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
         norms = attention.q_norm.weight, attention.k_norm.weight
         weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
-        cache = torch.empty(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
+        cache = torch.zeros(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
         return CachedLayer(
             layer.attention_norm.weight * scale,
             linear(attention.qkv.weight),
@@ -105,25 +109,43 @@ class Decoder:
         assert not torch.is_autocast_enabled(self.device.type), "packed weights have one precision"
         end = self.length + len(tokens)
         assert end <= self.max_length, "the caller begins again before the cache overflows"
-        x_TD = self.embedding_VD[torch.tensor(tokens, device=self.device)]
+        tokens_T, start, self.length = torch.tensor(tokens, device=self.device), self.length, end
+        if self.recorded and len(tokens) == 1:
+            inputs = tokens_T, torch.tensor([start], device=self.device)
+            self._graph = self._graph or Graph(self._state, inputs, lambda: None, None)
+            return self._graph(inputs).clone()
         mask_TE = None
-        if self.length and len(tokens) > 1:
-            mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(self.length + 1)
+        if start and len(tokens) > 1:
+            mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(start + 1)
+        return self._states(tokens_T, slice(start, end), end, mask_TE)
+
+    def _state(self, inputs: Sequence[Tensor]) -> Tensor:
+        """(1, D) of one token, given it and its position, (1,) each."""
+        token_1, position_1 = inputs
+        behind_1E = torch.arange(self.max_length, device=self.device).unsqueeze(0) > position_1
+        mask_1E = torch.zeros(1, self.max_length, device=self.device).masked_fill_(behind_1E, float("-inf"))
+        return self._states(token_1, position_1, self.max_length, mask_1E)
+
+    def _states(self, tokens_T: Tensor, places: slice | Tensor, end: int, mask_TE: Tensor | None) -> Tensor:
+        """Of tokens at `places` of the cache, which is read up to `end`."""
+        x_TD = self.embedding_VD[tokens_T]
         for layer in self.layers:
-            x_TD = x_TD + self._attention(rms_norm(x_TD, self.smallest) * layer.attention_norm, layer, end, mask_TE)
+            normed_TD = rms_norm(x_TD, self.smallest) * layer.attention_norm
+            x_TD = x_TD + self._attention(normed_TD, layer, places, end, mask_TE)
             gate, up = layer.gate_up(rms_norm(x_TD, self.smallest) * layer.mlp_norm).chunk(2, dim=-1)
             x_TD = x_TD + layer.down(F.silu(gate) * up)
-        self.length = end
         return rms_norm(x_TD, self.smallest) * self.norm
 
-    def _attention(self, x_TD: Tensor, layer: CachedLayer, end: int, mask_TE: Tensor | None) -> Tensor:
-        T, start, num_heads = len(x_TD), self.length, self.num_heads
+    def _attention(
+        self, x_TD: Tensor, layer: CachedLayer, places: slice | Tensor, end: int, mask_TE: Tensor | None
+    ) -> Tensor:
+        T, num_heads = len(x_TD), self.num_heads
         qkv = layer.qkv(x_TD).view(T, 3 * num_heads, self.head_dim)
         qk = rms_norm(qkv[:, : 2 * num_heads], self.smallest_head)
-        turned = qk * layer.turn_SGK[start:end]
-        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), layer.turn_other_SGK[start:end])
-        layer.keys_SHK[start:end] = qk[:, num_heads:]
-        layer.values_SHK[start:end] = qkv[:, 2 * num_heads :]
+        turned = qk * layer.turn_SGK[places]
+        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), layer.turn_other_SGK[places])
+        layer.keys_SHK[places] = qk[:, num_heads:]
+        layer.values_SHK[places] = qkv[:, 2 * num_heads :]
         q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], layer.keys_SHK[:end], layer.values_SHK[:end]))
         if mask_TE is None:
             y_HTK = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=T > 1)[0]

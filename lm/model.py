@@ -42,10 +42,19 @@ def rotary_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Each of the P = K / 2 pairs turned by its angle. Half by half, since a rotated copy of the whole costs a CPU more."""
+    """Each of the P = K / 2 pairs turned by its angle. On a CPU half by half, since a flipped copy of the whole costs more."""
+    if x_BHTK.device.type == "cuda":
+        return rotate_flipped(x_BHTK, cos_TP, sin_TP)
     first, second = x_BHTK.chunk(2, dim=-1)
     turned = (first * cos_TP - second * sin_TP, second * cos_TP + first * sin_TP)
     return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
+
+
+def rotate_flipped(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+    """`rotate` without joining halves, for which a GPU's compiler writes slow kernels."""
+    flipped = x_BHTK.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    cos_TK, sin_TK = torch.cat((cos_TP, cos_TP), dim=-1), torch.cat((-sin_TP, sin_TP), dim=-1)
+    return (x_BHTK * cos_TK + flipped * sin_TK).to(x_BHTK.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -92,7 +101,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202); gate and up share one matrix product."""
+    """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202); gate and up share one weight."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -100,7 +109,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if x.device.type == "cuda":  # of one product the gradients would be joined: that takes longer than it saves
+            gate, up = (F.linear(x, weight) for weight in self.gate_up.weight.chunk(2))
+        else:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 

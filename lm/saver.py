@@ -4,6 +4,7 @@ At most one checkpoint is being written; a save that comes before the last one i
 """
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lm import checkpoint
 from lm.checkpoint import CheckpointError
 
 MAX_FAILURES = 3  # in a row
+REST = 5  # times as long as writing took: a GPU reaches the next save before a disk has written the last
 
 
 class SavingFailed(UserError):
@@ -29,27 +31,36 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failures: list[CheckpointError] = []  # in a row
         self._defect: BaseException | None = None
+        self._rested_at = 0.0
 
     def save(self, state: dict[str, Any], say: Callable[[str], Any]) -> None:
         """Returns as soon as `state` may change. A failure to write it is said; training goes on, until `check`."""
         self.wait()
-        contents = checkpoint.snapshot(state)
-        self._thread = threading.Thread(target=self._write, args=(contents, say), name="saver")
+        snapshot = checkpoint.Snapshot(state)
+        self._thread = threading.Thread(target=self._write, args=(snapshot, say), name="saver")
         self._thread.start()
 
-    def _write(self, contents: dict[str, Any], say: Callable[[str], Any]) -> None:
+    def _write(self, snapshot: checkpoint.Snapshot, say: Callable[[str], Any]) -> None:
+        began = time.monotonic()
         try:
-            checkpoint.write(self._folder, contents)
+            checkpoint.write(self._folder, snapshot)
             self._failures.clear()
         except CheckpointError as error:
             self._failures.append(error)
             say(str(error))
         except BaseException as error:  # a thread cannot raise it to anybody
             self._defect = error
+        ended = time.monotonic()
+        self._rested_at = ended + REST * (ended - began)
 
     @property
-    def busy(self) -> bool:
+    def writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the disk is not kept busy by a save that may as well come later."""
+        return not self.writing and time.monotonic() >= self._rested_at
 
     def wait(self) -> None:
         """Until nothing is being written."""

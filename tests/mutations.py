@@ -73,10 +73,13 @@ MUTATIONS = {
         CHECKPOINT,
     ),
     "weights that are not numbers are saved": Mutation(
-        "lm/checkpoint_file.py", "if where := _not_finite(contents):", "if where := None:", CHECKPOINT
+        "lm/checkpoint_file.py", "if where := _not_finite(self._contents):", "if where := None:", CHECKPOINT
     ),
     "a snapshot that training changes": Mutation(
-        "lm/checkpoint_file.py", 'value.detach().to("cpu", copy=True)', "value.detach()", "tests/lm/test_saver.py"
+        "lm/checkpoint_file.py",
+        "copy.copy_(value.detach(), non_blocking=True)",
+        "value.detach()",
+        "tests/lm/test_saver.py",
     ),
     "failed saves are not counted": Mutation(
         "lm/saver.py", "            self._failures.append(error)\n", "", "tests/test_saving.py tests/test_run.py"

@@ -1,19 +1,27 @@
-"""A recorded training step beside the plain one: on a real GPU where there is one, else with a graph that only calls.
+"""What is done otherwise on a GPU beside what a CPU does: recorded steps, recorded passes of the decoder, and pieces of the
+trunk. On a real GPU where there is one, else with a graph that only calls.
 
-Run it on a GPU after every change of the step: `python -m pytest tests/lm/test_gpu.py -n 0`.
+Run it on a GPU after every change of them: `python -m pytest tests/lm/test_gpu.py -n 0`.
 """
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
+from configs.schema import ModelConfig
 from lm.cuda_graph import WARM_UPS
+from lm.decoder import Decoder
 from lm.distributed import World
+from lm.model import rotary_tables, rotate, rotate_flipped
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
+from tests.lm.random_model import random_model, random_norms
 
 GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
 NUM_STEPS, UNSOUND, FORGOTTEN = 12, 5, 7
 
 
@@ -35,7 +43,8 @@ class NotRecorded:
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     if not GPU:
-        monkeypatch.setattr("lm.train_step.Graph", NotRecorded)
+        for room in ("train_step", "decoder"):
+            monkeypatch.setattr(f"lm.{room}.Graph", NotRecorded)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
 
@@ -46,7 +55,7 @@ def rows_of(index: int) -> np.ndarray:
 def train(recorded: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
     """Losses, which steps were skipped, and the weights in the end."""
     step = make_step(
-        ALL_HEADS, world=World(0, 0, 1, torch.device("cuda" if GPU else "cpu")), batch_rows=NUM_ROWS // 2, clip=1.0,
+        ALL_HEADS, world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, clip=1.0,
         trunk_gradient_scale=lambda progress: max(0.0, 1 - 2 * progress),
         multi_token_weights=lambda progress: [max(0.0, 0.5 - progress)],
     )  # fmt: skip
@@ -84,7 +93,7 @@ def test_a_recorded_step_does_what_the_plain_one_does():
 
 def test_a_recorded_step_that_is_given_up_leaves_no_trace():
     def steps(stopped: int | None) -> list[float]:
-        step = make_step(world=World(0, 0, 1, torch.device("cuda" if GPU else "cpu")), batch_rows=NUM_ROWS // 2)
+        step = make_step(world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2)
         step._pool = torch.cuda.graph_pool_handle()
         plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
         if stopped is not None:
@@ -108,3 +117,34 @@ def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
     assert refused(rows_of(0), plan, 0.0) == plain(rows_of(0), plan, 0.0)
     assert refused.not_recorded == "operation not permitted when stream is capturing"
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
+
+
+@torch.inference_mode()
+def test_a_recorded_decoder_continues_as_the_plain_one():
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
+    model = random_norms(random_model(config, VOCAB)).to(DEVICE)
+    tokens = torch.randint(VOCAB, (16,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    def states(recorded: bool) -> torch.Tensor:
+        decoder, found = Decoder(model), []
+        decoder.recorded = recorded
+        for start, stop in [(0, 1), (1, 2), (2, 6), (6, 7), (7, 8), (5, 6), (6, 9), *pairwise(range(9, 17))]:
+            decoder.rollback(min(start, decoder.length))
+            found.append(decoder(tokens[start:stop]))
+        assert (decoder._graph is not None) == recorded
+        return torch.cat(found)
+
+    torch.testing.assert_close(states(recorded=True), states(recorded=False), atol=1e-4, rtol=1e-4)
+
+
+def test_a_gpu_computes_what_a_cpu_does():
+    """Queries and keys are rotated and gates multiplied otherwise there."""
+    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
+    model = random_norms(random_model(config, VOCAB))
+    tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
+    expected = model(tokens)
+    torch.testing.assert_close(model.to(DEVICE)(tokens.to(DEVICE)).cpu(), expected, atol=1e-4, rtol=1e-4)
+
+    x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(2))
+    cos, sin = rotary_tables(16, 8)
+    torch.testing.assert_close(rotate_flipped(x, cos, sin), rotate(x, cos, sin))

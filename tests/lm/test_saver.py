@@ -17,7 +17,8 @@ def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, mo
     monkeypatch.setattr(checkpoint, "write", lambda *what: stepped.wait(60) and write(*what))
     state = make_state(1)
     saver.save(state, print)
-    assert saver.busy
+    assert saver.writing
+    assert not saver.ready
     state["model"]["weight"].fill_(2)  # the next step
     stepped.set()
     saver.wait()
