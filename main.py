@@ -233,7 +233,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from data.producer_process import ProducerDied
     from periodic import do_what_is_due
-    from progress import progress_bar
+    from progress import headline, progress_bar
 
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
@@ -249,7 +249,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
             if not run.train_on(step):
                 run.stop.ask()  # as another process of the job was
                 break
-            bar.set_postfix_str(run.headline(), refresh=False)
+            bar.set_postfix_str(headline(run), refresh=False)
             bar.update(step.plan.num_tokens)
     if not run.done:
         run.record()

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from aux_heads.measures import in_brief
 from configs.words import human_count, human_time
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from run import Run
 
 LOG_SECONDS = 30  # between two lines when nobody watches a terminal
+SECONDS_A_HEAD = 5  # the line shows one at a time
 
 
 def progress_bar(run: Run) -> tqdm | LogLines | Silent:
@@ -37,6 +39,21 @@ def progress_bar(run: Run) -> tqdm | LogLines | Silent:
         maxinterval=0.5,
         smoothing=0.05,
     )
+
+
+def headline(run: Run) -> str:
+    """The end of the line: loss, what stands in the way if something does, and a head in its turn: what it measured on
+    held-out text, or before the first evaluation in a step."""
+    parts = [f"loss {run.result.loss:.3f}"] if run.result else []
+    if run.skipped_steps:
+        parts.append(f"steps skipped: {run.skipped_steps}")
+    if run.stream:
+        parts += [f"{label} epoch {epoch + 1}" for label, epoch in run.stream.epochs.items()]
+    if run.stream and run.stream.status:
+        parts.append(run.stream.status)
+    measures = run.head_measures or (run.result.heads if run.result else {})
+    parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
+    return ", ".join(filter(None, parts))
 
 
 class Silent:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from aux_heads.measures import MEASURES, in_brief
+from aux_heads.measures import MEASURES
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
 from configs.words import counted
@@ -42,7 +42,6 @@ from use import export
 Found = TypeVar("Found")
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # launched, and not settled yet: a GPU has the next step before it ends one
-SECONDS_A_HEAD = 5  # in the bar, which shows one at a time
 
 
 class Step(NamedTuple):
@@ -313,20 +312,6 @@ class Run:
         }
 
     # ---- what it says about itself ------------------------------------------------------------------------------
-
-    def headline(self) -> str:
-        """The end of the progress line: loss, what stands in the way if something does, and a head in its turn: what it
-        measured on held-out text, or before the first evaluation in a step."""
-        parts = [f"loss {self.result.loss:.3f}"] if self.result else []
-        if self.skipped_steps:
-            parts.append(f"steps skipped: {self.skipped_steps}")
-        if self.stream:
-            parts += [f"{label} epoch {epoch + 1}" for label, epoch in self.stream.epochs.items()]
-        if self.stream and self.stream.status:
-            parts.append(self.stream.status)
-        measures = self.head_measures or (self.result.heads if self.result else {})
-        parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
-        return ", ".join(filter(None, parts))
 
     @property
     def machine(self) -> str:

@@ -35,7 +35,7 @@ from data.packing import row_dtype
 from data.producer import Events, open_sources
 from data.producer_process import Stopped
 from data.sources import open_source
-from run import Run
+from progress import headline
 from tests.hub import FAULTS, no_fault, parquet
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
@@ -153,9 +153,7 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     assert eventually(lambda: stream.rows(0, 1) and "retrying" in stream.status)
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
     result = SimpleNamespace(loss=2.5, heads={})
-    bar = Run.headline(
-        SimpleNamespace(stream=stream, skipped_steps=0, head_measures={}, result=result)
-    )  # rows are left
+    bar = headline(SimpleNamespace(stream=stream, skipped_steps=0, head_measures={}, result=result))  # rows are left
     assert bar.endswith(f", {stream.status}")
 
     said, waited = [], stream.wait_seconds
