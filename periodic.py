@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aux_heads.measures import in_words
 from aux_heads.value import Value
@@ -184,7 +184,7 @@ def sample(run: Run, say: Say) -> None:
     recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
     if recorded or not run.world.is_first:
         return
-    samples, decoder = [], Decoder(run.learner.trunk)
+    samples, decoder, heads = [], Decoder(run.learner.trunk), run.learner.heads
     length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
     for number, (label, prompt) in enumerate(run.held_out.beginnings(SAMPLES, length)):
         generator = torch.Generator().manual_seed(run.preset.train.seed + number)
@@ -193,8 +193,11 @@ def sample(run: Run, say: Say) -> None:
             tokens.append(token)
             if run.stop():
                 return
-        pieces = pieces_of(tokens, difficulty(run, decoder, prompt + tokens)[len(prompt) :], run.tokenizer.decode)
-        marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in run.learner.heads and tokens else ""
+        expected: list[float | None] = [None] * len(tokens)
+        if "value" in heads:
+            expected = difficulty(heads["value"], decoder, prompt + tokens)[len(prompt) :]
+        pieces = pieces_of(tokens, expected, run.tokenizer.decode)
+        marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in heads and tokens else ""
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
         say(f"--- {label}: {printable(samples[-1].prompt)} >>> {text}")
@@ -202,13 +205,11 @@ def sample(run: Run, say: Say) -> None:
 
 
 @torch.inference_mode()
-def difficulty(run: Run, decoder: Decoder, tokens: list[int]) -> list[float | None]:
-    """For each token the nats a token that the value head expects of the text after it. None without that head, and for
-    tokens too far back for the model to read them together with the last."""
-    if "value" not in run.learner.heads:
-        return [None] * len(tokens)
-    value, window = run.learner.heads["value"], tokens[-run.preset.model.seq_length :]
+def difficulty(value: nn.Module, decoder: Decoder, tokens: list[int]) -> list[float | None]:
+    """For each token the nats a token that the value head expects of the text after it; None for tokens too far back for
+    the model to read them together with the last."""
     assert isinstance(value, Value)
+    window = tokens[-decoder.max_length :]
     decoder.rollback(0)
     expected_T = value.expectation(value.logits(decoder(window)))
     return [None] * (len(tokens) - len(window)) + expected_T.tolist()

@@ -278,7 +278,7 @@ class Run:
         self.world.from_first(lambda: self._save(say, last))
 
     def may_save(self) -> bool:
-        """Whether the last checkpoint is on the disk, and has been for a while: a GPU is faster, and need not wait."""
+        """Whether the saver is `ready`, on every rank alike."""
         return self.world.from_first(lambda: self._saver.ready)
 
     def _save(self, say: Callable[[str], None], last: bool) -> None:

@@ -41,11 +41,10 @@ learn from: the sum of all of it, losses_N of the next tokens, detached)."""
 
 @dataclass(frozen=True)
 class JointOutput:
-    """`total` is what to call backward on; it and `loss_sum` are sums over `num_tokens` targets, in nats."""
+    """`total` is what to call backward on; it and `loss_sum` are sums over targets, in nats."""
 
     total: Tensor
     loss_sum: Tensor  # of next tokens alone
-    num_tokens: Tensor
     head_losses: dict[str, Tensor]  # by head, unweighted means, detached
     measures: dict[str, Tensor]  # "head/measure", detached scalars
 
@@ -141,7 +140,7 @@ class JointModel(nn.Module):
         valid_BT = targets_BT != IGNORE_INDEX
         num_tokens = valid_BT.sum()
         if not self.heads:
-            return JointOutput(total, losses_N.sum(), num_tokens, {}, {})
+            return JointOutput(total, losses_N.sum(), {}, {})
 
         head_hidden_BTD = hidden_BTD.detach()
         if isinstance(trunk_gradient_scale, Tensor) or trunk_gradient_scale:
@@ -158,7 +157,7 @@ class JointModel(nn.Module):
         head_total = sum(self.weights[name] * loss for name, loss in losses.items())
         total = total + num_tokens * head_total
         detached = {name: loss.detach() for name, loss in losses.items()}
-        return JointOutput(total, losses_N.sum(), num_tokens, detached, measures)
+        return JointOutput(total, losses_N.sum(), detached, measures)
 
     @torch.no_grad()
     def measure(

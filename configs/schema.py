@@ -108,7 +108,7 @@ class TrainConfig(Section):
         default=1_000_000, description="Held-out tokens set aside over all sources, at most 5% of a source."
     )
     seed: int = Field(default=1337, ge=0, le=2**32 - 1, description="Seed of initialisation, heads and samples.")
-    save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints.")
+    save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints, at least.")
     eval_every_tokens: Count = Field(default=5_000_000, description="Tokens between two held-out evaluations.")
     sample_every_tokens: Count = Field(default=10_000_000, description="Tokens between two sets of samples.")
     matrix_learning_rate: LearningRate | None = Field(

@@ -34,7 +34,8 @@ class Damaged(CheckpointError):
 
 class Snapshot:
     """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors. A GPU makes the copy
-    itself, after the steps it has been given and before the next; nobody waits for it but `contents`.
+    itself, after the steps it has been given and before the next; only `contents` waits for it. (Into pinned memory, of
+    which torch keeps what was used before, until a graph is recorded: the first save after that takes longer.)
 
     `state` has every key of CONTENTS but `format_version`.
     """
@@ -47,7 +48,8 @@ class Snapshot:
         self._copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
 
     def contents(self) -> dict[str, Any]:
-        """Raises UserError if a weight or a moment is not finite: the good ones on the disk are kept."""
+        """What is to be written, once it is all there. Raises UserError if a weight or a moment is not finite: the good
+        ones on the disk are kept."""
         if self._copied:
             self._copied.synchronize()
         if where := _not_finite(self._contents):

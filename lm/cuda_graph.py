@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 Recorded = Callable[[Sequence[Tensor]], Tensor]
+
+
+class NotRecordable(Exception):
+    """What some driver or kernel does not allow: the function has to be called as it is."""
+
+
 WARM_UPS = 3  # what a first call makes, compiled code among it, must not be recorded (torch's notes on CUDA graphs)
 
 
@@ -21,10 +27,13 @@ class Graph:
     """`graph(inputs)` does what `function(inputs)` does; the tensor it returns is overwritten by the next call.
 
     `function` is called WARM_UPS times and then recorded, on `inputs`; `reset` undoes what these calls changed. Graphs that
-    share a `pool` use the same memory for what they compute in between.
+    share a `pool` use the same memory for what they compute in between. Raises NotRecordable, and whatever the function
+    raises.
     """
 
-    def __init__(self, function: Recorded, inputs: Sequence[Tensor], reset: Callable[[], None], pool: Any):
+    def __init__(
+        self, function: Recorded, inputs: Sequence[Tensor], reset: Callable[[], None] = lambda: None, pool: Any = None
+    ):
         self.inputs = [tensor.clone() for tensor in inputs]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -39,7 +48,10 @@ class Graph:
                 self.output = function(self.inputs)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # torch does not, if ending the recording fails as well
-            raise error.__context__ or error from None
+            cause = error.__context__ or error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise NotRecordable(str(cause).partition("\n")[0]) from cause
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):

@@ -4,7 +4,8 @@
 token of a small model is mostly the overhead of single operations, so here norms take three, queries and keys are
 normalised and rotated together, and the weight of their norm is part of the rotary tables. On a CPU linear maps are
 packed by oneDNN, which takes hardly longer for five positions than for one and uses every thread for either. On a GPU a
-pass for one position is recorded, and reads the whole cache behind a mask: launching its operations takes longer.
+pass for one position is recorded, and reads the whole cache behind a mask: that takes less time than launching its
+operations one by one.
 
 Made anew after the model has been trained on: some weights are copies, some are not. Never here: sampling, training, more than
 one sequence.
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.cuda_graph import Graph
+from lm.cuda_graph import Graph, NotRecordable
 from lm.model import NORM_EPS, Layer, Transformer
 
 PACKED_FOR = 4  # positions in a pass, about: the blocking that oneDNN chooses depends on it
@@ -86,6 +87,7 @@ class Decoder:
         attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
         norms = attention.q_norm.weight, attention.k_norm.weight
         weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
+        # Zeros: a recorded pass reads what was never written, times 0, and 0 times NaN is NaN.
         cache = torch.zeros(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
         return CachedLayer(
             layer.attention_norm.weight * scale,
@@ -104,20 +106,31 @@ class Decoder:
         assert 0 <= length <= self.length
         self.length = length
 
+    @torch.inference_mode()
     def __call__(self, tokens: Sequence[int]) -> Tensor:
         """(T, D): the states after the final norm, of `tokens` placed behind the cached positions."""
         assert not torch.is_autocast_enabled(self.device.type), "packed weights have one precision"
         end = self.length + len(tokens)
         assert end <= self.max_length, "the caller begins again before the cache overflows"
-        tokens_T, start, self.length = torch.tensor(tokens, device=self.device), self.length, end
-        if self.recorded and len(tokens) == 1:
-            inputs = tokens_T, torch.tensor([start], device=self.device)
-            self._graph = self._graph or Graph(self._state, inputs, lambda: None, None)
-            return self._graph(inputs).clone()
-        mask_TE = None
-        if start and len(tokens) > 1:
-            mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(start + 1)
-        return self._states(tokens_T, slice(start, end), end, mask_TE)
+        states_TD = self._play(tokens[0]) if self.recorded and len(tokens) == 1 else None
+        if states_TD is None:
+            mask_TE = None
+            if self.length and len(tokens) > 1:
+                mask_TE = torch.full((len(tokens), end), float("-inf"), device=self.device).triu_(self.length + 1)
+            tokens_T = torch.tensor(tokens, device=self.device)
+            states_TD = self._states(tokens_T, slice(self.length, end), end, mask_TE)
+        self.length = end
+        return states_TD
+
+    def _play(self, token: int) -> Tensor | None:
+        """(1, D) of one token from the recording; None if there can be none."""
+        inputs = torch.tensor([token], device=self.device), torch.tensor([self.length], device=self.device)
+        try:
+            self._graph = self._graph or Graph(self._state, inputs)
+        except NotRecordable:
+            self.recorded = False
+            return None
+        return self._graph(inputs).clone()
 
     def _state(self, inputs: Sequence[Tensor]) -> Tensor:
         """(1, D) of one token, given it and its position, (1,) each."""

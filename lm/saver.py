@@ -14,7 +14,7 @@ from lm import checkpoint
 from lm.checkpoint import CheckpointError
 
 MAX_FAILURES = 3  # in a row
-REST = 5  # times as long as writing took: a GPU reaches the next save before a disk has written the last
+REST = 5  # times as long as the last save took: with a GPU they come so soon that the disk would do nothing else
 
 
 class SavingFailed(UserError):
@@ -45,13 +45,14 @@ class Saver:
         try:
             checkpoint.write(self._folder, snapshot)
             self._failures.clear()
+            ended = time.monotonic()
+            self._rested_at = ended + REST * (ended - began)
         except CheckpointError as error:
-            self._failures.append(error)
+            error.__cause__ = None
+            self._failures.append(error.with_traceback(None))  # whose frames hold a copy of the state
             say(str(error))
         except BaseException as error:  # a thread cannot raise it to anybody
             self._defect = error
-        ended = time.monotonic()
-        self._rested_at = ended + REST * (ended - began)
 
     @property
     def writing(self) -> bool:
@@ -59,7 +60,7 @@ class Saver:
 
     @property
     def ready(self) -> bool:
-        """Whether the disk is not kept busy by a save that may as well come later."""
+        """Whether the last save is on the disk, and has been for REST times as long as it took."""
         return not self.writing and time.monotonic() >= self._rested_at
 
     def wait(self) -> None:

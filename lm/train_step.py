@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import UserError
-from lm.cuda_graph import Graph, Recorded
+from lm.cuda_graph import Graph, NotRecordable, Recorded
 from lm.distributed import World
 from lm.loss import further_targets, padded
 
@@ -234,7 +234,7 @@ class TrainStep:
         # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
         numbers = [self.world.size / plan.num_tokens, scale, *self.multi_token_weights(progress)]
 
-        def learn(inputs: Sequence[Tensor]) -> Tensor:
+        def forward_backward(inputs: Sequence[Tensor]) -> Tensor:
             tokens_BT1, targets_BT, numbers, *positions = inputs
             share, scale_, *weights = numbers.unbind()
             further = further_targets(targets_BT, weights)
@@ -249,25 +249,23 @@ class TrainStep:
 
         inputs = [batch.tokens_BT1, batch.targets_BT, self._number(*numbers), *positions]
         if self._pool is None:
-            return learn(inputs)
+            return forward_backward(inputs)
         key = (batch.tokens_BT1.shape, scale == 0)
         if key != self._recorded:  # in the first micro-batch of a step: there are no gradients yet
             try:
-                self._record(learn, inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # what some driver or kernel does not allow
-                self.not_recorded, self._pool = str(error).partition("\n")[0], None
+                self._record(forward_backward, inputs)
+            except NotRecordable as error:
+                self.not_recorded, self._pool = str(error), None
                 self.forget_graphs()
-                return learn(inputs)
+                return forward_backward(inputs)
             self._recorded = key
         assert self._learn_graph, "recorded"
         return self._learn_graph(inputs).clone()  # what a graph returns may be another's scratch memory
 
-    def _record(self, learn: Recorded, inputs: Sequence[Tensor]) -> None:
+    def _record(self, forward_backward: Recorded, inputs: Sequence[Tensor]) -> None:
         """Anew, since two graphs of a micro-batch would need the memory of two."""
         self.forget_graphs()
-        self._learn_graph = Graph(learn, inputs, self.clear, self._pool)
+        self._learn_graph = Graph(forward_backward, inputs, self.clear, self._pool)
         unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
         self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
 
@@ -279,9 +277,8 @@ class TrainStep:
         parameters = [parameter for part in self.clipped_apart for parameter in part]
         if self._pool is not None and (gradients := [p.grad for p in parameters if p.grad is not None]):
             torch._foreach_zero_(gradients)
-            return
-        for parameter in parameters:
-            parameter.grad = None
+        else:
+            self._drop_gradients()
 
     def forget_graphs(self) -> None:
         """To be called when the optimizers' state is no longer where it was."""
@@ -290,6 +287,9 @@ class TrainStep:
         self._recorded = self._learn_graph = self._finish_graph = None
         if self._pool is not None:  # a pool whose graphs are gone is gone itself
             self._pool = torch.cuda.graph_pool_handle()
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
         for part in self.clipped_apart:
             for parameter in part:
                 parameter.grad = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Preset, parse_preset
+from tests.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -151,3 +152,8 @@ def test_every_message_to_the_user_is_in_the_readme():
     ]
     assert len(raised) > 35
     assert [text for text in raised if not any(message in text for message in MESSAGES)] == []
+
+
+def test_every_deliberate_defect_still_has_its_place():
+    for name, mutation in MUTATIONS.items():
+        assert (ROOT / mutation.path).read_text(encoding="utf-8").count(mutation.old) == 1, name

@@ -38,7 +38,7 @@ def obstruct(program: Program) -> Path:
     process.send_signal(signal.SIGINT)
     assert ended(process).code == 0
     obstacle = program.checkpoints / "lm_prev2.pth"
-    obstacle.unlink(missing_ok=True)
+    obstacle.unlink(missing_ok=True)  # a slow disk has seen fewer saves
     obstacle.mkdir()
     return obstacle
 

@@ -1,21 +1,24 @@
-"""What is done otherwise on a GPU beside what a CPU does: recorded steps, recorded passes of the decoder, and pieces of the
-trunk. On a real GPU where there is one, else with a graph that only calls.
+"""What is done otherwise on a GPU beside what a CPU does: recorded steps, recorded passes of the decoder, snapshots, and
+pieces of the trunk. On a real GPU where there is one, else with a graph that only calls.
 
 Run it on a GPU after every change of them: `python -m pytest tests/lm/test_gpu.py -n 0`.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
+from test_checkpoint import make_state
 
 from configs.schema import ModelConfig
-from lm.cuda_graph import WARM_UPS
+from lm.checkpoint_file import Snapshot
+from lm.cuda_graph import WARM_UPS, NotRecordable
 from lm.decoder import Decoder
 from lm.distributed import World
-from lm.model import rotary_tables, rotate, rotate_flipped
+from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
 from lm.optim import set_learning_rate
 from lm.train_step import StepPlan
 from tests.lm.random_model import random_model, random_norms
@@ -28,16 +31,16 @@ NUM_STEPS, UNSOUND, FORGOTTEN = 12, 5, 7
 class NotRecorded:
     """Calls what `Graph` would record, as often and from the same memory."""
 
-    def __init__(self, function, inputs, reset, pool):
+    def __init__(self, function, inputs, reset=lambda: None, pool=None):
         self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
         for _ in range(WARM_UPS):
-            function(self.inputs)
+            self.output = function(self.inputs)
         reset()
 
     def __call__(self, inputs):
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
-        return self.function(self.inputs)
+        return self.output.copy_(self.function(self.inputs))
 
 
 @pytest.fixture(autouse=True)
@@ -106,10 +109,11 @@ def test_a_recorded_step_that_is_given_up_leaves_no_trace():
     np.testing.assert_allclose(steps(stopped=1), steps(stopped=None), rtol=1e-4 if GPU else 0)
 
 
-def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+def refuse(*_):
+    raise NotRecordable("operation not permitted when stream is capturing")
 
+
+def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
     plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
     plain, refused = make_step(ALL_HEADS), make_step(ALL_HEADS)
     monkeypatch.setattr("lm.train_step.Graph", refuse)
@@ -119,11 +123,17 @@ def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 
-@torch.inference_mode()
-def test_a_recorded_decoder_continues_as_the_plain_one():
+def small_model() -> Transformer:
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
-    model = random_norms(random_model(config, VOCAB)).to(DEVICE)
+    return random_norms(random_model(config, VOCAB))
+
+
+def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(monkeypatch):
+    model = small_model().to(DEVICE)
     tokens = torch.randint(VOCAB, (16,), generator=torch.Generator().manual_seed(1)).tolist()
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, **options: torch.full(size, math.nan, **options)
+    )  # as memory may be
 
     def states(recorded: bool) -> torch.Tensor:
         decoder, found = Decoder(model), []
@@ -131,16 +141,27 @@ def test_a_recorded_decoder_continues_as_the_plain_one():
         for start, stop in [(0, 1), (1, 2), (2, 6), (6, 7), (7, 8), (5, 6), (6, 9), *pairwise(range(9, 17))]:
             decoder.rollback(min(start, decoder.length))
             found.append(decoder(tokens[start:stop]))
-        assert (decoder._graph is not None) == recorded
         return torch.cat(found)
 
-    torch.testing.assert_close(states(recorded=True), states(recorded=False), atol=1e-4, rtol=1e-4)
+    plain = states(recorded=False)
+    torch.testing.assert_close(states(recorded=True), plain, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr("lm.decoder.Graph", refuse)
+    assert torch.equal(states(recorded=True), plain)
+
+
+def test_a_snapshot_is_of_the_moment_it_was_asked_for():
+    state = make_state(1)
+    state["model"] = {"weight": torch.ones(1_000_000, device=DEVICE)}
+    if GPU:
+        torch.cuda._sleep(10**9)  # cycles: steps that it has been given
+    snapshot = Snapshot(state)
+    state["model"]["weight"].fill_(2)
+    assert snapshot.contents()["model"]["weight"].eq(1).all()
 
 
 def test_a_gpu_computes_what_a_cpu_does():
     """Queries and keys are rotated and gates multiplied otherwise there."""
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
-    model = random_norms(random_model(config, VOCAB))
+    model = small_model()
     tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
     expected = model(tokens)
     torch.testing.assert_close(model.to(DEVICE)(tokens.to(DEVICE)).cpu(), expected, atol=1e-4, rtol=1e-4)
@@ -148,3 +169,5 @@ def test_a_gpu_computes_what_a_cpu_does():
     x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(2))
     cos, sin = rotary_tables(16, 8)
     torch.testing.assert_close(rotate_flipped(x, cos, sin), rotate(x, cos, sin))
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(torch.cat(products(x, weight, 2), dim=-1), x @ weight.T)

@@ -1,5 +1,6 @@
 """Saving in the background: the state of one moment, whole, one after the other."""
 
+import time
 from threading import Event
 
 import pytest
@@ -7,7 +8,7 @@ from test_checkpoint import generations, make_state, tokens_in
 
 from lm import checkpoint
 from lm.checkpoint import CURRENT, CheckpointError
-from lm.saver import MAX_FAILURES, Saver, SavingFailed
+from lm.saver import MAX_FAILURES, REST, Saver, SavingFailed
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
 
@@ -23,6 +24,10 @@ def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, mo
     stepped.set()
     saver.wait()
     assert tokens_in(tmp_path / CURRENT) == 1
+    assert not saver.ready  # yet: the disk rests
+    later = time.monotonic() + 60 * REST
+    monkeypatch.setattr("lm.saver.time.monotonic", lambda: later)
+    assert saver.ready
 
 
 def test_a_save_waits_for_the_one_before(tmp_path):

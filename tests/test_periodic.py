@@ -1,0 +1,23 @@
+"""What is said of samples while a run goes on."""
+
+import torch
+
+from aux_heads.value import Value
+from configs.schema import ModelConfig
+from lm.decoder import Decoder
+from periodic import difficulty
+from tests.lm.random_model import random_model, randomize
+
+
+@torch.no_grad()
+def test_difficulty_is_what_the_value_head_expects_at_each_token_of_the_window():
+    model = random_model(ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64), 40)
+    value = Value(32)
+    randomize(value, 0.5)
+    tokens = torch.randint(40, (21,), generator=torch.Generator().manual_seed(1)).tolist()
+    decoder = Decoder(model)
+    for length in (9, 16, 21):
+        found = difficulty(value, decoder, tokens[:length])
+        expected_T = value.expectation(value.logits(model(torch.tensor([tokens[:length][-16:]]))[0]))
+        assert found[: -len(expected_T)] == [None] * max(0, length - 16)
+        torch.testing.assert_close(torch.tensor(found[-len(expected_T) :]), expected_T, atol=1e-4, rtol=1e-4)
