@@ -63,6 +63,11 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
+        if flags := sys.argv[1:]:
+            raise UserError(
+                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do, and everything else is set in the "
+                f"presets under {CONFIGS}."
+            )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once

@@ -98,10 +98,12 @@ class Program:
         path.write_text(text)
         return path
 
-    def start(self, answers: str | None = None, *, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+    def start(
+        self, answers: str | None = None, *flags: str, launcher: tuple[str, ...] = (sys.executable,)
+    ) -> subprocess.Popen:
         """`answers`: what is typed, then end-of-file; None: stdin is /dev/null."""
         process = subprocess.Popen(
-            [*launcher, str(self.folder / "main.py")],
+            [*launcher, str(self.folder / "main.py"), *flags],
             cwd=self.elsewhere,
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL if answers is None else subprocess.PIPE,
@@ -117,8 +119,8 @@ class Program:
             process.stdin = None
         return process
 
-    def run(self, answers: str | None = None, **how) -> Ended:
-        return ended(self.start(answers, **how))
+    def run(self, answers: str | None = None, *flags: str, **how) -> Ended:
+        return ended(self.start(answers, *flags, **how))
 
     def close(self) -> None:
         for process in self.processes:

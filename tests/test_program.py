@@ -175,6 +175,13 @@ def test_without_what_must_be_installed_the_command_that_installs_it_is_said(pro
     assert message == "torch is not installed. In the folder of this file: python -m pip install -e .\n"
 
 
+def test_a_flag_starts_nothing(program):
+    result = program.run(None, "--help")
+    assert result.code == 2
+    assert "--help? There are no flags: `python main.py` asks what to do" in result.err
+    assert not program.written()
+
+
 def test_a_name_that_does_not_exist(program):
     program.add()
     assert "there is no 'tinny'; the nearest is 'tiny'" in refused(program, "tinny\n")
