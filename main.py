@@ -33,7 +33,7 @@ try:
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
     from choose import choose, preset_of
-    from configs.card import SourcePreview, StartCard, render_card
+    from configs.card import SourcePreview, StartCard, in_words, render_card
     from configs.compare import changes, check_continuable, describe
     from configs.menu import Choice
     from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
@@ -209,10 +209,18 @@ def stream_of_another(folder: Path, preset: Preset) -> bool:
 
 def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) -> StartCard:
     preset = run.preset
+    weights = preset.data.weights
+    known = preset.data.mix_strategy == "weighted" or len(weights) == 1
+    known_shares = [weight / sum(weights) if known else 0.0 for weight in weights]
     made = f"byte-level BPE, {run.learner.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
         preset=preset,
-        sources=[SourcePreview(source.label, source.size, source.first_line) for source in sources],
+        sources=[
+            SourcePreview(
+                source.label, in_words(source.size, source.text_bytes, share, run.token_budget), source.first_line
+            )
+            for source, share in zip(sources, known_shares, strict=True)
+        ],
         tokenizer=preset.data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, run.learner.vocab_size),
         rows_per_step=run.global_batch_rows,
@@ -284,8 +292,8 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
             f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
             f"  the report            {path}\n"
-            f"  the model, exported   {exported}\n"
-            f"  talk to it            python main.py, then t"
+            f"  the model, exported   {exported}"
+            + ("\n  talk to it            python main.py, then t" if run.folder == CHECKPOINTS else "")
         )
 
 

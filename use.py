@@ -69,13 +69,17 @@ def pick(folder: Path) -> Path:
     for number, run in enumerate(runs):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["saved_at"]))
         print(f"{number:2}  {clip(run['name'], 40)}, {human_count(run['tokens_seen'])} tokens seen, {when}")
-    try:
-        answer = ask("which run? Enter: 0 > ").strip() or "0"
-    except EOFError:
-        answer = "0"
-    if not (answer.isdecimal() and int(answer) < len(runs)):
-        raise UserError(f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}")
-    return runs[int(answer)]["folder"]
+    while True:
+        try:
+            answer = ask("which run? Enter: 0 > ").strip() or "0"
+        except EOFError:
+            answer = "0"
+        if answer.isdecimal() and int(answer) < len(runs):
+            return runs[int(answer)]["folder"]
+        problem = f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}"
+        if not sys.stdin.isatty():
+            raise UserError(problem)
+        print(problem)
 
 
 def ask(question: str) -> str:
@@ -148,8 +152,9 @@ class PassageEmbedder:
     end. So `embedder.coming([text]) @ embedder.of(others).T` is largest for what would best go on from `text`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         """Raises UserError for a run without that head."""
+        folder = Path(folder)
         state, _ = checkpoint.load(folder)
         preset = parse_preset(state["preset"], "the checkpoint")
         if not preset.auxiliary.enable_span_contrastive:

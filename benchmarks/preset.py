@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import main
-from configs.schema import load_preset
+from configs.schema import UserError, load_preset
 from lm.machine import load_machine, peak_memory
 from lm.metrics import read_metrics
 
@@ -59,7 +59,12 @@ def report(folder: Path, learning: float, finishing: float) -> None:
 
 
 if __name__ == "__main__":
-    preset, folder = load_preset(sys.argv[1]), Path(sys.argv[3])
+    if len(sys.argv) != 4:
+        sys.exit("python -m benchmarks.preset PRESET TOKENS FOLDER")
+    try:
+        preset, folder = load_preset(sys.argv[1]), Path(sys.argv[3])
+    except UserError as error:
+        sys.exit(str(error))
     learning, finishing = timed("learn"), timed("finish")  # the one calls the other
     main.train(preset, token_budget=int(sys.argv[2]), checkpoint_dir=folder)
     report(folder, learning(), finishing())

@@ -7,6 +7,7 @@ from configs.schema import Preset
 from configs.words import clip, counted, human_bytes, human_count, human_time
 
 WIDTH = 80  # columns
+BYTES_PER_TOKEN = 3.5  # of text, about: English or source code, with some thousands of tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class StartCard:
         return self.rows_per_step * self.preset.model.seq_length
 
 
+def in_words(size: str, text_bytes: int | None, share: float, token_budget: int) -> str:
+    """How much a source has, and how often it will be read if it gives `share` of the budget."""
+    times = share * token_budget * BYTES_PER_TOKEN / text_bytes if text_bytes else 0.0
+    return f"{size}, to be read {times:,.0f} times" if times >= 2 else size
+
+
 def render_card(card: StartCard) -> str:
     """The start card: everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
@@ -46,7 +53,8 @@ def render_card(card: StartCard) -> str:
     a_step, steps = counted(card.rows_per_step, "row"), counted(math.ceil(remaining / card.tokens_per_step), "step")
     widest = max((len(source.label) for source in card.sources), default=0)
     width = min(widest, 24)
-    rows = [("run", card.preset.name)]
+    went_on = f", from {card.tokens_seen:,} of {card.token_budget:,} tokens on" if card.tokens_seen else ""
+    rows = [("run", card.preset.name + went_on)]
     for index, source in enumerate(card.sources):
         rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {source.size}"))
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))

@@ -151,8 +151,8 @@ def _entry_lines(entry: MenuEntry) -> list[str]:
 def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool) -> Choice:
     """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again.
 
-    End of file or no stdin counts as Enter. Raises UserError for a preset that is not ready, for Enter when no preset
-    is, and, without a terminal, for a name that does not exist. KeyboardInterrupt passes through.
+    End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready, and, without a
+    terminal, for one that is not or does not exist. KeyboardInterrupt passes through.
     """
     while True:
         try:
@@ -178,7 +178,7 @@ def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], t
             continue
         try:
             return _understand(answer, menu)
-        except LookupError as error:
+        except (LookupError, UserError) as error:
             if not terminal:
                 raise UserError(str(error)) from None
             say(str(error))

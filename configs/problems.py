@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from configs.words import clip
+from configs.words import clip, counted
 
 MAX_BYTES = 100_000  # of a preset's file
 MAX_CHARACTERS = 1_000_000  # of its text: with every default written out it may be several times as long as the file
@@ -59,7 +59,7 @@ def preset_error(origin: str | Path, problems: list[Problem], *, num_problems: i
             break
         message, listed = message + block, listed + 1
     if listed < num_problems:
-        message += f"... and {num_problems - listed:,} problems more"
+        message += f"... and {counted(num_problems - listed, 'problem')} more"
     return PresetError(message.rstrip("\n"))
 
 
@@ -109,7 +109,10 @@ def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
         value = json.loads(text, object_pairs_hook=_object)
         problems = list(_json_problems(value, "", 1))
     except json.JSONDecodeError as error:
-        raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip(", \n\r\t")
+        comma = after[:1] in ("}", "]") and (before.endswith(",") or text[error.pos : error.pos + 1] == ",")
+        hint = "take away the comma before it: the last of a list or object has none" if comma else ""
+        raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}", hint) from None
     except RecursionError:
         raise _unusable(origin, "nested too deeply", "a preset is five levels deep") from None
     except ValueError as error:  # a whole number of thousands of digits
@@ -145,7 +148,9 @@ def _printable(text: str) -> bool:
 
 def explain(error: ValidationError, root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
     """One Problem for each of pydantic's first errors. `kinds` maps the tags of the source union to their models."""
-    for line in islice(error.errors(include_url=False), MAX_EXPLAINED):
+    # What is misspelt comes first: that something else is missing may follow from it.
+    lines = sorted(error.errors(include_url=False), key=lambda line: line["type"] != "extra_forbidden")
+    for line in islice(lines, MAX_EXPLAINED):
         where, model, field = _locate(line["loc"], root, kinds)
         given, kind = f"= {_show(line['input'])}", line["type"]
         if kind == "default_factory_not_called":  # follows from another error, which is listed
@@ -167,11 +172,11 @@ def explain(error: ValidationError, root: type[BaseModel], kinds: Mapping[str, t
             yield Problem(where, given, hint)
         elif kind == "literal_error" and isinstance(line["input"], str):
             choices = _literals(line["ctx"]["expected"])
-            yield Problem(where, given, _nearest(line["input"], choices))
+            yield Problem(where, f"{given}: there is no such choice", _nearest(line["input"], choices))
         elif kind in ("value_error", "assertion_error"):  # our own rules say what is allowed
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:
-            yield Problem(where, given, _allowed(field, line["msg"]))
+            yield Problem(where, given, _allowed(field, line["msg"], item=where.endswith("]")))
 
 
 def _literals(expected: str) -> list[str]:
@@ -201,8 +206,8 @@ def _locate(
     return where, model, field
 
 
-def _allowed(field: FieldInfo | None, otherwise: str = "") -> str:
-    """'allowed: a whole number from 16 to 8192', read off the field itself."""
+def _allowed(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
+    """'allowed: a whole number from 16 to 8192', read off the field itself; of a list, for the whole or for an `item`."""
     if field is None:
         return otherwise
     parts = get_args(field.annotation) or (field.annotation,)
@@ -224,7 +229,11 @@ def _allowed(field: FieldInfo | None, otherwise: str = "") -> str:
         return f"{otherwise or 'needed'}. {field.description}"
     words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     span = " ".join(f"{words[name]} {bounds[name]}" for name in ("ge", "gt", "le", "lt") if name in bounds)
+    if get_origin(field.annotation) is list and not item:
+        noun = noun.replace("a ", "a list of ", 1) + "s"
     detail = f" ({otherwise})" if noun == "text" and otherwise else ""
+    for factor in (multiple.multiple_of for multiple in field.metadata if hasattr(multiple, "multiple_of")):
+        span += f", a multiple of {factor}"
     return f"allowed: {noun}{' ' + span if span else ''}{detail}. {field.description}"
 
 

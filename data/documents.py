@@ -58,6 +58,7 @@ class Source(ABC):
         self.pinned: dict = {}
         self.notices: list[str] = []  # sentences the user should read once
         self.skipped: Counter[str] = Counter()  # documents left out, by reason
+        self.text_bytes: int | None = None  # in all, where that is known without reading it
 
     @abstractmethod
     def size(self) -> str:

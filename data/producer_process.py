@@ -43,12 +43,13 @@ class Stopped(Exception):
 
 
 class SourceInfo(NamedTuple):
-    """A source as the start card shows it. `notices`: sentences to read once."""
+    """A source as the start card shows it. `notices`: sentences to read once. `text_bytes`: of its text, if known."""
 
     label: str
     size: str
     first_line: str
     notices: list[str]
+    text_bytes: int | None = None
 
 
 class ProducerProcess:

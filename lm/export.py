@@ -125,6 +125,7 @@ def export_huggingface(
         write_gguf(temporary / "model.gguf", config, state, tokenizer_path, name=preset.name)
     write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
     for file in temporary.iterdir():
+        file.chmod((temporary / "config.json").stat().st_mode)  # safetensors' files are the owner's alone
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     if out_dir.exists():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.card import SourcePreview, StartCard, render_card
+from configs.card import SourcePreview, StartCard, in_words, render_card
 from configs.menu import (
     Choice,
     Menu,
@@ -176,10 +177,15 @@ def test_two_presets_of_one_number_must_be_named():
 
 def test_a_chosen_preset_is_never_swapped():
     menu = Menu([entry("00_a", silent=("c4",)), BROKEN, OFFLINE])
-    with pytest.raises(UserError, match=r"00_a cannot start: c4 does not answer\n  c4: connection refused"):
-        answer(menu, "a")
-    with pytest.raises(UserError, match="name is missing"):
-        answer(menu, "3")
+    for asked, problem in (
+        ("a", "00_a cannot start: c4 does not answer\n  c4: connection refused"),
+        ("3", "name is missing"),
+    ):
+        choice, said = answer(menu, asked, "q")  # a person is asked again
+        assert choice == Choice("quit")
+        assert problem in said
+        with pytest.raises(UserError, match=re.escape(problem)):
+            answer(menu, asked, terminal=False)
 
 
 def test_a_long_run_may_be_chosen_but_is_not_the_default():
@@ -284,6 +290,12 @@ def test_preset_files_are_numbered_and_in_order(tmp_path):
     for name in ("10_b.json", "02_a.json", "preset.schema.json", "notes.json", "03_c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in preset_paths(tmp_path)] == ["02_a.json", "10_b.json"]
+
+
+def test_text_that_will_be_read_again_and_again_is_said():
+    assert in_words("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read 250 times"
+    assert in_words("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
+    assert in_words("41 shards", None, 0.5, 100_000_000) == "41 shards"
 
 
 def test_numbers_for_people():
