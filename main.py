@@ -33,7 +33,7 @@ try:
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
     from choose import choose, preset_of
-    from configs.card import SourcePreview, StartCard, in_words, render_card
+    from configs.card import SourcePreview, StartCard, how_much, render_card
     from configs.compare import changes, check_continuable, describe
     from configs.menu import Choice
     from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
@@ -217,7 +217,7 @@ def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) ->
         preset=preset,
         sources=[
             SourcePreview(
-                source.label, in_words(source.size, source.text_bytes, share, run.token_budget), source.first_line
+                source.label, how_much(source.size, source.text_bytes, share, run.token_budget), source.first_line
             )
             for source, share in zip(sources, known_shares, strict=True)
         ],

@@ -38,7 +38,7 @@ class StartCard:
         return self.rows_per_step * self.preset.model.seq_length
 
 
-def in_words(size: str, text_bytes: int | None, share: float, token_budget: int) -> str:
+def how_much(size: str, text_bytes: int | None, share: float, token_budget: int) -> str:
     """How much a source has, and how often it will be read if it gives `share` of the budget."""
     times = share * token_budget * BYTES_PER_TOKEN / text_bytes if text_bytes else 0.0
     return f"{size}, to be read {times:,.0f} times" if times >= 2 else size

@@ -65,6 +65,7 @@ class PDFSource(FileSource):
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
         super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
         self.cache_dir = cache_dir
+        self.text_bytes = None  # a file's bytes tell little about its text
 
     def read_ahead(
         self, order: list[tuple[str, str]], skipped: Counter[str]

@@ -51,7 +51,7 @@ class FileSource(Source):
             raise SourceError(
                 f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {mend}"
             )
-        self.text_bytes = self._num_bytes if self.noun == "files" else None  # those of a PDF are not text
+        self.text_bytes = self._num_bytes
         everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
         self.pinned = {"files": len(self._files), "digest": everything}
         if pinned and pinned["digest"] != everything:

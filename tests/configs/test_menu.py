@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.card import SourcePreview, StartCard, in_words, render_card
+from configs.card import SourcePreview, StartCard, how_much, render_card
 from configs.menu import (
     Choice,
     Menu,
@@ -293,9 +293,9 @@ def test_preset_files_are_numbered_and_in_order(tmp_path):
 
 
 def test_text_that_will_be_read_again_and_again_is_said():
-    assert in_words("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read 250 times"
-    assert in_words("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
-    assert in_words("41 shards", None, 0.5, 100_000_000) == "41 shards"
+    assert how_much("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read 250 times"
+    assert how_much("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
+    assert how_much("41 shards", None, 0.5, 100_000_000) == "41 shards"
 
 
 def test_numbers_for_people():
