@@ -5,7 +5,7 @@
 NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down first.
 Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its own
 schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with three
-seeds, ours also on a third of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was
+seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was
 another, and what is known so far is printed after each. Runs of ours, two at a time on one core each while tuning, are in
 benchmarks/measured/: copied to OUT/<the name's last part>, they are taken for yours.
 """
@@ -145,7 +145,9 @@ def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
     out = out / text.digest
     out.mkdir(exist_ok=True)
     own = Arm("ours", 8_192, None, 1, tokens)  # at 20M tokens: LOG.md
-    arms = {"ours": own, "ours, a third of the tokens": own._replace(tokens=tokens // 3)}
+    arms = {"ours": own}
+    for share, name in ((3, "a third"), (4, "a quarter")):
+        arms[f"ours, {name} of the tokens"] = own._replace(tokens=tokens // share)
     for arm in arms.values():
         run(arm, text, checkout, out)
     for name in OPPONENTS:

@@ -3,8 +3,8 @@
     python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
 
 NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS times
-(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a GPU at 50M parameters too, with
-larger ones. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
+(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a CPU also every 8,192, on a
+GPU at 50M parameters too, with larger steps. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
 measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts 6
 FLOPs for each parameter of a matrix product and token, and attention's causal half.
 """
@@ -25,7 +25,11 @@ from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, dev
 from lm.machine import peak_memory
 
 SIZES = {  # a shape, and tokens of a step
-    "cpu": [(Shape(256, 3, 4, 256, 8192), TOKENS_PER_STEP), (Shape(384, 5, 6, 512, 8192), TOKENS_PER_STEP)],
+    "cpu": [
+        (Shape(256, 3, 4, 256, 8192), TOKENS_PER_STEP),
+        (Shape(384, 5, 6, 512, 8192), TOKENS_PER_STEP),
+        (Shape(256, 3, 4, 256, 8192), 8_192),  # as benchmarks/quality.py has them
+    ],
     "cuda": [
         (Shape(768, 5, 6, 1024, 8192), 65_536),
         (Shape(1024, 3, 8, 1024, 8192), 524_288),
