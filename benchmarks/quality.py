@@ -2,12 +2,12 @@
 
     python -m benchmarks.quality NANOGPT CORPUS OUT [TOKENS]
 
-NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down first.
-Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its own
-schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with three
-seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again, unless the text was
-another, and what is known so far is printed after each. Runs of ours, two at a time on one core each while tuning, are in
-benchmarks/measured/: copied to OUT/<the name's last part>, they are taken for yours.
+NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down
+first. Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its
+own schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with
+three seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again,
+unless the text was another, and what is known so far is printed after each. Runs of ours, two at a time on one core
+each while tuning, are in benchmarks/measured/: copied to OUT/<the name's last part>, they are taken for yours.
 """
 
 import json

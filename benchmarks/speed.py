@@ -2,11 +2,12 @@
 
     python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
 
-NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS times
-(3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a CPU also every 8,192, on a
-GPU at 50M parameters too, with larger steps. The first steps, which compile, are not counted; the seconds until the first is over are printed. Each process also
-measures what a product of large bf16 matrices reaches here (the peak); the share of it that a step uses (MFU) counts 6
-FLOPs for each parameter of a matrix product and token, and attention's causal half.
+NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS
+times (3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a CPU also every 8,192,
+on a GPU at 50M parameters too, with larger steps. The first steps, which compile, are not counted; the seconds until
+the first is over are printed. Each process also measures what a product of large bf16 matrices reaches here (the peak);
+the share of it that a step uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's
+causal half.
 """
 
 import json
