@@ -208,10 +208,11 @@ def stream_of_another(folder: Path, preset: Preset) -> bool:
 
 
 def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) -> StartCard:
+    from data.mixing import shares
+
     preset = run.preset
     weights = preset.data.weights
     known = preset.data.mix_strategy == "weighted" or len(weights) == 1
-    known_shares = [weight / sum(weights) if known else 0.0 for weight in weights]
     made = f"byte-level BPE, {run.learner.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
         preset=preset,
@@ -219,7 +220,7 @@ def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) ->
             SourcePreview(
                 source.label, how_much(source.size, source.text_bytes, share, run.token_budget), source.first_line
             )
-            for source, share in zip(sources, known_shares, strict=True)
+            for source, share in zip(sources, shares(weights if known else [0.0] * len(weights)), strict=True)
         ],
         tokenizer=preset.data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, run.learner.vocab_size),

@@ -38,8 +38,7 @@ SIZES = {  # a shape, and tokens of a step
     ],
 }[device()]
 WARM_STEPS = 3
-# On a GPU steps of so many tokens, four at least, are timed together, since it is to have the next one before it ends one.
-TOGETHER, TIMES = (655_360, 5) if device() == "cuda" else (0, 6)
+TIMES = 5 if device() == "cuda" else 6
 H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
 ARMS = {  # name: trainer, bf16, compiled
     "ours": ("ours", True, True),
@@ -71,7 +70,8 @@ def synchronize() -> None:
 
 def measure(arm: str, shape: Shape, tokens: int, checkout: Path) -> dict:
     name, low_precision, compiled = ARMS[arm]
-    together = max(4, TOGETHER // tokens) if TOGETHER else 1
+    # Steps that are timed together: a GPU is to have the next one before it ends one.
+    together = max(4, 655_360 // tokens) if device() == "cuda" else 1
     peaks, times, began = [matmul_peak()], [], time.perf_counter()
 
     def steps():

@@ -248,8 +248,13 @@ def _describe(opened: OpenSource, status: Status) -> dict:
         reasons = f" ({in_words(source.skipped)})" if source.skipped else ""
         raise SourceError(f"source {label}: it holds no text{reasons}; add some or take it out of the preset")
     first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
-    return {"label": label, "size": source.size(), "first_line": first_line[:200], "notices": source.notices,
-            "text_bytes": source.text_bytes}  # fmt: skip
+    return {
+        "label": label,
+        "size": source.size(),
+        "first_line": first_line[:200],
+        "notices": source.notices,
+        "text_bytes": source.text_bytes,
+    }
 
 
 def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, events: Events) -> None:
