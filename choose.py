@@ -5,6 +5,7 @@ configs/menu.py. Runs on the first rank only.
 """
 
 import os
+import shutil
 import sys
 import threading
 from contextlib import redirect_stdout
@@ -14,6 +15,7 @@ from typing import TextIO
 from configs.compare import changes, fixed_changes
 from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
 from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
+from configs.words import wrapped
 from data.probe import probe
 from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted
@@ -36,17 +38,23 @@ def choose(folder: Path, configs: Path) -> Choice:
     # Whoever types the answer reads the question, also when what comes after it goes to a file.
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
-        print(render_menu(menu))
+        print(render_menu(menu, shutil.get_terminal_size().columns))
         return ask(
             menu,
             read=input,
-            say=lambda text: print(printable(text)),  # presets are named by their files
+            say=lambda text: tell(text, sys.stdout),
             terminal=person,
         )
 
 
 def is_terminal(stream: TextIO | None) -> bool:
     return bool(stream and stream.isatty())
+
+
+def tell(text: str, stream: TextIO) -> None:
+    """Prints text that is fit to be printed, with lines that end between words if a terminal shows them."""
+    text = printable(text)
+    print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal(stream) else text, file=stream)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:
@@ -77,6 +85,7 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
 def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine: Machine) -> MenuEntry:
     if isinstance(preset, PresetError):
         return MenuEntry(path, error=str(preset))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     return MenuEntry(
         path,
         preset,
@@ -84,7 +93,8 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list, machine:
         memory_bytes=estimate.memory_bytes(
             preset, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
         ),
-        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, int(os.environ.get("WORLD_SIZE", 1))),
+        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, world_size),
+        measured=estimate.speed_key(preset, world_size) in machine.speeds,
         sources=[SourceStatus(*answer) for answer in answers],
     )
 

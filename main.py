@@ -32,7 +32,7 @@ try:
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from choose import choose, preset_of
+    from choose import choose, preset_of, tell
     from configs.card import SourcePreview, StartCard, how_much, render_card
     from configs.compare import changes, check_continuable, describe
     from configs.menu import Choice
@@ -42,7 +42,6 @@ try:
     from lm.archive import put_aside, restore
     from lm.files import FolderLock
     from lm.machine import load_machine, measure_machine, peak_memory, save_machine
-    from lm.printable import printable
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -71,7 +70,7 @@ def main() -> int:
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once
-            print(f"\n{printable(str(error))}", file=sys.stderr)
+            tell(f"\n{error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

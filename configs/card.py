@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from configs.schema import Preset
-from configs.words import clip, counted, human_bytes, human_count, human_time
+from configs.words import clip, counted, human_bytes, human_count, human_time, wrapped
 
 WIDTH = 80  # columns
 BYTES_PER_TOKEN = 3.5  # of text, about: English or source code, with some thousands of tokens
@@ -78,4 +78,8 @@ def render_card(card: StartCard) -> str:
             f"{human_count(card.tokens_per_second)} tokens/s, {human_time(remaining / card.tokens_per_second)} to go",
         ),
     ]
-    return "\n".join(clip(f"{name:<10} {text}", WIDTH) for name, text in rows)
+    lines = []
+    for name, text in rows:
+        first, *others = wrapped(clip(text, 4 * WIDTH), WIDTH - 13).splitlines()
+        lines += [f"{name:<10} {first}", *(f"{'':<13}{line}" for line in others)]
+    return "\n".join(clip(line, WIDTH) for line in lines)

@@ -36,12 +36,17 @@ class MenuEntry:
     error: str | None = None
     num_parameters: int = 0
     memory_bytes: int = 0
-    seconds: float = math.inf  # estimated time of the whole token budget on this machine
+    seconds: float = math.inf  # of the whole token budget on this machine
+    measured: bool = False  # such a run was timed here; else `seconds` is a guess
     sources: list[SourceStatus] = field(default_factory=list)
 
     @property
     def number(self) -> int:
         return int(self.path.name.partition("_")[0])
+
+    @property
+    def time(self) -> str:
+        return f"{'' if self.measured else '~'}{human_time(self.seconds)} here"
 
     @property
     def obstacle(self) -> str:
@@ -97,10 +102,10 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
     for entry in entries:
         obstacle = entry.obstacle
         if not obstacle and entry.seconds >= LONGEST_DEFAULT_SECONDS:
-            obstacle = f"would take {human_time(entry.seconds)} here"
+            obstacle = f"would take {entry.time}"
         if not obstacle:
             because = "".join(f"\n  not {reason}" for reason in passed_over)
-            return Choice("preset", entry.path), f"start {entry.path.stem}, {human_time(entry.seconds)} here{because}"
+            return Choice("preset", entry.path), f"start {entry.path.stem}, {entry.time}{because}"
         passed_over.append(f"{entry.path.stem}: {obstacle}")
     reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
     raise UserError(
@@ -108,8 +113,9 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
     )
 
 
-def render_menu(menu: Menu) -> str:
-    """The menu in at most 80 columns and 21 lines (three are left for the prompt): what matters least goes first."""
+def render_menu(menu: Menu, width: int = WIDTH) -> str:
+    """The menu in at most `width` columns, but 80 at least, and 21 lines (three are left for the prompt): what matters least
+    goes first."""
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
@@ -125,7 +131,7 @@ def render_menu(menu: Menu) -> str:
     lines: list[str] = []
     for lines_each in (3, 2, 1):
         entries = [line for entry in menu.entries for line in _entry_lines(entry)[:lines_each]]
-        lines = [clip(line, WIDTH) for line in [*head, *entries, *tail]]
+        lines = [clip(line, max(width, WIDTH)) for line in [*head, *entries, *tail]]
         if len(lines) <= HEIGHT - 3:
             break
     return "\n".join(lines)
@@ -138,11 +144,11 @@ def _entry_lines(entry: MenuEntry) -> list[str]:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
         return [f"{title}  broken", f"    ✗ {problem}{hint}"]
-    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7}"
+    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
     sources = [f"✓ {source.label}" if source.ok else f"✗ {source.label}" for source in entry.sources]
     why = next((f" ({source.detail})" for source in entry.sources if not source.ok and source.detail), "")
     return [
-        f"{title}  {size}  {human_time(entry.seconds)} here",
+        f"{title}  {size}  {entry.time}",
         f"    {'  '.join(sources)}{why}",
         *([f"    {entry.preset.description}"] if entry.preset.description else []),
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 import unicodedata
 
 
@@ -13,6 +14,20 @@ def clip(text: str, width: int) -> str:
         return text
     fitting = itertools.takewhile(lambda end: end < width, itertools.accumulate(cells))  # "<": one cell for the "…"
     return text[: len(list(fitting))] + "…"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns, broken between words and indented as they were; a longer word stays whole."""
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=line[: len(line) - len(line.lstrip())],
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.splitlines()
+    )
 
 
 def counted(number: int, noun: str) -> str:

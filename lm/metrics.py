@@ -1,7 +1,7 @@
 """The numbers a run writes down while it trains: metrics.jsonl, append-only.
 
 It is cut back on resume, so that no step is recorded twice, and survives a torn last line. Ranks other than the first use
-`NullLog`. Never here: what is measured, plots (lm/report.py), the terminal.
+`NullLog`. Never here: what is measured, plots (lm/figures.py), the terminal.
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
 grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:

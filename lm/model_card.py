@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.schema import Preset
+from lm.figures import draw
 from lm.printable import fenced, table_cell
-from lm.report import draw, held_out_table, table
+from lm.report import held_out_table, table
 from lm.samples import Section
 
 FIGURE = "curves.png"

@@ -22,16 +22,18 @@ MAX_NEW_TOKENS = 400
 HELP = (
     "The model continues your text; it was not trained to answer.\n"
     "/temperature 0.7 and /top_p 0.9 change the sampling, Ctrl-C stops a\n"
-    "continuation, an empty line leaves."
+    "continuation, an empty line or /quit leaves, /help says this again."
 )
 SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0)}  # name: smallest, largest
 
 
 def change_setting(command: str, settings: dict[str, float]) -> str:
     """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
+    if command == "/help":
+        return HELP
     name, _, value = command[1:].partition(" ")
     if name not in SETTINGS:
-        return "Unknown setting. There are: " + ", ".join(f"/{known}" for known in SETTINGS)
+        return "Unknown setting. There are: " + ", ".join(f"/{known}" for known in [*SETTINGS, "help", "quit"])
     low, high = SETTINGS[name]
     try:
         number = float(value)
@@ -58,7 +60,7 @@ def talk(
     ask: Callable[[str], str] = input,
     write: Callable[[str], None] = write_now,
 ) -> None:
-    """Prompt, continuation, prompt, ... until an empty line or end-of-file.
+    """Prompt, continuation, prompt, ... until an empty line, /quit or end-of-file.
 
     `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
     continuation. A `drafter` changes the speed and nothing else.
@@ -75,7 +77,7 @@ def talk(
         except KeyboardInterrupt:
             write("\n(an empty line leaves)")
             continue
-        if not prompt:
+        if prompt in ("", "/quit"):
             return
         if prompt.startswith("/"):
             write(change_setting(prompt, settings) + "\n")

@@ -23,7 +23,7 @@ from configs.menu import (
     render_menu,
 )
 from configs.schema import UserError, parse_preset
-from configs.words import clip, counted, human_bytes, human_count, human_time
+from configs.words import clip, counted, human_bytes, human_count, human_time, wrapped
 
 HOUR = 3600.0
 
@@ -84,6 +84,13 @@ def test_enter_takes_the_first_preset_that_is_ready():
     assert default_choice([GENERAL, QA, OFFLINE], None)[0] == Choice("preset", GENERAL.path)
 
 
+def test_a_time_that_was_not_measured_is_marked():
+    measured = dataclasses.replace(GENERAL, measured=True)
+    assert "memory  ~1 h 0 min here" in render_menu(Menu([GENERAL]))
+    assert "memory  1 h 0 min here" in render_menu(Menu([measured]))
+    assert default_choice([GENERAL], None)[1] == "start 00_best_general, ~1 h 0 min here"
+
+
 def test_the_reason_names_why_earlier_presets_were_passed_over():
     entries = [
         BROKEN,
@@ -96,7 +103,7 @@ def test_the_reason_names_why_earlier_presets_were_passed_over():
     assert choice == Choice("preset", Path("configs/06_c.json"))
     assert "03_mine: the file has errors" in reason
     assert "04_a: c4 and squad do not answer" in reason
-    assert "05_b: would take 12 h 0 min here" in reason
+    assert "05_b: would take ~12 h 0 min here" in reason
     assert "02_offline" not in reason
 
 
@@ -234,6 +241,12 @@ def test_the_menu_fits_a_small_terminal(num_presets):
     assert sum("long" in line for line in lines) >= num_presets
 
 
+def test_a_wider_terminal_shows_more_of_the_sources():
+    menu = Menu([entry("00_a", answering=("c" * 100,))])
+    assert "c" * 100 in render_menu(menu, 120)
+    assert max(columns(line) for line in render_menu(menu, 40).splitlines()) == 80
+
+
 def card(**changes) -> StartCard:
     values = {
         "preset": GENERAL.preset,
@@ -273,6 +286,14 @@ def test_the_start_card_says_everything_decided():
     assert all(columns(line) <= 80 for line in shown.splitlines())
 
 
+def test_a_long_fact_goes_on_in_the_next_line():
+    facts = "16,354 files, 281 MB; left out: 503 empty, 116 duplicates, 12 too short, 3 not UTF-8"
+    shown = render_card(card(sources=[SourcePreview("python_source", facts, "import os")]))
+    assert "not UTF-8" in shown
+    assert "…" not in shown
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+
+
 def test_a_resumed_run_counts_what_is_left():
     assert "1,526 steps" in render_card(card(tokens_seen=50_000_000))
 
@@ -284,6 +305,17 @@ def test_clipped_text_is_printable_and_fits(text, width):
     assert columns(clipped) <= width
     if text.isprintable() and columns(text) <= width:
         assert clipped == text
+
+
+@given(text=st.text(st.sampled_from("ab-/ \n"), max_size=60), width=st.integers(2, 20))
+def test_wrapped_text_has_every_word_in_lines_that_fit(text, width):
+    lines = wrapped(text, width).splitlines()
+    assert " ".join(lines).split() == text.split()
+    assert all(len(line) <= width or " " not in line.strip() for line in lines)
+
+
+def test_a_continued_line_is_indented_like_its_beginning():
+    assert wrapped("what\n    a long hint", 12) == "what\n    a long\n    hint"
 
 
 def test_preset_files_are_numbered_and_in_order(tmp_path):

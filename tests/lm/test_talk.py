@@ -63,6 +63,12 @@ def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
     assert "4 tokens" in text
 
 
+def test_quit_leaves_and_help_says_how(monkeypatch):
+    text, calls = converse(["/help", "/quit", "not read any more"], monkeypatch)
+    assert text.count("Ctrl-C stops") == 2  # at the beginning, and when asked
+    assert calls == []
+
+
 def test_a_setting_that_is_no_number_changes_nothing():
     settings = {"temperature": 0.8}
     for command in ("/temperature", "/temperature warm", "/temperature nan", "/temperature -1"):
