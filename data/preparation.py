@@ -139,7 +139,7 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
     while length < num_characters and not mixer.exhausted:
         if (tenth := 10 * length // num_characters) > said:
             said = tenth
-            status(f"reading text for the tokenizer: {length / 1e6:.0f} of {num_characters / 1e6:.0f} MB")
+            status(f"reading text for the tokenizer: {length / 1e6:.0f} MB of at most {num_characters / 1e6:.0f}")
         index = mixer.choose()
         text = feeds[index].next_document()
         if text is None:

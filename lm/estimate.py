@@ -19,19 +19,21 @@ TRANSITION_SQUARES = 12  # weights of dynamics, in squares of the width
 VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
-# Fitted to compiled bf16 steps on a CPU, 128 to 1024 wide, 256 to 4,096 tokens of context (benchmarks/growing.py).
+# Fitted to compiled bf16 steps on a CPU, 64 to 1024 wide, 256 to 4,096 tokens of context, 1,024 to 32,768 tokens in the
+# vocabulary (benchmarks/growing.py).
 # Bytes kept for the backward pass: for each token, layer and channel (a CPU computes some of it again), and for each
 # attention score. Factors without bf16 and without torch.compile.
-LAYER_BYTES, SCORE_BYTES = {"cpu": 42, "cuda": 38}, 2.85
+LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
 LOGIT_BYTES, LOGIT_ROWS = 8, 32_768  # of a GPU's chunk of the loss; that of a CPU is small
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
 PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
 
-MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.93, 0.5  # of the matmul peak; eagerly with all the rest of a step
-# Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score.
-CHANNEL_FLOPS, SCORE_FLOPS = 18_000, 780
+MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eagerly with all the rest of a step
+# Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
+CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
+MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size: Python, and threads that begin and end
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.52, 768  # narrower models have more work bound by memory; three shapes on an H200
 
 
@@ -111,7 +113,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within 5% of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
+    Within a tenth of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
@@ -196,8 +198,9 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
     if not machine.compiled:
         return token_budget * flops / (machine.matmul_flops * EAGER_CPU_EFFICIENCY)
     channels, scores = model.num_layers * model.hidden_size, scores_per_token(model)
-    flops = flops / MATMUL_EFFICIENCY + channels * CHANNEL_FLOPS + scores * SCORE_FLOPS
-    return token_budget * flops / machine.matmul_flops
+    flops = flops / MATMUL_EFFICIENCY + channels * CHANNEL_FLOPS + scores * SCORE_FLOPS + model.vocab_size * LOGIT_FLOPS
+    overhead = (STEP_SECONDS + train.accumulation_steps * MICRO_BATCH_SECONDS) / tokens_per_step
+    return token_budget * (flops / machine.matmul_flops + overhead)
 
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:

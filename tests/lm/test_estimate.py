@@ -189,6 +189,15 @@ def test_logits_of_a_gpu_are_counted_by_the_chunk_that_the_loss_takes():
     assert CHUNK_ROWS["cuda"] == estimate.LOGIT_ROWS
 
 
+def test_a_small_step_costs_time_besides_its_tokens():
+    cpu = machine.Machine("here", "cpu", "CPU", True, True, 7e11)
+    seconds = {
+        rows: estimate.seconds_to_budget(with_changes(small(), per_gpu_batch_size=rows), cpu, BUDGET)
+        for rows in (2, 64)
+    }
+    assert seconds[2] > 5 * seconds[64]
+
+
 def test_time_falls_with_gpus_and_grows_with_the_model(preset):
     gpu = machine.Machine("here", "cuda", "GPU", True, True, 1e15)
     assert estimate.seconds_to_budget(preset, gpu, BUDGET, 4) < estimate.seconds_to_budget(preset, gpu, BUDGET) / 3
