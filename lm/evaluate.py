@@ -4,8 +4,7 @@ Bits per byte (nats / ln 2 / bytes of text predicted) is what runs with differen
 shape, so that a compiled trunk is compiled once for evaluation. Never here: choosing held-out text, training state, how
 ranks talk (a `reduce` that sums over them is handed in), what else is to be known of the states (a `look` is).
 
-Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size,
-V vocabulary.
+Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
