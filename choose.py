@@ -10,18 +10,16 @@ import sys
 import threading
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TextIO
 
 from configs.compare import changes, fixed_changes
 from configs.menu import Choice, Menu, MenuEntry, RunSummary, SourceStatus, ask, preset_paths, render_menu
 from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
-from configs.words import wrapped
 from data.probe import probe
 from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted
 from lm.files import FolderLock
 from lm.machine import Machine, load_machine, measure_machine, save_machine
-from lm.printable import printable
+from progress import is_terminal, tell
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -38,23 +36,9 @@ def choose(folder: Path, configs: Path) -> Choice:
     # Whoever types the answer reads the question, also when what comes after it goes to a file.
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
-        print(render_menu(menu, shutil.get_terminal_size().columns))
-        return ask(
-            menu,
-            read=input,
-            say=lambda text: tell(text, sys.stdout),
-            terminal=person,
-        )
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    return bool(stream and stream.isatty())
-
-
-def tell(text: str, stream: TextIO) -> None:
-    """Prints text that is fit to be printed, with lines that end between words if a terminal shows them."""
-    text = printable(text)
-    print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal(stream) else text, file=stream)
+        width = shutil.get_terminal_size().columns
+        print(render_menu(menu, width))
+        return ask(menu, read=input, say=tell, terminal=person, width=width)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:
@@ -124,8 +108,12 @@ def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
         return bool(fixed_changes(changed)), len(changed)
 
     # A copy that kept its original's name is told apart by what the run's weights need.
-    presets = presets_in(configs).values()
-    namesakes = [preset for preset in presets if isinstance(preset, Preset) and preset.name == own.name]
+    presets = presets_in(configs)
+    namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == own.name]
+    if not namesakes:
+        broken = [path.name for path, preset in presets.items() if isinstance(preset, PresetError)]
+        errors = f" ({', '.join(broken)}: broken)" if broken else ""
+        tell(f"No preset in {configs.name}/ is named {own.name!r}{errors}: the run goes on with the settings it had.")
     return min(namesakes, key=edits, default=own)
 
 

@@ -32,7 +32,7 @@ try:
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from choose import choose, preset_of, tell
+    from choose import choose, preset_of
     from configs.card import SourcePreview, StartCard, how_much, render_card
     from configs.compare import changes, check_continuable, describe
     from configs.menu import Choice
@@ -42,6 +42,7 @@ try:
     from lm.archive import put_aside, restore
     from lm.files import FolderLock
     from lm.machine import load_machine, measure_machine, peak_memory, save_machine
+    from progress import headline, progress_bar, tell
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -122,7 +123,12 @@ def start(choice: Choice) -> None:
 
 def bring_back(archived: Path) -> None:
     with FolderLock(CHECKPOINTS):
-        restore(CHECKPOINTS, archived)
+        if aside := restore(CHECKPOINTS, archived):
+            say_put_aside(CHECKPOINTS, aside)
+
+
+def say_put_aside(folder: Path, aside: Path) -> None:
+    tell(f"The run that was here is put aside in {aside.relative_to(folder.parent)}.")
 
 
 # ---- train -----------------------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def train(
     from run import Run
 
     world, folder = World.start(), Path(checkpoint_dir)
-    say = print if world.is_first else lambda *_: None
+    say = tell if world.is_first else lambda *_: None
     with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
         state = world.from_first(lambda: None if fresh else load_unfinished(preset, folder, say))
         over = state and (state["exhausted"] or state["tokens_seen"] >= token_budget)
@@ -193,7 +199,7 @@ def introduce(run: Run, sources: list[SourceInfo], tokens_per_second: float, fre
     """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
     print(render_card(start_card(run, sources, tokens_per_second)))
     if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
-        print(f"The run that was here is put aside in {put_aside(run.folder)}")
+        say_put_aside(run.folder, put_aside(run.folder))
     remember_speed(run, tokens_per_second)
 
 
@@ -246,7 +252,6 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from data.producer_process import ProducerDied
     from periodic import do_what_is_due
-    from progress import headline, progress_bar
 
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
@@ -284,7 +289,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
     if evaluation is None:  # asked to stop in the last step
         say(run.stop.farewell)
         return
-    sample(run, say)
+    sample(run, print)  # as it is
     if run.world.is_first:
         exported = run.export()
         path = run.write_report()  # last: its report marks a run as finished

@@ -200,7 +200,7 @@ def sample(run: Run, say: Say) -> None:
         marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in heads and tokens else ""
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
-        say(f"--- {label}: {printable(samples[-1].prompt)} >>> {text}")
+        say(f"--- {label}: {printable(samples[-1].prompt)}\n--- goes on: {text}")
     run.samples.write(run.tokens_seen, samples)
 
 

@@ -1,16 +1,19 @@
-"""How far a run is: one line in tokens that a terminal shows again and again, or a line now and then in a log.
+"""What is said: sentences, and how far a run is: one line in tokens that a terminal shows again and again, or a line now and
+then in a log.
 
-On ranks other than the first it shows nothing.
+On ranks other than the first no line is shown. torch is not imported: the menu speaks, too.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from aux_heads.measures import in_brief
-from configs.words import human_count, human_time
+from configs.words import human_count, human_time, wrapped
+from lm.printable import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,13 +24,23 @@ LOG_SECONDS = 30  # between two lines when nobody watches a terminal
 SECONDS_A_HEAD = 5  # the line shows one at a time
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    return bool(stream and stream.isatty())
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Prints text (on stdout) that is fit to be printed, with lines that end between words if a terminal shows them."""
+    stream, text = stream or sys.stdout, printable(text)
+    print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal(stream) else text, file=stream)
+
+
 def progress_bar(run: Run) -> tqdm | LogLines | Silent:
     """Knows what the loop in main.py asks of it: `write`, `update`, `set_postfix_str`, and to be left."""
     from tqdm import tqdm
 
     if not run.world.is_first:
         return Silent()
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         return LogLines(run.token_budget, run.tokens_seen)
     return tqdm(
         total=run.token_budget,
@@ -48,7 +61,7 @@ def headline(run: Run) -> str:
     if run.skipped_steps:
         parts.append(f"steps skipped: {run.skipped_steps}")
     if run.stream:
-        parts += [f"{label} epoch {epoch + 1}" for label, epoch in run.stream.epochs.items()]
+        parts += [f"epoch {epoch + 1} of {label}" for label, epoch in run.stream.epochs.items()]
     if run.stream and run.stream.status:
         parts.append(run.stream.status)
     measures = run.head_measures or (run.result.heads if run.result else {})

@@ -19,7 +19,7 @@ import torch
 from aux_heads.measures import MEASURES
 from configs.compare import changes
 from configs.schema import Preset, UserError, parse_preset
-from configs.words import counted
+from configs.words import counted, human_time
 from data import tokenizer as bpe
 from data.batches import Stream, StreamEnded
 from data.mixing import shares
@@ -330,7 +330,7 @@ class Run:
             "text seen": f"{self.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",
-            "training time": f"{self.seconds / 3600:.2f} h, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
+            "training time": f"{human_time(self.seconds)}, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
             "machine": self.machine,
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         }

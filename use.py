@@ -1,5 +1,6 @@
 """What a trained model is for: talk to it, take it elsewhere, compare texts. Reads checkpoints, writes only the export."""
 
+import json
 import select
 import sys
 import time
@@ -29,6 +30,7 @@ from lm.model import Transformer
 from lm.model_card import RunFacts, SourceFacts
 from lm.samples import read_samples
 from lm.talk import talk
+from progress import tell
 from stop import interruptible
 
 DRAFTING_PAYS_FROM = 3  # layers: below, drafts may cost more than the passes that they spare (benchmarks/LOG.md)
@@ -40,14 +42,15 @@ def use(action: str, folder: Path) -> None:
     with FolderLock(folder):
         state, notice = checkpoint.load(run)
         if notice:
-            print(notice)
+            tell(notice)
         if action == "export":
             obstacle = gguf_obstacle(run / "tokenizer.json")
-            print(f"exported to {export(state, run, gguf=not obstacle)}")
-            print(obstacle or "in it model.gguf is for llama.cpp, all else for transformers and its kin")
+            tell(f"exported to {export(state, run, gguf=not obstacle)}")
+            tell(obstacle or "in it model.gguf is for llama.cpp, all else for transformers and its kin")
             return
     model, tokenizer, end_of_text = load_model(state, run)
-    print(f"{human_count(state['tokens_seen'])} tokens seen.")
+    name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]
+    tell(f"{name}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     with interruptible():
         talk(
             Decoder(model),
@@ -66,10 +69,10 @@ def pick(folder: Path) -> Path:
     runs = ([current] if current else []) + archived_runs(folder)
     if len(runs) < 2:
         return runs[0]["folder"] if runs else folder
-    for number, run in enumerate(runs):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["saved_at"]))
-        print(f"{number:2}  {clip(run['name'], 40)}, {human_count(run['tokens_seen'])} tokens seen, {when}")
     while True:
+        for number, run in enumerate(runs):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["saved_at"]))
+            print(f"{number:2}  {clip(run['name'], 40)}, {human_count(run['tokens_seen'])} tokens seen, {when}")
         try:
             answer = ask("which run? Enter: 0 > ").strip() or "0"
         except EOFError:
@@ -79,7 +82,7 @@ def pick(folder: Path) -> Path:
         problem = f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}"
         if not sys.stdin.isatty():
             raise UserError(problem)
-        print(problem)
+        tell(problem)
 
 
 def ask(question: str) -> str:

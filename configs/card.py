@@ -41,7 +41,7 @@ class StartCard:
 def how_much(size: str, text_bytes: int | None, share: float, token_budget: int) -> str:
     """How much a source has, and how often it will be read if it gives `share` of the budget."""
     times = share * token_budget * BYTES_PER_TOKEN / text_bytes if text_bytes else 0.0
-    return f"{size}, to be read {times:,.0f} times" if times >= 2 else size
+    return f"{size}, to be read about {times:,.0f} times" if times >= 2 else size
 
 
 def render_card(card: StartCard) -> str:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from configs.schema import Preset, PresetError
+from configs.schema import ModelConfig, Preset, PresetError
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -18,16 +18,27 @@ FIXED = (
     "auxiliary.enable_dynamics",
     "auxiliary.enable_span_contrastive",
 )
+FOLLOWING = ("model.vocab_size", "model.mlp_size")  # have defaults by the model's width
 
 
 def changes(old: Preset, new: Preset) -> Changes:
-    """Settings that differ, by their path in the JSON: (old value, new value). Names and sentences do not count."""
+    """Settings that differ, by their path in the JSON: (old value, new value). Names and sentences do not count, nor what only
+    follows from a setting that differs."""
     before, after = (_flat(json.loads(preset.to_json())) for preset in (old, new))
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in ("name", "description", "$schema")
+        if before.get(key) != after.get(key)
+        and key not in ("name", "description", "$schema")
+        and not (key in FOLLOWING and _follows(old.model, key) and _follows(new.model, key))
     }
+
+
+def _follows(model: ModelConfig, key: str) -> bool:
+    """Whether that setting has the value that its default would be."""
+    name = key.removeprefix("model.")
+    default = ModelConfig.model_fields[name].get_default(call_default_factory=True, validated_data=model.model_dump())
+    return getattr(model, name) == default
 
 
 def describe(changed: Changes) -> str:

@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,8 +56,8 @@ class MenuEntry:
             return "the file has errors"
         silent = [source.label for source in self.sources if not source.ok]
         if len(silent) > 2:
-            return f"{silent[0]} and {len(silent) - 1} more sources do not answer"
-        return f"{' and '.join(silent)} {'does' if len(silent) == 1 else 'do'} not answer" if silent else ""
+            return f"{silent[0]} and {len(silent) - 1} more sources are not there"
+        return f"{' and '.join(silent)} {'is' if len(silent) == 1 else 'are'} not there" if silent else ""
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
 
 
 def render_menu(menu: Menu, width: int = WIDTH) -> str:
-    """The menu in at most `width` columns, but 80 at least, and 21 lines (three are left for the prompt): what matters least
-    goes first."""
+    """The menu in at most `width` columns, but 80 at least, and so many lines that the prompt has room below: what matters
+    least goes first."""
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
-        head += [f" r  resume      {clip(menu.current.name, 20)}, {_progress(menu.current)} (a preset puts it aside)"]
+        head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run puts it aside)"]
     for index, run in enumerate(menu.archived[:4], start=1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
         tail += [f"a{index}  take up     {clip(run.name, 20)}, {_progress(run)}, {when}"]
@@ -128,34 +129,51 @@ def render_menu(menu: Menu, width: int = WIDTH) -> str:
         tail += [f"    ... up to a{len(menu.archived)}"]
     letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
     tail += ["", " " + "     ".join([*letters, "q  quit"])]
+    try:
+        _, below = default_choice(menu.entries, menu.current)
+    except UserError as error:
+        below = str(error)
+    names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
     lines: list[str] = []
     for lines_each in (3, 2, 1):
-        entries = [line for entry in menu.entries for line in _entry_lines(entry)[:lines_each]]
+        entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
         lines = [clip(line, max(width, WIDTH)) for line in [*head, *entries, *tail]]
-        if len(lines) <= HEIGHT - 3:
+        if len(lines) + len(below.splitlines()) < HEIGHT - 1:  # the prompt's line, and one more
             break
     return "\n".join(lines)
 
 
-def _entry_lines(entry: MenuEntry) -> list[str]:
-    """Most important first: what it is and costs, whether it can start, the sentence."""
-    title = f"{entry.number:02d}  {clip(entry.preset.name if entry.preset else entry.path.stem, 22):<22}"
+def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
+    """Most important first: what it is and costs, whether it can start, the sentence. A name that several presets have does
+    not tell which it is: then the file's."""
+    name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
+    title = f"{entry.number:02d}  {clip(name, 22):<22}"
     if entry.preset is None:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
-        return [f"{title}  broken", f"    ✗ {problem}{hint}"]
+        return [f"{title}  broken: {entry.number:02d} says all that is wrong with it", f"    ✗ {problem}{hint}"]
     size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
-    sources = [f"✓ {source.label}" if source.ok else f"✗ {source.label}" for source in entry.sources]
-    why = next((f" ({source.detail})" for source in entry.sources if not source.ok and source.detail), "")
     return [
         f"{title}  {size}  {entry.time}",
-        f"    {'  '.join(sources)}{why}",
+        f"    {'  '.join(_sources_in_words(entry.sources))}",
         *([f"    {entry.preset.description}"] if entry.preset.description else []),
     ]
 
 
-def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool) -> Choice:
-    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again.
+def _sources_in_words(sources: list[SourceStatus]) -> list[str]:
+    """Those that are there, and the others by what is wrong with them."""
+    silent: dict[str, list[str]] = {}
+    for source in sources:
+        if not source.ok:
+            silent.setdefault(source.detail.partition(" (")[0] or "no answer", []).append(source.label)
+    there = [f"✓ {source.label}" for source in sources if source.ok]
+    return there + [f"✗ {why}: {', '.join(labels)}" for why, labels in silent.items()]
+
+
+def ask(
+    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, width: int = WIDTH
+) -> Choice:
+    """Ask until there is an answer. `read` is `input`; `terminal`: a person, `width` columns wide, can be asked again.
 
     End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready, and, without a
     terminal, for one that is not or does not exist. KeyboardInterrupt passes through.
@@ -182,12 +200,15 @@ def ask(menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], t
         if answer.lower() == "n" and menu.current and menu.current.finished:
             menu = replace(menu, current=None)
             continue
+        if terminal and answer.lower() in ("?", "help", "menu"):
+            say(render_menu(menu, width))
+            continue
         try:
             return _understand(answer, menu)
         except (LookupError, UserError) as error:
             if not terminal:
                 raise UserError(str(error)) from None
-            say(str(error))
+            say(f"{error}; ? shows the menu" if isinstance(error, LookupError) else str(error))
 
 
 def _understand(answer: str, menu: Menu) -> Choice:

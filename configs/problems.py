@@ -146,15 +146,27 @@ def _printable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def explain(error: ValidationError, root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
-    """One Problem for each of pydantic's first errors. `kinds` maps the tags of the source union to their models."""
-    # What is misspelt comes first: that something else is missing may follow from it.
-    lines = sorted(error.errors(include_url=False), key=lambda line: line["type"] != "extra_forbidden")
+def causes(error: ValidationError) -> list[Any]:
+    """pydantic's errors but those that follow from another: a default that could not be made, a key that is missing because
+    it is misspelt. What is misspelt comes first."""
+    errors = error.errors(include_url=False)
+    unknown = [line["loc"] for line in errors if line["type"] == "extra_forbidden"]
+
+    def follows(line: Any) -> bool:
+        *place, key = line["loc"] or [""]
+        return line["type"] == "default_factory_not_called" or (
+            line["type"] == "missing"
+            and any([*place] == [*known[:-1]] and _close(str(known[-1]), [str(key)]) for known in unknown)
+        )
+
+    return sorted((line for line in errors if not follows(line)), key=lambda line: line["type"] != "extra_forbidden")
+
+
+def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
+    """One Problem for each of the first of `causes`. `kinds` maps the tags of the source union to their models."""
     for line in islice(lines, MAX_EXPLAINED):
         where, model, field = _locate(line["loc"], root, kinds)
         given, kind = f"= {_show(line['input'])}", line["type"]
-        if kind == "default_factory_not_called":  # follows from another error, which is listed
-            continue
         if kind == "model_type":
             yield Problem(where, given, f"allowed: an object in braces. {field.description}")
         elif kind == "missing":
@@ -238,8 +250,12 @@ def _allowed(field: FieldInfo | None, otherwise: str = "", *, item: bool = False
 
 
 def _nearest(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    close = _close(word, choices)
     return f'did you mean "{close[0]}"?' if close else f"allowed: {', '.join(choices)}"
+
+
+def _close(word: str, choices: list[str]) -> list[str]:
+    return difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
 
 
 def _join(where: str, key: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from configs.catalog import FIELD_ALIASES
-from configs.problems import PresetError, UserError, explain, preset_error, read_json, read_text
+from configs.problems import PresetError, UserError, causes, explain, preset_error, read_json, read_text
 from configs.source_specs import (
     KINDS,
     LONGEST_PATH,
@@ -321,9 +321,10 @@ def parse_preset(text: str, origin: str) -> Preset:
     try:
         preset = Preset.model_validate(value)
     except ValidationError as error:
-        num_problems += error.error_count()
+        lines = causes(error)
+        num_problems += len(lines)
         said = {problem[:2] for problem in problems}
-        for problem in explain(error, Preset, KINDS):
+        for problem in explain(lines, Preset, KINDS):
             if problem[:2] in said:
                 num_problems -= 1
             else:

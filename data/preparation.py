@@ -134,11 +134,11 @@ def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, 
 
 
 def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
-    """Texts as the run will mix them; a source that ends is not read again. Says how far it is every tenth."""
+    """Texts as the run will mix them; a source that ends is not read again. Says how far it is every quarter."""
     length, said = 0, -1
     while length < num_characters and not mixer.exhausted:
-        if (tenth := 10 * length // num_characters) > said:
-            said = tenth
+        if (quarter := 4 * length // num_characters) > said:
+            said = quarter
             status(f"reading text for the tokenizer: {length / 1e6:.0f} MB of at most {num_characters / 1e6:.0f}")
         index = mixer.choose()
         text = feeds[index].next_document()

@@ -52,11 +52,10 @@ def put_aside(folder: Path) -> Path:
     return target
 
 
-def restore(folder: Path, archived: Path) -> None:
-    """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first."""
+def restore(folder: Path, archived: Path) -> Path | None:
+    """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first: where."""
     finish_interrupted(folder)
-    if _artefacts(folder):
-        put_aside(folder)
+    aside = put_aside(folder) if _artefacts(folder) else None
     try:
         os.rename(archived, archived.with_name(archived.name + RETURNING))
         sync_folder(archived.parent)
@@ -66,6 +65,7 @@ def restore(folder: Path, archived: Path) -> None:
             f"Bringing {archived} back failed: {error}\nNothing is lost. Free some space or check the disk, then start "
             "again: the move is finished first."
         ) from error
+    return aside
 
 
 def finish_interrupted(folder: Path) -> None:

@@ -185,25 +185,31 @@ def speed_key(preset: Preset, world_size: int = 1) -> str:
 
 
 def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world_size: int = 1) -> float:
-    """Seconds of training; from the measured speed of such a run, or else from FLOPs and the machine's matmul speed."""
+    """Seconds of training; from the measured speed of such a run, or else guessed, and corrected by the last guess's error."""
     if speed := machine.speeds.get(speed_key(preset, world_size)):
         return token_budget / speed
+    return token_budget * _seconds_per_token(preset, machine, world_size) / machine.pace
+
+
+def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> float:
+    """From FLOPs and the machine's matmul speed."""
     model, train = preset.model, preset.train
     tokens_per_step = train.per_gpu_batch_size * train.accumulation_steps * model.seq_length * world_size
     flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
     if machine.device == "cuda":
         efficiency = GPU_EFFICIENCY * min(1, model.hidden_size / GPU_FULL_WIDTH)
-        return token_budget * flops / (machine.matmul_flops * efficiency * world_size)
+        return flops / (machine.matmul_flops * efficiency * world_size)
     # Several processes on one CPU share its cores.
     if not machine.compiled:
-        return token_budget * flops / (machine.matmul_flops * EAGER_CPU_EFFICIENCY)
+        return flops / (machine.matmul_flops * EAGER_CPU_EFFICIENCY)
     channels, scores = model.num_layers * model.hidden_size, scores_per_token(model)
     flops = flops / MATMUL_EFFICIENCY + channels * CHANNEL_FLOPS + scores * SCORE_FLOPS + model.vocab_size * LOGIT_FLOPS
     overhead = (STEP_SECONDS + train.accumulation_steps * MICRO_BATCH_SECONDS) / tokens_per_step
-    return token_budget * (flops / machine.matmul_flops + overhead)
+    return flops / machine.matmul_flops + overhead
 
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
     """`machine` with one more measured speed, of all processes together, for `save_machine`."""
     speeds = machine.speeds | {speed_key(preset, world_size): tokens_per_second}
-    return dataclasses.replace(machine, speeds=speeds)
+    pace = tokens_per_second * _seconds_per_token(preset, machine, world_size)
+    return dataclasses.replace(machine, speeds=speeds, pace=pace)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was measured here. `speeds`: tokens a second of each kind of run that was tried (lm/estimate.py)."""
+    """What was measured here. `speeds`: tokens a second of each kind of run that was tried, `pace`: how many times as fast the
+    last of them was as lm/estimate.py had guessed."""
 
     identity: str
     device: str  # "cpu" or "cuda"
@@ -37,6 +38,7 @@ class Machine:
     compiled: bool
     matmul_flops: float  # a second, one device, in the precision that training uses
     speeds: dict[str, float] = dataclasses.field(default_factory=dict)
+    pace: float = 1.0
 
 
 def machine_identity() -> str:

@@ -98,7 +98,7 @@ def _data(run: RunFacts) -> str:
     mixtures = [record["mixture"] for record in run.records if record.get("mixture")]
     shares = mixtures[-1] if mixtures else {}
     rows = [
-        (label, about, f"{shares[label]:.1%}" if label in shares else "", licence)
+        (label, about, f"{shares[label]:.1%}" if label in shares else "not measured yet", licence)
         for label, about, licence, _ in run.sources
     ]
     return table(("source", "what it is", "share of the tokens", "licence of the text"), rows, numbers=False)

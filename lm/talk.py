@@ -6,6 +6,7 @@ continues text, and every prompt stands alone.
 
 from __future__ import annotations
 
+import difflib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,26 +22,33 @@ from lm.sampling import TEMPERATURE, TOP_P
 MAX_NEW_TOKENS = 400
 HELP = (
     "The model continues your text; it was not trained to answer.\n"
-    "/temperature 0.7 and /top_p 0.9 change the sampling, Ctrl-C stops a\n"
-    "continuation, an empty line or /quit leaves, /help says this again."
+    "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
+    "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
 )
-SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0)}  # name: smallest, largest
+SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0), "length": (1, 1_000_000)}  # name: smallest, largest
 
 
 def change_setting(command: str, settings: dict[str, float]) -> str:
     """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
-    if command == "/help":
-        return HELP
     name, _, value = command[1:].partition(" ")
+    if name == "help":
+        return f"{HELP}\nNow: {', '.join(f'{known} = {number:g}' for known, number in settings.items())}"
     if name not in SETTINGS:
-        return "Unknown setting. There are: " + ", ".join(f"/{known}" for known in [*SETTINGS, "help", "quit"])
+        known = [*SETTINGS, "help", "quit"]
+        close = difflib.get_close_matches(name, known, n=1) or [
+            other for other in known if name and other.startswith(name)
+        ]
+        nearest = f"did you mean /{close[0]}?" if close else f"there are {', '.join(f'/{other}' for other in known)}"
+        return f"Unknown setting; {nearest}"
+    if not value.strip():
+        return f"{name} = {settings[name]:g}"
     low, high = SETTINGS[name]
     try:
         number = float(value)
     except ValueError:
         number = float("nan")
     if not low <= number <= high:
-        return f"/{name} takes a number from {low:g} to {high:g}, not {value.strip()!r}"
+        return f"/{name} takes a number from {low:,} to {high:,}, not {value.strip()!r}"
     settings[name] = number
     return f"{name} = {number:g}"
 
@@ -65,7 +73,7 @@ def talk(
     `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
     continuation. A `drafter` changes the speed and nothing else.
     """
-    settings = {"temperature": TEMPERATURE, "top_p": TOP_P}
+    settings = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
     generator = torch.Generator()
     generator.seed()
     write(HELP + "\n")
@@ -86,7 +94,7 @@ def talk(
         tokens = generate(
             decoder,
             encode(prompt),
-            MAX_NEW_TOKENS,
+            int(settings["length"]),
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             generator=generator,

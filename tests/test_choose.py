@@ -1,8 +1,8 @@
-"""What the menu says besides itself reaches whoever reads it whole: in a terminal, and in a file."""
+"""What is said reaches whoever reads it whole: in a terminal, and in a file."""
 
 import os
 
-from choose import tell
+from progress import tell
 
 MESSAGE = "the preset cannot start:\n    its folder \x1b[2J/home/somebody/with/a/long/name does not exist"
 

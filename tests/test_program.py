@@ -112,12 +112,19 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     result = program.run("other\n")
     assert result.code == 0, result.err
     (aside,) = (program.checkpoints / "archive").iterdir()
-    assert f"is put aside in {aside}" in result.out
+    assert f"is put aside in checkpoints/archive/{aside.name}." in result.out
     assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("tiny", seen)
     assert inspect(program.checkpoints)["name"] == "other"
 
+    preset_file = next((program.checkpoints.parent / "configs").glob("00_*.json"))
+    preset_file.write_text(preset_file.read_text().replace("{", "", 1))
     result = program.run("a1\n")
     assert result.code == 0, result.err
+    goes_on = (
+        f"No preset in configs/ is named 'tiny' ({preset_file.name}: broken): the run goes on with the settings it had."
+    )
+    assert goes_on in result.out
+    assert "The run that was here is put aside in checkpoints/archive/other" in result.out
     assert inspect(program.checkpoints)["name"] == "tiny"
     assert program.state()["tokens_seen"] == budget
     (aside,) = (program.checkpoints / "archive").iterdir()
@@ -192,7 +199,7 @@ def test_sources_that_do_not_answer(program):
     program.add(data={"sources": sources})
     program.add("01_other", name="other")
     said = refused(program, "tiny\n")
-    assert "nobody/nothing does not answer" in said
+    assert "nobody/nothing is not there" in said
     assert "the Hub cannot be reached" in said
 
 

@@ -35,6 +35,12 @@ def test_a_default_written_out_is_no_change():
     assert changes(preset(), preset(model__mlp_size=192, train__seed=1337, model__tie_embeddings=False)) == {}
 
 
+def test_what_follows_from_an_edit_is_no_edit():
+    assert changes(preset(), preset(model__hidden_size=512)) == {"model.hidden_size": (64, 512)}
+    both = changes(preset(), preset(model__hidden_size=512, model__mlp_size=640))
+    assert both == {"model.hidden_size": (64, 512), "model.mlp_size": (192, 640)}
+
+
 @pytest.mark.parametrize(
     ("edits", "expected"),
     [

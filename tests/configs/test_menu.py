@@ -102,13 +102,13 @@ def test_the_reason_names_why_earlier_presets_were_passed_over():
     choice, reason = default_choice(entries, None)
     assert choice == Choice("preset", Path("configs/06_c.json"))
     assert "03_mine: the file has errors" in reason
-    assert "04_a: c4 and squad do not answer" in reason
+    assert "04_a: c4 and squad are not there" in reason
     assert "05_b: would take ~12 h 0 min here" in reason
     assert "02_offline" not in reason
 
 
 def test_enter_is_an_error_when_nothing_is_ready():
-    with pytest.raises(UserError, match="00_a: c4 does not answer"):
+    with pytest.raises(UserError, match="00_a: c4 is not there"):
         answer(Menu([entry("00_a", silent=("c4",))]), "")
     with pytest.raises(UserError, match=r"no NN_name\.json"):
         answer(Menu([]), EOFError())
@@ -156,7 +156,10 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     choice, said = answer(MENU, "best_genral", "7", "n", "1")
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
-    assert "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1" in said
+    assert (
+        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1; ? shows the menu"
+        in said
+    )
 
 
 def test_a_wrong_name_without_a_terminal_is_an_error():
@@ -175,6 +178,14 @@ def test_letters_that_do_not_apply_are_wrong_names():
             answer(Menu([GENERAL]), letter, terminal=False)
 
 
+def test_a_person_may_see_the_menu_again():
+    choice, said = answer(MENU, "?", "help", "q")
+    assert choice == Choice("quit")
+    assert said.count(render_menu(MENU)) == 2
+    with pytest.raises(UserError, match=r"there is no '\?'"):
+        answer(MENU, "?", terminal=False)
+
+
 def test_two_presets_of_one_number_must_be_named():
     twins = Menu([entry("01_a"), entry("01_b")])
     choice, said = answer(twins, "1", "b")
@@ -185,7 +196,7 @@ def test_two_presets_of_one_number_must_be_named():
 def test_a_chosen_preset_is_never_swapped():
     menu = Menu([entry("00_a", silent=("c4",)), BROKEN, OFFLINE])
     for asked, problem in (
-        ("a", "00_a cannot start: c4 does not answer\n  c4: connection refused"),
+        ("a", "00_a cannot start: c4 is not there\n  c4: connection refused"),
         ("3", "name is missing"),
     ):
         choice, said = answer(menu, asked, "q")  # a person is asked again
@@ -221,7 +232,7 @@ def columns(line: str) -> int:
 
 def test_the_menu_shows_what_a_choice_costs_and_needs():
     shown = render_menu(dataclasses.replace(MENU, entries=[entry("00_a", silent=("c4",)), BROKEN]))
-    for part in ("00  a", "15.1M", "1.2 GB", "1 h 0 min", "✓ wikipedia", "✗ c4 (connection refused)", "One sentence"):
+    for part in ("00  a", "15.1M", "1.2 GB", "1 h 0 min", "✓ wikipedia", "✗ connection refused: c4", "One sentence"):
         assert part in shown
     for part in ("03_mine", "✗ name is missing; allowed: text", "r  resume", "34.0M of 100M", "a1  take up", "t  talk"):
         assert part in shown
@@ -239,6 +250,21 @@ def test_the_menu_fits_a_small_terminal(num_presets):
     assert len(lines) <= 24
     assert all(columns(line) <= 80 for line in lines)
     assert sum("long" in line for line in lines) >= num_presets
+
+
+def test_presets_of_one_name_are_told_apart_by_their_files():
+    copy = dataclasses.replace(GENERAL, path=Path("configs/07_copy.json"))
+    shown = render_menu(Menu([GENERAL, copy, QA]))
+    assert "00  00_best_general " in shown
+    assert "07  07_copy " in shown
+    assert "01  best_qa " in shown
+
+
+def test_the_menu_leaves_room_for_what_enter_says():
+    entries = [entry(f"{n:02d}_{n}", silent=("c4",)) for n in range(5)]
+    shown = render_menu(Menu([*entries, OFFLINE]))
+    _, reason = default_choice([*entries, OFFLINE], None)
+    assert len(shown.splitlines()) + len(reason.splitlines()) + 1 <= 24
 
 
 def test_a_wider_terminal_shows_more_of_the_sources():
@@ -325,7 +351,7 @@ def test_preset_files_are_numbered_and_in_order(tmp_path):
 
 
 def test_text_that_will_be_read_again_and_again_is_said():
-    assert how_much("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read 250 times"
+    assert how_much("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read about 250 times"
     assert how_much("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
     assert how_much("41 shards", None, 0.5, 100_000_000) == "41 shards"
 

@@ -131,6 +131,22 @@ def test_refusals_say_where_what_and_what_is_allowed(sections, expected):
 
 
 @pytest.mark.parametrize(
+    "model",
+    [
+        {**MODEL, "num_heads": 3},
+        {**MODEL, "num_layers": "two"},
+        {**MODEL, "hidden_size": 8},
+        {"hiden_size": 64, **{key: value for key, value in MODEL.items() if key != "hidden_size"}},
+        {key: value for key, value in MODEL.items() if key != "num_layers"},
+    ],
+)
+def test_one_mistake_is_one_problem_whatever_follows_from_it(model):
+    message = refusal(model=model)
+    assert message.count("p.json: ") == 1
+    assert "more" not in message
+
+
+@pytest.mark.parametrize(
     ("form", "reason"),
     [
         ("{question.__class__}", "not a bare name"),

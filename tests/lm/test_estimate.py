@@ -185,6 +185,16 @@ def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only
     assert machine.load_machine(tmp_path) is None
 
 
+def test_guesses_learn_from_the_run_that_was_tried_last(preset):
+    here = machine.Machine("here", "cpu", "CPU", True, True, 7e11)
+    wider = with_changes(preset, per_gpu_batch_size=preset.train.per_gpu_batch_size * 2)
+    guess, speed = (estimate.seconds_to_budget(each, here, BUDGET) for each in (wider, preset))
+    slower = estimate.record_speed(here, preset, BUDGET / speed / 4)
+    assert estimate.seconds_to_budget(wider, slower, BUDGET) == pytest.approx(4 * guess)
+    again = estimate.record_speed(slower, preset, BUDGET / speed)
+    assert estimate.seconds_to_budget(wider, again, BUDGET) == pytest.approx(guess)
+
+
 def test_logits_of_a_gpu_are_counted_by_the_chunk_that_the_loss_takes():
     assert CHUNK_ROWS["cuda"] == estimate.LOGIT_ROWS
 

@@ -155,7 +155,7 @@ def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
     run = RUN._replace(records=[], samples=[])
     folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf", run=run)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "| pets | cats and dogs |  | CC0-1.0 |" in card
+    assert "| pets | cats and dogs | not measured yet | CC0-1.0 |" in card
     assert "curves.png" not in card
     assert not (folder / "curves.png").exists()
 

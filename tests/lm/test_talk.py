@@ -66,12 +66,21 @@ def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
 def test_quit_leaves_and_help_says_how(monkeypatch):
     text, calls = converse(["/help", "/quit", "not read any more"], monkeypatch)
     assert text.count("Ctrl-C stops") == 2  # at the beginning, and when asked
+    assert "temperature = 0.8, top_p = 0.95, length = 400" in text
     assert calls == []
+
+
+def test_a_misspelt_setting_is_told_the_nearest_and_one_without_a_value_its_own():
+    settings = {"temperature": 0.8}
+    assert change_setting("/temp 1", settings) == "Unknown setting; did you mean /temperature?"
+    assert change_setting("/tempratur 1", settings) == "Unknown setting; did you mean /temperature?"
+    assert "there are /temperature, /top_p, /length, /help, /quit" in change_setting("/x", settings)
+    assert change_setting("/temperature", settings) == "temperature = 0.8"
 
 
 def test_a_setting_that_is_no_number_changes_nothing():
     settings = {"temperature": 0.8}
-    for command in ("/temperature", "/temperature warm", "/temperature nan", "/temperature -1"):
+    for command in ("/temperature warm", "/temperature nan", "/temperature -1"):
         assert "number from 0" in change_setting(command, settings)
     assert settings == {"temperature": 0.8}
 
