@@ -56,7 +56,7 @@ class FileSource(Source):
         self.pinned = {"files": len(self._files), "digest": everything}
         if pinned and pinned["digest"] != everything:
             self.notices.append(
-                f"{label}: its files changed since this run began ({pinned['files']} then, {len(self._files)} now); "
+                f"{label}: its files changed since this run began ({pinned['files']:,} then, {len(self._files):,} now); "
                 "files that are the same keep their place in the order, those already read are not read again"
             )
 
