@@ -39,11 +39,6 @@ class SavedRun(TypedDict):
     saved_at: float  # seconds since the epoch
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes `state` as the newest generation in `folder`: `Snapshot` and `write` at once."""
-    write(folder, Snapshot(state))
-
-
 def write(folder: Path, snapshot: Snapshot) -> None:
     """Puts a snapshot on the disk as the newest generation in `folder`, whose lock the caller holds.
 

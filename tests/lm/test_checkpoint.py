@@ -44,6 +44,10 @@ def make_state(tokens: int, name: str = "toy", size: int = 16) -> dict:
     }
 
 
+def save(folder: Path, state: dict) -> None:
+    checkpoint.write(folder, checkpoint.Snapshot(state))
+
+
 def tokens_in(path: Path) -> int:
     """Reads like any outside program would, and demands that the weights belong to the count."""
     state = torch.load(path, weights_only=True)
@@ -100,7 +104,7 @@ def crash_at(call: int, monkeypatch: pytest.MonkeyPatch):
 def test_a_state_comes_back_as_it_was(tmp_path):
     state = make_state(7)
     view = torch.arange(1000.0)[:4]
-    checkpoint.save(tmp_path, {**state, "extra": view, "parameter": torch.nn.Parameter(torch.ones(2))})
+    save(tmp_path, {**state, "extra": view, "parameter": torch.nn.Parameter(torch.ones(2))})
     loaded, notice = checkpoint.load(tmp_path)
     assert notice == ""
     assert loaded["rng"]["python"] == state["rng"]["python"]
@@ -113,13 +117,13 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 
 def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
     with pytest.raises(TypeError, match=r"state\['rng'\]\['path'\] is a PosixPath"):
-        checkpoint.save(tmp_path, {**make_state(1), "rng": {"path": Path("/")}})
+        save(tmp_path, {**make_state(1), "rng": {"path": Path("/")}})
     assert not checkpoint.latest_exists(tmp_path)
 
 
 def test_three_generations_are_kept(tmp_path):
     for tokens in (1, 2, 3, 4):
-        checkpoint.save(tmp_path, make_state(tokens))
+        save(tmp_path, make_state(tokens))
     assert generations(tmp_path) == [4, 3, 2]
     assert tokens_in(tmp_path / ALIAS) == 4
     assert sorted(os.listdir(tmp_path)) == sorted([*GENERATIONS, ALIAS])
@@ -134,12 +138,12 @@ def test_there_are_never_more_than_four_files(tmp_path, monkeypatch):
 
     with watched(look, monkeypatch):
         for tokens in range(6):
-            checkpoint.save(tmp_path, make_state(tokens))
+            save(tmp_path, make_state(tokens))
     assert most == 4
 
 
 def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, make_state(1))
+    save(tmp_path, make_state(1))
     events = []
     fsync, replace = os.fsync, os.replace
 
@@ -153,7 +157,7 @@ def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkey
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
-    checkpoint.save(tmp_path, make_state(2))
+    save(tmp_path, make_state(2))
     assert events[0] == (tmp_path / CURRENT).stat().st_ino
     assert events[1:] == [PREVIOUS, ALIAS, CURRENT, "folder"]  # and nothing but names after it
 
@@ -165,7 +169,7 @@ def test_current_is_whole_after_a_crash_at_every_call_twice_in_a_row(tmp_path, m
         monkeypatch.setattr(os, "link", no_hard_links)
     before = tmp_path / "before"
     for tokens in range(1, earlier + 1):
-        checkpoint.save(before, make_state(tokens))
+        save(before, make_state(tokens))
     before.mkdir(exist_ok=True)
     states_seen, first, died = set(), 0, True
     while died:
@@ -174,12 +178,12 @@ def test_current_is_whole_after_a_crash_at_every_call_twice_in_a_row(tmp_path, m
             folder = tmp_path / "run"
             shutil.copytree(before, folder, copy_function=os.link if hard_links else shutil.copy2)
             with crash_at(first, monkeypatch) as dead:
-                checkpoint.save(folder, make_state(10))
+                save(folder, make_state(10))
             died = dead()
             states_seen.add(tuple(after_first := generations(folder)))
             assert after_first[0] == (10 if not died else after_first[0])
             with crash_at(second, monkeypatch) as dead:
-                checkpoint.save(folder, make_state(11))
+                save(folder, make_state(11))
             died_again = dead()
             current, *older = generations(folder)
             assert current in {earlier or None, 10, 11}
@@ -208,7 +212,7 @@ KILLED = """
     import torch
     torch.set_num_threads(1)
     sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
-    from test_checkpoint import checkpoint, make_state, tokens_in, CURRENT
+    from test_checkpoint import checkpoint, make_state, save, tokens_in, CURRENT
     folder, kills, last = Path({folder!r}), 0, 0
     random.seed(1)
     while kills < 40 or last <= 10:
@@ -217,7 +221,7 @@ KILLED = """
             tokens = last
             while True:
                 tokens += 1
-                checkpoint.save(folder, make_state(tokens, size=200))
+                save(folder, make_state(tokens, size=200))
         time.sleep(random.uniform(0.01, 0.05))
         os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
         kills += 1
@@ -244,11 +248,11 @@ FULL = """
     import resource, sys
     from pathlib import Path
     sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
-    from test_checkpoint import CheckpointError, checkpoint, make_state
+    from test_checkpoint import CheckpointError, make_state, save
     for limit in (0, 1, 100, *range(4096, {size}, {size} // 22)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            checkpoint.save(Path({folder!r}), make_state(9, size=200))
+            save(Path({folder!r}), make_state(9, size=200))
         except CheckpointError as error:
             assert "failed" in str(error) and "free" in str(error), error
         else:
@@ -259,7 +263,7 @@ FULL = """
 
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path):
     for tokens in (1, 2, 3):
-        checkpoint.save(tmp_path, make_state(tokens, size=200))
+        save(tmp_path, make_state(tokens, size=200))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     size = len(before[CURRENT])
     script = FULL.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path), size=size)
@@ -275,7 +279,7 @@ def test_whatever_single_call_the_disk_refuses_everything_stays_as_it_was(tmp_pa
     if not hard_links:
         monkeypatch.setattr(os, "link", no_hard_links)
     for tokens in (1, 2, 3):
-        checkpoint.save(tmp_path / "before", make_state(tokens))
+        save(tmp_path / "before", make_state(tokens))
     before = {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()}
     refused: list[str] = []
     while True:
@@ -288,7 +292,7 @@ def test_whatever_single_call_the_disk_refuses_everything_stays_as_it_was(tmp_pa
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         with watched(refuse, monkeypatch), contextlib.suppress(CheckpointError):
-            checkpoint.save(folder, make_state(9))
+            save(folder, make_state(9))
         if len(refused) == call:
             break
         after = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -299,7 +303,7 @@ def test_whatever_single_call_the_disk_refuses_everything_stays_as_it_was(tmp_pa
         else:
             assert after == before, refused
         assert not list(folder.glob(".*.tmp")) or refused[-1] == "unlink"
-        checkpoint.save(folder, make_state(10))
+        save(folder, make_state(10))
         assert generations(folder)[0] == 10
         assert not list(folder.glob(".*.tmp"))
     print(f"refused one at a time: {', '.join(refused)}")
@@ -314,7 +318,7 @@ def no_hard_links(*_):
 def test_every_damage_is_noticed_and_answered_with_the_generation_before(tmp_path):
     before, dice = tmp_path / "before", random.Random(0)
     for tokens in (1, 2, 3):
-        checkpoint.save(before, make_state(tokens))
+        save(before, make_state(tokens))
     good = (before / CURRENT).read_bytes()
     torch.save({"a": 1}, before / "foreign")
     damaged = [good[:length] for length in dice.sample(range(len(good)), 50)]
@@ -350,7 +354,7 @@ def damage(path: Path) -> None:
 )
 def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_path, bad, gone, expected):
     for tokens in (1, 2, 3):
-        checkpoint.save(tmp_path, make_state(tokens))
+        save(tmp_path, make_state(tokens))
     for name in bad:
         damage(tmp_path / name)
     for name in gone:
@@ -364,7 +368,7 @@ def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_p
         assert f"{name} is missing" in notice
     again, notice = checkpoint.load(tmp_path)
     assert (again["tokens_seen"], notice) == (expected, "")
-    checkpoint.save(tmp_path, make_state(4))
+    save(tmp_path, make_state(4))
     assert generations(tmp_path)[:2] == [4, expected]
     for name in filter(lambda name: (tmp_path / name).exists(), GENERATIONS):
         checkpoint.read(tmp_path / name)  # what was damaged is no generation any more
@@ -372,7 +376,7 @@ def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_p
 
 def test_never_a_silent_fresh_start(tmp_path):
     for tokens in (1, 2, 3):
-        checkpoint.save(tmp_path, make_state(tokens))
+        save(tmp_path, make_state(tokens))
     for name in GENERATIONS:
         damage(tmp_path / name)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -383,8 +387,8 @@ def test_never_a_silent_fresh_start(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_not_taken_for_damage(tmp_path):
-    checkpoint.save(tmp_path, make_state(1))
-    checkpoint.save(tmp_path, make_state(2))
+    save(tmp_path, make_state(1))
+    save(tmp_path, make_state(2))
     (tmp_path / CURRENT).unlink()
     checkpoint.write_file(tmp_path / CURRENT, {**make_state(2), "format_version": FORMAT_VERSION + 1})
     with pytest.raises(CheckpointError, match=f"format {FORMAT_VERSION + 1}"):
@@ -420,8 +424,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("changes", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_file_that_is_whole_but_not_a_run_is_refused(tmp_path, changes, reason):
-    checkpoint.save(tmp_path, make_state(1))
-    checkpoint.save(tmp_path, make_state(2))
+    save(tmp_path, make_state(1))
+    save(tmp_path, make_state(2))
     (tmp_path / CURRENT).unlink()
     checkpoint.write_file(tmp_path / CURRENT, {**make_state(3), "format_version": FORMAT_VERSION, **changes})
     state, notice = checkpoint.load(tmp_path)
@@ -446,15 +450,15 @@ BAD = torch.tensor([1.0, float("nan")])
     ],
 )
 def test_numbers_that_are_none_are_never_saved_over_good_ones(tmp_path, part, where):
-    checkpoint.save(tmp_path, make_state(1))
+    save(tmp_path, make_state(1))
     with pytest.raises(UserError, match=rf"After 2 tokens {where} holds .* not finite.*lower"):
-        checkpoint.save(tmp_path, {**make_state(2), **part})
+        save(tmp_path, {**make_state(2), **part})
     assert generations(tmp_path) == [1, None, None]
 
 
 def test_inspect_reads_the_truth_without_torch(tmp_path):
     assert checkpoint.inspect(tmp_path) is None
-    checkpoint.save(tmp_path, make_state(999))
+    save(tmp_path, make_state(999))
     script = f"""
         import pathlib, sys
         sys.path.insert(0, {str(ROOT)!r})
@@ -464,9 +468,9 @@ def test_inspect_reads_the_truth_without_torch(tmp_path):
         assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
-    checkpoint.save(tmp_path, make_state(1000))
+    save(tmp_path, make_state(1000))
     assert checkpoint.inspect(tmp_path)["finished"]
-    checkpoint.save(tmp_path, {**make_state(500), "exhausted": True})
+    save(tmp_path, {**make_state(500), "exhausted": True})
     assert checkpoint.inspect(tmp_path)["finished"]
     damage(tmp_path / CURRENT)
     (tmp_path / CURRENT).write_bytes(b"torn")
@@ -519,7 +523,7 @@ def make_run(folder: Path, name: str, tokens: int) -> None:
     (folder / "lm_prev.pth.bad-1").write_text("kept")
     (folder / "machine.json").write_text("{}")
     for count in (tokens - 1, tokens):
-        checkpoint.save(folder, make_state(count, name))
+        save(folder, make_state(count, name))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
