@@ -5,7 +5,6 @@ configs/menu.py. Runs on the first rank only.
 """
 
 import os
-import shutil
 import sys
 import threading
 from contextlib import redirect_stdout
@@ -19,7 +18,7 @@ from lm import checkpoint, estimate
 from lm.archive import archived_runs, finish_interrupted
 from lm.files import FolderLock
 from lm.machine import Machine, load_machine, measure_machine, save_machine
-from progress import is_terminal, tell
+from terminal import is_terminal, size_of, tell
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -36,9 +35,9 @@ def choose(folder: Path, configs: Path) -> Choice:
     # Whoever types the answer reads the question, also when what comes after it goes to a file.
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
-        width = shutil.get_terminal_size().columns
-        print(render_menu(menu, width))
-        return ask(menu, read=input, say=tell, terminal=person, width=width)
+        size = size_of(sys.stdout)
+        print(render_menu(menu, size))
+        return ask(menu, read=input, say=tell, terminal=person, size=size)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

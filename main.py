@@ -42,7 +42,7 @@ try:
     from lm.archive import put_aside, restore
     from lm.files import FolderLock
     from lm.machine import load_machine, measure_machine, peak_memory, save_machine
-    from progress import headline, progress_bar, tell
+    from terminal import tell
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -124,11 +124,11 @@ def start(choice: Choice) -> None:
 def bring_back(archived: Path) -> None:
     with FolderLock(CHECKPOINTS):
         if aside := restore(CHECKPOINTS, archived):
-            say_put_aside(CHECKPOINTS, aside)
+            say_put_aside(aside)
 
 
-def say_put_aside(folder: Path, aside: Path) -> None:
-    tell(f"The run that was here is put aside in {aside.relative_to(folder.parent)}.")
+def say_put_aside(aside: Path) -> None:
+    tell(f"The run that was here is put aside in {aside.relative_to(HERE) if aside.is_relative_to(HERE) else aside}.")
 
 
 # ---- train -----------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def introduce(run: Run, sources: list[SourceInfo], tokens_per_second: float, fre
     """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
     print(render_card(start_card(run, sources, tokens_per_second)))
     if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
-        say_put_aside(run.folder, put_aside(run.folder))
+        say_put_aside(put_aside(run.folder))
     remember_speed(run, tokens_per_second)
 
 
@@ -242,7 +242,10 @@ def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) ->
 
 
 def remember_speed(run: Run, tokens_per_second: float) -> None:
-    """Makes the next menu's time for such a run the measured one."""
+    """Makes the next menu's time for such a run the measured one; not of a run that goes on with the batch of another."""
+    train = run.preset.train
+    if run.global_batch_rows != train.per_gpu_batch_size * train.accumulation_steps * run.world.size:
+        return
     machine = load_machine(run.folder) or measure_machine()
     machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)
     save_machine(run.folder, machine)
@@ -252,6 +255,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
     from data.producer_process import ProducerDied
     from periodic import do_what_is_due
+    from progress import headline, progress_bar
 
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
@@ -289,7 +293,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
     if evaluation is None:  # asked to stop in the last step
         say(run.stop.farewell)
         return
-    sample(run, print)  # as it is
+    sample(run, print)  # its colours are control characters, which `say` takes out
     if run.world.is_first:
         exported = run.export()
         path = run.write_report()  # last: its report marks a run as finished

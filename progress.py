@@ -1,19 +1,17 @@
-"""What is said: sentences, and how far a run is: one line in tokens that a terminal shows again and again, or a line now and
-then in a log.
+"""How far a run is: one line in tokens that a terminal shows again and again, or a line now and then in a log.
 
-On ranks other than the first no line is shown. torch is not imported: the menu speaks, too.
+On ranks other than the first it shows nothing.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from aux_heads.measures import in_brief
-from configs.words import human_count, human_time, wrapped
-from lm.printable import printable
+from configs.words import human_count, human_time
+from terminal import is_terminal
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -22,16 +20,6 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 30  # between two lines when nobody watches a terminal
 SECONDS_A_HEAD = 5  # the line shows one at a time
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    return bool(stream and stream.isatty())
-
-
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Prints text (on stdout) that is fit to be printed, with lines that end between words if a terminal shows them."""
-    stream, text = stream or sys.stdout, printable(text)
-    print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal(stream) else text, file=stream)
 
 
 def progress_bar(run: Run) -> tqdm | LogLines | Silent:

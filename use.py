@@ -30,8 +30,8 @@ from lm.model import Transformer
 from lm.model_card import RunFacts, SourceFacts
 from lm.samples import read_samples
 from lm.talk import talk
-from progress import tell
 from stop import interruptible
+from terminal import tell
 
 DRAFTING_PAYS_FROM = 3  # layers: below, drafts may cost more than the passes that they spare (benchmarks/LOG.md)
 

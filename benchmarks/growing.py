@@ -32,8 +32,13 @@ TOKENS, WARM_STEPS, STEPS = 4_096, 2, 4
 
 
 def preset_of(width: int, length: int, vocab_size: int) -> Preset:
-    model = {"hidden_size": width, "num_heads": width // 64, "seq_length": length, "vocab_size": vocab_size}
-    model |= {"num_layers": 4}
+    model = {
+        "hidden_size": width,
+        "num_layers": 4,
+        "num_heads": width // 64,
+        "seq_length": length,
+        "vocab_size": vocab_size,
+    }
     train = {"per_gpu_batch_size": TOKENS // length}
     text = json.dumps({"name": "growing", "model": model, "train": train, "data": {"sources": ["python_source"]}})
     return parse_preset(text, "the benchmark's preset")
@@ -117,5 +122,7 @@ if __name__ == "__main__":
     match [int(argument) for argument in sys.argv[1:]]:
         case width, length, vocab_size:
             print(json.dumps(measure((width, length, vocab_size))))
-        case numbers:
-            main(*numbers or [1])
+        case [rounds]:
+            main(rounds)
+        case _:
+            main(1)

@@ -80,6 +80,6 @@ def render_card(card: StartCard) -> str:
     ]
     lines = []
     for name, text in rows:
-        first, *others = wrapped(clip(text, 4 * WIDTH), WIDTH - 13).splitlines()
+        first, *others = wrapped(clip(text, 4 * WIDTH), WIDTH - 13).splitlines() or [""]
         lines += [f"{name:<10} {first}", *(f"{'':<13}{line}" for line in others)]
     return "\n".join(clip(line, WIDTH) for line in lines)

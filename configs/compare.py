@@ -22,8 +22,8 @@ FOLLOWING = ("model.vocab_size", "model.mlp_size")  # have defaults by the model
 
 
 def changes(old: Preset, new: Preset) -> Changes:
-    """Settings that differ, by their path in the JSON: (old value, new value). Names and sentences do not count, nor what only
-    follows from a setting that differs."""
+    """Settings that differ, by their path in the JSON: (old value, new value). Names and sentences do not count, nor
+    FOLLOWING where both only follow from the width."""
     before, after = (_flat(json.loads(preset.to_json())) for preset in (old, new))
     return {
         key: (before.get(key), after.get(key))

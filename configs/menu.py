@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from configs.schema import Preset, UserError
-from configs.words import clip, human_bytes, human_count, human_time
+from configs.words import clip, human_bytes, human_count, human_time, wrapped
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
-WIDTH, HEIGHT = 80, 24  # the smallest terminal the menu must fit
+Size = tuple[int, int]  # of a terminal, columns and lines
+SMALLEST: Size = (80, 24)  # that the menu must fit
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def default_choice(entries: list[MenuEntry], current: RunSummary | None) -> tupl
     )
 
 
-def render_menu(menu: Menu, width: int = WIDTH) -> str:
-    """The menu in at most `width` columns, but 80 at least, and so many lines that the prompt has room below: what matters
-    least goes first."""
+def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
+    """The menu for a terminal of that size, with room for the prompt below it: what matters least goes first."""
+    columns, height = map(max, size, SMALLEST)
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
@@ -137,8 +138,8 @@ def render_menu(menu: Menu, width: int = WIDTH) -> str:
     lines: list[str] = []
     for lines_each in (3, 2, 1):
         entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
-        lines = [clip(line, max(width, WIDTH)) for line in [*head, *entries, *tail]]
-        if len(lines) + len(below.splitlines()) < HEIGHT - 1:  # the prompt's line, and one more
+        lines = [clip(line, columns) for line in [*head, *entries, *tail]]
+        if len(lines) + len(wrapped(below, columns).splitlines()) < height - 1:  # the prompt's line, and one more
             break
     return "\n".join(lines)
 
@@ -151,7 +152,7 @@ def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
     if entry.preset is None:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
-        return [f"{title}  broken: {entry.number:02d} says all that is wrong with it", f"    ✗ {problem}{hint}"]
+        return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"]
     size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
     return [
         f"{title}  {size}  {entry.time}",
@@ -165,15 +166,15 @@ def _sources_in_words(sources: list[SourceStatus]) -> list[str]:
     silent: dict[str, list[str]] = {}
     for source in sources:
         if not source.ok:
-            silent.setdefault(source.detail.partition(" (")[0] or "no answer", []).append(source.label)
+            silent.setdefault(re.sub(r" \([^()]*\)$", "", source.detail) or "no answer", []).append(source.label)
     there = [f"✓ {source.label}" for source in sources if source.ok]
     return there + [f"✗ {why}: {', '.join(labels)}" for why, labels in silent.items()]
 
 
 def ask(
-    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, width: int = WIDTH
+    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
 ) -> Choice:
-    """Ask until there is an answer. `read` is `input`; `terminal`: a person, `width` columns wide, can be asked again.
+    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, in one of that `size`.
 
     End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready, and, without a
     terminal, for one that is not or does not exist. KeyboardInterrupt passes through.
@@ -200,8 +201,8 @@ def ask(
         if answer.lower() == "n" and menu.current and menu.current.finished:
             menu = replace(menu, current=None)
             continue
-        if terminal and answer.lower() in ("?", "help", "menu"):
-            say(render_menu(menu, width))
+        if terminal and answer == "?":
+            say(render_menu(menu, size))
             continue
         try:
             return _understand(answer, menu)

@@ -150,16 +150,20 @@ def causes(error: ValidationError) -> list[Any]:
     """pydantic's errors but those that follow from another: a default that could not be made, a key that is missing because
     it is misspelt. What is misspelt comes first."""
     errors = error.errors(include_url=False)
-    unknown = [line["loc"] for line in errors if line["type"] == "extra_forbidden"]
-
-    def follows(line: Any) -> bool:
-        *place, key = line["loc"] or [""]
-        return line["type"] == "default_factory_not_called" or (
-            line["type"] == "missing"
-            and any([*place] == [*known[:-1]] and _close(str(known[-1]), [str(key)]) for known in unknown)
-        )
-
-    return sorted((line for line in errors if not follows(line)), key=lambda line: line["type"] != "extra_forbidden")
+    missing: dict[tuple, list[str]] = {}
+    for line in errors:
+        if line["type"] == "missing":
+            missing.setdefault(line["loc"][:-1], []).append(str(line["loc"][-1]))
+    meant = {  # each misspelling stands for one of them at most
+        (*place, *_close(str(key), missing.get(tuple(place), [])))
+        for *place, key in (line["loc"] for line in errors if line["type"] == "extra_forbidden")
+    }
+    independent = [
+        line
+        for line in errors
+        if line["type"] != "default_factory_not_called" and not (line["type"] == "missing" and line["loc"] in meant)
+    ]
+    return sorted(independent, key=lambda line: line["type"] != "extra_forbidden")
 
 
 def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:

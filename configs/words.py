@@ -6,21 +6,27 @@ import textwrap
 import unicodedata
 
 
+def cells(character: str) -> int:
+    """Its width in a terminal."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def clip(text: str, width: int) -> str:
     """One printable line of at most `width` terminal cells: no control characters, a wide character counted as two."""
     text = "".join(character if character.isprintable() else " " for character in text)
-    cells = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
-    if sum(cells) <= width:
+    ends = list(itertools.accumulate(map(cells, text)))
+    if not ends or ends[-1] <= width:
         return text
-    fitting = itertools.takewhile(lambda end: end < width, itertools.accumulate(cells))  # "<": one cell for the "…"
+    fitting = itertools.takewhile(lambda end: end < width, ends)  # "<": one cell for the "…"
     return text[: len(list(fitting))] + "…"
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` columns, broken between words and indented as they were; a longer word stays whole."""
-    return "\n".join(
+    """Lines of at most `width` terminal cells, broken between words and indented as they were; a longer word stays whole."""
+    two_cells = "\0"  # stands behind a wide character, so that what counts characters counts cells
+    lines = (
         textwrap.fill(
-            line,
+            "".join(character + two_cells * (cells(character) - 1) for character in line),
             width,
             subsequent_indent=line[: len(line) - len(line.lstrip())],
             break_long_words=False,
@@ -28,6 +34,7 @@ def wrapped(text: str, width: int) -> str:
         )
         for line in text.splitlines()
     )
+    return "\n".join(lines).replace(two_cells, "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,6 +8,7 @@ D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLO
 """
 
 import dataclasses
+import statistics
 
 from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig, UserError
 from lm.checkpoint import required_bytes
@@ -33,7 +34,7 @@ MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit
 MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eagerly with all the rest of a step
 # Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
 CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
-MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size: Python, and threads that begin and end
+MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size, by hand: Python, and threads that begin and end
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.52, 768  # narrower models have more work bound by memory; three shapes on an H200
 
 
@@ -113,7 +114,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within a tenth of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
+    Within an eighth of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
@@ -185,10 +186,12 @@ def speed_key(preset: Preset, world_size: int = 1) -> str:
 
 
 def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world_size: int = 1) -> float:
-    """Seconds of training; from the measured speed of such a run, or else guessed, and corrected by the last guess's error."""
+    """Seconds of training; from the measured speed of such a run, or else guessed, and corrected by how right guesses were
+    (their median, the guess that was never tried counted as one that was right)."""
     if speed := machine.speeds.get(speed_key(preset, world_size)):
         return token_budget / speed
-    return token_budget * _seconds_per_token(preset, machine, world_size) / machine.pace
+    pace = statistics.median([1.0, *machine.paces.values()])
+    return token_budget * _seconds_per_token(preset, machine, world_size) / pace
 
 
 def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> float:
@@ -210,6 +213,6 @@ def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> flo
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
     """`machine` with one more measured speed, of all processes together, for `save_machine`."""
-    speeds = machine.speeds | {speed_key(preset, world_size): tokens_per_second}
-    pace = tokens_per_second * _seconds_per_token(preset, machine, world_size)
-    return dataclasses.replace(machine, speeds=speeds, pace=pace)
+    key, guessed = speed_key(preset, world_size), 1 / _seconds_per_token(preset, machine, world_size)
+    speeds, paces = machine.speeds | {key: tokens_per_second}, machine.paces | {key: tokens_per_second / guessed}
+    return dataclasses.replace(machine, speeds=speeds, paces=paces)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was measured here. `speeds`: tokens a second of each kind of run that was tried, `pace`: how many times as fast the
-    last of them was as lm/estimate.py had guessed."""
+    """What was measured here. Of each kind of run that was tried: `speeds`, tokens a second, and `paces`, how many times as
+    fast that is as lm/estimate.py would guess."""
 
     identity: str
     device: str  # "cpu" or "cuda"
@@ -38,7 +38,7 @@ class Machine:
     compiled: bool
     matmul_flops: float  # a second, one device, in the precision that training uses
     speeds: dict[str, float] = dataclasses.field(default_factory=dict)
-    pace: float = 1.0
+    paces: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def machine_identity() -> str:

@@ -10,6 +10,7 @@ import difflib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -25,32 +26,35 @@ HELP = (
     "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
     "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
 )
-SETTINGS = {"temperature": (0.0, 10.0), "top_p": (0.0, 1.0), "length": (1, 1_000_000)}  # name: smallest, largest
+SETTINGS = {
+    "temperature": (float, 0, 10),
+    "top_p": (float, 0, 1),
+    "length": (int, 1, 1_000_000),
+}  # smallest and largest
 
 
-def change_setting(command: str, settings: dict[str, float]) -> str:
+def change_setting(command: str, settings: dict[str, Any]) -> str:
     """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
     name, _, value = command[1:].partition(" ")
     if name == "help":
-        return f"{HELP}\nNow: {', '.join(f'{known} = {number:g}' for known, number in settings.items())}"
+        return f"{HELP}\nNow: {', '.join(f'{setting} = {value}' for setting, value in settings.items())}"
     if name not in SETTINGS:
         known = [*SETTINGS, "help", "quit"]
-        close = difflib.get_close_matches(name, known, n=1) or [
-            other for other in known if name and other.startswith(name)
-        ]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         nearest = f"did you mean /{close[0]}?" if close else f"there are {', '.join(f'/{other}' for other in known)}"
         return f"Unknown setting; {nearest}"
     if not value.strip():
-        return f"{name} = {settings[name]:g}"
-    low, high = SETTINGS[name]
+        return f"{name} = {settings[name]}"
+    kind, low, high = SETTINGS[name]
     try:
-        number = float(value)
+        number = kind(value)
     except ValueError:
         number = float("nan")
     if not low <= number <= high:
-        return f"/{name} takes a number from {low:,} to {high:,}, not {value.strip()!r}"
+        noun = "a number" if kind is float else "a whole number"
+        return f"/{name} takes {noun} from {low:,} to {high:,}, not {value.strip()!r}"
     settings[name] = number
-    return f"{name} = {number:g}"
+    return f"{name} = {number}"
 
 
 def write_now(text: str) -> None:
@@ -73,7 +77,7 @@ def talk(
     `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
     continuation. A `drafter` changes the speed and nothing else.
     """
-    settings = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
+    settings: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
     generator = torch.Generator()
     generator.seed()
     write(HELP + "\n")
@@ -94,7 +98,7 @@ def talk(
         tokens = generate(
             decoder,
             encode(prompt),
-            int(settings["length"]),
+            settings["length"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             generator=generator,

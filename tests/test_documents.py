@@ -133,7 +133,7 @@ def test_the_tree_shows_what_there_is():
 
 
 def test_the_preset_of_the_readme_is_accepted():
-    assert parse_preset(block("{\n"), "README.md").name == "my_notes"
+    assert parse_preset(block("{\n"), "README.md").name == "my_library"
 
 
 def test_messages_of_the_readme_are_in_the_source():

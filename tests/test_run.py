@@ -17,6 +17,8 @@ from aux_heads.measures import MEASURES
 from choose import gather_menu
 from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
 from lm import checkpoint_file as checkpoint
+from lm.estimate import record_speed
+from lm.machine import measure_machine, save_machine
 from lm.metrics import read_metrics
 from lm.samples import read_samples
 from periodic import decide
@@ -262,6 +264,16 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
     assert gather_menu(tmp_path, main.CONFIGS).current.finished
+
+
+def test_the_menu_knows_which_time_was_measured(make, tmp_path):
+    tried, other = make(), make(model={"num_layers": 3})
+    (tmp_path / "00_tried.json").write_text(tried.to_json())
+    (tmp_path / "01_other.json").write_text(other.to_json())
+    save_machine(tmp_path, record_speed(measure_machine(), tried, 50_000.0))
+    entries = gather_menu(tmp_path, tmp_path).entries
+    assert [entry.measured for entry in entries] == [True, False]
+    assert entries[0].seconds == 2_000
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_letters_that_do_not_apply_are_wrong_names():
 
 
 def test_a_person_may_see_the_menu_again():
-    choice, said = answer(MENU, "?", "help", "q")
+    choice, said = answer(MENU, "?", "?", "q")
     assert choice == Choice("quit")
     assert said.count(render_menu(MENU)) == 2
     with pytest.raises(UserError, match=r"there is no '\?'"):
@@ -265,12 +265,14 @@ def test_the_menu_leaves_room_for_what_enter_says():
     shown = render_menu(Menu([*entries, OFFLINE]))
     _, reason = default_choice([*entries, OFFLINE], None)
     assert len(shown.splitlines()) + len(reason.splitlines()) + 1 <= 24
+    assert shown.count("One sentence") < 6
+    assert render_menu(Menu([*entries, OFFLINE]), (80, 50)).count("One sentence") == 6
 
 
 def test_a_wider_terminal_shows_more_of_the_sources():
     menu = Menu([entry("00_a", answering=("c" * 100,))])
-    assert "c" * 100 in render_menu(menu, 120)
-    assert max(columns(line) for line in render_menu(menu, 40).splitlines()) == 80
+    assert "c" * 100 in render_menu(menu, (120, 24))
+    assert max(columns(line) for line in render_menu(menu, (40, 10)).splitlines()) == 80
 
 
 def card(**changes) -> StartCard:
@@ -312,6 +314,12 @@ def test_the_start_card_says_everything_decided():
     assert all(columns(line) <= 80 for line in shown.splitlines())
 
 
+def test_blank_and_wide_facts_have_lines_too():
+    shown = render_card(card(tokenizer=" ", sources=[SourcePreview("数" * 20, "数 " * 60, "数 " * 60)]))
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+    assert shown.count("数") == 9 + 60 + 20  # a clipped label, all facts, a clipped first line
+
+
 def test_a_long_fact_goes_on_in_the_next_line():
     facts = "16,354 files, 281 MB; left out: 503 empty, 116 duplicates, 12 too short, 3 not UTF-8"
     shown = render_card(card(sources=[SourcePreview("python_source", facts, "import os")]))
@@ -333,11 +341,11 @@ def test_clipped_text_is_printable_and_fits(text, width):
         assert clipped == text
 
 
-@given(text=st.text(st.sampled_from("ab-/ \n"), max_size=60), width=st.integers(2, 20))
+@given(text=st.text(st.sampled_from("ab数-/ \n"), max_size=60), width=st.integers(2, 20))
 def test_wrapped_text_has_every_word_in_lines_that_fit(text, width):
     lines = wrapped(text, width).splitlines()
     assert " ".join(lines).split() == text.split()
-    assert all(len(line) <= width or " " not in line.strip() for line in lines)
+    assert all(columns(line) <= width or " " not in line.strip() for line in lines)
 
 
 def test_a_continued_line_is_indented_like_its_beginning():

@@ -146,6 +146,13 @@ def test_one_mistake_is_one_problem_whatever_follows_from_it(model):
     assert "more" not in message
 
 
+def test_a_misspelt_key_hides_one_missing_key_only():
+    message = refusal(model={"hidden_size": 64, "num_lheads": 2, "seq_length": 8})
+    assert 'num_lheads = 2: unknown key\n    did you mean "num_heads"?' in message
+    assert "model.num_layers is missing" in message
+    assert message.count("p.json: ") == 2
+
+
 @pytest.mark.parametrize(
     ("form", "reason"),
     [

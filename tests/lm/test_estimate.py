@@ -185,13 +185,19 @@ def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only
     assert machine.load_machine(tmp_path) is None
 
 
-def test_guesses_learn_from_the_run_that_was_tried_last(preset):
+def test_guesses_learn_from_the_runs_that_were_tried(preset):
     here = machine.Machine("here", "cpu", "CPU", True, True, 7e11)
-    wider = with_changes(preset, per_gpu_batch_size=preset.train.per_gpu_batch_size * 2)
-    guess, speed = (estimate.seconds_to_budget(each, here, BUDGET) for each in (wider, preset))
-    slower = estimate.record_speed(here, preset, BUDGET / speed / 4)
-    assert estimate.seconds_to_budget(wider, slower, BUDGET) == pytest.approx(4 * guess)
-    again = estimate.record_speed(slower, preset, BUDGET / speed)
+    once, twice, wider = (with_changes(preset, accumulation_steps=steps) for steps in (1, 2, 3))
+    guess = estimate.seconds_to_budget(wider, here, BUDGET)
+
+    def tried(before, each, slower: float):
+        return estimate.record_speed(before, each, BUDGET / estimate.seconds_to_budget(each, here, BUDGET) / slower)
+
+    one = tried(here, once, 4)
+    assert estimate.seconds_to_budget(wider, one, BUDGET) == pytest.approx(guess / ((1 + 1 / 4) / 2))
+    two = tried(one, twice, 4)
+    assert estimate.seconds_to_budget(wider, two, BUDGET) == pytest.approx(4 * guess)
+    again = tried(tried(two, once, 1), twice, 1)
     assert estimate.seconds_to_budget(wider, again, BUDGET) == pytest.approx(guess)
 
 

@@ -78,6 +78,14 @@ def test_a_misspelt_setting_is_told_the_nearest_and_one_without_a_value_its_own(
     assert change_setting("/temperature", settings) == "temperature = 0.8"
 
 
+def test_the_length_is_a_whole_number():
+    settings = {"length": 400}
+    for wrong in ("100.5", "0", "-1", "many", "2000000"):
+        assert "/length takes a whole number from 1 to 1,000,000" in change_setting(f"/length {wrong}", settings)
+    assert change_setting("/length 100", settings) == "length = 100"
+    assert settings == {"length": 100}
+
+
 def test_a_setting_that_is_no_number_changes_nothing():
     settings = {"temperature": 0.8}
     for command in ("/temperature warm", "/temperature nan", "/temperature -1"):
