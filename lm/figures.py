@@ -59,7 +59,8 @@ def draw(records: list[Record], path: Path) -> None:
     loss.plot(x, y, color="#B8CBDD", linewidth=0.6)
     _line(loss, x, _running_median(y), "training (running median)", COLOURS[0])
     held_out = [(record["tokens"], record["eval"]["loss"]) for record in evaluated]
-    _line(loss, *_columns(held_out), "held-out", COLOURS[1], marker="o")
+    if held_out:
+        _line(loss, *_columns(held_out), "held-out", COLOURS[1], marker="o")
     if len(y) > 20:  # the first steps fall from ln V and would flatten everything after them
         loss.set_ylim(top=max([*sorted(y)[: int(len(y) * 0.97)], *(value for _, value in held_out if value)]) * 1.02)
     loss.legend(frameon=False)
