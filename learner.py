@@ -107,8 +107,9 @@ class Learner:
         """Raises UserError for a state that is not of such a model."""
         if misfit := next(self._misfits(state), None):
             raise UserError(
-                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has "
-                "changed it: put a copy of it back, or move the run elsewhere."
+                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has changed it, "
+                "or another version of this one has made it: put a copy of it back, go on with that version, or move the run "
+                "elsewhere."
             )
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aux_heads.measures import in_words
-from aux_heads.value import Value
+from aux_heads.value import Value, trailing_loss
 from configs.schema import AuxiliaryConfig
 from data.batches import Stream
 from data.journal import run_ahead_rows
@@ -207,9 +208,16 @@ def sample(run: Run, say: Say) -> None:
 @torch.inference_mode()
 def difficulty(value: nn.Module, decoder: Decoder, tokens: list[int]) -> list[float | None]:
     """For each token the nats a token that the value head expects of the text after it; None for tokens too far back for
-    the model to read them together with the last."""
+    the model to read them together with the last. The first token is the one that begins documents."""
     assert isinstance(value, Value)
     window = tokens[-decoder.max_length :]
     decoder.rollback(0)
-    expected_T = value.expectation(value.logits(decoder(window)))
+    states_TD = decoder(window)
+    trailing_T = None
+    if len(window) > 1:
+        window_1T = torch.tensor([window], device=states_TD.device)
+        losses_T = F.cross_entropy(decoder.output(states_TD[:-1]).float(), window_1T[0, 1:], reduction="none")
+        losses_1T = F.pad(losses_T, (0, 1))[None]  # that of the last token is not known, and not needed
+        trailing_T = trailing_loss(losses_1T, window_1T, end_of_text=tokens[0], otherwise=losses_T.mean())[0]
+    expected_T = value.expectation(value.logits(states_TD, trailing_T))
     return [None] * (len(tokens) - len(window)) + expected_T.tolist()

@@ -1,10 +1,12 @@
 """Value: how hard the next 32 tokens will be for this model, in nats a token.
 
     y_t  = mean_{i=0..31} l_{t+i},    l_t = -log p_t(x_{t+1}), the language model's own losses
-    loss = CE(two-hot(y_t), v(h_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t))
+    loss = CE(two-hot(y_t), v(h_t, r_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t)),    r_t = mean_{i=1..32} l_{t-i}
 
-v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. A
-categorical value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
+v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. r_t, the
+loss of the last 32 tokens in the document, is known where the state is, and says what the state does not: it is added to
+the inner channels, each with a weight and an offset of its own, and left out where only a latent is known. A categorical
+value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
 (arXiv 1911.08265, appendix F); losses are small and positive, so its square-root transform is not needed. The second
 term, present when dynamics is, lets one ask a latent how hard it will get, without a pass of the trunk
 (benchmarks/planning.py); it trains the value, not the latent.
@@ -12,8 +14,8 @@ term, present when dynamics is, lets one ask a latent how hard it will get, with
 Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of
 good text: maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are
 hard.
-Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what the mean loss of the
-last 32 tokens in the document, the strong and free baseline, reaches on the same positions.
+Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what r_t alone, the strong
+and free baseline, reaches on the same positions.
 """
 
 import torch
@@ -42,17 +44,21 @@ def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
     return F.pad(y, beyond_row), F.pad(counts, beyond_row)
 
 
-def trailing_loss(x: HeadInput) -> Tensor:
-    """(B, T): mean of the up to 32 losses before t in its document; the batch's mean loss where there is none."""
-    losses_BT = x.token_losses_BT.detach().float()
-    sums_BT1 = F.pad(losses_BT.cumsum(1), (1, 0))
-    inputs_BT = x.tokens_BT1[:, :-1]
+def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherwise: Tensor) -> Tensor:
+    """(B, T): r_t, the mean of the up to 32 losses before t in its document; `otherwise` where there is none."""
+    sums_BT1 = F.pad(losses_BT.detach().float().cumsum(1), (1, 0))
     index_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device).expand_as(inputs_BT)
-    start_BT = torch.where(inputs_BT == x.end_of_text, index_BT, 0).cummax(1).values
+    start_BT = torch.where(inputs_BT == end_of_text, index_BT, 0).cummax(1).values
     first_BT = torch.maximum(start_BT, index_BT - HORIZON)
     count_BT = index_BT - first_BT
     mean_BT = (sums_BT1[:, :-1] - sums_BT1.gather(1, first_BT)) / count_BT.clamp(min=1)
-    return torch.where(count_BT > 0, mean_BT, masked_mean(losses_BT, x.valid_BT))
+    return torch.where(count_BT > 0, mean_BT, otherwise)
+
+
+def trailing_loss_of(x: HeadInput) -> Tensor:
+    """r_t of a batch, whose mean loss stands where there is none."""
+    losses_BT = x.token_losses_BT.detach().float()
+    return trailing_loss(losses_BT, x.tokens_BT1[:, :-1], x.end_of_text, masked_mean(losses_BT, x.valid_BT))
 
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -70,11 +76,16 @@ def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 class Value(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, INNER_SIZE), nn.GELU(), nn.Linear(INNER_SIZE, NUM_BINS))
+        self.inner = nn.Linear(hidden_size, INNER_SIZE)
+        self.trailing_weight, self.trailing_bias = (nn.Parameter(torch.zeros(INNER_SIZE)) for _ in range(2))
+        self.outer = nn.Linear(INNER_SIZE, NUM_BINS)
 
-    def logits(self, state: Tensor) -> Tensor:
-        """(..., NUM_BINS) from hidden states or unrolled latents (..., D)."""
-        return self.mlp(F.rms_norm(state, state.shape[-1:])).float()
+    def logits(self, state: Tensor, trailing: Tensor | None = None) -> Tensor:
+        """(..., NUM_BINS) from hidden states or unrolled latents (..., D), and, where it is known, r_t (...)."""
+        inner = self.inner(F.rms_norm(state, state.shape[-1:]))
+        if trailing is not None:
+            inner = inner + trailing.unsqueeze(-1) * self.trailing_weight + self.trailing_bias
+        return self.outer(F.gelu(inner)).float()
 
     @staticmethod
     def expectation(logits: Tensor) -> Tensor:
@@ -85,7 +96,8 @@ class Value(nn.Module):
         positions_BS = x.drawn["positions"]
         y_BT, counts_BT = coming_loss(x)
         y_BS, counts_BS = at(y_BT, positions_BS), at(counts_BT, positions_BS)
-        logits = self.logits(at(x.hidden_BTD, positions_BS))
+        trailing_BS = at(trailing_loss_of(x), positions_BS)
+        logits = self.logits(at(x.hidden_BTD, positions_BS), trailing_BS)
         loss = masked_mean(two_hot_cross_entropy(logits, y_BS), counts_BS)
         if unrolled is not None:
             latents_KBSD, reached_KBS = unrolled.latents_KBSD[1:].detach(), unrolled.reached_KBS[1:]
@@ -101,6 +113,6 @@ class Value(nn.Module):
         measures = {
             "r2": 1 - error / variance.clamp(min=1e-8),
             "correlation": masked_correlation(predicted_BS, y_BS, counts_BS),
-            "trailing_correlation": masked_correlation(at(trailing_loss(x), positions_BS), y_BS, counts_BS),
+            "trailing_correlation": masked_correlation(trailing_BS, y_BS, counts_BS),
         }
         return HeadOutput(loss, measures)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from aux_heads.inputs import UNROLL_STEPS, HeadInput
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
-from aux_heads.value import coming_loss, trailing_loss
+from aux_heads.value import coming_loss, trailing_loss_of
 from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE
 from benchmarks.contenders import EVALUATED_ROWS
 from benchmarks.quality import Text
@@ -208,7 +208,7 @@ def value(heads: nn.ModuleDict, train: States, held: States, out: Path, seed: in
     goal_M, features_M2, _, _ = difficulty(train)
     target_M, known_M2, hidden_MD, document_M = difficulty(held)
     with torch.no_grad():
-        predictions = {"value": heads["value"].expectation(heads["value"].logits(hidden_MD))}
+        predictions = {"value": heads["value"].expectation(heads["value"].logits(hidden_MD, known_M2[:, 1]))}
     names = {"entropy of the next token": [0], "loss of the last 32 tokens": [1], "ridge on both": [0, 1]}
     for name, columns in names.items():
         predictions[name] = ridge(features_M2[:, columns], goal_M[:, None])(known_M2[:, columns]).squeeze(-1)
@@ -230,7 +230,7 @@ def value(heads: nn.ModuleDict, train: States, held: States, out: Path, seed: in
 def difficulty(states: States) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the M positions with 32 tokens to come: their mean loss; entropy and trailing loss (M, 2); states; document."""
     y_BT, counts_BT = coming_loss(states.x)
-    features = torch.stack([states.entropy_BT, trailing_loss(states.x)], dim=-1)
+    features = torch.stack([states.entropy_BT, trailing_loss_of(states.x)], dim=-1)
     return tuple(values[counts_BT] for values in (y_BT, features, states.x.hidden_BTD, states.document_BT))
 
 

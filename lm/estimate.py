@@ -56,7 +56,7 @@ def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         matrices += TRANSITION_SQUARES * width**2
     if auxiliary.enable_value:
-        matrices, biases = matrices + VALUE_SIZE * (width + VALUE_BINS), biases + VALUE_SIZE + VALUE_BINS
+        matrices, biases = matrices + VALUE_SIZE * (width + VALUE_BINS), biases + 3 * VALUE_SIZE + VALUE_BINS
     if auxiliary.enable_span_contrastive:
         matrices, biases = matrices + 4 * width * (width + SPAN_SIZE), biases + 4 * width
     return matrices, biases

@@ -16,7 +16,7 @@ from small_trunk import (
 
 import aux_heads.policy
 from aux_heads.inputs import HeadInput
-from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss, two_hot_cross_entropy
+from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
 
 
 def head_input(tokens_BT1, drawn=None, seed=0, **changes) -> HeadInput:
@@ -99,7 +99,7 @@ def test_value_target_is_the_mean_of_the_next_losses_in_the_document():
 
 def test_trailing_baseline_sees_only_its_own_document():
     x = head_input(text_batches(1, seed=3)[0])
-    trailing = trailing_loss(x)
+    trailing = trailing_loss_of(x)
     overall = x.token_losses_BT.mean()
     for row in range(NUM_ROWS):
         past = []
@@ -109,6 +109,19 @@ def test_trailing_baseline_sees_only_its_own_document():
             expected = sum(past[-HORIZON:]) / len(past[-HORIZON:]) if past else overall
             assert float(trailing[row, t]) == pytest.approx(float(expected), abs=1e-3)
             past.append(float(x.token_losses_BT[row, t]))
+
+
+def test_value_learns_from_the_loss_of_the_tokens_before_where_it_is_known():
+    """The states say nothing here; what comes is what came before."""
+    value, generator_ = Value(HIDDEN_SIZE), generator(2)
+    optimizer = torch.optim.Adam(value.parameters(), 0.01)
+    states, trailing = torch.ones(256, HIDDEN_SIZE), 8 * torch.rand(256, generator=generator_)
+    for _ in range(300):
+        optimizer.zero_grad()
+        two_hot_cross_entropy(value.logits(states, trailing), trailing).mean().backward()
+        optimizer.step()
+    assert (value.expectation(value.logits(states, trailing)) - trailing).abs().mean() < 0.3
+    assert value.logits(states).shape == (256, NUM_BINS)
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.05, 3.21, 9.99, 10.0, 12.0])
