@@ -26,11 +26,11 @@ HELP = (
     "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
     "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
 )
-SETTINGS = {
+SETTINGS = {  # type, smallest, largest
     "temperature": (float, 0, 10),
     "top_p": (float, 0, 1),
     "length": (int, 1, 1_000_000),
-}  # smallest and largest
+}
 
 
 def change_setting(command: str, settings: dict[str, Any]) -> str:
