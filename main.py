@@ -243,8 +243,7 @@ def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) ->
 
 def remember_speed(run: Run, tokens_per_second: float) -> None:
     """Makes the next menu's time for such a run the measured one; not of a run that goes on with the batch of another."""
-    train = run.preset.train
-    if run.global_batch_rows != train.per_gpu_batch_size * train.accumulation_steps * run.world.size:
+    if run.global_batch_rows != run.preset.train.rows_per_process * run.world.size:
         return
     machine = load_machine(run.folder) or measure_machine()
     machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)

@@ -79,7 +79,7 @@ class Run:
             "factors": [1.0] * len(preset.data.all_sources),
             "bits_per_byte": {},
         }
-        self.global_batch_rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * world.size
+        self.global_batch_rows = preset.train.rows_per_process * world.size
         if state and not self._batch_was_edited(state["preset"]):
             self.global_batch_rows = state["global_batch_rows"]  # however many processes there are now
         vocab_size, end_of_text = world.from_first(lambda: tokenizer_facts(preset))

@@ -46,7 +46,7 @@ def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
 
 def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherwise: Tensor) -> Tensor:
     """(B, T): r_t, the mean of the up to 32 losses before t in its document; `otherwise` where there is none."""
-    sums_BT1 = F.pad(losses_BT.detach().float().cumsum(1), (1, 0))
+    sums_BT1 = F.pad(losses_BT.cumsum(1), (1, 0))
     index_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device).expand_as(inputs_BT)
     start_BT = torch.where(inputs_BT == end_of_text, index_BT, 0).cummax(1).values
     first_BT = torch.maximum(start_BT, index_BT - HORIZON)

@@ -32,7 +32,7 @@ def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, StepPlan]:
     from lm.distributed import World
     from lm.train_step import StepPlan
 
-    rows = preset.train.per_gpu_batch_size * preset.train.accumulation_steps
+    rows = preset.train.rows_per_process
     length, vocab_size = preset.model.seq_length, preset.model.vocab_size
     learner = Learner(preset, World.start(), vocab_size=vocab_size, end_of_text=0, tokens_per_step=rows * length)
     tokens = np.random.default_rng(0).integers(vocab_size, size=(rows, length + 1))

@@ -138,6 +138,11 @@ class TrainConfig(Section):
     )
     gradient_clip: float = Field(default=1.0, gt=0, le=10**6, description="Largest gradient norm a step may have.")
 
+    @property
+    def rows_per_process(self) -> int:
+        """Rows that one process contributes to a step."""
+        return self.per_gpu_batch_size * self.accumulation_steps
+
     @field_validator("decay_fraction")
     @classmethod
     def _phases_fit(cls, decay_fraction: float, info: ValidationInfo) -> float:

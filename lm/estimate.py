@@ -134,12 +134,12 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
 
 def batch_sizes(train: TrainConfig) -> list[int]:
     """Rows a micro-batch may have for the same step, most first."""
-    rows = train.per_gpu_batch_size * train.accumulation_steps
+    rows = train.rows_per_process
     return [size for size in range(rows, 0, -1) if rows % size == 0]
 
 
 def how_to_set(train: TrainConfig, batch_size: int) -> str:
-    steps = train.per_gpu_batch_size * train.accumulation_steps // batch_size
+    steps = train.rows_per_process // batch_size
     return f"set train.per_gpu_batch_size to {batch_size} and train.accumulation_steps to {steps} for the same tokens a step."
 
 
@@ -197,7 +197,7 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
 def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> float:
     """From FLOPs and the machine's matmul speed."""
     model, train = preset.model, preset.train
-    tokens_per_step = train.per_gpu_batch_size * train.accumulation_steps * model.seq_length * world_size
+    tokens_per_step = train.rows_per_process * model.seq_length * world_size
     flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
     if machine.device == "cuda":
         efficiency = GPU_EFFICIENCY * min(1, model.hidden_size / GPU_FULL_WIDTH)
@@ -213,6 +213,6 @@ def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> flo
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
     """`machine` with one more measured speed, of all processes together, for `save_machine`."""
-    key, guessed = speed_key(preset, world_size), 1 / _seconds_per_token(preset, machine, world_size)
-    speeds, paces = machine.speeds | {key: tokens_per_second}, machine.paces | {key: tokens_per_second / guessed}
+    key, pace = speed_key(preset, world_size), tokens_per_second * _seconds_per_token(preset, machine, world_size)
+    speeds, paces = machine.speeds | {key: tokens_per_second}, machine.paces | {key: pace}
     return dataclasses.replace(machine, speeds=speeds, paces=paces)
