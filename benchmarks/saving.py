@@ -52,5 +52,5 @@ def main(path: str, num_saves: int) -> None:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:] or ["configs/00_best_general.json"]
+    arguments = sys.argv[1:] or ["configs/03_small_general.json"]
     main(arguments[0], int((arguments[1:] or [5])[0]))

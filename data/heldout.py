@@ -67,6 +67,17 @@ class SourceRows:
         starts[:, 0] = np.searchsorted(kept, starts[:, 0])
         return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
 
+    def beginning(self, number: int, length: int) -> list[int]:
+        """First tokens of a document, to be continued: all before its answer, or half of it; `length` at most, which
+        is at most half a row."""
+        row, column = self.starts[number]
+        document = self.rows[row : row + 2, :-1].ravel()[column:]
+        ends = np.flatnonzero(document[1:] == document[0])
+        num_tokens = ends[0] + 1 if len(ends) else len(document)
+        answer = np.flatnonzero(self.answer[row : row + 2].ravel()[column:][: num_tokens - 1])
+        known = answer[0] + 1 if len(answer) else (num_tokens + 1) // 2
+        return document[: min(length, known)].tolist()
+
 
 class HeldOut:
     """Held-out rows of every source, in the order of the preset, and the hashes of their texts."""
@@ -80,15 +91,17 @@ class HeldOut:
         return sum(source.num_tokens for source in self.sources)
 
     def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
-        """(label, first tokens) of `count` documents, or fewer if there are fewer: of the sources in turn, spread over each."""
+        """(label, first tokens) of `count` documents, or fewer if there are fewer: of the sources in turn, spread over each.
+
+        See `SourceRows.beginning` for how many tokens.
+        """
         sources = [source for source in self.sources if len(source.starts)]
         count = min(count, sum(len(source.starts) for source in sources))
         found = []
         for number in range(count):
             source = sources[number % len(sources)]
-            row, column = source.starts[(2 * number + 1) * len(source.starts) // (2 * count)]
-            following = source.rows[row : row + 2, :-1].ravel()
-            found.append((source.label, following[column : column + length].tolist()))
+            document = (2 * number + 1) * len(source.starts) // (2 * count)
+            found.append((source.label, source.beginning(document, length)))
         return found
 
     def subset(self, num_tokens: int) -> "HeldOut":

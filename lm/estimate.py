@@ -25,7 +25,7 @@ POLICY_POSITIONS = 2048
 # Bytes kept for the backward pass: for each token, layer and channel (a CPU computes some of it again), and for each
 # attention score. Factors without bf16 and without torch.compile.
 LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
-LOGIT_BYTES, LOGIT_ROWS = 8, 32_768  # of a GPU's chunk of the loss; that of a CPU is small
+LOGIT_BYTES, LOGIT_ROWS = 4, 32_768  # of a GPU's chunk of the loss, in bf16 with its gradient; that of a CPU is small
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
 PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
@@ -35,7 +35,7 @@ MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eager
 # Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
 CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
 MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size, by hand: Python, and threads that begin and end
-GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.52, 768  # narrower models have more work bound by memory; three shapes on an H200
+GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768  # narrower models have more work bound by memory; four shapes on an H200
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
@@ -114,7 +114,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within an eighth of compiled bf16 steps on a CPU, about a third elsewhere; a trial step knows better.
+    Within an eighth of compiled bf16 steps, about a third of others; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length

@@ -9,6 +9,8 @@ from choose import presets_in
 from configs.catalog import FIELD_ALIASES, NAMED_SOURCES
 from configs.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from configs.schema import KINDS, Preset, load_preset, parse_preset, schema_text
+from lm import estimate
+from lm.machine import Machine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = preset_paths(CONFIGS)
@@ -33,8 +35,9 @@ def forward_backward_flops(preset: Preset) -> int:
     return 6 * matrices + 6 * m.num_layers * m.seq_length * m.hidden_size
 
 
-def test_the_three_presets_ship_in_the_order_of_the_menu():
-    assert [path.name for path in SHIPPED] == ["00_best_general.json", "01_best_qa.json", "02_offline_python.json"]
+def test_the_presets_ship_in_the_order_of_the_menu():
+    names = ["00_best_general", "01_best_qa", "02_offline_python", "03_small_general"]
+    assert [path.stem for path in SHIPPED] == names
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -58,13 +61,21 @@ def test_a_copy_with_a_name_of_its_own_is_in_the_menu(tmp_path):
     assert ask(menu, read=lambda _: "mine", say=print, terminal=False) == Choice("preset", path)
 
 
-def test_general_preset_fits_a_consumer_gpu_and_a_patient_cpu():
-    preset = load_preset(CONFIGS / "00_best_general.json")
-    flops = forward_backward_flops(preset) * 1.05  # heads cost about 5%
-    assert flops * 100_000_000 / 25e12 < 20 * 60  # one RTX 3090, seconds
-    assert flops * 5_000_000 / 350e9 < 25 * 60  # two CPU cores, a twentieth of a run
+@pytest.mark.parametrize("path", SHIPPED[:2], ids=lambda path: path.stem)
+def test_the_best_presets_fit_a_consumer_gpu(path):
+    preset = load_preset(path)
+    consumer_gpu = Machine("here", "cuda", "24 GB", True, True, 150e12)  # bfloat16 products of an RTX 4090
+    assert estimate.seconds_to_budget(preset, consumer_gpu, 100_000_000) < 20 * 60
+    assert estimate.memory_bytes(preset, "cuda") < 7e9  # and an 8 GB card holds it
     assert preset.auxiliary.any_head
     assert preset.auxiliary.enable_adaptive_sources
+
+
+def test_the_small_general_preset_reads_the_same_and_fits_a_patient_cpu():
+    small, best = (load_preset(CONFIGS / name) for name in ("03_small_general.json", "00_best_general.json"))
+    assert (small.data, small.auxiliary) == (best.data, best.auxiliary)
+    flops = forward_backward_flops(small) * 1.05  # heads cost about 5%
+    assert flops * 5_000_000 / 350e9 < 25 * 60  # two CPU cores, a twentieth of a run
 
 
 def test_offline_preset_needs_no_network_and_suits_two_cpu_cores():

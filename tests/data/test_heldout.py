@@ -62,11 +62,22 @@ def test_beginnings_are_of_the_sources_in_turn_and_from_all_over_each(held_out, 
     assert [label for label, _ in found] == [("qa", "prose")[number % 2] for number in range(min(count, 70))]
     numbers = []
     for label, tokens in found:
-        assert len(tokens) == 9
+        assert 1 < len(tokens) <= 9
         text, documents = tokenizer.decode(tokens[1:]), {"qa": ANSWERED, "prose": PROSE}[label]
         assert tokens[0] == 0
         numbers.append(next(number for number, document in enumerate(documents) if document.text.startswith(text)))
     assert numbers[0] < 6 < 24 < numbers[-1]
+
+
+def test_a_beginning_leaves_the_answer_or_the_second_half_to_the_model(tokenizer):
+    qa, prose, short = (pack("x", documents, tokenizer, 64) for documents in (ANSWERED, PROSE, [Document("Yes.")]))
+    for number, (question, _) in enumerate(QUESTIONS):
+        assert tokenizer.decode(qa.beginning(number, 32)[1:]) == question.rstrip()
+    for number, document in enumerate(PROSE):
+        [text] = bpe.encode(tokenizer, [document.text])
+        assert prose.beginning(number, 32) == [0, *text.tolist()][: min(32, len(text) // 2 + 1)]
+    assert len(qa.beginning(3, 4)) == len(prose.beginning(3, 4)) == 4
+    assert short.beginning(0, 32)[0] == 0
 
 
 def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
