@@ -297,7 +297,7 @@ def finish(run: Run, say: Callable[[str], None]) -> None:
         exported = run.export()
         path = run.write_report()  # last: its report marks a run as finished
         say(
-            f"Done: {run.tokens_seen:,} tokens in {human_time(run.seconds)}, "
+            f"Done: {run.tokens_seen:,} tokens in {human_time(run.records.seconds)}, "
             f"{evaluation.bits_per_byte:.4f} bits per byte on held-out text.\n"
             f"  the report            {path}\n"
             f"  the model, exported   {exported}"

@@ -42,11 +42,11 @@ def do_what_is_due(run: Run, say: Say) -> None:
     if due(run, run.last_saved, train.save_every_tokens) and run.may_save() and run.is_sound():
         run.save(say)
     evaluation = None
-    if due(run, run.last_evaluated[0], train.eval_every_tokens):
+    if due(run, run.records.evaluated[0], train.eval_every_tokens):
         evaluation = measure(run, say)
     if aux.enable_adaptive_sources and due(run, run.adaptive["tokens"], aux.adaptive_interval_tokens):
         adapt(run, evaluation or measure(run, say), say)
-    if due(run, run.last_sampled, train.sample_every_tokens):
+    if due(run, run.records.sampled, train.sample_every_tokens):
         sample(run, say)
 
 
@@ -76,13 +76,12 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     )
     if evaluation is None:
         return None
-    run.head_measures = heads.means()
-    if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:  # else recorded before this run was taken up again
-        run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {})
+    run.records.head_measures = heads.means()
+    run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {})
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
-    if run.head_measures:
-        say(f"heads beside their baselines: {in_words(run.head_measures)}")
+    if run.records.head_measures:
+        say(f"heads beside their baselines: {in_words(run.records.head_measures)}")
     return evaluation
 
 
@@ -148,8 +147,7 @@ def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
         run.stream.change_weights(weights, from_row)
     moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(factors, reasons, strict=True)]
     move: dict[str, Any] = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
-    if run.tokens_seen > run.last_adapted:  # else recorded before this run was taken up again
-        run.metrics.write({"tokens": run.tokens_seen, "adapted": move})
+    run.records.write_move(run.tokens_seen, move)
     say(f"mixture from {from_row * seq_length:,} tokens on: {'; '.join(map(' '.join, move['sources'].items()))}")
 
 
@@ -182,8 +180,10 @@ def sample(run: Run, say: Say) -> None:
     """Continues held-out documents, the same ones every time, and keeps what came out in samples.md, unless asked to
     stop: then it is done after the resume."""
     run.settle()
-    recorded, run.last_sampled = run.last_sampled == run.tokens_seen, run.tokens_seen
-    if recorded or not run.world.is_first:
+    if run.records.sampled == run.tokens_seen:
+        return
+    run.records.sampled = run.tokens_seen
+    if not run.world.is_first:
         return
     samples, decoder, heads = [], Decoder(run.learner.trunk), run.learner.heads
     length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
@@ -202,7 +202,7 @@ def sample(run: Run, say: Say) -> None:
         samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
         say(f"--- {label}: {printable(samples[-1].prompt)}\n--- goes on: {text}")
-    run.samples.write(run.tokens_seen, samples)
+    run.records.write_samples(run.tokens_seen, samples)
 
 
 @torch.inference_mode()

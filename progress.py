@@ -52,7 +52,7 @@ def headline(run: Run) -> str:
         parts += [f"epoch {epoch + 1} of {label}" for label, epoch in run.stream.epochs.items()]
     if run.stream and run.stream.status:
         parts.append(run.stream.status)
-    measures = run.head_measures or (run.result.heads if run.result else {})
+    measures = run.records.head_measures or (run.result.heads if run.result else {})
     parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
     return ", ".join(filter(None, parts))
 

@@ -29,18 +29,15 @@ from learner import Learner
 from lm.distributed import World
 from lm.evaluate import Evaluation
 from lm.machine import device_name
-from lm.metrics import Interval, MetricsLog, NullLog
 from lm.optim import learning_rate_factor, set_learning_rate
+from lm.records import Records
 from lm.report import write_report
-from lm.samples import SampleLog
 from lm.saver import Saver
-from lm.tensorboard import event_log
 from lm.train_step import Launched, StepPlan, StepResult, plan_step
 from stop import StopRequest
 from use import export
 
 Found = TypeVar("Found")
-LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # launched, and not settled yet: a GPU has the next step before it ends one
 
 
@@ -70,7 +67,6 @@ class Run:
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         state = state or {}
         self.tokens_seen: int = state.get("tokens_seen", 0)
-        self.seconds: float = state.get("seconds", 0.0)
         self.exhausted: bool = state.get("exhausted", False)
         position = state.get("stream_position", {"weight_changes": [], "adaptive": None})
         self.weight_changes: list = [list(change) for change in position["weight_changes"]]
@@ -94,15 +90,13 @@ class Run:
         self.text_digest: str = position.get("text_digest", "")
         self._state = state
         self._saver = Saver(folder)
-        self.metrics: MetricsLog | NullLog = NullLog()
-        self.samples: SampleLog | NullLog = NullLog()
         self.num_steps: int = state.get("num_steps", 0)
         self.skipped_steps: int = state.get("skipped_steps", 0)
         self.last_saved = self.tokens_seen
+        self.records = Records(self.tokens_seen, token_budget, state.get("seconds", 0.0))
         self.result: StepResult | None = None  # the last that is known
         # With the bytes of text in each, and the line of metrics.jsonl that ends with it, if one does.
         self._launched: deque[tuple[Launched, int, dict[str, Any] | None]] = deque()
-        self._last_line = self.tokens_seen
 
     # ---- before the first step ----------------------------------------------------------------------------------
 
@@ -129,8 +123,7 @@ class Run:
         """All is checked: the producer may write, logs are opened and cut back to the checkpoint, weights loaded."""
         self.stream_info = self.from_stream(lambda stream: stream.begin(on_status=say))
         self.labels = [source.label for source in self.preset.data.all_sources]
-        recorded = self.world.from_first(self._open_logs)
-        self.last_evaluated, self.last_adapted, self.last_sampled, self.head_measures = recorded
+        self.records.open(self.folder, self.world, self.tokens_seen)
         if self.world.is_first:
             self.tokenizer = bpe.load(self.stream_info.tokenizer_path)
         self.token_bytes = self.world.from_first(self._token_bytes)
@@ -139,25 +132,8 @@ class Run:
         self.source_tokens = self.from_stream(lambda stream: stream.mixture(0, rows_seen))
         if self._state:
             self._load_state(self._state)
-            self.metrics.write(
-                {"tokens": self.tokens_seen, "resumed": f"{time.strftime('%Y-%m-%d %H:%M')}, {self.machine}"}
-            )
+            self.records.write_resumed(self.tokens_seen, self.machine)
         self._state = {}
-        self.interval = Interval()
-
-    def _open_logs(self) -> tuple[tuple[int, int], int, int, dict[str, float]]:
-        """Cut back to the checkpoint. What they then hold: tokens seen at the last evaluation and the tokens it was of;
-        at the last move of the mixture; at the last samples; and what the heads measured last."""
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
-        self.samples = SampleLog(self.folder / "samples.md")
-        lines = self.metrics.truncate_after(self.tokens_seen)
-        sections = self.samples.truncate_after(self.tokens_seen)
-        self.metrics.mirror = event_log(self.folder / "tensorboard", lines)
-        evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
-        adapted = (line["tokens"] for line in lines if "adapted" in line)
-        sampled = (section.tokens for section in sections)
-        heads = [line["heads"] for line in lines if line.get("heads")]
-        return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0), [{}, *heads][-1]
 
     def _token_bytes(self) -> np.ndarray:
         """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""
@@ -220,11 +196,9 @@ class Run:
         self.num_steps += 1
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
         self._learning_rate = factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
-        line = None
-        if self.tokens_seen - self._last_line >= self.token_budget / LINES_PER_RUN or self.done:
-            line, self._last_line = self._line(), self.tokens_seen
+        line = self._line() if self.records.line_is_due(self.tokens_seen) or self.done else None
         self._launched.append((launched, int(self.token_bytes[step.tokens[:, 1:]].sum()), line))
-        self.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
+        self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
         self.settle(0 if self.done else STEPS_AHEAD[self.world.device.type])
         return True
 
@@ -236,10 +210,10 @@ class Run:
             launched, num_bytes, line = self._launched.popleft()
             self.result = self.learner.train_step.result_of(launched)
             self.skipped_steps += self.result.skipped
-            self.interval.add(self.result, launched.num_tokens, num_bytes)
-            self.interval.took(time.perf_counter() - began)
+            self.records.interval.add(self.result, launched.num_tokens, num_bytes)
+            self.records.interval.took(time.perf_counter() - began)
             if line:
-                self._write(line)
+                self.records.write_steps(line)
 
     def is_sound(self) -> bool:
         """Whether the last step was not skipped: else weights that may be to blame would replace good ones."""
@@ -249,25 +223,18 @@ class Run:
     def record(self) -> None:
         """One line of metrics.jsonl for the steps since the last one, if there were any."""
         self.settle()
-        if self.interval.num_steps:
-            self._write(self._line())
+        if self.records.interval.num_steps:
+            self.records.write_steps(self._line())
 
     def _line(self) -> dict[str, Any]:
         """How a line begins that is written when its last step is settled."""
         return {"tokens": self.tokens_seen, "step": self.num_steps, "lr": self._learning_rate}
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self.metrics.write(line | self.interval.means())
-        self.seconds += self.interval.seconds
-        self.interval = Interval()
-
     def record_evaluation(self, evaluation: Evaluation, sources: dict[str, dict]) -> None:
         """A line with held-out losses, the realised mixture, what was read for it and what the heads measured."""
-        line = {"tokens": self.tokens_seen, "step": self.num_steps, "eval": evaluation.to_json()}
-        line["mixture"] = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
-        line["sources"] = sources
-        self.metrics.write(line | ({"heads": self.head_measures} if self.head_measures else {}))
-        self.last_evaluated = (self.tokens_seen, evaluation.tokens)
+        mixture = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
+        line = {"tokens": self.tokens_seen, "step": self.num_steps, "mixture": mixture, "sources": sources}
+        self.records.write_evaluation(line, evaluation)
 
     # ---- its state ----------------------------------------------------------------------------------------------
 
@@ -296,7 +263,7 @@ class Run:
             "global_batch_rows": self.global_batch_rows,
             "num_steps": self.num_steps,
             "skipped_steps": self.skipped_steps,
-            "seconds": self.seconds,
+            "seconds": self.records.seconds,
             "exhausted": self.exhausted,
             **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
@@ -319,7 +286,7 @@ class Run:
 
     def facts(self) -> dict[str, str]:
         """For the report and the model card: what was trained, on what, where."""
-        model = self.preset.model
+        model, seconds = self.preset.model, self.records.seconds
         skipped = (
             f", {self.skipped_steps:,} of them skipped: their numbers had gone wrong" if self.skipped_steps else ""
         )
@@ -330,7 +297,7 @@ class Run:
             "text seen": f"{self.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",
-            "training time": f"{human_time(self.seconds)}, {self.tokens_seen / max(self.seconds, 1e-9):,.0f} tokens/s",
+            "training time": f"{human_time(seconds)}, {self.tokens_seen / max(seconds, 1e-9):,.0f} tokens/s",
             "machine": self.machine,
             "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         }
@@ -345,7 +312,7 @@ class Run:
         self._saver.wait()
         if self.stream:
             self.stream.close()
-        self.metrics.close()
+        self.records.close()
 
 
 def tokenizer_facts(preset: Preset) -> tuple[int, int]:

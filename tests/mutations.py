@@ -138,15 +138,15 @@ MUTATIONS = {
         "tests/test_skipped_steps.py",
     ),
     "a move of the mixture written twice": Mutation(
-        "periodic.py", "if run.tokens_seen > run.last_adapted:", "if True:", "tests/test_run.py"
+        "lm/records.py", "if tokens_seen > self.adapted:", "if True:", "tests/test_run.py"
     ),
     "a silent rank is waited for": Mutation(
         "lm/watch.py", "            except RuntimeError:\n", "            except KeyError:\n", "tests/test_torchrun.py"
     ),
     "the final evaluation written twice": Mutation(
-        "periodic.py",
-        "if (run.tokens_seen, evaluation.tokens) > run.last_evaluated:",
-        "if True:",
+        "lm/records.py",
+        'if (line["tokens"], evaluation.tokens) <= self.evaluated:',
+        "if False:",
         "tests/test_program.py",
     ),
     "random positions without the row": Mutation(
