@@ -123,7 +123,8 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     if device == "cpu":  # the fused kernel of a GPU has no scores; our row blocks have 5/8 of them
         per_token += int(scores_per_token(model) * SCORE_BYTES)
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
-    policy = 4 * 4 * min(POLICY_POSITIONS, num_tokens) * model.vocab_size if aux.enable_policy else 0
+    positions = min(POLICY_POSITIONS, int(num_tokens * POLICY_SHARE)) if aux.enable_policy else 0
+    policy = 4 * 4 * positions * model.vocab_size
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":
         fixed += PRODUCER_BYTES + state  # and what is being saved while training goes on
