@@ -42,11 +42,13 @@ class Machine:
 
 
 def machine_identity() -> str:
-    """Names the hardware in use without torch: measurements of another machine, or of other GPUs, do not apply."""
+    """Names what measurements hold for, without torch: those of another machine, of other GPUs, or without a compiler
+    where there is one now, do not apply."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible)"
+    compiler = "a compiler" if compile_choice("cpu")[0] else "no compiler"
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible), {compiler}"
 
 
 def _cpu_name() -> str:
