@@ -76,8 +76,7 @@ def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | Non
     )
     if evaluation is None:
         return None
-    run.records.head_measures = heads.means()
-    run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {})
+    run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {}, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
     if run.records.head_measures:
@@ -180,10 +179,7 @@ def sample(run: Run, say: Say) -> None:
     """Continues held-out documents, the same ones every time, and keeps what came out in samples.md, unless asked to
     stop: then it is done after the resume."""
     run.settle()
-    if run.records.sampled == run.tokens_seen:
-        return
-    run.records.sampled = run.tokens_seen
-    if not run.world.is_first:
+    if not run.records.samples_are_missing(run.tokens_seen) or not run.world.is_first:
         return
     samples, decoder, heads = [], Decoder(run.learner.trunk), run.learner.heads
     length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)

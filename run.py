@@ -1,4 +1,4 @@
-"""One run: where the stream stands, what was learnt from it, and what is written down of both.
+"""One run: where the stream stands, what was learnt from it, and what is saved of both.
 
 `main.py` holds the loop and calls what is here. Like main, this file may import every room; only other modules at the
 top, tests and benchmarks import it. Nothing in it is random, so a run taken up again does what it would have done.
@@ -196,7 +196,7 @@ class Run:
         self.num_steps += 1
         self.source_tokens += np.bincount(step.source[:, 1:].ravel(), minlength=len(self.source_tokens))
         self._learning_rate = factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
-        line = self._line() if self.records.line_is_due(self.tokens_seen) or self.done else None
+        line = self._line() if self.records.line_ends(self.tokens_seen) or self.done else None
         self._launched.append((launched, int(self.token_bytes[step.tokens[:, 1:]].sum()), line))
         self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
         self.settle(0 if self.done else STEPS_AHEAD[self.world.device.type])
@@ -230,11 +230,14 @@ class Run:
         """How a line begins that is written when its last step is settled."""
         return {"tokens": self.tokens_seen, "step": self.num_steps, "lr": self._learning_rate}
 
-    def record_evaluation(self, evaluation: Evaluation, sources: dict[str, dict]) -> None:
-        """A line with held-out losses, the realised mixture, what was read for it and what the heads measured."""
+    def record_evaluation(
+        self, evaluation: Evaluation, sources: dict[str, dict], head_measures: dict[str, float]
+    ) -> None:
+        """A line with held-out losses, the realised mixture, what was read for it and what the heads measured, unless it
+        was written before this run was taken up again."""
         mixture = dict(zip(self.labels, shares(self.source_tokens.tolist()), strict=True))
         line = {"tokens": self.tokens_seen, "step": self.num_steps, "mixture": mixture, "sources": sources}
-        self.records.write_evaluation(line, evaluation)
+        self.records.write_evaluation(line, evaluation, head_measures)
 
     # ---- its state ----------------------------------------------------------------------------------------------
 

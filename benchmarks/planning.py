@@ -75,9 +75,8 @@ def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
 def documents(run: Path, number: int) -> list[tuple[list[int], list[int]]]:
     """(beginning, its own continuation) of held-out documents, from the sources in turn and from all over each."""
     length = PROMPT_TOKENS + NEW_TOKENS
-    texts = [tokens for _, tokens in HeldOut.load(run / "stream" / "heldout.npz").beginnings(number, length)]
-    whole = [tokens for tokens in texts if len(tokens) == length and tokens[0] not in tokens[1:]]
-    return [(tokens[:PROMPT_TOKENS], tokens[PROMPT_TOKENS:]) for tokens in whole]
+    texts = [tokens for _, tokens, _ in HeldOut.load(run / "stream" / "heldout.npz").documents(number)]
+    return [(tokens[:PROMPT_TOKENS], tokens[PROMPT_TOKENS:length]) for tokens in texts if len(tokens) >= length]
 
 
 @torch.inference_mode()

@@ -67,16 +67,15 @@ class SourceRows:
         starts[:, 0] = np.searchsorted(kept, starts[:, 0])
         return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
 
-    def beginning(self, number: int, length: int) -> list[int]:
-        """First tokens of a document, to be continued: all before its answer, or half of it; `length` at most, which
-        is at most half a row."""
+    def document(self, number: int) -> tuple[list[int], int]:
+        """Tokens of a document, a row's worth at least if it is as long, and how many of them come before its answer: 0
+        if it has none, or begins with it."""
         row, column = self.starts[number]
-        document = self.rows[row : row + 2, :-1].ravel()[column:]
-        ends = np.flatnonzero(document[1:] == document[0])
-        num_tokens = ends[0] + 1 if len(ends) else len(document)
-        answer = np.flatnonzero(self.answer[row : row + 2].ravel()[column:][: num_tokens - 1])
-        known = answer[0] + 1 if len(answer) else (num_tokens + 1) // 2
-        return document[: min(length, known)].tolist()
+        tokens = self.rows[row : row + 2, :-1].ravel()[column:]
+        ends = np.flatnonzero(tokens[1:] == tokens[0])
+        tokens = tokens[: ends[0] + 1] if len(ends) else tokens
+        answer = np.flatnonzero(self.answer[row : row + 2].ravel()[column:][: len(tokens) - 1])
+        return tokens.tolist(), int(answer[0]) + 1 if len(answer) and answer[0] else 0
 
 
 class HeldOut:
@@ -90,19 +89,23 @@ class HeldOut:
     def num_tokens(self) -> int:
         return sum(source.num_tokens for source in self.sources)
 
-    def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
-        """(label, first tokens) of `count` documents, or fewer if there are fewer: of the sources in turn, spread over each.
-
-        See `SourceRows.beginning` for how many tokens.
-        """
+    def documents(self, count: int) -> list[tuple[str, list[int], int]]:
+        """(label, tokens, tokens before the answer) of `count` documents, see `SourceRows.document`, or fewer if there are
+        fewer: of the sources in turn, spread over each."""
         sources = [source for source in self.sources if len(source.starts)]
         count = min(count, sum(len(source.starts) for source in sources))
         found = []
         for number in range(count):
             source = sources[number % len(sources)]
-            document = (2 * number + 1) * len(source.starts) // (2 * count)
-            found.append((source.label, source.beginning(document, length)))
+            found.append((source.label, *source.document((2 * number + 1) * len(source.starts) // (2 * count))))
         return found
+
+    def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
+        """(label, first tokens) of such documents, to be continued: all before the answer, or half; `length` at most."""
+        return [
+            (label, tokens[: min(length, before_answer or (len(tokens) + 1) // 2)])
+            for label, tokens, before_answer in self.documents(count)
+        ]
 
     def subset(self, num_tokens: int) -> "HeldOut":
         """About `num_tokens` of it: always the same rows, evenly spread over each source, sources in proportion.

@@ -35,7 +35,10 @@ MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eager
 # Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
 CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
 MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size, by hand: Python, and threads that begin and end
-GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768  # narrower models have more work bound by memory; four shapes on an H200
+GPU_EFFICIENCY, GPU_FULL_WIDTH = (
+    0.47,
+    768,
+)  # narrower models have more work bound by memory; within a fifth, six shapes on an H200
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
@@ -114,7 +117,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
 
-    Within an eighth of compiled bf16 steps, about a third of others; a trial step knows better.
+    Within a seventh of compiled bf16 steps, about a third of others; a trial step knows better.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
@@ -128,9 +131,10 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":
         fixed += PRODUCER_BYTES + state  # and what is being saved while training goes on
+        logits = 0
     else:
-        fixed += LOGIT_BYTES * min(LOGIT_ROWS, num_tokens) * model.vocab_size
-    return int(fixed + state + gradients + factor * per_token * num_tokens + policy)
+        logits = LOGIT_BYTES * min(LOGIT_ROWS, num_tokens) * model.vocab_size
+    return int(fixed + state + gradients + factor * (per_token * num_tokens + logits) + policy)
 
 
 def batch_sizes(train: TrainConfig) -> list[int]:

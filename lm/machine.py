@@ -47,7 +47,7 @@ def machine_identity() -> str:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    compiler = "a compiler" if compile_choice("cpu")[0] else "no compiler"
+    compiler = "a compiler" if toolchain("cuda" if gpus else "cpu")[0] else "no compiler"
     return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible), {compiler}"
 
 
@@ -222,6 +222,17 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 
 def compile_choice(device: str) -> tuple[bool, str]:
     """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    found, why = toolchain(device)
+    if found and device == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability() < (7, 0):
+            return False, f"{torch.cuda.get_device_name()} is too old for triton"
+    return found, why
+
+
+def toolchain(device: str) -> tuple[bool, str]:
+    """Whether all is here that torch.compile needs besides the device, and why."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False, "TORCH_COMPILE_DISABLE is set"
     compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
@@ -230,11 +241,6 @@ def compile_choice(device: str) -> tuple[bool, str]:
         return False, f"no compiler found (looked for {' and '.join(compilers)})"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return False, "Python's header files are not installed (python3-dev), which compiled code needs"
-    if device == "cuda":
-        import torch
-
-        if importlib.util.find_spec("triton") is None:
-            return False, "triton is not installed"
-        if torch.cuda.get_device_capability() < (7, 0):
-            return False, f"{torch.cuda.get_device_name()} is too old for triton"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
     return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")

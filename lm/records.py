@@ -54,12 +54,12 @@ class Records:
     def write_resumed(self, tokens_seen: int, machine: str) -> None:
         self._metrics.write({"tokens": tokens_seen, "resumed": f"{time.strftime('%Y-%m-%d %H:%M')}, {machine}"})
 
-    def line_is_due(self, tokens_seen: int) -> bool:
-        """Whether the steps up to here make a line of metrics.jsonl; asked once for each step."""
-        due = tokens_seen - self._last_line >= self._tokens_a_line
-        if due:
+    def line_ends(self, tokens_seen: int) -> bool:
+        """Whether a line of metrics.jsonl ends with the step that ends here; then the next line begins."""
+        ends = tokens_seen - self._last_line >= self._tokens_a_line
+        if ends:
             self._last_line = tokens_seen
-        return due
+        return ends
 
     def write_steps(self, line: dict[str, Any]) -> None:
         """`line` and the means of the steps since the last one."""
@@ -67,19 +67,25 @@ class Records:
         self.seconds += self.interval.seconds
         self.interval = Interval()
 
-    def write_evaluation(self, line: dict[str, Any], evaluation: Evaluation) -> None:
-        """`line`, held-out losses and what the heads measured."""
+    def write_evaluation(self, line: dict[str, Any], evaluation: Evaluation, head_measures: dict[str, float]) -> None:
+        """`line`, held-out losses and what the heads measured, unless it stands there."""
+        self.head_measures = head_measures
         if (line["tokens"], evaluation.tokens) <= self.evaluated:
             return
         self.evaluated = (line["tokens"], evaluation.tokens)
-        heads = {"heads": self.head_measures} if self.head_measures else {}
+        heads = {"heads": head_measures} if head_measures else {}
         self._metrics.write(line | {"eval": evaluation.to_json()} | heads)
 
     def write_move(self, tokens_seen: int, move: dict[str, Any]) -> None:
-        """New weights of the sources, and why."""
+        """New weights of the sources, and why, unless it stands there."""
         if tokens_seen > self.adapted:
             self.adapted = tokens_seen
             self._metrics.write({"tokens": tokens_seen, "adapted": move})
+
+    def samples_are_missing(self, tokens_seen: int) -> bool:
+        """Whether samples of so many tokens do not stand there; from now on they count as if they did."""
+        before, self.sampled = self.sampled, tokens_seen
+        return before != tokens_seen
 
     def write_samples(self, tokens_seen: int, samples: Iterable[Sample]) -> None:
         self._samples.write(tokens_seen, samples)

@@ -64,7 +64,7 @@ def test_a_copy_with_a_name_of_its_own_is_in_the_menu(tmp_path):
 @pytest.mark.parametrize("path", SHIPPED[:2], ids=lambda path: path.stem)
 def test_the_best_presets_fit_a_consumer_gpu(path):
     preset = load_preset(path)
-    consumer_gpu = Machine("here", "cuda", "24 GB", True, True, 150e12)  # bfloat16 products of an RTX 4090
+    consumer_gpu = Machine("here", "cuda", "RTX 4090", True, True, 150e12)  # what its bfloat16 products come to
     assert estimate.seconds_to_budget(preset, consumer_gpu, 100_000_000) < 20 * 60
     assert estimate.memory_bytes(preset, "cuda") < 7e9  # and an 8 GB card holds it
     assert preset.auxiliary.any_head

@@ -58,11 +58,11 @@ def test_starts_are_where_documents_begin(held_out, tokenizer):
 
 @pytest.mark.parametrize("count", [4, 60, 1000])
 def test_beginnings_are_of_the_sources_in_turn_and_from_all_over_each(held_out, tokenizer, count):
-    found = held_out.beginnings(count, 9)
+    found = held_out.beginnings(count, 8)
     assert [label for label, _ in found] == [("qa", "prose")[number % 2] for number in range(min(count, 70))]
     numbers = []
     for label, tokens in found:
-        assert 1 < len(tokens) <= 9
+        assert 1 < len(tokens) <= 8
         text, documents = tokenizer.decode(tokens[1:]), {"qa": ANSWERED, "prose": PROSE}[label]
         assert tokens[0] == 0
         numbers.append(next(number for number, document in enumerate(documents) if document.text.startswith(text)))
@@ -70,14 +70,24 @@ def test_beginnings_are_of_the_sources_in_turn_and_from_all_over_each(held_out, 
 
 
 def test_a_beginning_leaves_the_answer_or_the_second_half_to_the_model(tokenizer):
-    qa, prose, short = (pack("x", documents, tokenizer, 64) for documents in (ANSWERED, PROSE, [Document("Yes.")]))
-    for number, (question, _) in enumerate(QUESTIONS):
-        assert tokenizer.decode(qa.beginning(number, 32)[1:]) == question.rstrip()
-    for number, document in enumerate(PROSE):
-        [text] = bpe.encode(tokenizer, [document.text])
-        assert prose.beginning(number, 32) == [0, *text.tolist()][: min(32, len(text) // 2 + 1)]
-    assert len(qa.beginning(3, 4)) == len(prose.beginning(3, 4)) == 4
-    assert short.beginning(0, 32)[0] == 0
+    def beginnings(documents, length):
+        return [
+            tokens for _, tokens in HeldOut([pack("x", documents, tokenizer, 64)], frozenset()).beginnings(99, length)
+        ]
+
+    def halves(documents):
+        encoded = bpe.encode(tokenizer, [document.text for document in documents])
+        return [[0, *ids.tolist()][: len(ids) // 2 + 1] for ids in encoded]
+
+    for (question, _), tokens in zip(QUESTIONS, beginnings(ANSWERED, 32), strict=True):
+        assert tokenizer.decode(tokens[1:]) == question.rstrip()
+    assert beginnings(PROSE, 32) == [tokens[:32] for tokens in halves(PROSE)]
+    all_answer = [Document(document.text, 0) for document in PROSE]  # as later pieces of a long one are
+    assert beginnings(all_answer, 32) == beginnings(PROSE, 32)
+    assert {len(tokens) for tokens in beginnings(ANSWERED, 4)} == {4}
+    assert beginnings([Document("Yes.")], 32) == halves([Document("Yes.")])
+    longer_than_two_rows = Document("It was a dark and stormy night. " * 99)
+    assert beginnings([longer_than_two_rows], 32) == [halves([longer_than_two_rows])[0][:32]]
 
 
 def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
