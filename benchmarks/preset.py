@@ -4,7 +4,6 @@ mixture, tokens/s, the share of time spent waiting for data and on all that is n
     python -m benchmarks.preset configs/02_offline_python.json 2000000 /tmp/run
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -40,9 +39,16 @@ def report(folder: Path, learning: float, finishing: float) -> None:
         seconds, waited, tokens = seconds + spent, waited + spent * record["data_wait_fraction"], record["tokens"]
     speeds = sorted(record["tokens_per_second"] for record in steps)
     machine = load_machine(folder)
-    print(json.dumps(last["eval"], indent=1))
-    print(f"mixture: {json.dumps(last.get('mixture'))}")
-    print(f"heads: {json.dumps(last.get('heads'))}")
+    found = last["eval"]
+    print(
+        f"held out, {found['tokens']:,} tokens: {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats a token"
+    )
+    for label, source in found["per_source"].items():
+        answers = f", on answers {source['answer_bits_per_byte']:.4f}" if "answer_bits_per_byte" in source else ""
+        error = f" ± {source['stderr']:.4f}" if source["stderr"] else ""
+        print(f"  {label}, {last['mixture'][label]:.2%} of the text: {source['bits_per_byte']:.4f}{error}{answers}")
+    for measure, value in last.get("heads", {}).items():
+        print(f"  {measure}: {value:.4f}")
     median, slowest, fastest = speeds[len(speeds) // 2], speeds[0], speeds[-1]
     print(f"{tokens:,} tokens in {seconds:.0f} s: median {median:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})")
     print(f"waiting for data: {waited / seconds:.3%} of the time")
