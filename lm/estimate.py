@@ -35,10 +35,8 @@ MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eager
 # Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
 CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
 MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size, by hand: Python, and threads that begin and end
-GPU_EFFICIENCY, GPU_FULL_WIDTH = (
-    0.47,
-    768,
-)  # narrower models have more work bound by memory; within a fifth, six shapes on an H200
+# Narrower models have more work bound by memory; within a fifth for six shapes on an H200.
+GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
