@@ -198,7 +198,7 @@ def test_while_the_menu_waits_for_an_answer(number, make, tmp_path):
     assert "\nStopped.\n" in started.said
 
 
-@pytest.mark.skipif(not FULL_COUNTS, reason="the phases take most of the time; these are anywhere")
+@pytest.mark.skipif(not FULL_COUNTS, reason="takes minutes, the phases are tested above: FULL_COUNTS=1")
 def test_at_random_instants(make):
     whole, program, rng = make("whole"), make("stopped"), random.Random(5)
     assert whole.run().code == 0
