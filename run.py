@@ -70,6 +70,7 @@ class Run:
         self.exhausted: bool = state.get("exhausted", False)
         position = state.get("stream_position", {"weight_changes": [], "adaptive": None})
         self.weight_changes: list = [list(change) for change in position["weight_changes"]]
+        self._begun_windows: list[int] = position.get("windows_begun", [0])
         self.adaptive: dict = position["adaptive"] or {
             "tokens": 0,
             "factors": [1.0] * len(preset.data.all_sources),
@@ -105,9 +106,13 @@ class Run:
         return not edited.keys().isdisjoint({"train.per_gpu_batch_size", "train.accumulation_steps"})
 
     def _open_stream(self) -> Stream:
-        start_row = self.tokens_seen // self.preset.model.seq_length
         return Stream(
-            self.preset, self.folder, self.token_budget, start_row=start_row, weight_changes=self.weight_changes
+            self.preset,
+            self.folder,
+            self.token_budget,
+            start_row=self.tokens_seen // self.preset.model.seq_length,
+            weight_changes=self.weight_changes,
+            begun_windows=self._begun_windows,
         )
 
     def from_stream(self, ask: Callable[[Stream], Found]) -> Found:
@@ -259,6 +264,8 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint holds (lm/checkpoint.py adds the format)."""
         self.settle()
+        assert self.stream, "the first rank's"
+        row = self.tokens_seen // self.preset.model.seq_length
         return {
             "preset": self.preset.to_json(),
             "tokens_seen": self.tokens_seen,
@@ -271,7 +278,8 @@ class Run:
             **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
             "stream_position": {
-                "row": self.tokens_seen // self.preset.model.seq_length,
+                "row": row,
+                "windows_begun": self.stream.windows_begun(row),
                 "weight_changes": self.weight_changes,
                 "adaptive": self.adaptive,
                 "text_digest": self.text_digest,

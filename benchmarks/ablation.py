@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.contenders import MULTI_TOKEN_WEIGHTS, Options, Shape, preset_json, train_preset
-from benchmarks.quality import Text
+from benchmarks.quality import Text, corpus_preset
 from benchmarks.speed import synchronize
 from benchmarks.step import learner_of
 from configs.schema import Preset, parse_preset
@@ -164,7 +164,7 @@ def report(out: Path, slowdowns: dict[str, float]) -> None:
 
 
 def main(corpus: Path, out: Path, tokens: int) -> None:
-    text = Text(corpus, out, math.ceil(tokens * MORE), SHAPE)
+    text = Text(corpus_preset(corpus, SHAPE), out, math.ceil(tokens * MORE))
     out = out / f"{text.digest}-{tokens}"
     out.mkdir(exist_ok=True)
     train_all(text, tokens, out)

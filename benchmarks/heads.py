@@ -33,7 +33,7 @@ from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
 from aux_heads.value import coming_loss, trailing_loss_of
 from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE
 from benchmarks.contenders import EVALUATED_ROWS
-from benchmarks.quality import Text
+from benchmarks.quality import Text, corpus_preset
 from configs.schema import Preset
 from lm.machine import measure_machine
 from lm.model import Transformer
@@ -372,7 +372,7 @@ def show(found: list[Figures]) -> None:
 
 
 def main(corpus: Path, out: Path, tokens: int) -> None:
-    text = Text(corpus, out, math.ceil(tokens * MORE), SHAPE)
+    text = Text(corpus_preset(corpus, SHAPE), out, math.ceil(tokens * MORE))
     out = out / f"{text.digest}-{tokens}"
     seeds = [seed for seed in SEEDS if (out / f"{BASE.name}, {seed}.json").exists()]
     print(

@@ -21,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.contenders import EVALUATED_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
-from configs.schema import parse_preset
+from configs.schema import TOKEN_BUDGET, Preset, parse_preset
 from data import tokenizer as bpe
 from data.batches import Stream
-from data.journal import JournalReader
+from data.journal import JournalReader, run_ahead_rows
+from data.order import RowOrder, window_edges
 from data.packing import chain_digest, row_dtype
 from lm.machine import keep_freed_memory
 
@@ -49,40 +50,28 @@ class Arm(NamedTuple):
 
 
 class Text:
-    """Rows to train on, rows held out, and the bytes behind each token."""
+    """What a preset's sources give, written down: rows to train on in the program's order or another, rows held out, and
+    the bytes behind each token."""
 
-    def __init__(self, corpus: Path, out: Path, tokens: int, shape: Shape = SHAPE):
-        sources = [
-            {"type": "text", "path": str(corpus / "prose"), "glob": "*.txt", "label": "prose"},
-            {"type": "hf", "dataset": "json", "data_files": str(corpus / "qa" / "*.jsonl"),
-             "fields": ["query", "answer"], "format": "Q: {query}\nA: {answer}", "label": "trivia"},
-            {"type": "text", "path": str(corpus / "python"), "glob": "*.py", "label": "python"},
-        ]  # fmt: skip
-        preset = {
-            "name": "quality",
-            "model": {
-                "hidden_size": 64,
-                "num_layers": 1,
-                "num_heads": 1,
-                "seq_length": shape.length,
-                "vocab_size": shape.vocab,
-            },
-            "train": {"eval_tokens": HELD_OUT_TOKENS},
-            "data": {"sources": sources, "mix_strategy": "weighted", "source_weights": [9, 2, 9]},
-        }  # trivia is small: with this share 20M tokens see it once
-        stream = Stream(parse_preset(json.dumps(preset), "the benchmark's preset"), out, tokens)
+    def __init__(self, preset: Preset, out: Path, tokens: int):
+        stream = Stream(preset, out, tokens)
         info = stream.begin(on_status=print)
-        self.num_rows = num_rows = -(-tokens // shape.length)
-        stream.consumed(num_rows)
-        stream.rows(num_rows - 1, 1)  # all of it is written down
+        self.num_rows = -(-tokens // stream.seq_length)
+        stream.consumed(self.num_rows)
+        stream.rows(self.num_rows - 1, 1)  # all of it is written down
         self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
         self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
         stream.close()
-        self.reader = JournalReader(out / "stream", row_dtype(shape.length, info.vocab_size))
-        self.digest = chain_digest("", self.rows(0, num_rows), tokens)[:12]  # the same: the very same rows
+        self.vocab_size = info.vocab_size
+        self.journal = JournalReader(out / "stream", row_dtype(stream.seq_length, info.vocab_size)).rows(
+            0, self.num_rows
+        )
+        whole_run = run_ahead_rows(stream.seq_length, TOKEN_BUDGET)  # windows as wide as in one
+        self.order = RowOrder(window_edges(self.num_rows, whole_run), preset.train.seed)
+        self.digest = chain_digest("", self.rows(0, self.num_rows), tokens)[:12]  # the same: the very same rows
 
     def rows(self, first: int, num_rows: int) -> np.ndarray:
-        return self.reader.rows(first, num_rows)["tokens"]
+        return self.journal["tokens"][self.order.journal_rows(first, num_rows, self.num_rows)]
 
     def bits_per_byte(self, logits: Logits) -> dict[str, float]:
         """Of each source, and "mean": of all held-out text."""
@@ -95,6 +84,28 @@ class Text:
             sizes[source.label] = int(size.sum())
         each = {label: nats[label] / sizes[label] / math.log(2) for label in nats}
         return each | {"mean": sum(nats.values()) / sum(sizes.values()) / math.log(2)}
+
+
+def corpus_preset(corpus: Path, shape: Shape) -> Preset:
+    sources = [
+        {"type": "text", "path": str(corpus / "prose"), "glob": "*.txt", "label": "prose"},
+        {"type": "hf", "dataset": "json", "data_files": str(corpus / "qa" / "*.jsonl"),
+         "fields": ["query", "answer"], "format": "Q: {query}\nA: {answer}", "label": "trivia"},
+        {"type": "text", "path": str(corpus / "python"), "glob": "*.py", "label": "python"},
+    ]  # fmt: skip
+    preset = {
+        "name": "quality",
+        "model": {
+            "hidden_size": 64,
+            "num_layers": 1,
+            "num_heads": 1,
+            "seq_length": shape.length,
+            "vocab_size": shape.vocab,
+        },
+        "train": {"eval_tokens": HELD_OUT_TOKENS},
+        "data": {"sources": sources, "mix_strategy": "weighted", "source_weights": [9, 2, 9]},
+    }  # trivia is small: with this share 20M tokens see it once
+    return parse_preset(json.dumps(preset), "the benchmark's preset")
 
 
 def train(arm: Arm, text: Text, checkout: Path) -> dict:
@@ -141,7 +152,7 @@ def report(name: str, results: list[dict]) -> None:
 
 def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
     keep_freed_memory()  # for all alike: it makes the sweep shorter
-    text = Text(corpus, out, tokens)
+    text = Text(corpus_preset(corpus, SHAPE), out, tokens)
     out = out / text.digest
     out.mkdir(exist_ok=True)
     own = Arm("ours", 8_192, None, 1, tokens)  # at 20M tokens: LOG.md

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import lm.model
 import lm.optim
 from benchmarks.contenders import Options, Shape, preset_json, train_preset
-from benchmarks.quality import SHAPE, Text
+from benchmarks.quality import SHAPE, Text, corpus_preset
 from configs.schema import ModelConfig, parse_preset
 
 SHAPE_KEYS = ("width", "layers", "heads", "vocab")
@@ -50,7 +50,7 @@ def main(corpus: Path, out: Path, tokens: int, variations: list[str]) -> None:
         shape = SHAPE._replace(**{key: changed.pop(key) for key in SHAPE_KEYS if key in changed})
         path = out / f"{tokens}-{variation}.json"
         if not path.exists():
-            text = Text(corpus, out / str(shape.vocab), tokens, shape)
+            text = Text(corpus_preset(corpus, shape), out / str(shape.vocab), tokens)
             path.write_text(json.dumps(train(text, shape, changed, tokens)))
         result = json.loads(path.read_text())
         print(f"{result['mean']:.4f} bits per byte, {result['seconds']:5.0f} s  {variation}", flush=True)

@@ -1,4 +1,4 @@
-"""The trainer's side of the stream: rows by their numbers, in the order in which the producer makes them.
+"""The trainer's side of the stream: rows by their numbers, in an order that is shuffled within windows (data/order.py).
 
 Lives on global rank 0 only. It never reads a source, tokenizes or writes a row: data/producer.py does, in a process of
 its own (data/producer_process.py).
@@ -16,6 +16,7 @@ import numpy as np
 from configs.schema import Preset
 from data.heldout import HeldOut
 from data.journal import JournalReader, run_ahead_rows
+from data.order import RowOrder, window_edges
 from data.packing import row_dtype
 from data.preparation import HELD_OUT, tokenizer_path
 from data.producer_process import ProducerProcess, SourceInfo
@@ -48,7 +49,7 @@ class Stream:
     `begin()`; rows and `held_out` are there from then on.
 
     `start_row`: rows already trained on. `weight_changes`: [(from_row, weights)] so far, as given to change_weights.
-    `wait_seconds`: time spent blocked in rows().
+    `begun_windows`: what `windows_begun(start_row)` was. `wait_seconds`: time spent blocked in rows().
 
     What waits may be left by `should_stop` (Stopped) and tells `on_status` what is being waited for.
     """
@@ -64,9 +65,12 @@ class Stream:
         *,
         start_row: int = 0,
         weight_changes: Sequence[tuple[int, list[float]]] = (),
+        begun_windows: Sequence[int] = (0,),
     ):
         self.seq_length = preset.model.seq_length
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
+        num_rows = -(-token_budget // self.seq_length)
+        self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows), preset.train.seed)
         self.stream_dir = checkpoint_dir.absolute() / "stream"
         self.wait_seconds = 0.0
         self._num_sources = len(preset.data.all_sources)
@@ -116,11 +120,12 @@ class Stream:
         should_stop: Callable[[], bool] = never,
         on_status: Callable[[str], Any] = ignore,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows first .. first + count - 1: (count, T+1) tokens and (count, T+1) uint8 sources; waits for them.
+        """Rows first .. first + count - 1: (count, T+1) tokens and (count, T+1) uint8 sources; waits for the end of their
+        window.
 
         Raises StreamEnded if they will never be, UserError if the producer could not go on, Stopped.
         """
-        end = first + count
+        end = max(self._order.window(first + count - 1)[1], first + count)
         if end > self._reader.num_rows():
             began = time.monotonic()
             self._process.tell(wanted=end)
@@ -130,11 +135,13 @@ class Stream:
                 )
             finally:
                 self.wait_seconds += time.monotonic() - began
-            if end > self._reader.num_rows():
+            if first + count > self._reader.num_rows():
                 raise StreamEnded(self._reader.num_rows())
         else:
             self._process.look()
-        records = self._reader.rows(first, count)
+        journal_rows = self._order.journal_rows(first, count, self._reader.num_rows())
+        lowest, highest = int(journal_rows.min()), int(journal_rows.max())
+        records = self._reader.rows(lowest, highest + 1 - lowest)[journal_rows - lowest]
         return np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
 
     def consumed(self, row: int) -> None:
@@ -149,16 +156,21 @@ class Stream:
         self._weight_changes.append((from_row, list(weights)))
         self._process.tell(weight_changes=self._weight_changes)
 
+    def windows_begun(self, row: int) -> list[int]:
+        """The edges of the windows that rows before `row` are from: a run that is resumed reads these to their end, also
+        if it is given another budget."""
+        return self._order.edges_begun(row)
+
     def mixture(self, first_row: int, last_row: int) -> np.ndarray:
         """(number of sources,) predicted tokens of each source in rows first_row .. last_row - 1."""
         counts = np.zeros(self._num_sources, dtype=np.int64)
         for start in range(first_row, last_row, 4096):
-            source = self._reader.rows(start, min(4096, last_row - start))["source"][:, 1:]
-            counts += np.bincount(source.ravel(), minlength=len(counts))
+            _, source = self.rows(start, min(4096, last_row - start))
+            counts += np.bincount(source[:, 1:].ravel(), minlength=len(counts))
         return counts
 
     def progress(self, num_rows: int) -> list[dict[str, Any]]:
-        """What had been taken from each source when `num_rows` rows were there, or a little later (feeds.Progress)."""
+        """What had been taken from each source when the journal had `num_rows` rows, or a little later (feeds.Progress)."""
         return self._reader.state_with(num_rows)["sources"]
 
     def close(self) -> None:

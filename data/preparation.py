@@ -23,7 +23,7 @@ from data.journal import begin, room_on_disk, write_atomically
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 
-FORMAT = 3  # change it with whatever changes the rows of a preset: a stream begun otherwise is then not continued
+FORMAT = 4  # change it with whatever changes a preset's rows or their order: a stream begun otherwise is not continued
 HELD_OUT = "heldout.npz"
 TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
 

@@ -173,6 +173,18 @@ MUTATIONS = {
     "lines that were not learnt stay": Mutation(
         "lm/metrics.py", ' if record["tokens"] <= tokens_seen]', "]", "tests/test_kills.py"
     ),
+    "rows in the journal's order": Mutation(
+        "data/order.py", 'return np.argsort(bits, kind="stable")', "return np.arange(length)", STREAM
+    ),
+    "every run in the order of one seed": Mutation(
+        "data/order.py", "SeedSequence((seed, start))", "SeedSequence((0, start))", "tests/data/test_order.py"
+    ),
+    "a window is not cut where the sources end": Mutation(
+        "data/order.py", "min(end, num_rows) - start", "end - start", STREAM
+    ),
+    "windows begun are forgotten": Mutation(
+        "data/order.py", "edges = list(begun)", "edges = [0]", "tests/data/test_order.py"
+    ),
     "shares of documents": Mutation(
         "data/mixing.py",
         'cost = num_tokens if self.strategy == "weighted" else 1',

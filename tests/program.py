@@ -189,6 +189,12 @@ def ended(process: subprocess.Popen) -> Ended:
 
 def fingerprint(state: dict) -> str:
     """sha256 over weights, optimizer state, random numbers and everything the next rows depend on."""
+    keys = ("tokens_seen", "num_steps", "model", "heads", "optimizer", "rng", "stream_position")
+    return digest_of([state[key] for key in keys])
+
+
+def digest_of(value) -> str:
+    """sha256 over tensors, to the last bit, and plain values, as a checkpoint holds them."""
     digest = hashlib.sha256()
 
     def add(value) -> None:
@@ -204,6 +210,5 @@ def fingerprint(state: dict) -> str:
         else:
             digest.update(repr(value).encode())
 
-    for key in ("tokens_seen", "num_steps", "model", "heads", "optimizer", "rng", "stream_position"):
-        add(state[key])
+    add(value)
     return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""A fingerprint of training: the same before and after a change that is meant to change nothing.
+
+    python -m tests.golden
+
+A run of 20,011 tokens with every head and adaptive sources, on one process and on two, each interrupted once and resumed;
+prints a digest of the weights, of the optimizers' moments and of the tokens in the order in which they were seen. The
+text is the standard library's, the arithmetic the machine's: compare on one machine, with one installation.
+"""
+
+import hashlib
+import signal
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, PIECE, Program, digest_of, ended, torchrun
+
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+
+
+def write_text(folder: Path) -> Path:
+    """Two folders of text in pieces: a package's source, and digests of another's lines."""
+    email, asyncio = (
+        "".join(path.read_text() for path in sorted((LIBRARY / p).glob("*.py"))) for p in ("email", "asyncio")
+    )
+    digests = "\n".join(hashlib.sha256(line.encode()).hexdigest() for line in asyncio.splitlines())
+    for name, text in (("large", email), ("small", digests)):
+        (folder / name).mkdir(parents=True)
+        for start in range(0, len(text), PIECE):
+            (folder / name / f"{start:07}.txt").write_text(text[start : start + PIECE])
+    return folder
+
+
+def train(folder: Path, text: Path, launcher: tuple[str, ...]) -> dict:
+    """The checkpoint at the end of a run that was interrupted in its middle."""
+    program = Program(folder, text)
+    program.add(auxiliary=ALL_HEADS | ADAPTIVE, data={"mix_strategy": "weighted", "source_weights": [1.0, 3.0]})
+    try:
+        process = program.start(launcher=launcher)
+        program.wait_for(BUDGET // 2, process)
+        process.send_signal(signal.SIGINT)
+        ended(process)
+        assert 0 < program.state()["tokens_seen"] < BUDGET, "it was meant to be interrupted"
+        result = program.run(launcher=launcher)
+        assert result.code == 0, result.err
+        return program.state()
+    finally:
+        program.close()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        text = write_text(Path(temporary) / "text")
+        for processes, launcher in ((1, (sys.executable,)), (2, torchrun(2))):
+            state = train(Path(temporary) / str(processes), text, launcher)
+            assert state["tokens_seen"] == BUDGET
+            parts = {
+                "weights": [state["model"], state["heads"]],
+                "moments": state["optimizer"],
+                "tokens": [state["stream_position"]["text_digest"], state["stream_position"]["weight_changes"]],
+            }
+            print(processes, *(f"{name} {digest_of(part)[:16]}" for name, part in parts.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
