@@ -22,34 +22,35 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stop import StopRequest, ignore_signals, leave_on_signals
+from lm.runtime.signals import StopRequest, ignore_signals, leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()  # before the slow imports
 
 try:
-    from lm.watch import end_with_parent, peer_has_ended, watch  # first: it notes whose child this is
+    from lm.runtime.watch import end_with_parent, peer_has_ended, watch  # first: it notes whose child this is
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from choose import choose, preset_of
-    from configs.card import SourcePreview, StartCard, how_much, render_card
-    from configs.compare import changes, check_continuable, describe
-    from configs.menu import Choice
+    from configs.diff import changes, check_continuable, describe
     from configs.schema import TOKEN_BUDGET, Preset, UserError, parse_preset
-    from configs.words import human_time
-    from lm import checkpoint, estimate
-    from lm.archive import put_aside, restore
-    from lm.files import FolderLock
-    from lm.machine import load_machine, measure_machine, peak_memory, save_machine
-    from terminal import tell
+    from configs.text import human_time
+    from lm.checkpoint import store
+    from lm.checkpoint.archive import put_aside, restore
+    from lm.cli.choose import choose, preset_of
+    from lm.cli.menu import Choice
+    from lm.runtime import estimate
+    from lm.runtime.files import FolderLock
+    from lm.runtime.machine import load_machine, measure_machine, peak_memory, save_machine
+    from lm.runtime.terminal import tell
+    from lm.train.start_card import StartCard, render_card
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
 
 if TYPE_CHECKING:
-    from data.producer_process import SourceInfo
-    from run import Run
+    from data.producer_client import SourceInfo
+    from lm.train.trainer import Run
 
 HERE = Path(__file__).resolve().parent
 CONFIGS, CHECKPOINTS = HERE / "configs", HERE / "checkpoints"
@@ -105,8 +106,8 @@ def report_defect() -> int:
 
 def start(choice: Choice) -> None:
     """What was chosen, done. The choice is the first rank's, which tells the others."""
-    from lm.distributed import World
-    from use import use
+    from lm.cli.use import use
+    from lm.runtime.distributed import World
 
     world = World.start()
     choice = world.from_first(lambda: choice)
@@ -142,8 +143,8 @@ def train(
     A finished run returns at once. With `fresh` a run that is there is put aside first. Raises PresetError if the
     unfinished run's weights do not fit the preset, UserError for whatever else the user can mend.
     """
-    from lm.distributed import World
-    from run import Run
+    from lm.runtime.distributed import World
+    from lm.train.trainer import Run
 
     world, folder = World.start(), Path(checkpoint_dir)
     say = tell if world.is_first else lambda *_: None
@@ -165,9 +166,9 @@ def train(
 
 def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) -> dict | None:
     """The checkpoint to go on from, if there is one; says what was edited since it began."""
-    if not checkpoint.latest_exists(folder):
+    if not store.latest_exists(folder):
         return None
-    state, notice = checkpoint.load(folder)
+    state, notice = store.load(folder)
     if notice:
         say(notice)
     began_as = parse_preset(state["preset"], "the checkpoint")
@@ -180,11 +181,11 @@ def load_unfinished(preset: Preset, folder: Path, say: Callable[[str], None]) ->
 
 def check(run: Run, fresh: bool, say: Callable[[str], None]) -> tuple[list[SourceInfo], float]:
     """What would fail later fails here, before anything is written. What the sources hold, and tokens a second."""
-    from trial import trial
+    from lm.train.dry_run import trial
 
     preset, folder = run.preset, run.folder
     needed = estimate.disk_bytes(preset, run.token_budget)
-    run.world.from_first(lambda: checkpoint.check_disk(folder, needed, beside=fresh))
+    run.world.from_first(lambda: store.check_disk(folder, needed, beside=fresh))
     sources = run.from_stream(lambda stream: stream.wait_opened(on_status=say))
     for source in sources:
         for notice in source.notices:
@@ -198,7 +199,7 @@ def check(run: Run, fresh: bool, say: Callable[[str], None]) -> tuple[list[Sourc
 def introduce(run: Run, sources: list[SourceInfo], tokens_per_second: float, fresh: bool) -> None:
     """The start card, and the first things written: the run that was there is put aside, the speed is remembered."""
     print(render_card(start_card(run, sources, tokens_per_second)))
-    if fresh and (checkpoint.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
+    if fresh and (store.latest_exists(run.folder) or stream_of_another(run.folder, run.preset)):
         say_put_aside(put_aside(run.folder))
     remember_speed(run, tokens_per_second)
 
@@ -206,7 +207,7 @@ def introduce(run: Run, sources: list[SourceInfo], tokens_per_second: float, fre
 def stream_of_another(folder: Path, preset: Preset) -> bool:
     """Whether a run killed before its first checkpoint has left a stream that `preset` cannot use."""
     from data.journal import read_header
-    from data.preparation import data_identity
+    from data.prepare import data_identity
 
     header = read_header(folder / "stream")
     return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())
@@ -221,12 +222,8 @@ def start_card(run: Run, sources: list[SourceInfo], tokens_per_second: float) ->
     made = f"byte-level BPE, {run.learner.vocab_size} tokens, trained on the head of the mixture"
     return StartCard(
         preset=preset,
-        sources=[
-            SourcePreview(
-                source.label, how_much(source.size, source.text_bytes, share, run.token_budget), source.first_line
-            )
-            for source, share in zip(sources, shares(weights if known else [0.0] * len(weights)), strict=True)
-        ],
+        sources=sources,
+        shares=shares(weights if known else [0.0] * len(weights)),
         tokenizer=preset.data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, run.learner.vocab_size),
         rows_per_step=run.global_batch_rows,
@@ -252,9 +249,9 @@ def remember_speed(run: Run, tokens_per_second: float) -> None:
 
 def learn(run: Run, say: Callable[[str], None]) -> None:
     """The training loop: step after step to the last token, with what is due in between."""
-    from data.producer_process import ProducerDied
-    from periodic import do_what_is_due
-    from progress import headline, progress_bar
+    from data.producer_client import ProducerDied
+    from lm.train.events import do_what_is_due
+    from lm.train.progress import headline, progress_bar
 
     run.stop.farewell = None  # from here on there is something to save
     with progress_bar(run) as bar:
@@ -282,7 +279,7 @@ def learn(run: Run, say: Callable[[str], None]) -> None:
 
 def finish(run: Run, say: Callable[[str], None]) -> None:
     """The end of a run: saved first, then measured on everything held out, reported and exported."""
-    from periodic import measure, sample
+    from lm.train.events import measure, sample
 
     run.record()
     if run.tokens_seen > run.last_saved or run.exhausted:  # else it was saved before, and its report is missing

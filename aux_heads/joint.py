@@ -19,8 +19,8 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
+from aux_heads.base import HeadInput, draw_positions, scale_gradient
 from aux_heads.dynamics import Dynamics
-from aux_heads.inputs import HeadInput, draw_positions, scale_gradient
 from aux_heads.policy import Policy
 from aux_heads.span_contrastive import SpanContrastive
 from aux_heads.value import HORIZON, Value

@@ -20,8 +20,8 @@ softmax(W h_t) for q, the latent not unrolled: one more product with W, too dear
 import torch
 from torch import Tensor, nn
 
+from aux_heads.base import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
 from aux_heads.dynamics import Unrolled
-from aux_heads.inputs import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
 
 LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits

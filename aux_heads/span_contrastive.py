@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aux_heads.inputs import HeadInput, HeadOutput, at, masked_mean, measured_mean
+from aux_heads.base import HeadInput, HeadOutput, at, masked_mean, measured_mean
 
 SPAN_LENGTH = 8  # tokens
 EMBEDDING_SIZE = 128

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aux_heads.base import HeadInput, HeadOutput, at, masked_correlation, masked_mean, measured_mean
 from aux_heads.dynamics import Unrolled
-from aux_heads.inputs import HeadInput, HeadOutput, at, masked_correlation, masked_mean, measured_mean
 
 HORIZON = 32  # tokens
 NUM_BINS = 64

@@ -34,8 +34,8 @@ from benchmarks.quality import Text, corpus_preset
 from benchmarks.speed import synchronize
 from benchmarks.step import learner_of
 from configs.schema import Preset, parse_preset
-from learner import Learner
-from lm.machine import measure_machine
+from lm.learner import Learner
+from lm.runtime.machine import measure_machine
 
 SHAPE = Shape(128, 3, 2, 256, 4096)
 BATCH, SEEDS, MORE = 8_192, (1, 2, 3), 8 / 7

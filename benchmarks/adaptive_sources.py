@@ -15,7 +15,7 @@ from pathlib import Path
 
 import main
 from configs.schema import parse_preset
-from lm.metrics import read_metrics
+from lm.report.metrics import read_metrics
 
 ARMS = {"fixed": None, "relative_loss": "relative_loss", "loss_slope": "loss_slope"}
 SEEDS = (1, 2, 3)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from configs.schema import Preset
-    from learner import Learner
+    from lm.learner import Learner
 
 MICRO_ROWS = {"cpu": 16, "cuda": 64}  # of a step's rows at a time, at most
 EVALUATED_ROWS = 16
@@ -123,11 +123,11 @@ def train_preset(
 ) -> Learner:
     """Ours, with a preset of one's own for a model of this shape."""
     from data.memory import give_back_memory
-    from learner import Learner
-    from lm.distributed import World
+    from lm.learner import Learner
     from lm.optim import learning_rate_factor, set_learning_rate
+    from lm.runtime.distributed import World
+    from lm.train.trainer import STEPS_AHEAD
     from lm.train_step import StepPlan
-    from run import STEPS_AHEAD
 
     learner = Learner(
         preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=options.tokens_per_step
@@ -139,7 +139,7 @@ def train_preset(
             return learner.trunk.output(learner.trunk(tokens))
 
     options.logits = logits
-    launched = deque()  # as run.py settles them
+    launched = deque()  # as lm/train/trainer.py settles them
     for number, rows in enumerate(steps):
         progress = number / options.num_steps
         factor = learning_rate_factor(number, options.num_steps, train.warmup_fraction, train.decay_fraction)

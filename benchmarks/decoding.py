@@ -23,12 +23,12 @@ from torch import Tensor
 
 from aux_heads.drafter import HeadDrafter
 from configs.schema import parse_preset
-from lm import checkpoint
-from lm.decoder import Decoder
-from lm.export import qwen3_config, qwen3_state
-from lm.generate import Drafter, Drafting, generate
-from lm.machine import device_name, thread_choice
-from use import load_drafter, load_model
+from lm.checkpoint import store
+from lm.inference.decoder import Decoder
+from lm.inference.generate import Drafter, Drafting, generate
+from lm.inference.load import load_drafter, load_model
+from lm.report.export import qwen3_config, qwen3_state
+from lm.runtime.machine import device_name, thread_choice
 
 NUM_TOKENS = 100
 LONGEST_LOOKUP = 3
@@ -98,7 +98,7 @@ def spread(values: list[float], form: str) -> str:
 
 def measure(folder: Path, temperature: float, num_rounds: int) -> None:
     """One table: all arms with one sampling."""
-    state, _ = checkpoint.load(folder)
+    state, _ = store.load(folder)
     model, tokenizer, end_of_text = load_model(state, folder)
     heads, decoder, theirs = load_drafter(state, model), Decoder(model), transformers_model(state, end_of_text)
     prompts = [[end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids] for text in TEXTS]
@@ -141,7 +141,7 @@ def measure(folder: Path, temperature: float, num_rounds: int) -> None:
 
 
 def main(folder: Path, num_rounds: int) -> None:
-    model = parse_preset(checkpoint.load(folder)[0]["preset"], "the checkpoint").model
+    model = parse_preset(store.load(folder)[0]["preset"], "the checkpoint").model
     print(
         f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
     )

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.heldout import HeldOut, SourceRows
-from data.preparation import HELD_OUT
-from use import PassageEmbedder
+from data.prepare import HELD_OUT
+from lm.inference.load import PassageEmbedder
 
 LENGTH = 64  # tokens of a passage
 SHORTEST = 8

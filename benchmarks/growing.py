@@ -4,7 +4,7 @@
 
 Widths 64 to 1024 by contexts of 256 to 4,096 tokens, and widths 64 and 256 by vocabularies: 4 layers, 64 channels a head,
 micro-batches and steps of 4,096 tokens, each in a process of its own, ROUNDS times (1). Beside each figure stands what
-lm/estimate.py says, then the constants there that fit best (least squares of the relative error).
+lm/runtime/estimate.py says, then the constants there that fit best (least squares of the relative error).
 """
 
 import itertools
@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.contenders import device
 from configs.schema import Preset, parse_preset
-from lm import estimate
-from lm.machine import Machine, measure_machine, peak_memory
+from lm.runtime import estimate
+from lm.runtime.machine import Machine, measure_machine, peak_memory
 
 Shape = tuple[int, int, int]  # width, context, vocabulary
 SHAPES: list[Shape] = [

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from aux_heads.inputs import UNROLL_STEPS, HeadInput
+from aux_heads.base import UNROLL_STEPS, HeadInput
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
 from aux_heads.value import coming_loss, trailing_loss_of
@@ -35,8 +35,8 @@ from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE
 from benchmarks.contenders import EVALUATED_ROWS
 from benchmarks.quality import Text, corpus_preset
 from configs.schema import Preset
-from lm.machine import measure_machine
 from lm.model import Transformer
+from lm.runtime.machine import measure_machine
 
 TRAINING_ROWS, PENALTIES = 1_600, (1e-6, 1e-4, 1e-2, 1.0)
 CHUNK = 65_536  # rows of a regression at a time

@@ -2,10 +2,11 @@
 
     python -m benchmarks.order PRESET OUT WIDTH LAYERS TOKENS BATCH SEEDS ORDER...
 
-The rows are the first TOKENS of what PRESET's sources give, written down in OUT/<its name> (once: with ROWS=... more of them
-than that, for longer runs to come); seq_length and the vocabulary are the preset's. ORDER: `journal`, as they were written; `all`, shuffled as a
-whole; `program`, as main.py reads them in a run of 100M tokens; or a number, shuffled in windows of so many tokens.
-BATCH: tokens a step; SEEDS: 1,2,3. A finished run is in OUT/<digest of the rows>/ and not run again.
+The rows are the first TOKENS of what PRESET's sources give, written to OUT/<its name>; seq_length and the vocabulary are
+the preset's. The environment's ROWS, if it is set, is the number of tokens to write, for longer runs on the same rows.
+ORDER: `journal`, as they were written; `all`, shuffled as a whole; `program`, as main.py reads them in a run of 100M
+tokens; or a number, shuffled in windows of so many tokens. BATCH: tokens a step; SEEDS: 1,2,3. A finished run is kept in
+OUT/<digest of the rows>/ and not run again.
 """
 
 import json
@@ -18,8 +19,8 @@ from pathlib import Path
 from benchmarks.contenders import Options, Shape, ours
 from benchmarks.quality import Text
 from configs.schema import load_preset
-from data.order import RowOrder, window_edges
-from lm.machine import keep_freed_memory
+from data.order import RowOrder
+from lm.runtime.machine import keep_freed_memory
 
 
 def edges(order: str, num_rows: int, seq_length: int, program: list[int]) -> list[int]:

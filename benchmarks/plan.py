@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from aux_heads.value import HORIZON
-from lm.decoder import Decoder
-from lm.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, NgramBlocker, Sampler
+from lm.inference.decoder import Decoder
+from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, NgramBlocker, Sampler
 
 ValueAhead = Callable[[Tensor, int], float]
 """(state (D,) that predicted the last token, that token) -> nats a token of what comes after it."""
@@ -60,7 +60,7 @@ def plan(
     generator: torch.Generator,
     stop_token: int | None = None,
 ) -> Iterator[int]:
-    """`lm.generate.generate` by chunks: each is the one of `num_candidates` samples that `score` ranks highest. A full
+    """`generate` by chunks: each is the one of `num_candidates` samples that `score` ranks highest. A full
     window starts again with its last half, of which `chunk_length` is at most a half."""
     text = NgramBlocker(prompt_tokens, block_ngram)
     sampler = Sampler(text, temperature, top_p, generator)

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from benchmarks.plan import Candidate, ValueAhead, plan, promise
 from data.heldout import HeldOut
-from lm import checkpoint
-from lm.decoder import Decoder
-from lm.machine import measure_machine
+from lm.checkpoint import store
+from lm.inference.decoder import Decoder
+from lm.inference.load import load_heads, load_model
 from lm.model import Transformer
-from use import load_heads, load_model
+from lm.runtime.machine import measure_machine
 
 PROMPT_TOKENS, NEW_TOKENS, CANDIDATES, CHUNK = 32, 96, 8, 16
 
@@ -61,7 +61,7 @@ REFERENCE = "chunks by log-probability"
 
 
 def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
-    state, _ = checkpoint.load(run)
+    state, _ = store.load(run)
     model, tokenizer, end_of_text = load_model(state, run)
     heads = load_heads(state)
 

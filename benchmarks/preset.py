@@ -11,8 +11,8 @@ from pathlib import Path
 
 import main
 from configs.schema import UserError, load_preset
-from lm.machine import load_machine, peak_memory
-from lm.metrics import read_metrics
+from lm.report.metrics import read_metrics
+from lm.runtime.machine import load_machine, peak_memory
 
 
 def timed(name: str) -> Callable[[], float]:

@@ -23,11 +23,11 @@ import numpy as np
 from benchmarks.contenders import EVALUATED_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
 from configs.schema import TOKEN_BUDGET, Preset, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stream
 from data.journal import JournalReader, run_ahead_rows
 from data.order import RowOrder, window_edges
 from data.packing import chain_digest, row_dtype
-from lm.machine import keep_freed_memory
+from data.stream import Stream
+from lm.runtime.machine import keep_freed_memory
 
 SHAPE = Shape(256, 3, 4, 256, 8192)
 RATES, BATCHES, SEEDS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (8_192, 16_384), (1, 2, 3)

@@ -16,9 +16,9 @@ from configs.schema import load_preset
 
 
 def main(path: str, num_saves: int) -> None:
-    from lm.checkpoint import CURRENT
-    from lm.checkpoint_file import CONTENTS
-    from lm.saver import Saver
+    from lm.checkpoint.file import CONTENTS
+    from lm.checkpoint.saver import Saver
+    from lm.checkpoint.store import CURRENT
 
     preset = load_preset(path)
     learner, tokens, plan = learner_of(preset)

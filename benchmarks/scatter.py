@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.distributed import World
+from lm.runtime.distributed import World
+from lm.train.trainer import Step
 from lm.train_step import StepPlan
-from run import Step
 
 SEQ_LENGTH, STEPS = 512, 30
 TOKENS = (32_768, 524_288)  # a step

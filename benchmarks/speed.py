@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
-from lm.machine import peak_memory
+from lm.runtime.machine import peak_memory
 
 SIZES = {  # a shape, and tokens of a step
     "cpu": [

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [PRESET] [STEPS]
 
-On a CPU it is measured in turn with and without `lm.machine.keep_freed_memory`, each time in a process of its own.
+On a CPU it is measured in turn with and without `lm.runtime.machine.keep_freed_memory`, each time in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from configs.schema import Preset, load_preset
 
 if TYPE_CHECKING:
-    from learner import Learner
+    from lm.learner import Learner
     from lm.train_step import StepPlan
 
 ROUNDS = 3
@@ -28,8 +28,8 @@ ROUNDS = 3
 
 def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, StepPlan]:
     """What learns, random rows for a step of it, and the plan of that step."""
-    from learner import Learner
-    from lm.distributed import World
+    from lm.learner import Learner
+    from lm.runtime.distributed import World
     from lm.train_step import StepPlan
 
     rows = preset.train.rows_per_process
@@ -41,7 +41,7 @@ def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, StepPlan]:
 
 def measure(path: str, num_steps: int) -> None:
     """Prints "tokens/s, page faults a step, share of CPU time in the kernel, peak GiB", medians without the first."""
-    from lm.machine import peak_memory
+    from lm.runtime.machine import peak_memory
 
     learner, tokens, plan = learner_of(load_preset(path))
     figures = []
@@ -74,9 +74,9 @@ if __name__ == "__main__":
     steps = int(arguments[1]) if len(arguments) > 1 else 8
     if arguments[2:]:
         if os.environ.get("GIVE_BACK"):
-            import learner
+            import lm.learner
 
-            learner.keep_freed_memory = lambda: None
+            lm.learner.keep_freed_memory = lambda: None
         measure(arguments[0], steps)
     else:
         run(arguments[0], steps)

@@ -32,7 +32,7 @@ import pyarrow.parquet
 
 from configs.schema import parse_preset
 from data import tokenizer as bpe
-from data.batches import Stream
+from data.stream import Stream
 
 SEQ_LENGTH, VOCAB, BATCH_ROWS, ROUNDS = 512, 8192, 64, 3
 DOCUMENT, FILES, GROUP_ROWS = 8_000, 8, 1_000  # characters; of each dataset; of a row group

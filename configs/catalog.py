@@ -110,7 +110,7 @@ def catalogued(source: Any) -> NamedSource | None:
 
 
 # Datasets disagree on what to call the two halves of a question and its answer. When a preset asks for a column that is
-# not there, the first of its aliases that is there takes its place, and the program says so (data/hub.py).
+# not there, the first of its aliases that is there takes its place, and the program says so (data/sources/hub.py).
 FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("query", "prompt"),
     "query": ("question", "prompt"),

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from configs.words import clip, counted
+from configs.text import clip, counted
 
 MAX_BYTES = 100_000  # of a preset's file
 MAX_CHARACTERS = 1_000_000  # of its text: with every default written out it may be several times as long as the file

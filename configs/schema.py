@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from configs.catalog import FIELD_ALIASES
 from configs.problems import PresetError, UserError, causes, explain, preset_error, read_json, read_text
-from configs.source_specs import (
+from configs.sources import (
     KINDS,
     LONGEST_PATH,
     Count,

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from data.documents import Document
-from data.journal import write_atomically
+from data.files import write_atomically
 from data.packing import row_dtype
+from data.sources.base import Document
 from data.tokenizer import end_of_text, vocab_size
 
 BYTES_PER_TOKEN = 3.5  # a guess, used where text must be measured before there is a tokenizer

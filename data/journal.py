@@ -1,6 +1,6 @@
 """The record of every row a run has produced: append-only, one writer, any number of readers, no losses.
 
-    stream.json    header, written once: what the stream was made from (see data/preparation.py)
+    stream.json    header, written once: what the stream was made from (see data/prepare.py)
     rows.bin       rows one after another (records of packing.row_dtype)
     states.jsonl   one line an append: {"rows": rows in all, "state": of every source after them, "check": ...}
 
@@ -8,61 +8,26 @@ An append is there once its line in states.jsonl is: rows are on the disk before
 leaves behind that point is cut when a writer opens the journal. Nothing here is ever changed in place.
 """
 
-import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from configs.schema import UserError
+from data.files import DiskFull, room_on_disk, sync_folder, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
 RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, 100 s of training at 80k tokens/s
 _CHECK = ', "check": "'
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_ahead_rows(seq_length: int, token_budget: int) -> int:
     """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
     return int(RUN_AHEAD * token_budget) // seq_length
-
-
-class JournalFull(UserError):
-    """The disk has no room left. What was appended before is intact."""
-
-
-@contextmanager
-def room_on_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise JournalFull(
-            f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
-        ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either what it held before or all of `content`, also after a crash. Raises JournalFull."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with room_on_disk(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except JournalFull:
-        temporary.unlink(missing_ok=True)  # there may have been no room for its name
-        raise
-    temporary.replace(path)
-    _sync_folder(path.parent)
 
 
 def read_header(folder: Path) -> dict | None:
@@ -78,14 +43,6 @@ def begin(folder: Path, header: dict) -> None:
     for name in (ROWS, STATES):
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(body: bytes) -> str:
@@ -115,7 +72,7 @@ class JournalWriter:
         self._rows = self._open(folder / ROWS)
         fcntl.flock(self._rows, fcntl.LOCK_EX)
         self._states = self._open(folder / STATES)
-        _sync_folder(folder)
+        sync_folder(folder)
         self.num_rows, self.state, self._states_size = self._last_append()
         self._cut()
 
@@ -144,13 +101,13 @@ class JournalWriter:
             os.fsync(file.fileno())
 
     def append(self, rows: np.ndarray, state: dict) -> None:
-        """Add `rows` (records) and the JSON `state` after them; both are on the disk on return. Raises JournalFull."""
+        """Add `rows` (records) and the JSON `state` after them; both are on the disk on return. Raises DiskFull."""
         line = _to_line({"rows": self.num_rows + len(rows), "state": state})
         try:
             with room_on_disk(self.folder / ROWS):
                 _write_all(self._rows, rows.tobytes())
                 _write_all(self._states, line)
-        except JournalFull:
+        except DiskFull:
             self._cut()
             raise
         self.num_rows += len(rows)

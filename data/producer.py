@@ -1,11 +1,11 @@
-"""The process that fills the journal: python -m data.producer, started and spoken to by data/producer_process.py.
+"""The process that fills the journal: python -m data.producer, started and spoken to by data/producer_client.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
 "weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every other line is an object
 with what has changed of the last four. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
 1. Opens every source side by side and writes nothing.                                            -> source ..., opened
-2. On "go": a new stream is prepared (data/preparation.py), an existing one is checked against the preset and cut to
+2. On "go": a new stream is prepared (data/prepare.py), an existing one is checked against the preset and cut to
    its last append.                                                                                            -> ready
 3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond what was consumed or is waited for.
 
@@ -30,15 +30,15 @@ from typing import IO, Any
 from configs import schema
 from configs.schema import Preset, UserError, parse_preset
 from data import tokenizer as bpe
-from data.documents import Retryable, Source, SourceError, in_words
-from data.feeds import FIRST_WAIT, Feed, Progress, Status, pause, watch
+from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
-from data.preparation import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
-from data.sources import open_source
+from data.prepare import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
+from data.sources.base import Retryable, Source, SourceError, in_words
+from data.sources.opening import open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this

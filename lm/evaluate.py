@@ -13,36 +13,19 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.heldout import SourceRows
 from lm.loss import IGNORE, linear_cross_entropy, padded
 
 LN2 = math.log(2)
 
 Look = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; rows that only fill it up have nothing valid."""
-
-
-class SourceRows(Protocol):
-    """One source's held-out text, as data/heldout.py has it."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def rows(self) -> np.ndarray:
-        """(n, T + 1) token ids; the target at [i, t] is rows[i, t + 1]."""
-
-    @property
-    def valid(self) -> np.ndarray:
-        """(n, T) bool: targets that count."""
-
-    @property
-    def answer(self) -> np.ndarray:
-        """(n, T) bool: targets that belong to the answer of a question."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from configs.schema import UserError
 from lm.cuda_graph import Graph, NotRecordable, Recorded
-from lm.distributed import World
 from lm.loss import further_targets, padded
+from lm.runtime.distributed import World
 
 MAX_SKIPPED_IN_A_ROW = 5
 # No sound step has such a loss (nats a token) or gradient norm of the trunk: on text they stay below 12 and 4, and a batch of

@@ -35,13 +35,18 @@ def write_text(folder: Path) -> Path:
 def train(folder: Path, text: Path, launcher: tuple[str, ...]) -> dict:
     """The checkpoint at the end of a run that was interrupted in its middle."""
     program = Program(folder, text)
-    program.add(auxiliary=ALL_HEADS | ADAPTIVE, data={"mix_strategy": "weighted", "source_weights": [1.0, 3.0]})
+    program.add(
+        model={"seq_length": 64},
+        auxiliary=ALL_HEADS | ADAPTIVE,
+        data={"mix_strategy": "weighted", "source_weights": [1.0, 3.0]},
+    )
     try:
         process = program.start(launcher=launcher)
         program.wait_for(BUDGET // 2, process)
         process.send_signal(signal.SIGINT)
-        ended(process)
-        assert 0 < program.state()["tokens_seen"] < BUDGET, "it was meant to be interrupted"
+        interrupted = ended(process)
+        assert (program.checkpoints / "lm_current.pth").exists(), interrupted.err
+        assert program.state()["tokens_seen"] < BUDGET, "it was meant to be interrupted"
         result = program.run(launcher=launcher)
         assert result.code == 0, result.err
         return program.state()

@@ -26,14 +26,18 @@ class Mutation(NamedTuple):
     tests: str
 
 
-GENERATE = "tests/lm/test_generate.py"
-CHECKPOINT, STREAM, STEP = "tests/lm/test_checkpoint.py", "tests/data/test_stream.py", "tests/lm/test_train_step.py"
+GENERATE = "tests/lm/inference/test_generate.py"
+CHECKPOINT, STREAM, STEP = (
+    "tests/lm/checkpoint/test_checkpoint.py",
+    "tests/data/test_stream.py",
+    "tests/lm/test_train_step.py",
+)
 MUTATIONS = {
     "further tokens never fade": Mutation(
         "lm/train_step.py", "*self.multi_token_weights(progress)]", "*self.multi_token_weights(0.0)]", STEP
     ),
     "no run lets further tokens fade": Mutation(
-        "learner.py", "weight * fading(progress)", "weight * fading(0.0)", "tests/test_learner.py"
+        "lm/learner.py", "weight * fading(progress)", "weight * fading(0.0)", "tests/lm/test_learner.py"
     ),
     "the policy teaches the transition as much as dynamics": Mutation(
         "aux_heads/policy.py", "GRADIENT_SCALE = 0.1", "GRADIENT_SCALE = 1.0", "tests/aux_heads/test_heads.py"
@@ -53,42 +57,42 @@ MUTATIONS = {
         "CPU_ACTIVATION_BUDGET = 1.0",
         "tests/aux_heads/test_joint.py",
     ),
-    "no fsync": Mutation("lm/checkpoint_file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
+    "no fsync": Mutation("lm/checkpoint/file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
     "names swapped": Mutation(
-        "lm/checkpoint.py",
+        "lm/checkpoint/store.py",
         "return [(previous, previous_2), (current, previous)] if older",
         "return [(current, previous), (previous, previous_2)] if older",
         CHECKPOINT,
     ),
     "a moment without a checkpoint": Mutation(
-        "lm/checkpoint.py",
+        "lm/checkpoint/store.py",
         "        os.replace(temporary, folder / CURRENT)",
         "        (folder / CURRENT).unlink(missing_ok=True)\n        os.replace(temporary, folder / CURRENT)",
         CHECKPOINT,
     ),
     "the digest is not looked at": Mutation(
-        "lm/checkpoint_file.py",
+        "lm/checkpoint/file.py",
         "if not is_whole(path):\n            raise Damaged",
         "if False:\n            raise Damaged",
         CHECKPOINT,
     ),
     "weights that are not numbers are saved": Mutation(
-        "lm/checkpoint_file.py", "if where := _not_finite(self._contents):", "if where := None:", CHECKPOINT
+        "lm/checkpoint/file.py", "if where := _not_finite(self._contents):", "if where := None:", CHECKPOINT
     ),
     "a snapshot that training changes": Mutation(
-        "lm/checkpoint_file.py",
+        "lm/checkpoint/file.py",
         "copy.copy_(value.detach(), non_blocking=True)",
         "value.detach()",
-        "tests/lm/test_saver.py",
+        "tests/lm/checkpoint/test_saver.py",
     ),
     "failed saves are not counted": Mutation(
-        "lm/saver.py",
+        "lm/checkpoint/saver.py",
         "            self._failures.append(error.with_traceback(None))",
         "            pass",
-        "tests/test_saving.py tests/test_run.py",
+        "tests/test_saving.py tests/lm/train/test_trainer.py",
     ),
     "two runs in one folder": Mutation(
-        "lm/files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT
+        "lm/runtime/files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT
     ),
     "the loss divided by micro-batches": Mutation(
         "lm/train_step.py",
@@ -100,7 +104,7 @@ MUTATIONS = {
         "lm/train_step.py",
         "[self.world.size / plan.num_tokens,",
         "[1 / plan.num_tokens,",
-        "tests/lm/test_distributed.py",
+        "tests/lm/runtime/test_distributed.py",
     ),
     "a bad gradient is stepped on": Mutation("lm/train_step.py", "elif sound:\n", "else:\n", STEP),
     "a rank steps on what another skips": Mutation(
@@ -127,9 +131,14 @@ MUTATIONS = {
     "recording a step takes steps": Mutation(
         "lm/train_step.py", "math.nan, dtype=torch.float64", "0.0, dtype=torch.float64", "tests/lm/test_gpu.py"
     ),
-    "a save right after a skip": Mutation("periodic.py", " and run.is_sound()", "", "tests/test_skipped_steps.py"),
+    "a save right after a skip": Mutation(
+        "lm/train/events.py", " and run.is_sound()", "", "tests/test_skipped_steps.py"
+    ),
     "skipped steps are not counted": Mutation(
-        "run.py", "self.skipped_steps += self.result.skipped", "self.skipped_steps += 0", "tests/test_skipped_steps.py"
+        "lm/train/trainer.py",
+        "self.skipped_steps += self.result.skipped",
+        "self.skipped_steps += 0",
+        "tests/test_skipped_steps.py",
     ),
     "a step is skipped for ever": Mutation(
         "lm/train_step.py",
@@ -138,13 +147,16 @@ MUTATIONS = {
         "tests/test_skipped_steps.py",
     ),
     "a move of the mixture written twice": Mutation(
-        "lm/records.py", "if tokens_seen > self.adapted:", "if True:", "tests/test_run.py"
+        "lm/report/records.py", "if tokens_seen > self.adapted:", "if True:", "tests/lm/train/test_trainer.py"
     ),
     "a silent rank is waited for": Mutation(
-        "lm/watch.py", "            except RuntimeError:\n", "            except KeyError:\n", "tests/test_torchrun.py"
+        "lm/runtime/watch.py",
+        "            except RuntimeError:\n",
+        "            except KeyError:\n",
+        "tests/test_torchrun.py",
     ),
     "the final evaluation written twice": Mutation(
-        "lm/records.py",
+        "lm/report/records.py",
         'if (line["tokens"], evaluation.tokens) <= self.evaluated:',
         "if False:",
         "tests/test_program.py",
@@ -159,19 +171,19 @@ MUTATIONS = {
         STEP,
     ),
     "moments are not restored": Mutation(
-        "learner.py", '{"state": saved["state"], ', '{"state": {}, ', "tests/test_kills.py"
+        "lm/learner.py", '{"state": saved["state"], ', '{"state": {}, ', "tests/test_kills.py"
     ),
     "weights under the names that DDP gives": Mutation(
-        "learner.py",
+        "lm/learner.py",
         '"model": self.trunk.state_dict()',
         '"model": self.train_step.model.state_dict()',
         "tests/test_resume.py",
     ),
     "new weights hold from now on": Mutation(
-        "periodic.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
+        "lm/train/events.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
-        "lm/metrics.py", ' if record["tokens"] <= tokens_seen]', "]", "tests/test_kills.py"
+        "lm/report/metrics.py", ' if record["tokens"] <= tokens_seen]', "]", "tests/test_kills.py"
     ),
     "rows in the journal's order": Mutation(
         "data/order.py", 'return np.argsort(bits, kind="stable")', "return np.arange(length)", STREAM
@@ -192,7 +204,7 @@ MUTATIONS = {
         "tests/data/test_mixing.py",
     ),
     "held-out text is trained on": Mutation(
-        "data/preparation.py", 'return "held out" if text_hash(text) in held_out else None', "return None", STREAM
+        "data/prepare.py", 'return "held out" if text_hash(text) in held_out else None', "return None", STREAM
     ),
     "text becomes a special token": Mutation(
         "data/tokenizer.py", "tokenizer.encode_special_tokens = True", "pass", "tests/data/test_tokenizer.py"
@@ -204,27 +216,40 @@ MUTATIONS = {
         "tests/data/test_packing.py",
     ),
     "a place in a block forgotten": Mutation(
-        "data/feeds.py", "yield entries[min(given, len(texts)) :]", "yield entries", "tests/data/test_feeds.py"
+        "data/feed.py", "yield entries[min(given, len(texts)) :]", "yield entries", "tests/data/test_feed.py"
     ),
     "a torn append is kept": Mutation(
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
     ),
     "whatever the Hub answers is data": Mutation(
-        "data/hub_client.py",
+        "data/sources/hub_client.py",
         "if not (problem := problem_with(",
         "if True or (problem := problem_with(",
-        "tests/data/test_hub_faults.py",
+        "tests/data/sources/test_hub_faults.py",
     ),
     "repeats are not blocked": Mutation(
-        "lm/generate.py", "            text.append(new[-1])\n", "            text.tokens.append(new[-1])\n", GENERATE
+        "lm/inference/generate.py",
+        "            text.append(new[-1])\n",
+        "            text.tokens.append(new[-1])\n",
+        GENERATE,
     ),
     "a nucleus without its last token": Mutation(
-        "lm/sampling.py", "probabilities_V >= last", "probabilities_V > last", "tests/lm/test_sampling.py"
+        "lm/inference/sampling.py",
+        "probabilities_V >= last",
+        "probabilities_V > last",
+        "tests/lm/inference/test_sampling.py",
     ),
-    "every draft is kept": Mutation("lm/sampling.py", "* q_N[token] < p_V[token]", "* 0 < p_V[token]", GENERATE),
-    "a draft is replaced by any token": Mutation("lm/sampling.py", "        rest_V[: len(q_N)] -= q_N\n", "", GENERATE),
+    "every draft is kept": Mutation(
+        "lm/inference/sampling.py", "* q_N[token] < p_V[token]", "* 0 < p_V[token]", GENERATE
+    ),
+    "a draft is replaced by any token": Mutation(
+        "lm/inference/sampling.py", "        rest_V[: len(q_N)] -= q_N\n", "", GENERATE
+    ),
     "drafts see the trunk's mask one position late": Mutation(
-        "lm/decoder.py", "triu_(self.length + 1)", "triu_(self.length + 2)", "tests/lm/test_decoder.py " + GENERATE
+        "lm/inference/decoder.py",
+        "triu_(self.length + 1)",
+        "triu_(self.length + 2)",
+        "tests/lm/inference/test_decoder.py " + GENERATE,
     ),
     "eight bits for every width": Mutation(
         "aux_heads/drafter.py", "num_inputs % WHOLE_INPUTS or ", "", "tests/aux_heads/test_drafter.py"
@@ -233,12 +258,12 @@ MUTATIONS = {
         "aux_heads/drafter.py", "ASKED_EVERY = 16", "ASKED_EVERY = 10**9", "tests/aux_heads/test_drafter.py"
     ),
     "nothing is given back": Mutation(
-        "data/memory.py", "ctypes.CDLL(None).malloc_trim(0)", "pass", "tests/lm/test_machine.py"
+        "data/memory.py", "ctypes.CDLL(None).malloc_trim(0)", "pass", "tests/lm/runtime/test_machine.py"
     ),
     "drafts are not forgotten": Mutation(
-        "lm/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE
+        "lm/inference/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE
     ),
-    "drafts stay in the text": Mutation("lm/generate.py", "        text.rollback(length)\n", "", GENERATE),
+    "drafts stay in the text": Mutation("lm/inference/generate.py", "        text.rollback(length)\n", "", GENERATE),
 }
 
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import torch
 
-from lm.metrics import read_metrics
-from lm.samples import read_samples
-from stop import processes
+from lm.report.metrics import read_metrics
+from lm.report.samples import read_samples
+from lm.runtime.signals import processes
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -18,10 +18,10 @@ TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/MODEL_INSTRUCTIONS.md")
 }
-ROOMS = sorted({path.parent.name for path in ROOT.glob("*/*.py")} - {".venv", "venv"})
+ROOMS = sorted({path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py")} - {".venv", "venv"})
 PROGRAM = [
     *ROOT.glob("*.py"),
-    *(path for room in {*ROOMS} - {"tests", "benchmarks"} for path in (ROOT / room).glob("*.py")),
+    *(path for room in {*ROOMS} - {"tests", "benchmarks"} for path in (ROOT / room).rglob("*.py")),
 ]
 NO_FILES = {
     "samples.md",
@@ -30,7 +30,7 @@ NO_FILES = {
     "checkpoints/samples.md",
     "configs/NN_*.json",
 }  # a run writes them; a pattern
-FOR_THE_USER = {"UserError", "PresetError", "SourceError", "CheckpointError", "JournalFull"}
+FOR_THE_USER = {"UserError", "PresetError", "SourceError", "CheckpointError", "DiskFull"}
 
 
 @cache
@@ -90,7 +90,7 @@ def test_files_that_a_document_names_exist(name):
     rooms = "|".join([*ROOMS, "docs", ".github", ".ci"])
     paths = set(re.findall(rf"(?<![\w/.~-])((?:{rooms})/[\w./*-]*[\w*])", text))
     paths |= {path for path in quoted(text) if re.fullmatch(r"[\w/.]+\.(py|toml|md)|\d\d_\w+\.json", path)}
-    missing = [path for path in paths if not list(ROOT.glob(path)) and not list(ROOT.glob(f"*/{path}"))]
+    missing = [path for path in paths if not list(ROOT.glob(path)) and not list(ROOT.rglob(path))]
     assert sorted(set(missing) - NO_FILES) == []
 
 
@@ -111,7 +111,9 @@ def test_preset_keys_that_a_document_names_exist(name):
         if hasattr(field.annotation, "model_fields")
     }
     keys = [
-        key.partition(".")[::2] for key in quoted(TEXTS[name]) if re.fullmatch(rf"({'|'.join(sections)})\.\w+", key)
+        key.partition(".")[::2]
+        for key in quoted(TEXTS[name])
+        if re.fullmatch(rf"({'|'.join(sections)})\.(?!py$)\w+", key)
     ]
     assert [f"{section}.{key}" for section, key in keys if key not in sections[section]] == []
 
@@ -148,7 +150,7 @@ def test_every_message_to_the_user_is_in_the_readme():
         for path in PROGRAM
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in FOR_THE_USER and node.args
-        if (text := literal(node.args[0])) and text != "source …: …"  # the words of data/hub.py: advice_for
+        if (text := literal(node.args[0])) and text != "source …: …"  # the words of data/sources/hub.py: advice_for
     ]
     assert len(raised) > 35
     assert [text for text in raised if not any(message in text for message in MESSAGES)] == []

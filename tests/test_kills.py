@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from data.journal import run_ahead_rows
-from lm.checkpoint import ALIAS, CURRENT, PREVIOUS, PREVIOUS_2
-from lm.files import same_file
-from lm.metrics import read_metrics
+from lm.checkpoint.store import ALIAS, CURRENT, PREVIOUS, PREVIOUS_2
+from lm.report.metrics import read_metrics
+from lm.runtime.files import same_file
 from tests.program import (
     ADAPTIVE,
     ALL_HEADS,

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from benchmarks.plan import Candidate, plan, promise
 from configs.schema import ModelConfig
-from lm.decoder import Decoder
-from lm.generate import generate
+from lm.inference.decoder import Decoder
+from lm.inference.generate import generate
 from lm.model import Transformer
 from tests.lm.random_model import random_model
 

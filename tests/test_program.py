@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoint import inspect
-from lm.metrics import read_metrics
-from tests.lm.test_tensorboard import curves
+from lm.checkpoint.store import inspect
+from lm.report.metrics import read_metrics
+from tests.lm.report.test_tensorboard import curves
 from tests.program import BUDGET, Program, check_logs, ended, torchrun, write_text
 
 pytestmark = pytest.mark.slow
@@ -113,7 +113,7 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert result.code == 0, result.err
     (aside,) = (program.checkpoints / "archive").iterdir()
     assert f"is put aside in checkpoints/archive/{aside.name}." in result.out
-    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("tiny", seen)
+    assert (inspect(aside).name, inspect(aside).tokens_seen) == ("tiny", seen)
     assert inspect(program.checkpoints)["name"] == "other"
 
     preset_file = next((program.checkpoints.parent / "configs").glob("00_*.json"))
@@ -128,7 +128,7 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     assert inspect(program.checkpoints)["name"] == "tiny"
     assert program.state()["tokens_seen"] == budget
     (aside,) = (program.checkpoints / "archive").iterdir()
-    assert (inspect(aside)["name"], inspect(aside)["tokens_seen"]) == ("other", budget)
+    assert (inspect(aside).name, inspect(aside).tokens_seen) == ("other", budget)
     for run in (program.checkpoints, aside):
         steps = [
             (line["tokens"], pytest.approx(line["loss"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.metrics import read_metrics
+from lm.report.metrics import read_metrics
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of, write_text
 
 pytestmark = pytest.mark.slow

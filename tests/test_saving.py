@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoint import load
+from lm.checkpoint.store import load
 from tests.program import BUDGET, Program, ended, fingerprint, producer_of, write_text
 
 pytestmark = pytest.mark.slow

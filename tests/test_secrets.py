@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.source_specs import HFSource
-from data.documents import SourceError
-from data.hub_client import BAD_TOKEN
-from data.probe import probe
-from data.sources import open_source
+from configs.sources import HFSource
+from data.sources.base import SourceError
+from data.sources.hub_client import BAD_TOKEN
+from data.sources.opening import open_source
+from data.sources.probe import probe
 from tests.hub import parquet
 from tests.program import Ended, Program, write_text
 

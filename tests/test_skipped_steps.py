@@ -14,8 +14,8 @@ import torch
 import main
 from aux_heads.joint import JointModel
 from configs.schema import Preset, UserError, parse_preset
-from lm.metrics import read_metrics
-from lm.saver import Saver
+from lm.checkpoint.saver import Saver
+from lm.report.metrics import read_metrics
 from lm.train_step import TrainStep
 from tests.program import BUDGET, preset_json, write_text
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoint import inspect
+from lm.checkpoint.store import inspect
 from tests.program import Ended, Program, write_text
 
 pytestmark = pytest.mark.slow

@@ -36,7 +36,7 @@ from tests.program import (
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 BUDGET = 40_009  # room for all that is done to one run
-STALL_SECONDS, HEAD_START = 6, 5  # for the first in place of two minutes; the second as it is in lm/watch.py
+STALL_SECONDS, HEAD_START = 6, 5  # for the first in place of two minutes; the second as it is in lm/runtime/watch.py
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc"),
@@ -194,7 +194,7 @@ def test_ctrl_c_at_the_menu_ends_all_at_once(make):
 
 def test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not(whole, make):
     program = make("program")
-    program.change("lm/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
+    program.change("lm/runtime/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
     for rank in (1, 0):
         process = program.start(launcher=torchrun(2))
         program.wait_for(program.tokens_in_metrics() + 3_000, process)
@@ -237,7 +237,7 @@ def report_of_this_rank(preset: Path, folder: Path, stop_at: int) -> None:
     """One run in this process, asked to stop at `stop_at` tokens; what it then knows is left beside the preset."""
     import main
     from configs.schema import load_preset
-    from run import Run
+    from lm.train.trainer import Run
 
     runs: list[Run] = []
     train_on = Run.train_on

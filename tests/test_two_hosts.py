@@ -113,7 +113,7 @@ def hosts(_namespaces, tmp_path):
     programs = [Program(tmp_path / name, text, token_budget=BUDGET) for name in ("first", "second")]
     programs[0].add()
     for program in programs:
-        program.change("lm/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
+        program.change("lm/runtime/watch.py", "timedelta(minutes=2)", f"timedelta(seconds={STALL_SECONDS})")
     return programs
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from aux_heads.base import UNROLL_STEPS
 from aux_heads.drafter import ASKED_EVERY, NUM_TOKENS, HeadDrafter
-from aux_heads.inputs import UNROLL_STEPS
 from aux_heads.joint import build_heads
 from configs.schema import AuxiliaryConfig, ModelConfig
-from lm.decoder import Decoder
-from lm.generate import Drafting, generate
+from lm.inference.decoder import Decoder
+from lm.inference.generate import Drafting, generate
 from tests.lm.random_model import random_model
 
 WIDTH, VOCAB = 32, NUM_TOKENS + 8

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from small_trunk import (
+
+import aux_heads.policy
+from aux_heads.base import HeadInput
+from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
+from tests.aux_heads.small_trunk import (
     ALL_HEADS,
     HIDDEN_SIZE,
     NUM_ROWS,
@@ -13,10 +17,6 @@ from small_trunk import (
     run,
     text_batches,
 )
-
-import aux_heads.policy
-from aux_heads.inputs import HeadInput
-from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
 
 
 def head_input(tokens_BT1, drawn=None, seed=0, **changes) -> HeadInput:

@@ -4,12 +4,21 @@ import copy
 
 import pytest
 import torch
-from small_trunk import ALL_HEADS, HIDDEN_SIZE, SEQ_LENGTH, generator, joint_model, let_it_copy, run, text_batches
 
 from aux_heads.joint import JointModel, build_heads
 from configs.schema import AuxiliaryConfig, ModelConfig, UserError
-from lm.machine import compile_choice
 from lm.model import Transformer
+from lm.runtime.machine import compile_choice
+from tests.aux_heads.small_trunk import (
+    ALL_HEADS,
+    HIDDEN_SIZE,
+    SEQ_LENGTH,
+    generator,
+    joint_model,
+    let_it_copy,
+    run,
+    text_batches,
+)
 
 
 @pytest.fixture(autouse=True)

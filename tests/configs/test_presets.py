@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from choose import presets_in
 from configs.catalog import FIELD_ALIASES, NAMED_SOURCES
-from configs.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from configs.schema import KINDS, Preset, load_preset, parse_preset, schema_text
-from lm import estimate
-from lm.machine import Machine
+from lm.cli.choose import presets_in
+from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
+from lm.runtime import estimate
+from lm.runtime.machine import Machine
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = preset_paths(CONFIGS)

@@ -112,7 +112,10 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"data": {"sources": ["wikipedia"] * 201}}, "at most 200 items"),
         ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of the 2"),
         ({"data": {"sources": ["wikipedia"], "source_weights": [0]}}, "data.source_weights[0] = 0"),
-        ({"data": {"sources": [{"path": "x"}]}}, 'data.sources[0] = {"path": "x"}\n    allowed: a named source'),
+        (
+            {"data": {"sources": [{"path": "x"}]}},
+            'data.sources[0] = {"path": "x"}\n    allowed: a named source',
+        ),
         ({"data": {"sources": [{"type": "pdg", "path": "x"}]}}, 'data.sources[0].type = "pdg": unknown kind'),
         ({"data": {"sources": [{"type": "text", "path": "x", "glob": "../*"}]}}, "data.sources[0].glob"),
         ({"data": {"sources": [], "custom_sources": [{"type": "pdf"}]}}, "data.custom_sources[0].path is missing"),
@@ -191,7 +194,10 @@ def test_text_comes_from_one_column_or_from_a_format():
     ("text", "expected"),
     [
         ('{"name": "a", "name": "b"}', "p.json: name is given more than once"),
-        ('{"data": {"sources": [{"type": "pdf", "type": "pdf"}]}}', "data.sources[0].type is given more than once"),
+        (
+            '{"data": {"sources": [{"type": "pdf", "type": "pdf"}]}}',
+            "data.sources[0].type is given more than once",
+        ),
         ('{"train": {"weight_decay": NaN}}', "train.weight_decay = NaN\n    numbers must be finite"),
         ('{"train": {"weight_decay": 1e999}}', "train.weight_decay = Infinity\n    numbers must be finite"),
         ('{"train": {"seed": ' + "9" * 5000 + "}}", "not JSON"),

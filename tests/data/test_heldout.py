@@ -3,10 +3,10 @@ import pytest
 
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.documents import Document
 from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
-from data.preparation import first_of_two
-from data.sources import open_source
+from data.prepare import first_of_two
+from data.sources.base import Document
+from data.sources.opening import open_source
 
 T = 16
 QUESTIONS = [(f"Q: What is {n} and {n}?\nA: ", f"It is {2 * n}, naïvely.") for n in range(40)]

@@ -11,7 +11,7 @@ import pytest
 from data.journal import (
     ROWS,
     STATES,
-    JournalFull,
+    DiskFull,
     JournalReader,
     JournalWriter,
     begin,
@@ -113,14 +113,15 @@ def test_the_state_that_goes_with_a_row_is_that_of_the_append_that_brought_it(th
 FULL = """
 import resource, sys
 from pathlib import Path
-from data.journal import JournalFull, JournalWriter
+from data.files import DiskFull
+from data.journal import JournalWriter
 from tests.data.test_journal import DTYPE, some_rows
 writer = JournalWriter(Path(sys.argv[1]), DTYPE)
 writer.append(some_rows(0, 20), {"after": 20})
 resource.setrlimit(resource.RLIMIT_FSIZE, (30 * DTYPE.itemsize, resource.RLIM_INFINITY))
 try:
     writer.append(some_rows(20, 20), {"after": 40})
-except JournalFull as error:
+except DiskFull as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 writer.append(some_rows(20, 1), {"after": 21})
@@ -143,7 +144,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(JournalFull):
+        with pytest.raises(DiskFull):
             write_atomically(path, b"new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,5 +1,7 @@
 """The order of rows: every row once, windows as wide as stated, a function of seed and window alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ def test_every_row_is_read_once_from_its_own_window(num_rows, run_ahead, seed, s
     order = RowOrder(edges, seed)
     steps = [order.journal_rows(first, min(step, num_rows - first), num_rows) for first in range(0, num_rows, step)]
     rows = np.concatenate(steps)
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         assert sorted(rows[start:end]) == list(range(start, end))
         assert order.window(start) == order.window(end - 1) == (start, end)
 

@@ -17,13 +17,13 @@ import pytest
 
 from configs.schema import UserError, parse_preset
 from data import tokenizer as bpe
-from data.batches import Stream, StreamEnded
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
-from data.preparation import FORMAT
-from data.producer_process import ProducerDied, Stopped
-from tests.data.test_pdf import make_pdf
+from data.prepare import FORMAT
+from data.producer_client import ProducerDied, Stopped
+from data.stream import Stream, StreamEnded
+from tests.data.sources.test_pdf import make_pdf
 from tests.hub import parquet
 
 ROOT = Path(__file__).parents[2]
@@ -309,7 +309,7 @@ ORPHAN = """
 import os, signal, sys
 from pathlib import Path
 from configs.schema import parse_preset
-from data.batches import Stream
+from data.stream import Stream
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), 10**5)
 stream.begin()
 stream.rows(0, 10**5 // 64)  # all there is: from now on the producer has nothing to say
@@ -404,8 +404,8 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from configs.schema import parse_preset
-from data.batches import Stream, StreamEnded
-from data.documents import in_words
+from data.stream import Stream, StreamEnded
+from data.sources.base import in_words
 
 budget = 25_000_000  # enough for the tokenizer to be trained on as much text as it ever is
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)

@@ -4,10 +4,10 @@ import torch
 
 from aux_heads.joint import JointModel, build_heads
 from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig
-from lm.distributed import World
 from lm.loss import linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import build_optimizers
+from lm.runtime.distributed import World
 from lm.train_step import TrainStep
 
 VOCAB, SEQ_LENGTH, NUM_ROWS = 60, 64, 8

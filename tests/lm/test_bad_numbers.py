@@ -11,13 +11,13 @@ import random
 import numpy as np
 import pytest
 import torch
-import two_ranks
-from small_step import ALL_HEADS, SEQ_LENGTH, VOCAB, make_step
 
 from configs.schema import UserError
-from lm.distributed import World
 from lm.loss import linear_cross_entropy
+from lm.runtime.distributed import World
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan
+from tests.lm import two_ranks
+from tests.lm.small_step import ALL_HEADS, SEQ_LENGTH, VOCAB, make_step
 
 NUM_STEPS, NUM_BAD = 120, 20
 KINDS = ("NaN loss", "infinite gradient", "outlier of 1e9")

@@ -10,18 +10,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
-from test_checkpoint import make_state
 
 from configs.schema import ModelConfig
-from lm.checkpoint_file import Snapshot
+from lm.checkpoint.file import Snapshot
 from lm.cuda_graph import WARM_UPS, NotRecordable
-from lm.decoder import Decoder
-from lm.distributed import World
+from lm.inference.decoder import Decoder
 from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
 from lm.optim import set_learning_rate
+from lm.runtime.distributed import World
 from lm.train_step import StepPlan
+from tests.lm.checkpoint.test_checkpoint import make_state
 from tests.lm.random_model import random_model, random_norms
+from tests.lm.small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -145,7 +145,7 @@ def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(
 
     plain = states(recorded=False)
     torch.testing.assert_close(states(recorded=True), plain, atol=1e-4, rtol=1e-4)
-    monkeypatch.setattr("lm.decoder.Graph", refuse)
+    monkeypatch.setattr("lm.inference.decoder.Graph", refuse)
     assert torch.equal(states(recorded=True), plain)
 
 

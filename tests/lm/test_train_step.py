@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_step import ALL_HEADS, ALONE, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
 from configs.schema import UserError
 from lm.loss import IGNORE, linear_cross_entropy
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan, TrainStep, micro_batches, plan_step, rows_of_rank
+from tests.lm.small_step import ALL_HEADS, ALONE, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
 CPU = torch.device("cpu")
 

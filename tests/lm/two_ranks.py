@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lm.distributed import World
+from lm.runtime.distributed import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def run(script: str, folder: Path) -> list[Any]:
     """What each rank's `leave` has left, in the order of their ranks."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    path = str(ROOT)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen([*torchrun, script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,0 +1,234 @@
+"""The kinds of source a preset may hold, and how a source gets its label.
+
+A source object says where text is; nothing here opens it (data/sources/opening.py does) or imports torch.
+"""
+
+import os
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from configs.catalog import NAMED_SOURCES
+from configs.text import clip
+
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of files on this disk, as the datasets library names them
+LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters; messages hold them
+MOST_FIELDS = 64
+MOST_PUT_IN = 100  # columns in one document: each cell may be long
+
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+class SourceSpec(Section):
+    """What every kind of source can say."""
+
+    label: str = Field(
+        default="",
+        max_length=LONGEST_LABEL,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*$",
+        description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
+    )
+    max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
+    repeat: Count | None = Field(
+        default=None, description="Epochs before the source counts as used up; default: no limit."
+    )
+
+
+class HFSource(SourceSpec):
+    """A dataset on the Hugging Face Hub, streamed. A document is one column, or several put into a format."""
+
+    type: Literal["hf"] = Field(description="A dataset on the Hugging Face Hub, or in its form on this disk.")
+    dataset: str = Field(
+        max_length=LONGEST_PATH,
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?|[/~.][^\x00-\x1f]*)$",
+        description="Dataset on the Hub, owner/name; a folder, beginning with /, ./ or ~/; or the format of data_files: "
+        "json, csv, parquet, text, arrow.",
+    )
+    config: Name | None = Field(default=None, description="Configuration (subset) of the dataset.")
+    split: Name = Field(default="train", description="Split of the dataset.")
+    text_field: Name | None = Field(
+        default=None, description='Column holding the text; default "text" when there are no fields.'
+    )
+    fields: list[Name] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_FIELDS,
+        description="Columns used by format, in order; the last is the answer.",
+    )
+    format: str | None = Field(
+        default=None,
+        max_length=10_000,
+        validate_default=True,
+        description='Document made of fields, such as "Q: {question}\\nA: {answer}".',
+    )
+    data_dir: FilePath | None = Field(default=None, description="Folder of the repository to read.")
+    data_files: FilePath | Annotated[list[FilePath], Field(max_length=1000)] | None = Field(
+        default=None, description="Files of the repository, as paths or globs."
+    )
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_alone(cls, fields: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if fields and info.data.get("text_field"):
+            raise ValueError("give either text_field, or fields with format, not both")
+        if fields and len(set(fields)) < len(fields):
+            raise ValueError("every column once")
+        return fields
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_plain(cls, form: str | None, info: ValidationInfo) -> str | None:
+        if "fields" not in info.data:
+            return form
+        fields = info.data["fields"]
+        if form is None and fields is None:
+            return form
+        if form is None:
+            raise ValueError(f'fields need a format, such as "{" ".join(f"{{{field}}}" for field in fields)}"')
+        if fields is None:
+            raise ValueError('format needs fields: the list of columns it uses, such as ["question", "answer"]')
+        _check_format(form, fields)
+        return form
+
+    @field_validator("data_files")
+    @classmethod
+    def _some_files(cls, files: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if not files and info.data.get("dataset") in LOCAL_FORMATS and not info.data.get("data_dir"):
+            raise ValueError("a format in dataset needs the files to read: a path, a glob, or a list of them")
+        return files
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_by_default(cls, given: Any) -> Any:
+        alternatives = ("text_field", "fields", "format")
+        if isinstance(given, dict) and all(given.get(key) is None for key in alternatives):
+            return {**given, "text_field": "text"}
+        return given
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the dataset lies on this disk, if it is given as a folder."""
+        # Not Path.expanduser: it raises where there is no such user.
+        return Path(os.path.expanduser(self.dataset)) if self.dataset.startswith(("/", "~", ".")) else None
+
+    @property
+    def is_local(self) -> bool:
+        return self.dataset in LOCAL_FORMATS or self.folder is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.folder.name if self.folder else self.dataset, f"{self.dataset}/{self.config}"
+
+
+class PDFSource(SourceSpec):
+    """PDF files of one's own; text is taken out page by page."""
+
+    type: Literal["pdf"] = Field(description="PDF files.")
+    path: FilePath = Field(description="A PDF, or a folder read with its subfolders; ~ and relative paths work.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (f"pdf:{Path(self.path).name or self.path}",)
+
+
+class TextSource(SourceSpec):
+    """Text files of one's own, one document a file."""
+
+    type: Literal["text"] = Field(description="Text files.")
+    path: FilePath = Field(description="A text file or a folder; ~ and relative paths work.")
+    glob: Name = Field(default="**/*.txt", description="Which files of the folder; ** is any depth.")
+
+    @field_validator("glob")
+    @classmethod
+    def _inside(cls, glob: str) -> str:
+        if glob.startswith(("/", "~")) or ".." in Path(glob).parts:
+            raise ValueError("a pattern inside path, such as **/*.md; name another folder in path")
+        return glob
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (f"text:{Path(self.path).name or self.path}",)
+
+
+class PythonSource(SourceSpec):
+    """The source files of the running interpreter and its installed packages: real text on every machine."""
+
+    type: Literal["python"] = Field(description="The running interpreter's standard library and installed packages.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("python",)
+
+
+Source = HFSource | PDFSource | TextSource | PythonSource
+KINDS: dict[str, type[Source]] = {"hf": HFSource, "pdf": PDFSource, "text": TextSource, "python": PythonSource}
+
+
+def _kind(given: Any) -> str | None:
+    if isinstance(given, str):
+        return "name"
+    kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+SourceEntry = Annotated[
+    Annotated[Literal[*NAMED_SOURCES], Tag("name")]  # type: ignore[valid-type]  # names from a table, for editors
+    | Annotated[HFSource, Tag("hf")]
+    | Annotated[PDFSource, Tag("pdf")]
+    | Annotated[TextSource, Tag("text")]
+    | Annotated[PythonSource, Tag("python")],
+    Discriminator(_kind),
+]
+
+
+def _check_format(form: str, fields: list[str]) -> None:
+    """Bare column names in braces, nothing else: str.format on a file's text could reach attributes or fill memory."""
+    try:
+        parts = list(string.Formatter().parse(form))
+    except ValueError as error:
+        raise ValueError(f"{error}; write {{{{ and }}}} for braces in the text") from None
+    used = [name for _, name, _, _ in parts if name is not None]
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in fields or spec or conversion):
+            written = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+            allowed = ", ".join(f"{{{field}}}" for field in fields)
+            raise ValueError(f"{written[:80]} is not a bare name from fields; allowed: {allowed}")
+    if not used:
+        raise ValueError("uses none of its fields, so that every document would be the same")
+    if len(used) > MOST_PUT_IN:
+        raise ValueError(f"puts in {len(used):,} columns; at most {MOST_PUT_IN}")
+
+
+def look_up(entry: Any) -> Source:
+    if not isinstance(entry, str):
+        return entry
+    spec = NAMED_SOURCES[entry].spec
+    return KINDS[spec["type"]].model_validate({"label": entry, **spec})
+
+
+def unique_labels(specs: list[Source]) -> list[str]:
+    """The shortest of each source's names that no other source wants; if all are wanted, numbered: name#2. Printable:
+    a name may come from a path."""
+    names_of = [[clip(name, LONGEST_LABEL) for name in ([spec.label] if spec.label else spec.names)] for spec in specs]
+    wanted = Counter(name for names in names_of for name in set(names))
+    labels: list[str] = []
+    for names in names_of:
+        label = next((name for name in names if wanted[name] == 1), names[0])
+        candidates = [label, *(f"{label}#{number}" for number in range(2, len(specs) + 2))]
+        labels.append(next(candidate for candidate in candidates if candidate not in labels))
+    return labels

@@ -1,0 +1,51 @@
+"""Writes that survive a crash: whole files put in place at once, new names forced to the disk, a full disk in words."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.schema import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(UserError):
+    """The disk has no room left. What was written before is intact."""
+
+
+@contextmanager
+def room_on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`path` holds either what it held before or all of `content`, also after a crash. Raises DiskFull."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with room_on_disk(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except DiskFull:
+        temporary.unlink(missing_ok=True)  # there may have been no room for its name
+        raise
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces new names in `folder` to the disk: without it a power cut may undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

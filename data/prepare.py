@@ -1,0 +1,192 @@
+"""Before the first row: held-out text is chosen, the tokenizer trained or loaded, and both are written down.
+
+    <checkpoints>/tokenizer.json        stream/heldout.npz        stream/stream.json (last: it says the rest is whole)
+
+Everything here is a function of the preset and the sources, so a start cut short is simply made again.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from configs.schema import Preset, UserError
+from configs.text import human_bytes
+from data import tokenizer as bpe
+from data.feed import FIRST_WAIT, Feed, Status, pause, watch
+from data.files import room_on_disk, write_atomically
+from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
+from data.journal import begin
+from data.mixing import Mixer, base_weights
+from data.packing import row_dtype
+from data.sources.base import Document, Retryable, Source
+
+FORMAT = 4  # change it with whatever changes a preset's rows or their order: a stream begun otherwise is not continued
+HELD_OUT = "heldout.npz"
+TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
+
+
+def tokenizer_path(stream_dir: Path) -> Path:
+    return stream_dir.parent / "tokenizer.json"
+
+
+def data_identity(preset: Preset) -> dict:
+    """What must be the same for a stream to be continued."""
+    return {
+        "format": FORMAT,
+        "seq_length": preset.model.seq_length,
+        "vocab_size": None if preset.data.tokenizer else preset.model.vocab_size,
+        "seed": preset.train.seed,
+        "data": preset.data.model_dump(mode="json"),
+    }
+
+
+def reason_to_skip(text: str, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
+    """Why a document is not trained on, or None."""
+    if not text.strip():
+        return "empty"
+    if len(text) < min_text_length:
+        return "too short"
+    return "held out" if text_hash(text) in held_out else None
+
+
+def prepare_stream(
+    preset: Preset, stream_dir: Path, sources: Sequence[Callable[[], Source]], token_budget: int, status: Status
+) -> None:
+    """Write everything a new stream needs. Raises UserError; waits while the network is down."""
+    data, specs = preset.data, preset.data.all_sources
+    with room_on_disk(stream_dir):
+        stream_dir.mkdir(parents=True, exist_ok=True)
+    status("choosing held-out text")
+    weights = base_weights(data.mix_strategy, data.weights)
+
+    def choose(i: int) -> dict[bytes, Document]:
+        share = preset.train.eval_tokens * weights[i] / sum(weights)
+        held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
+        head = _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
+        return collect(held_out, share, data.min_text_length) or first_of_two(head, data.min_text_length)
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        chosen = list(pool.map(choose, range(len(specs))))
+    hashes = frozenset(key for documents in chosen for key in documents)
+    if not hashes:
+        labels = ", ".join(spec.label for spec in specs)
+        raise UserError(f"{labels}: no document can be held out to measure the model with; at least two are needed")
+
+    if data.tokenizer:
+        tokenizer = bpe.load(data.tokenizer)
+    else:
+        skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
+        # The same mixture from the same beginning; nothing is encoded yet, so shares are counted in characters.
+        feeds = [
+            Feed(spec, source, list, skip, status, seed=preset.train.seed)
+            for spec, source in zip(specs, sources, strict=True)
+        ]
+        length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
+        head = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
+        tokenizer = bpe.train(head, preset.model.vocab_size)
+
+    status("tokenizing held-out text")
+    seq_length = preset.model.seq_length
+    packed = [
+        pack(spec.label, list(documents.values()), tokenizer, seq_length)
+        for spec, documents in zip(specs, chosen, strict=True)
+    ]
+    HeldOut(packed, hashes).save(stream_dir / HELD_OUT)
+    write_atomically(tokenizer_path(stream_dir), tokenizer.to_str(pretty=True).encode())
+    header = {
+        **data_identity(preset),
+        "tokenizer_sha256": bpe.fingerprint(tokenizer),
+        "token_type": row_dtype(seq_length, bpe.vocab_size(tokenizer))["tokens"].base.name,
+        "sources": [
+            {"label": spec.label, "pinned": source().pinned} for spec, source in zip(specs, sources, strict=True)
+        ],
+    }
+    begin(stream_dir, header)
+
+
+def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
+    """The documents that `read()` gives, begun again where the network broke off."""
+    documents: Iterator[Document] | None = None
+    given = 0
+    while True:
+        wait, document = FIRST_WAIT, None
+        with watch(label, status) as say:
+            while True:
+                try:
+                    documents = documents or islice(read(), given, None)
+                    document = next(documents, None)
+                    break
+                except Retryable as error:
+                    documents, wait = None, pause(label, error, wait, say)
+        if document is None:
+            return
+        given += 1
+        yield document
+
+
+def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, Document]:
+    """One document of a source so small that none in twenty came up; none if there is nothing else to train on."""
+    usable = collect(islice(head, 100), math.inf, min_text_length)
+    return dict(islice(usable.items(), int(len(usable) > 1)))
+
+
+def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
+    """Texts as the run will mix them; a source that ends is not read again. Says how far it is every quarter."""
+    length, said = 0, -1
+    while length < num_characters and not mixer.exhausted:
+        if (quarter := 4 * length // num_characters) > said:
+            said = quarter
+            status(f"reading text for the tokenizer: {length / 1e6:.0f} MB of at most {num_characters / 1e6:.0f}")
+        index = mixer.choose()
+        text = feeds[index].next_document()
+        if text is None:
+            mixer.drop(index)
+            continue
+        mixer.charge(index, len(text))
+        length += len(text)
+        yield text
+    status(f"training the tokenizer on {human_bytes(length)}")
+
+
+def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
+    """Raises UserError if the stream was made for something else than this preset."""
+    wanted = data_identity(preset)
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{stream_dir} was begun by another version of this program, which orders documents otherwise; finish the run "
+            "with that version, or start a new one: this one is put aside, not lost"
+        )
+    differing = [
+        f"  {key}: {header.get(key)!r} in the stream, {value!r} in the preset"
+        for key, value in wanted.items()
+        if header.get(key) != value and key != "data"
+    ]
+    had, wants = header.get("data") or {}, wanted["data"]
+    differing += [
+        f"  data.{key}: {had.get(key)!r} in the stream, {wants.get(key)!r} in the preset"
+        for key in sorted(had.keys() | wants.keys())
+        if had.get(key) != wants.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{stream_dir} was made for other data and cannot be continued with this preset:\n"
+            + "\n".join(differing)
+            + "\nresume with the preset it began with, or start a new run"
+        )
+
+
+def load_tokenizer(header: dict, stream_dir: Path) -> Tokenizer:
+    """The stream's tokenizer. Raises UserError if tokenizer.json is not the one the stream was made with."""
+    path = tokenizer_path(stream_dir)
+    tokenizer = bpe.load(path)
+    if bpe.fingerprint(tokenizer) != header["tokenizer_sha256"]:
+        raise UserError(
+            f"{path} is not the tokenizer that {stream_dir} was made with "
+            f"(sha256 {header['tokenizer_sha256'][:16]}...); put that one back, or start a new run"
+        )
+    return tokenizer

@@ -1,0 +1,202 @@
+"""The life of the data process: started, told what to do, heard, and started again when it dies.
+
+Lives on global rank 0 only. What is told and heard is in data/producer.py. An error that it reports, or that it cannot
+be kept alive, is raised only while something is waited for that is not there: rows that are committed can be read
+whatever happens to it.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+from configs.schema import UserError
+from data.sources.hub_client import without_secrets
+
+MOST_DEATHS = 3  # in a row without a new row between them
+SHORTEST_POLL, LONGEST_POLL = 0.002, 0.1  # seconds between two looks while waiting
+
+ROOT = Path(__file__).resolve().parent.parent
+PRODUCER_ENVIRONMENT = {
+    "PYTHONUTF8": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives back what a large row group took; Arrow's own pool keeps 200 MB of it
+}
+
+Found = TypeVar("Found")
+
+
+class ProducerDied(Exception):
+    """It was started MOST_DEATHS times and ended each time without a new row."""
+
+
+class Stopped(Exception):
+    """`should_stop` said so while waiting."""
+
+
+class SourceInfo(NamedTuple):
+    """A source as the start card shows it. `notices`: sentences to read once. `text_bytes`: of its text, if known."""
+
+    label: str
+    size: str
+    first_line: str
+    notices: list[str]
+    text_bytes: int | None = None
+
+
+class ProducerProcess:
+    """`python -m data.producer` at work on `request`, which `tell` keeps current for the one that is started next.
+
+    `sources` (by their numbers), `opened`, `ready`, `exhausted`: what the one at work has said. `status`: what it is
+    busy or in trouble with, or "". `epochs`: how often each source label has begun anew. `num_rows()`: rows committed
+    by now, to be set once there is a journal: one that dies after new rows has not died in vain.
+    """
+
+    def __init__(self, request: dict[str, Any]):
+        self.status = ""
+        self.epochs: dict[str, int] = {}
+        self.num_rows: Callable[[], int] = lambda: 0
+        self._request = request
+        self._deaths, self._rows_at_death = 0, -1
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _start(self) -> None:
+        self.sources: dict[int, SourceInfo] = {}
+        self.opened = self.exhausted = False
+        self.ready: dict[str, Any] | None = None
+        self._error: Exception | None = None
+        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._last_words: deque[str] = deque(maxlen=20)
+        paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "data.producer"],  # -P: a folder "data" where the user stands is not ours
+            env={**os.environ, **PRODUCER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C in the terminal is for the trainer alone
+        )
+        assert self._process.stdin, "a pipe"
+        self.stdin = self._process.stdin
+        self._listeners = [
+            threading.Thread(target=_listen, args=(self._process.stdout, self._events), daemon=True),
+            threading.Thread(target=_repeat, args=(self._process.stderr, self._last_words), daemon=True),
+        ]
+        for listener in self._listeners:
+            listener.start()
+        self._send(self._request)
+
+    def tell(self, **news: Any) -> None:
+        """Parts of the request that have changed."""
+        self._request |= news
+        self._send(news)
+
+    def _send(self, order: dict[str, Any]) -> None:
+        if self.stdin.closed:  # it ended with an error, which waits until a row is needed that is not there
+            return
+        with suppress(BrokenPipeError):  # it is dead: `look` will notice, and a new one is told everything
+            self.stdin.write(json.dumps(order) + "\n")
+            self.stdin.flush()
+
+    def look(self) -> None:
+        """Take in what it said since the last look; start it again if it died."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if event is None:
+                self._died()
+                return
+            match event.pop("event"):
+                case "source":
+                    index = event.pop("index")
+                    self.sources[index] = SourceInfo(**event)
+                case "opened":
+                    self.opened = True
+                case "ready":
+                    self.ready, self.status = event, ""
+                case "status":
+                    self.status = event["message"]
+                case "epoch":
+                    self.epochs[event["label"]] = event["epoch"]
+                case "exhausted":
+                    self.exhausted = True
+                case "error":
+                    self._error = UserError(event["message"])
+
+    def _died(self) -> None:
+        code = self.end()
+        if self._error or self.exhausted:
+            return
+        rows = self.num_rows()
+        self._deaths = 1 if rows > self._rows_at_death else self._deaths + 1
+        self._rows_at_death = rows
+        if self._deaths < MOST_DEATHS:
+            self._start()
+            self.status = f"the data process ended with code {code} and was started again"
+        else:
+            said = "".join(self._last_words) or "(nothing)"
+            self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
+
+    def end(self) -> int:
+        """Close stdin, at which a living producer ends, and give back all it held. Returns its exit code."""
+        with suppress(BrokenPipeError):
+            self.stdin.close()
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        for listener in self._listeners:
+            listener.join(timeout=1)
+        return code
+
+    def wait(
+        self, look_for: Callable[[], Found | None], should_stop: Callable[[], bool], on_status: Callable[[str], Any]
+    ) -> Found:
+        """What `look_for()` finds once it is there; short sleeps, so that signal handlers run. `on_status` hears every
+        status once. Raises what the producer reported, ProducerDied, Stopped."""
+        poll, said = SHORTEST_POLL, ""
+        while True:
+            self.look()
+            if self.status not in (said, ""):
+                on_status(self.status)
+                said = self.status
+            if found := look_for():
+                return found
+            if self._error:
+                raise self._error
+            if should_stop():
+                raise Stopped
+            time.sleep(poll)
+            poll = min(poll * 1.5, LONGEST_POLL)
+
+
+def _listen(stdout: IO[str], events: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
+    with stdout, suppress(ValueError):  # a sudden death may cut the last line
+        for line in stdout:
+            events.put(json.loads(line))
+    events.put(None)
+
+
+def _repeat(stderr: IO[str], last_words: deque[str]) -> None:
+    with stderr:
+        for line in stderr:
+            line = without_secrets(line)  # a library's log or a traceback, with the address it read
+            last_words.append(line)
+            sys.stderr.write(line)

@@ -1,0 +1,296 @@
+"""Documents from Hugging Face datasets, on the Hub or on this disk, streamed row by row.
+
+The `datasets` library is used as a reader of rows and nothing else: its shuffle buffer and its `state_dict` do not
+resume exactly. Order and position are ours. The smallest thing it can open is a *group*: a row group of a Parquet
+file, or a whole file of any other format. An epoch visits groups in rounds: in each round every file gives one group,
+files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
+
+Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming opens one file and
+skips rows of one group: of a compressed file all that came before is read again (MODEL_INSTRUCTIONS.md).
+
+Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone surrogate, "\\ud800") ends
+its file there, counted as unreadable; in the first of a file it is an error with the library's words.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, islice
+from string import Formatter
+from typing import Any
+
+from configs.schema import FIELD_ALIASES, HFSource
+from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
+from data.sources.hub_client import (
+    BAD_TOKEN,
+    NoAnswer,
+    cannot_be_sent,
+    configure_library,
+    is_request_error,
+    last_failure,
+    without_secrets,
+)
+
+HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
+
+
+class HubSource(Source):
+    """One split of one configuration of one dataset, at a pinned revision."""
+
+    _dataset: Any  # a datasets.IterableDataset
+
+    def __init__(self, spec: HFSource, *, seed: int, pinned: dict | None = None):
+        super().__init__(spec.label)
+        self.spec, self.seed = spec, seed
+        configure_library()
+        self.pinned = {"revision": pinned["revision"] if pinned else None}
+        try:
+            columns = self._translate(self._open)
+        except UnreadableFile as error:
+            raise SourceError(
+                f"source {self.label}: cannot open {spec.dataset}: {error}; mend that file, or name others in data_files"
+            ) from error
+        self._num_files = self._dataset.num_shards
+        self._groups: dict[int, Any] = {}  # file -> the file with one shard a group
+        self.pinned["files"] = self._num_files
+        if pinned and pinned["files"] != self._num_files:
+            self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
+        self._columns = self._find_columns(columns)
+        self._dataset = self._dataset.select_columns(list(dict.fromkeys(self._columns.values())))
+
+    def size(self) -> str:
+        where = "on this disk" if self.spec.is_local else f"revision {self.pinned['revision'][:8]}"
+        return f"{self._num_files:,} {'file' if self._num_files == 1 else 'files'}, {where}"
+
+    def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
+        first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
+        for turn in count(first_round):
+            groups_read = 0
+            for key, file in self._order(epoch):
+                if turn == first_round and key < first_key:
+                    continue
+                resumed = (turn, key) == (first_round, first_key)
+                group = self._group(file, turn, epoch)
+                groups_read += group is not None
+                for number, row in self._rows(group, first_row if resumed else 0):
+                    start = pieces_read if resumed and number == first_row else 0
+                    for piece, document in enumerate(islice(self._render(row), start, None), start + 1):
+                        yield document, [turn, key, number, piece]
+            # A round that was resumed in its middle says nothing about the files before it: look once more.
+            if not groups_read and (turn > first_round or not first_key):
+                return
+
+    def held_out(self) -> Iterator[Document]:
+        """Every twentieth row of the groups, a few files side by side."""
+        groups = (group for turn in count() for group in self._round(turn))
+        readers: list[Iterator[tuple[int, dict]]] = []
+        while True:
+            while len(readers) < HELD_OUT_AT_ONCE and (group := next(groups, None)) is not None:
+                readers.append(self._rows(group, 0))
+            if not readers:
+                return
+            for reader in list(readers):
+                row = next((row for number, row in reader if number % HELD_OUT_ONE_IN == 0), None)
+                if row is None:
+                    readers.remove(reader)
+                else:
+                    yield from self._render(row)
+
+    def _order(self, epoch: int | str) -> list[tuple[str, int]]:
+        return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
+
+    def _round(self, turn: int) -> Iterator[Any]:
+        """Groups of one held-out round; ends everything (None) when no file has any left."""
+        found = False
+        for _, file in self._order("held out"):
+            if (group := self._group(file, turn, "held out")) is not None:
+                found = True
+                yield group
+        if not found:
+            yield None
+
+    def _group(self, file: int, turn: int, epoch: int | str) -> Any | None:
+        """The dataset of one group: the one that `file` gives in round `turn` of `epoch`; None if it has no more."""
+        if file not in self._groups:
+            one_file = self._dataset.shard(num_shards=self._num_files, index=file)
+            try:
+                self._groups[file] = self._translate(one_file.reshard)
+            except UnreadableFile:  # damaged or gone: no reason to stop the run
+                self._groups[file] = None
+        groups = self._groups[file]
+        if groups is None and turn == 0:  # once an epoch, also if it was found out before
+            self.skipped["unreadable file"] += 1
+        if groups is None or turn >= groups.num_shards:
+            return None
+        order = sorted(range(groups.num_shards), key=lambda number: hash_key(self.seed, epoch, file, number))
+        return groups.shard(num_shards=groups.num_shards, index=order[turn])
+
+    def _rows(self, group: Any | None, start: int) -> Iterator[tuple[int, dict]]:
+        """(number, row) of the rows of a group from number `start` on."""
+        if group is None:
+            return
+        number = start
+        for read in (iter, with_replacements):  # the second from the row on at which the first meets what is not UTF-8
+            rows = islice(read(group), number, None)
+            try:
+                while (row := self._translate(partial(next, rows, None))) is not None:
+                    yield number, row
+                    number += 1
+                return
+            except UnreadableFile as error:
+                if read is with_replacements or not isinstance(error.__cause__, UnicodeDecodeError):
+                    self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
+                    return
+
+    def _render(self, row: dict) -> Iterator[Document]:
+        """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
+        cells: dict[str, str] = {}
+        for field, column in self._columns.items():
+            if (text := cell_text(row[column])) is None:
+                self.skipped[f"no text in {column!r}"] += 1
+                return
+            cells[field] = text
+        if self.spec.fields and self.spec.format:
+            answer = self.spec.fields[-1] if len(cells) > 1 else None
+            yield from render(self.spec.format, cells, answer).pieces()
+        else:
+            [text] = cells.values()
+            yield from Document(text).pieces()
+
+    def _find_columns(self, there: list[str]) -> dict[str, str]:
+        """Field -> column of the dataset, through FIELD_ALIASES where a name is not there."""
+        columns = {}
+        for field in self.spec.fields or [self.spec.text_field or "text"]:
+            column = next((name for name in (field, *FIELD_ALIASES.get(field, ())) if name in there), None)
+            if column is None:
+                raise SourceError(
+                    f"source {self.label}: {self.spec.dataset} has no column {field!r}; "
+                    f"its columns are {', '.join(there)}; name one of them in the preset"
+                )
+            if column != field:
+                self.notices.append(f"{self.label}: field {field!r} is not in {self.spec.dataset}; using {column!r}")
+            columns[field] = column
+        return columns
+
+    def _open(self) -> list[str]:
+        """Pins the newest revision, if none is, opens the dataset there and returns the names of its columns."""
+        import datasets
+        from huggingface_hub import HfApi
+
+        if not self.spec.is_local:
+            info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"])
+            self.pinned["revision"] = info.sha
+        builder = datasets.load_dataset_builder(
+            str(self.spec.folder or self.spec.dataset),
+            self.spec.config,
+            data_files=self.spec.data_files,
+            data_dir=self.spec.data_dir,
+            revision=self.pinned["revision"],
+        )
+        if hasattr(builder.config, "encoding_errors"):  # csv, text
+            builder.config.encoding_errors = "replace"
+        self._dataset = builder.as_streaming_dataset(split=self.spec.split)
+        tables = self._dataset.with_format("arrow")  # nothing is decoded for them
+        return self._dataset.column_names or next((table.column_names for table in tables), [])
+
+    def _translate(self, call: Callable[[], Any]) -> Any:
+        """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
+        last_failure.error = None
+        try:
+            return call()
+        except Exception as error:
+            if advice := advice_for(error, self.spec):
+                raise SourceError(f"source {self.label}: {advice}") from error
+            if is_network_trouble(error) or last_failure.error:
+                raise Retryable(first_line(last_failure.error or error)) from error
+            raise UnreadableFile(first_line(error)) from error
+
+
+class UnreadableFile(Exception):
+    """One file is damaged or gone."""
+
+
+def advice_for(error: Exception, spec: HFSource) -> str | None:
+    """What is wrong and what the user can do about it, if it is the user who can."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    chain, line = causes(error), first_line(error)
+    page = f"https://huggingface.co/datasets/{spec.dataset}"
+    if any(map(cannot_be_sent, chain)):
+        return BAD_TOKEN
+    if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
+        return f"{spec.dataset} is gated: accept its terms at {page} and set HF_TOKEN to your access token"
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
+        return f"{spec.dataset} is on the Hugging Face Hub, but HF_HUB_OFFLINE is set; unset it"
+    missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
+    if missing or {401, 403} & {status_of(link) for link in chain}:
+        return f"{spec.dataset} does not exist on the Hub or is private: check the name at {page}, or set HF_TOKEN"
+    if line.startswith(("BuilderConfig", "Config name is missing")):
+        return f"{spec.dataset}, `config`: {' '.join(str(error).split())}"
+    if line.startswith(("Bad split", "Unknown split")):
+        return f"{spec.dataset}, `split`: {line}"
+    if line == "StopIteration":
+        return f"{spec.dataset}, `data_files`: no file matches {spec.data_files!r}"
+    return None
+
+
+def is_network_trouble(error: Exception) -> bool:
+    """Whether it may pass by itself. Not NoAnswer alone: a connection can also break in the middle of a long file."""
+    kinds = NoAnswer | ConnectionError | TimeoutError
+    return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def status_of(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def first_line(error: BaseException) -> str:
+    """What it says, fit to be shown: its words may come from a library or from a server."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets("".join(character for character in line if character.isprintable()))
+
+
+def with_replacements(group: Any) -> Iterator[dict]:
+    """Its rows, with U+FFFD for what is not UTF-8 in a text: for a group in which the library meets such bytes."""
+    import pyarrow as pa
+
+    bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    for table in group.with_format("arrow"):
+        kinds = [bytes_of.get(kind, kind) for kind in table.schema.types]
+        for row in table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True)))).to_pylist():
+            yield {
+                name: cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for name, cell in row.items()
+            }
+
+
+def cell_text(cell: Any) -> str | None:
+    """A cell as text: numbers as written, lists line by line; None if there is nothing to read."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int | float):
+        return str(cell)
+    if isinstance(cell, list) and cell and all(isinstance(item, str | int | float) for item in cell):
+        return "\n".join(map(str, cell))
+    return None
+
+
+def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
+    """`form` with {name} replaced by cells[name]; where `answer` is put in is the document's answer_start.
+
+    Never str.format: preset text could reach attributes or fill memory. The schema allows bare names only.
+    """
+    text, answer_start = "", None
+    for literal, name, _, _ in Formatter().parse(form):
+        text += literal
+        if name is not None:
+            if name == answer:
+                answer_start = len(text)
+            text += cells[name]
+    return Document(text, answer_start)

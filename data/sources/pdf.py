@@ -1,0 +1,252 @@
+"""Text out of PDFs. A PDF is untrusted and pypdf can be slow or hungry, so each file is read by a child process.
+
+    PDFSource -> Extraction (one a file, as many at once as there are cores) -> data/sources/pdf_worker.py -> JSON lines
+              -> documents: consecutive pages without running headers, words whole again
+
+What a child wrote is cached in `cache_dir` under the file's content digest, whatever ended it: a run that resumes gets
+the same pages and the same reasons, and no file is read twice. Only one page is held in memory. No images are read: a
+page with next to no text is counted as one that may be a scan.
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from configs import schema
+from data.files import room_on_disk, write_atomically
+from data.sources.base import PIECE_CHARACTERS
+from data.sources.text import FileSource, find_files, is_binary, split
+
+
+class Limits(NamedTuple):
+    """Of one child. A page that breaks one is lost; a file that does keeps the pages before."""
+
+    page_seconds: float = 20  # of CPU time
+    file_seconds: int = 120  # of CPU time
+    patience_seconds: float = 600  # of real time: for a file that hangs without working; training takes the cores first
+    memory_bytes: int = 1 << 30  # of address space
+    page_characters: int = 1_000_000
+    text_characters: int = 20_000_000
+
+
+LIMITS = Limits()
+CORES = os.cpu_count() or 1
+AHEAD = 4 * CORES  # files that may be extracted before they are needed; more than the cores, as one may take long
+MIN_PAGE_CHARACTERS = 20
+RULES_VERSION = 2  # part of the cache's file names: change it with what a child writes
+MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
+LONGEST_HEADER = 200  # characters
+MOST_COMPOUNDS = 100_000  # words with a hyphen remembered of a file
+
+NO_TEXT = "page without text (a scan? needs OCR)"
+
+_NUMBER = re.compile(r"\d+|\b[ivxl]+\b", re.IGNORECASE)  # page numbers are Arabic or Roman
+_COMPOUND = re.compile(r"\b([^\W\d_]{1,40})-(?=([^\W\d_]{1,40}))")
+_BROKEN = re.compile(r"\b([^\W\d_]{1,40})([-\u00ad\u2010])\n([^\W\d_]{1,40})")
+
+
+class PDFSource(FileSource):
+    """The PDFs of a folder. The files that come next are extracted ahead, on all cores."""
+
+    noun = "PDFs"
+
+    def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
+        super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
+        self.cache_dir = cache_dir
+        self.text_bytes = None  # a file's bytes tell little about its text
+
+    def read_ahead(
+        self, order: list[tuple[str, str]], skipped: Counter[str]
+    ) -> Iterator[tuple[str, str, Iterator[str]]]:
+        upcoming = iter(order)
+        waiting: deque[tuple[str, str, Extraction]] = deque()
+        with ThreadPoolExecutor(CORES) as pool:
+            try:
+                while True:
+                    for key, digest in islice(upcoming, AHEAD - len(waiting)):
+                        waiting.append((key, digest, Extraction(self._files[digest], digest, self.cache_dir, pool)))
+                    if not waiting:
+                        return
+                    lines = waiting[0][2].result()
+                    key, digest, _ = waiting.popleft()
+                    yield key, digest, documents(lines, skipped)
+            finally:
+                for _, _, extraction in waiting:
+                    extraction.cancel()
+
+
+class Extraction:
+    """One PDF on its way to text: waits for a free thread of the pool, which then waits for its child."""
+
+    def __init__(self, path: Path, digest: str, cache_dir: Path | None, pool: ThreadPoolExecutor):
+        self.path, self.cache_dir = path, cache_dir
+        self._cache = cache_dir / f"{digest}-{RULES_VERSION}.jsonl" if cache_dir else None
+        self._child: subprocess.Popen | None = None
+        self._cancelled = False
+        self._output = pool.submit(self._run)
+
+    def result(self) -> BinaryIO:
+        """The child's lines, the last one with the problem. Raises DiskFull, never for what is in the file."""
+        where = self.cache_dir or Path(tempfile.gettempdir())
+        with room_on_disk(where):
+            output = self._output.result()
+        if self._cache and not is_whole(self._cache):
+            output.seek(0)
+            write_atomically(self._cache, output.read())
+        return output
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._output.cancel()
+        if self._child is not None:
+            self._child.kill()
+
+    def _run(self) -> BinaryIO:
+        if self._cache and is_whole(self._cache):
+            return self._cache.open("rb")
+        if self.cache_dir:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (who reads it closes it)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "data.sources.pdf_worker", str(self.path.absolute()), json.dumps(LIMITS._asdict())],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.DEVNULL,
+            stdout=output,  # a file and not a pipe: the child never waits for us
+            stderr=subprocess.DEVNULL,
+        )
+        if self._cancelled:  # between the look above and now
+            self._child.kill()
+        try:
+            status = self._child.wait(LIMITS.patience_seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            status = -signal.SIGXCPU
+        if status == os.EX_IOERR:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if status == os.EX_NOINPUT:
+            self._cache = None  # it may be there again another time
+        if status:
+            reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
+            end_for_child(output, reasons.get(status, "PDF crashed its reader"))
+        return output
+
+
+def end_for_child(output: BinaryIO, problem: str) -> None:
+    """Cut the line in which a child was ended and write the one it owed."""
+    output.seek(0)
+    size = sum(len(line) for line in output if line.endswith(b"\n"))
+    output.truncate(size)
+    output.seek(size)
+    output.write(json.dumps({"problem": problem}).encode() + b"\n")
+
+
+def is_whole(cache: Path) -> bool:
+    """Whether the file is there and ends with the line that tells the problem."""
+    try:
+        with cache.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            return file.read() == b"}\n"
+    except OSError:
+        return False
+
+
+def documents(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
+    """Consecutive pages as documents of at most PIECE_CHARACTERS; `skipped` counts what is left out, by reason.
+
+    Reads the lines twice: what repeats in a file is known only at its end.
+    """
+    with lines:
+        running, compounds = survey(pages(lines, Counter()))
+        buffer = ""
+        for page in pages(lines, skipped):
+            page = without_running_lines(page, running).strip()
+            if len(page) < MIN_PAGE_CHARACTERS:
+                skipped[NO_TEXT] += 1
+                continue
+            if buffer and len(buffer) + len(page) > PIECE_CHARACTERS:
+                yield from split(io.StringIO(join_words(buffer, compounds)))
+                buffer = ""
+            buffer += ("\n" if buffer else "") + page
+        yield from split(io.StringIO(join_words(buffer, compounds)))
+
+
+def pages(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
+    """The pages that can be read, from the first on."""
+    lines.seek(0)
+    for line in lines:
+        value = json.loads(line)
+        if isinstance(value, dict):
+            if value["problem"]:
+                skipped[value["problem"]] += 1
+        elif value is None or is_binary(value):  # a font that does not say which letters it draws
+            skipped["page cannot be read"] += 1
+        else:
+            yield value
+
+
+def survey(pages: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What repeats in a file: the shapes of its running headers and footers, and its words with a hyphen.
+
+    A header is a margin line that, numbers aside, stands in the margins of three pages, each at most two pages after
+    the one before: chapters are short, and left and right pages may differ. Code repeats a "}" there by chance, but not
+    on pages so near to each other.
+    """
+    last_page: dict[str, int] = {}
+    near: Counter[str] = Counter()
+    compounds: set[str] = set()
+    for number, page in enumerate(pages):
+        for line in set(map(shape, margins(page))):
+            near[line] += number - last_page.get(line, number - 3) <= 2
+            last_page[line] = number
+        if len(compounds) < MOST_COMPOUNDS:
+            compounds.update(f"{left}-{right}".casefold() for left, right in _COMPOUND.findall(page))
+    return {line for line, times in near.items() if times >= 2}, compounds
+
+
+def margins(page: str) -> Iterator[str]:
+    """The first and the last MARGIN_LINES lines."""
+    yield from page.split("\n", MARGIN_LINES)[:MARGIN_LINES]
+    yield from page.rsplit("\n", MARGIN_LINES)[-MARGIN_LINES:]
+
+
+def shape(line: str) -> str:
+    """The line without what differs from page to page; a long line is its own beginning and no header's."""
+    line = line.strip()
+    return _NUMBER.sub("#", line) if len(line) <= LONGEST_HEADER else line[: LONGEST_HEADER + 1]
+
+
+def without_running_lines(page: str, running: set[str]) -> str:
+    for _ in range(MARGIN_LINES):
+        first, _, rest = page.partition("\n")
+        page = rest if shape(first) in running else page
+    for _ in range(MARGIN_LINES):
+        rest, _, last = page.rpartition("\n")
+        page = rest if shape(last) in running else page
+    return page
+
+
+def join_words(text: str, compounds: set[str]) -> str:
+    """Words broken at a line end are whole again. A hyphen stays where the file writes the word with one elsewhere
+    ("well-known") and before a capital ("Anglo-Saxon")."""
+
+    def join(match: re.Match) -> str:
+        left, hyphen, right = match.groups()
+        own = hyphen != "\u00ad" and (
+            f"{left}-{right}".casefold() in compounds or (right[0].isupper() and not left.isupper())
+        )
+        return left + hyphen * own + right
+
+    return _BROKEN.sub(join, text)

@@ -1,0 +1,191 @@
+"""Documents from plain text files, whatever their encoding. Never here: which files a preset means, other formats' text."""
+
+import hashlib
+import io
+import os
+import re
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from configs.text import human_bytes
+from data.sources.base import (
+    HELD_OUT_ONE_IN,
+    PIECE_CHARACTERS,
+    Document,
+    Position,
+    Source,
+    SourceError,
+    end_of_piece,
+    hash_key,
+    in_words,
+)
+
+# A byte that is not UTF-8 in a file that otherwise is: read as Windows-1252, by itself, so nothing else is lost.
+_STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
+_STRAY = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+class FileSource(Source):
+    """Text files. Position: [order key of the file, number of its next piece].
+
+    Files are known by their content: a copy is a duplicate whatever its name, and a file added, renamed or removed
+    between two starts leaves the order of all others as it was, so a run resumes with the files that are the same.
+    """
+
+    noun = "files"
+
+    def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
+        super().__init__(label)
+        self.seed = seed
+        self._files: dict[str, Path] = {}  # content digest -> path
+        self._left_out: Counter[str] = Counter()  # files found to be of no use while opening, by reason
+        self._num_bytes = 0
+        for path in files:
+            self._index(path)
+        if not self._files:
+            mend = "allow this user to read them" if self._left_out["unreadable"] else "add files with text in them"
+            raise SourceError(
+                f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {mend}"
+            )
+        self.text_bytes = self._num_bytes
+        everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
+        self.pinned = {"files": len(self._files), "digest": everything}
+        if pinned and pinned["digest"] != everything:
+            self.notices.append(
+                f"{label}: its files changed since this run began ({pinned['files']:,} then, {len(self._files):,} now); "
+                "files that are the same keep their place in the order, those already read are not read again"
+            )
+
+    def _index(self, path: Path) -> None:
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+                reason = "not a regular file"
+            elif status.st_size == 0:
+                reason = "empty"
+            else:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                if digest not in self._files:
+                    self._files[digest] = path
+                    self._num_bytes += status.st_size
+                    return
+                reason = "duplicate"
+        except OSError:
+            reason = "unreadable"
+        self._left_out[reason] += 1
+
+    def size(self) -> str:
+        noun = self.noun if len(self._files) > 1 else self.noun[:-1]
+        left_out = f"; left out: {in_words(self._left_out)}" if self._left_out else ""
+        return f"{len(self._files):,} {noun}, {human_bytes(self._num_bytes)}{left_out}"
+
+    def order(self, epoch: int | str) -> list[tuple[str, str]]:
+        """(order key, content digest) of every file, in the order of this epoch."""
+        return sorted((hash_key(self.seed, epoch, digest), digest) for digest in self._files)
+
+    def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
+        """A file is counted in `skipped` once, however many epochs meet it and however often the run resumes."""
+        skipped = self.skipped if epoch == 0 else Counter()
+        if position is None:
+            skipped.update(self._left_out)
+        start_key, start_piece = position or ["", 0]
+        order = [entry for entry in self.order(epoch) if entry[0] >= start_key]
+        for key, _, pieces in self.read_ahead(order, skipped):
+            numbered = enumerate(pieces, start=1)
+            if key == start_key:
+                counted = skipped.copy()
+                deque(islice(numbered, start_piece), maxlen=0)
+                skipped.clear()  # of what was counted before the position
+                skipped.update(counted)
+            for number, text in numbered:
+                if text.strip():
+                    yield Document(text), [key, number]
+
+    def held_out(self) -> Iterator[Document]:
+        for _, digest, pieces in self.read_ahead(self.order("held out"), Counter()):
+            for number, text in enumerate(pieces):
+                if int(hash_key(self.seed, digest, number), 16) % HELD_OUT_ONE_IN == 0 and text.strip():
+                    yield Document(text)
+
+    def read_ahead(
+        self, order: list[tuple[str, str]], skipped: Counter[str]
+    ) -> Iterator[tuple[str, str, Iterator[str]]]:
+        """(order key, digest, pieces) of each file in turn; `skipped` counts what is left out of them, by reason."""
+        for key, digest in order:
+            yield key, digest, self._pieces(self._files[digest], skipped)
+
+    def _pieces(self, path: Path, skipped: Counter[str]) -> Iterator[str]:
+        blank = True
+        try:
+            with io.BufferedReader(io.FileIO(path), 1 << 20) as file:  # as much as `decode` looks at
+                for text in split(decode(file)):
+                    if is_binary(text):
+                        skipped["binary"] += 1
+                        return
+                    blank = blank and not text.strip()
+                    yield text
+            if blank:
+                skipped["empty"] += 1
+        except OSError:
+            skipped["unreadable"] += 1
+
+
+def decode(file: "io.BufferedReader[io.FileIO]") -> io.TextIOWrapper:
+    """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
+
+    A mostly UTF-8 file keeps its stray bytes as surrogates, which `split` reads as Windows-1252.
+    """
+    head = file.peek(1)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return io.TextIOWrapper(file, encoding="utf-16", errors="replace")
+    if not head.isascii():
+        text = head.decode("utf-8", "surrogateescape")
+        num_stray, num_foreign = len(_STRAY.findall(text)), len(text) - len(text.encode("ascii", "ignore"))
+        if num_stray > num_foreign - num_stray:
+            return io.TextIOWrapper(file, encoding="cp1252", errors="replace")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def split(stream: io.TextIOBase) -> Iterator[str]:
+    """The stream's text in pieces of at most PIECE_CHARACTERS; joined they are the text again."""
+    buffer = ""
+    while True:
+        while len(buffer) <= PIECE_CHARACTERS and (more := stream.read(PIECE_CHARACTERS * 16)):
+            buffer += _STRAY.sub(lambda match: _STRAY_BYTES[ord(match[0])], more)
+        if not buffer:
+            return
+        end = end_of_piece(buffer)
+        yield buffer[:end]
+        buffer = buffer[end:]
+
+
+def is_binary(text: str) -> bool:
+    """A NUL character, or more than one control character in a hundred."""
+    return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
+
+
+def find_files(label: str, path: str, pattern: str) -> list[Path]:
+    """The files under the folder `path` that match `pattern`, or `path` itself if it is a file.
+
+    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there is no file.
+    """
+    root = Path(os.path.expanduser(path))  # not Path.expanduser: it raises where there is no such user
+    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
+    if not os.path.exists(root):
+        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
+    if not root.is_dir():
+        return [root]
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
+    try:
+        files = [file for file in root.glob(pattern) if not file.is_dir()]
+    except (ValueError, NotImplementedError) as error:
+        raise SourceError(f"{where}: {pattern!r} is no glob pattern ({error}); write one such as '**/*.txt'") from None
+    if not files:
+        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
+    return files

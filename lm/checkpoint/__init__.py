@@ -1,0 +1,1 @@
+"""Checkpoints that survive anything, and archived runs."""

@@ -1,0 +1,112 @@
+"""Runs put aside in `checkpoints/archive/` and brought back, without a moment in which a run is nowhere.
+
+A run's files are first linked into the other place, all of them, and only then removed from the first. How far that has
+come is written in the name of the archive's folder, and each change of that name is one atomic rename:
+
+    <run>.linking     put_aside is filling it; the originals are all there, so an interrupted one is thrown away
+    <run>.leaving     complete; the originals are being removed
+    <run>             put aside
+    <run>.returning   complete; restore is linking the files back, and removes this folder when it has them all
+
+`finish_interrupted` reads these names and does the rest. Every caller holds the FolderLock of the folder. Files that
+belong to no run (machine.json, .lock) are never touched.
+"""
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from data.files import sync_folder
+from lm.checkpoint.store import CURRENT, CheckpointError, SavedRun, inspect, latest_exists
+from lm.runtime.files import link_as
+
+ARTEFACTS = (
+    "stream", "hf", "tensorboard", "tokenizer.json", "metrics.jsonl", "samples.md", "report*", "simple_lm_trained.pth",
+    "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
+)  # fmt: skip
+LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
+
+
+def put_aside(folder: Path) -> Path:
+    """Moves the run in `folder` into its archive; returns its place there. CheckpointError if the disk refuses."""
+    finish_interrupted(folder)
+    summary = inspect(folder)
+    name = summary.name if summary else "unreadable" if latest_exists(folder) else "unsaved"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] + time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime())
+    archive = folder / "archive"
+    while (target := archive / name).exists():
+        name += "x"  # two within one second
+    linking = archive / (name + LINKING)
+    try:
+        linking.mkdir(parents=True)
+        _link_run(folder, linking)
+        os.rename(linking, archive / (name + LEAVING))
+        sync_folder(archive)
+        finish_interrupted(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"Putting the run in {folder} aside failed: {error}\nNothing is lost. Free some space or check the disk, "
+            "then start again: the move is finished or undone first."
+        ) from error
+    return target
+
+
+def restore(folder: Path, archived: Path) -> Path | None:
+    """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first: where."""
+    finish_interrupted(folder)
+    aside = put_aside(folder) if _artefacts(folder) else None
+    try:
+        os.rename(archived, archived.with_name(archived.name + RETURNING))
+        sync_folder(archived.parent)
+        finish_interrupted(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"Bringing {archived} back failed: {error}\nNothing is lost. Free some space or check the disk, then start "
+            "again: the move is finished first."
+        ) from error
+    return aside
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Completes or undoes what a killed `put_aside` or `restore` left half done; call it before looking at `folder`."""
+    for entry in sorted((folder / "archive").glob("*.*")):
+        if entry.suffix == LINKING:
+            shutil.rmtree(entry)
+        elif entry.suffix == LEAVING:
+            for original in reversed(_artefacts(folder)):
+                shutil.rmtree(original) if original.is_dir() else original.unlink()
+            sync_folder(folder)
+            os.rename(entry, entry.with_suffix(""))
+            sync_folder(entry.parent)
+        elif entry.suffix == RETURNING:
+            _link_run(entry, folder)
+            shutil.rmtree(entry)
+
+
+def archived_runs(folder: Path) -> list[SavedRun]:
+    """The runs put aside that can be read, newest first."""
+    summaries = (inspect(entry) for entry in (folder / "archive").glob("*") if entry.is_dir())
+    return sorted((summary for summary in summaries if summary), key=lambda summary: summary.saved_at, reverse=True)
+
+
+def _artefacts(folder: Path) -> list[Path]:
+    """A run's files and folders in `folder`, with `lm_current.pth`, the sign that a run is there, at the end."""
+    found = [path for pattern in ARTEFACTS for path in sorted(folder.glob(pattern))]
+    return sorted(found, key=lambda path: path.name == CURRENT)
+
+
+def _link_run(source: Path, target: Path) -> None:
+    """Links every artefact of `source` into `target`, forced to the disk; doing it again only adds."""
+    for artefact in _artefacts(source):
+        if not artefact.is_dir():
+            link_as(artefact, target / artefact.name)
+            continue
+        for parent, _, names in os.walk(artefact):
+            copied = target / Path(parent).relative_to(source)
+            copied.mkdir(exist_ok=True)
+            for name in names:
+                link_as(Path(parent) / name, copied / name)
+            sync_folder(copied)
+    sync_folder(target)

@@ -1,0 +1,189 @@
+"""One checkpoint file: what it holds, how it is written, and how it is read when nothing about it can be trusted.
+
+A `torch.save` file of plain types and CPU tensors: it opens with `torch.load(path, weights_only=True)` and no
+allow-list. `torch.load` does not notice damaged tensors (288 of 300 flipped bits went unseen), so the file, a zip
+archive, ends with a comment that zip readers skip: the SHA-256 of all that comes before it, which `read` checks first.
+
+Names, generations and what to do about a bad file are in lm/checkpoint/store.py. torch is imported inside functions only: the
+menu lists runs before anything heavy is loaded.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from configs.schema import UserError
+
+FORMAT_VERSION = 2
+CONTENTS = {
+    "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
+    "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,
+    "world_size": int, "num_steps": int, "skipped_steps": int, "seconds": float, "exhausted": bool, "facts": dict,
+}  # fmt: skip
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written, or none could be read; the message says what, where, and what to do."""
+
+
+class Damaged(CheckpointError):
+    """One file cannot be used; the generation before may be."""
+
+
+class Snapshot:
+    """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors. A GPU makes the copy
+    itself, after the steps it has been given and before the next; only `contents` waits for it. (Into pinned memory, of
+    which torch keeps what was used before, until a graph is recorded: the first save after that takes longer.)
+
+    `state` has every key of CONTENTS but `format_version`.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        import torch
+
+        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", {})
+        assert not (problem := _problem_with(self._contents)), problem
+        self._copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+
+    def contents(self) -> dict[str, Any]:
+        """What is to be written, once it is all there. Raises UserError if a weight or a moment is not finite: the good
+        ones on the disk are kept."""
+        if self._copied:
+            self._copied.synchronize()
+        if where := _not_finite(self._contents):
+            raise UserError(
+                f"After {self._contents['tokens_seen']:,} tokens {where} holds numbers that are not finite. Nothing was "
+                "saved over the last checkpoint: lower train.matrix_learning_rate in the preset, then resume."
+            )
+        return self._contents
+
+
+def write_file(path: Path, contents: dict[str, Any]) -> None:
+    """What a checkpoint holds to the disk, all of it there when this returns. Raises OSError or, torch's own, RuntimeError."""
+    import torch
+
+    with path.open("wb") as file:
+        digesting = _DigestingFile(file)
+        torch.save(contents, digesting)  # type: ignore[arg-type]  # it needs no more of a file than this one has
+        digesting.end()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _DigestingFile:
+    """Hands on what `torch.save` writes and puts its digest behind it, as the comment of the zip archive.
+
+    The last two bytes of an archive are the length of its comment, 0: they are held back and written as another.
+    """
+
+    def __init__(self, file: io.BufferedWriter):
+        self._file, self._sha256, self._held = file, hashlib.sha256(), b""
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if len(view) < 2:
+            view, self._held = memoryview(self._held + bytes(view)), b""
+        for part in (self._held, view[:-2]):
+            self._sha256.update(part)
+            self._file.write(part)
+        self._held = bytes(view[-2:])
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def end(self) -> None:
+        self._file.write(_ending(self._sha256))
+
+
+def _ending(sha256: Any) -> bytes:
+    """The last bytes of a checkpoint: the length of the comment, and the comment."""
+    digest = sha256.hexdigest().encode()
+    return len(digest).to_bytes(2, "little") + digest
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is what `write_file` made of it, to the last bit."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size - len(_ending(sha256))
+        while left > 0 and (part := file.read(min(left, 2**20))):
+            sha256.update(part)
+            left -= len(part)
+        return file.read() == _ending(sha256)
+
+
+def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
+    """A copy of `value` in plain containers, numbers, text and CPU tensors: what `weights_only=True` opens.
+
+    `copies`: of tensors met so far, so that what shares its memory (a tied embedding) is copied and stored once.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in copies or not value.numel():
+            copy = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
+            copies[key] = copy.copy_(value.detach(), non_blocking=True)
+        return copies[key]
+    if isinstance(value, dict):
+        return {_plain(key, where, copies): _plain(item, f"{where}[{key!r}]", copies) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(item, f"{where}[{index}]", copies) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}, which weights_only=True would refuse to load")
+
+
+def _problem_with(state: dict[str, Any]) -> str | None:
+    if missing := CONTENTS.keys() - state.keys():
+        return f"incomplete, without {', '.join(sorted(missing))}"
+    wrong = [key for key, kind in CONTENTS.items() if type(state[key]) is not kind]
+    return f"not a checkpoint of this program: wrong {', '.join(wrong)}" if wrong else None
+
+
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """Where in a state's weights and moments the first number is that is none."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return where if value.is_floating_point() and not value.isfinite().all() else None
+    if not isinstance(value, dict | list):
+        return None
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    found = (_not_finite(part, f"{where}.{key}" if where else str(key)) for key, part in parts)
+    return next(filter(None, found), None)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint file.
+
+    Raises FileNotFoundError, CheckpointError (another format, no permission) or Damaged, for which `load` takes the
+    generation before.
+    """
+    import torch
+
+    try:
+        if not is_whole(path):
+            raise Damaged("damaged: its bytes are not those that were written")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, Damaged):
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
+    except Exception as error:  # whatever damaged bytes make of zipfile, pickle and torch
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Damaged(f"damaged ({reason})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("format_version"), int):
+        raise Damaged("not a checkpoint of this program")
+    if state["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {state['format_version']}, and this version of the program reads format "
+            f"{FORMAT_VERSION}: use the version that wrote it, or move the run elsewhere to begin anew."
+        )
+    if problem := _problem_with(state) or (_not_finite(state) and "its weights are not numbers throughout"):
+        raise Damaged(problem)
+    return state

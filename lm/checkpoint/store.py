@@ -1,0 +1,206 @@
+"""Checkpoints that survive anything: a crash at any instruction, a full disk, a flipped bit.
+
+A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.pth`, `lm_prev2.pth`;
+`simple_lm_trained.pth` is another name of the newest. A save writes a temporary file beside them, forces it to the
+disk, reads it back, gives the older generations their new names as hard links, and only then puts the new file in place
+with one `os.replace`. So at no instant is `lm_current.pth` missing or torn, and a failed save leaves the last good one
+where it was.
+
+What is in a file is for lm/checkpoint/file.py. This one never decides what to save, never starts a fresh run in place of
+a damaged one, and never deletes what it cannot read.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import UserError
+from data.files import sync_folder
+from lm.checkpoint.file import CheckpointError, Damaged, Snapshot, is_whole, read, write_file
+from lm.runtime.files import link_as, link_beside, same_file, temporary_name
+
+CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
+ALIAS = "simple_lm_trained.pth"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run on the disk, as the menu shows it: the one in `checkpoints/`, or an archived one."""
+
+    folder: Path
+    name: str  # of the preset
+    preset: str  # the preset itself, as JSON text
+    tokens_seen: int
+    token_budget: int
+    trained: bool  # the budget is reached, or the sources ended before it (`exhausted` in the checkpoint)
+    reported: bool  # it has its report, the last thing that a run writes
+    saved_at: float  # seconds since the epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.trained and self.reported
+
+
+def write(folder: Path, snapshot: Snapshot) -> None:
+    """Puts a snapshot on the disk as the newest generation in `folder`, whose lock the caller holds.
+
+    Raises CheckpointError when the disk refuses, UserError for numbers that are not finite; the earlier generations then
+    stay as they were, and training may go on and try again later.
+    """
+    contents = snapshot.contents()
+    temporary = temporary_name(folder / CURRENT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_temporaries(folder)  # left by a kill
+        write_file(temporary, contents)
+        if not is_whole(temporary):
+            raise OSError("what was written reads back otherwise")
+        names = [*_rotation(folder), (temporary, folder / ALIAS)]
+        links = [(link_beside(source, target), target) for source, target in names]  # all that needs room comes first
+        for link, target in links:
+            os.replace(link, target)
+        os.replace(temporary, folder / CURRENT)  # the commit: before it the old generations stand, after it the new one
+        sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
+        raise CheckpointError(
+            f"Saving {folder / CURRENT} failed: {error}\n"
+            f"{free:,.0f} MB are free there. The checkpoints saved before are untouched; free some space or check "
+            "the disk."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            _remove_temporaries(folder)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for name in (*GENERATIONS, ALIAS):
+        for temporary in folder.glob(f".{Path(name).stem}.*.tmp"):
+            temporary.unlink()
+
+
+def _rotation(folder: Path) -> list[tuple[Path, Path]]:
+    """The names that the older generations get, in order: prev becomes prev2 as well, and then current prev."""
+    current, previous, previous_2 = (folder / name for name in GENERATIONS)
+    if not current.exists() or same_file(current, previous):
+        return []  # nothing to rotate, or a save was killed after it had rotated: once more would lose a generation
+    older = previous.exists() and not same_file(previous, previous_2)
+    return [(previous, previous_2), (current, previous)] if older else [(current, previous)]
+
+
+def latest_exists(folder: Path) -> bool:
+    """Whether `folder` holds a run, readable or not: if so, no fresh run may be started over it."""
+    return any((folder / name).exists() for name in GENERATIONS)
+
+
+def load(folder: Path) -> tuple[dict[str, Any], str]:
+    """The newest state that can be read, and a notice ("" if all is well) for the user.
+
+    The caller holds the folder's lock. When `lm_current.pth` is missing or damaged, the next generation takes its
+    place, and what is damaged is kept as `<name>.bad-<n>`. When no generation can be read, CheckpointError, and nothing
+    is changed.
+    """
+    problems: dict[str, str] = {}
+    for name in GENERATIONS:
+        try:
+            state = read(folder / name)
+        except FileNotFoundError:
+            problems[name] = "missing"
+        except Damaged as error:
+            problems[name] = str(error)
+        else:
+            return state, _promote(folder, name, state["tokens_seen"], problems)
+    listing = "\n".join(f"  {name}: {why}" for name, why in problems.items())
+    raise CheckpointError(
+        f"No checkpoint in {folder} can be read:\n{listing}\n"
+        "Nothing was changed. Restore one of these files from a backup, or move them elsewhere to start a fresh run."
+    )
+
+
+def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]) -> str:
+    """Makes generation `used` the current one, keeps the damaged ones under other names, and says so."""
+    kept = [_keep_aside(folder / name) for name, why in problems.items() if why != "missing"]
+    link_as(folder / used, folder / CURRENT)
+    link_as(folder / used, folder / ALIAS)  # a save killed just before its commit leaves it ahead
+    for name in problems:
+        if name != CURRENT:
+            (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    if not problems:
+        return ""
+    reasons = "; ".join(f"{name} is {why}" for name, why in problems.items())
+    aside = f" Kept for inspection: {', '.join(kept)}." if kept else ""
+    return f"In {folder}, {reasons}. Continuing from {used} at {tokens_seen:,} tokens.{aside}"
+
+
+def _keep_aside(damaged: Path) -> str:
+    """Gives a damaged file the further name `<name>.bad-<n>`, which it returns."""
+    number = 1
+    while (target := damaged.with_name(f"{damaged.name}.bad-{number}")).exists():
+        number += 1
+    link_as(damaged, target)
+    return target.name
+
+
+def inspect(folder: Path) -> SavedRun | None:
+    """What the newest readable generation in `folder` says about its run; None if there is none.
+
+    Reads the pickle inside the file with every tensor left out, so it needs neither torch nor the weights.
+    """
+    for path in (folder / name for name in GENERATIONS):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(record) as file:
+                    state = _WithoutTensors(file).load()
+            return SavedRun(
+                folder=folder,
+                name=json.loads(state["preset"])["name"],
+                preset=state["preset"],
+                tokens_seen=state["tokens_seen"],
+                token_budget=state["token_budget"],
+                trained=state["exhausted"] or state["tokens_seen"] >= state["token_budget"],
+                reported=(folder / "report.md").exists(),
+                saved_at=path.stat().st_mtime,
+            )
+        except Exception:  # damaged in any way: `load` is where it is reported; a list of runs only leaves it out
+            continue
+    return None
+
+
+class _WithoutTensors(pickle.Unpickler):
+    """Opens the pickle of a checkpoint without running anything it names: every function it calls returns None."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return lambda *_: None
+
+    def persistent_load(self, pid: Any) -> None:
+        return None
+
+
+def required_bytes(checkpoint_bytes: int) -> int:
+    """Disk space for three distinct generations and the temporary file of the next (the alias is a hard link)."""
+    return 4 * checkpoint_bytes
+
+
+def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
+    """Raises UserError unless the run in `folder` can grow to `needed` bytes, counting what it already occupies.
+
+    `beside`: a new run, next to what is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (path.stat() for pattern in ("lm_*.pth", "stream/*") for path in folder.glob(pattern) if path.is_file())
+    occupied = 0 if beside else sum({status.st_ino: status.st_size for status in files}.values())
+    free = shutil.disk_usage(folder).free
+    if occupied + free < needed:
+        raise UserError(
+            f"{folder.resolve()} needs {(needed - occupied) / 1e9:.2f} GB more for checkpoints and the token stream, "
+            f"and {free / 1e9:.2f} GB are free. Free some space, or make {folder.name} a symbolic link to another disk."
+        )

@@ -1,0 +1,243 @@
+"""What is asked before training: the menu and the answer. Words only.
+
+Every fact (sizes, speeds, which sources answer, which runs exist) is handed in; nothing here measures, opens or starts
+anything. `ask` reads through the callable it is given, so a test can be the user.
+"""
+
+import difflib
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from configs.schema import Preset, UserError
+from configs.text import clip, human_bytes, human_count, human_time, wrapped
+from data.sources.probe import Probe
+from lm.checkpoint.store import SavedRun
+
+LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
+Size = tuple[int, int]  # of a terminal, columns and lines
+SMALLEST: Size = (80, 24)  # that the menu must fit
+
+
+@dataclass(frozen=True)
+class MenuEntry:
+    """One preset file. `error` is the PresetError's message when the file is broken; the numbers are then unused."""
+
+    path: Path
+    preset: Preset | None = None
+    error: str | None = None
+    num_parameters: int = 0
+    memory_bytes: int = 0
+    seconds: float = math.inf  # of the whole token budget on this machine
+    measured: bool = False  # such a run was timed here; else `seconds` is a guess
+    sources: list[Probe] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name.partition("_")[0])
+
+    @property
+    def time(self) -> str:
+        return f"{'' if self.measured else '~'}{human_time(self.seconds)} here"
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot start now, or ""."""
+        if self.error:
+            return "the file has errors"
+        silent = [source.label for source in self.sources if not source.ok]
+        if len(silent) > 2:
+            return f"{silent[0]} and {len(silent) - 1} more sources are not there"
+        return f"{' and '.join(silent)} {'is' if len(silent) == 1 else 'are'} not there" if silent else ""
+
+
+@dataclass(frozen=True)
+class Menu:
+    entries: list[MenuEntry]
+    current: SavedRun | None = None  # the run in checkpoints/, finished or not
+    archived: list[SavedRun] = field(default_factory=list)  # unfinished runs put aside
+    has_model: bool = False  # there is something to talk to and to export
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user wants. `path`: the preset file ("preset") or the run's folder ("resume", "restore"), else unused."""
+
+    action: Literal["preset", "resume", "restore", "talk", "export", "quit"]
+    path: Path = Path()
+
+
+def preset_paths(folder: Path) -> list[Path]:
+    """NN_*.json, in the order of the menu."""
+    return sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d+_.+", path.stem))
+
+
+def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[Choice, str]:
+    """What Enter does, and why. Raises UserError when there is nothing Enter could start."""
+    if current and current.finished:
+        return Choice("quit"), f"leave; {clip(current.name, 40)} is finished"
+    if current:
+        return Choice("resume", current.folder), f"resume {clip(current.name, 40)} at {_progress(current)}"
+    passed_over: list[str] = []
+    for entry in entries:
+        obstacle = entry.obstacle
+        if not obstacle and entry.seconds >= LONGEST_DEFAULT_SECONDS:
+            obstacle = f"would take {entry.time}"
+        if not obstacle:
+            because = "".join(f"\n  not {reason}" for reason in passed_over)
+            return Choice("preset", entry.path), f"start {entry.path.stem}, {entry.time}{because}"
+        passed_over.append(f"{entry.path.stem}: {obstacle}")
+    reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
+    raise UserError(
+        f"no preset is ready to be started by Enter:{reasons}\nchoose one by number or name, or mend its sources"
+    )
+
+
+def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
+    """The menu for a terminal of that size, with room for the prompt below it: what matters least goes first."""
+    columns, height = map(max, size, SMALLEST)
+    head, tail = ["Small language models, 100 million tokens each", ""], []
+    if menu.current and menu.current.finished:
+        head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
+    elif menu.current:
+        head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run puts it aside)"]
+    for index, run in enumerate(menu.archived[:4], start=1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
+        tail += [f"a{index}  take up     {clip(run.name, 20)}, {_progress(run)}, {when}"]
+    if len(menu.archived) > 4:
+        tail += [f"    ... up to a{len(menu.archived)}"]
+    letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
+    tail += ["", " " + "     ".join([*letters, "q  quit"])]
+    try:
+        _, below = default_choice(menu.entries, menu.current)
+    except UserError as error:
+        below = str(error)
+    names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
+    lines: list[str] = []
+    for lines_each in (3, 2, 1):
+        entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
+        lines = [clip(line, columns) for line in [*head, *entries, *tail]]
+        if len(lines) + len(wrapped(below, columns).splitlines()) < height - 1:  # the prompt's line, and one more
+            break
+    return "\n".join(lines)
+
+
+def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
+    """Most important first: what it is and costs, whether it can start, the sentence. A name that several presets have does
+    not tell which it is: then the file's."""
+    name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
+    title = f"{entry.number:02d}  {clip(name, 22):<22}"
+    if entry.preset is None:
+        problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
+        hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
+        return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"]
+    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
+    return [
+        f"{title}  {size}  {entry.time}",
+        f"    {'  '.join(_sources_in_words(entry.sources))}",
+        *([f"    {entry.preset.description}"] if entry.preset.description else []),
+    ]
+
+
+def _sources_in_words(sources: list[Probe]) -> list[str]:
+    """Those that are there, and the others by what is wrong with them."""
+    silent: dict[str, list[str]] = {}
+    for source in sources:
+        if not source.ok:
+            silent.setdefault(re.sub(r" \([^()]*\)$", "", source.detail) or "no answer", []).append(source.label)
+    there = [f"✓ {source.label}" for source in sources if source.ok]
+    return there + [f"✗ {why}: {', '.join(labels)}" for why, labels in silent.items()]
+
+
+def ask(
+    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
+) -> Choice:
+    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, in one of that `size`.
+
+    End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready, and, without a
+    terminal, for one that is not or does not exist. KeyboardInterrupt passes through.
+    """
+    while True:
+        try:
+            default, reason = default_choice(menu.entries, menu.current)
+            say(f"Enter: {reason}")
+        except UserError as error:
+            default, nothing_ready = None, error
+            if terminal:  # or else it is raised, and said, in a moment
+                say(str(error))
+        try:
+            answer = read("> ").strip()
+        except UnicodeDecodeError:
+            answer = "�"
+        except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
+            say("no answer can be read here: taken as Enter")
+            answer = ""
+        if not answer:
+            if default is None:
+                raise nothing_ready
+            return default
+        if answer.lower() == "n" and menu.current and menu.current.finished:
+            menu = replace(menu, current=None)
+            continue
+        if terminal and answer == "?":
+            say(render_menu(menu, size))
+            continue
+        try:
+            return _understand(answer, menu)
+        except (LookupError, UserError) as error:
+            if not terminal:
+                raise UserError(str(error)) from None
+            say(f"{error}; ? shows the menu" if isinstance(error, LookupError) else str(error))
+
+
+def _understand(answer: str, menu: Menu) -> Choice:
+    """An answer that is not empty -> Choice. Raises LookupError (unknown, with the nearest), UserError (not ready)."""
+    word = answer.lower().removesuffix(".json")
+    choices: dict[str, Choice] = {"q": Choice("quit")}
+    if menu.current and not menu.current.finished:
+        choices["r"] = Choice("resume", menu.current.folder)
+    if menu.has_model:
+        choices |= {"t": Choice("talk"), "e": Choice("export")}
+    choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
+    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e"}
+    if (letter := long_forms.get(word, word)) in choices:
+        return choices[letter]
+    number = (word.lstrip("0") or "0") if word.isdecimal() else ""
+    for spelling, key in ((number, "number"), (word, "stem"), (word, "name")):
+        found = [entry for entry in menu.entries if spelling and _spellings(entry)[key] == spelling]
+        if len(found) == 1:
+            return _ready(found[0])
+        if found:
+            raise LookupError(f"{clip(answer, 40)!r} could be {' or '.join(entry.path.stem for entry in found)}")
+    names = list(dict.fromkeys(_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")))
+    close = difflib.get_close_matches(word, [*names, *long_forms], n=1, cutoff=0.5)
+    answers = [*(entry.path.stem for entry in menu.entries), *choices]
+    nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join(answers)}"
+    raise LookupError(f"there is no {clip(answer, 40)!r}; {nearest}")
+
+
+def _spellings(entry: MenuEntry) -> dict[str, str]:
+    """What a person may call a preset, in lower case."""
+    stem = entry.path.stem.lower()
+    return {"number": str(entry.number), "stem": stem, "name": entry.preset.name.lower() if entry.preset else stem}
+
+
+def _ready(entry: MenuEntry) -> Choice:
+    """A preset asked for by name or number starts or is an error: it is never swapped for another."""
+    if entry.error:
+        raise UserError(entry.error)
+    silent = [f"\n  {source.label}: {source.detail or 'no answer'}" for source in entry.sources if not source.ok]
+    if silent:
+        raise UserError(
+            f"{entry.path.stem} cannot start: {entry.obstacle}{''.join(silent)}\nmend that or choose another"
+        )
+    return Choice("preset", entry.path)
+
+
+def _progress(run: SavedRun) -> str:
+    return f"{human_count(run.tokens_seen)} of {human_count(run.token_budget)} tokens"

@@ -1,0 +1,79 @@
+"""What a trained model is used for: talk to it, or export it. Reads checkpoints, writes only the export."""
+
+import json
+import select
+import sys
+import time
+from pathlib import Path
+
+from configs.schema import UserError
+from configs.text import clip, human_count
+from lm.checkpoint import store
+from lm.checkpoint.archive import archived_runs
+from lm.inference.chat import talk
+from lm.inference.decoder import Decoder
+from lm.inference.load import load_drafter, load_model
+from lm.report.export import export
+from lm.report.gguf import gguf_obstacle
+from lm.runtime.files import FolderLock
+from lm.runtime.signals import interruptible
+from lm.runtime.terminal import tell
+
+DRAFTING_PAYS_FROM = 3  # layers: below, drafts may cost more than the passes that they spare (benchmarks/LOG.md)
+
+
+def use(action: str, folder: Path) -> None:
+    """Talk to the model of a run in `folder` or its archive, or export it."""
+    run = pick(folder)
+    with FolderLock(folder):
+        state, notice = store.load(run)
+        if notice:
+            tell(notice)
+        if action == "export":
+            obstacle = gguf_obstacle(run / "tokenizer.json")
+            tell(f"exported to {export(state, run, gguf=not obstacle)}")
+            tell(obstacle or "in it model.gguf is for llama.cpp, all else for transformers and its kin")
+            return
+    model, tokenizer, end_of_text = load_model(state, run)
+    name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]
+    tell(f"{name}: {human_count(seen)} of {human_count(budget)} tokens seen.")
+    with interruptible():
+        talk(
+            Decoder(model),
+            encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
+            decode=tokenizer.decode,
+            stop_token=end_of_text,
+            drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
+            ask=ask,
+        )
+
+
+def pick(folder: Path) -> Path:
+    """The folder of the run that is meant: the only one, or the user's choice; Enter takes the one in `folder`, or else
+    the newest. Raises UserError for a run that is not there."""
+    current = store.inspect(folder)
+    runs = ([current] if current else []) + archived_runs(folder)
+    if len(runs) < 2:
+        return runs[0].folder if runs else folder
+    while True:
+        for number, run in enumerate(runs):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
+            print(f"{number:2}  {clip(run.name, 40)}, {human_count(run.tokens_seen)} tokens seen, {when}")
+        try:
+            answer = ask("which run? Enter: 0 > ").strip() or "0"
+        except EOFError:
+            answer = "0"
+        if answer.isdecimal() and int(answer) < len(runs):
+            return runs[int(answer)].folder
+        problem = f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}"
+        if not sys.stdin.isatty():
+            raise UserError(problem)
+        tell(problem)
+
+
+def ask(question: str) -> str:
+    """Like `input`, but no Ctrl-C is missed: `input` overlooks one that comes just before it waits."""
+    print(question, end="", flush=True)
+    while sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
+        pass
+    return input()

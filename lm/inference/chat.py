@@ -1,0 +1,129 @@
+"""A terminal loop around a trained model: it continues what you type, token by token.
+
+Never here: loading models, tokenizers (`encode` and `decode` are handed in), memory of earlier prompts: a base model
+continues text, and every prompt stands alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from configs.text import printable
+from lm.inference.decoder import Decoder
+from lm.inference.detokenize import text_pieces
+from lm.inference.generate import Drafter, Drafting, generate
+from lm.inference.sampling import TEMPERATURE, TOP_P
+
+MAX_NEW_TOKENS = 400
+HELP = (
+    "The model continues your text; it was not trained to answer.\n"
+    "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
+    "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
+)
+SETTINGS = {  # type, smallest, largest
+    "temperature": (float, 0, 10),
+    "top_p": (float, 0, 1),
+    "length": (int, 1, 1_000_000),
+}
+
+
+def change_setting(command: str, settings: dict[str, Any]) -> str:
+    """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
+    name, _, value = command[1:].partition(" ")
+    if name == "help":
+        return f"{HELP}\nNow: {', '.join(f'{setting} = {value}' for setting, value in settings.items())}"
+    if name not in SETTINGS:
+        known = [*SETTINGS, "help", "quit"]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        nearest = f"did you mean /{close[0]}?" if close else f"there are {', '.join(f'/{other}' for other in known)}"
+        return f"Unknown setting; {nearest}"
+    if not value.strip():
+        return f"{name} = {settings[name]}"
+    kind, low, high = SETTINGS[name]
+    try:
+        number = kind(value)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        noun = "a number" if kind is float else "a whole number"
+        return f"/{name} takes {noun} from {low:,} to {high:,}, not {value.strip()!r}"
+    settings[name] = number
+    return f"{name} = {number}"
+
+
+def write_now(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def talk(
+    decoder: Decoder,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+    *,
+    stop_token: int | None = None,
+    drafter: Drafter | None = None,
+    ask: Callable[[str], str] = input,
+    write: Callable[[str], None] = write_now,
+) -> None:
+    """Prompt, continuation, prompt, ... until an empty line, /quit or end-of-file.
+
+    `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
+    continuation. A `drafter` changes the speed and nothing else.
+    """
+    settings: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
+    generator = torch.Generator()
+    generator.seed()
+    write(HELP + "\n")
+    while True:
+        try:
+            prompt = ask("\n> ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            write("\n(an empty line leaves)")
+            continue
+        if prompt in ("", "/quit"):
+            return
+        if prompt.startswith("/"):
+            write(change_setting(prompt, settings) + "\n")
+            continue
+        drafting = Drafting(drafter) if drafter else None
+        tokens = generate(
+            decoder,
+            encode(prompt),
+            settings["length"],
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            generator=generator,
+            stop_token=stop_token,
+            drafting=drafting,
+        )
+        _answer(tokens, decode, write, drafting)
+
+
+def _answer(
+    tokens: Iterator[int], decode: Callable[[list[int]], str], write: Callable[[str], None], drafting: Drafting | None
+) -> None:
+    num_tokens, started = 0, time.perf_counter()
+
+    def counted() -> Iterator[int]:
+        nonlocal num_tokens
+        for token in tokens:
+            num_tokens += 1
+            yield token
+
+    try:
+        for _, piece in text_pieces(counted(), decode):
+            write(printable(piece))
+    except KeyboardInterrupt:
+        write(" [stopped]")
+    seconds = time.perf_counter() - started
+    kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
+    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}]\n")

@@ -1,0 +1,110 @@
+"""Text from a trained trunk, with or without drafts: the loop around decoder, sampler and drafter.
+
+A drafter guesses a few tokens; one pass of the trunk gives the logits after each of them, and the sampler keeps a
+beginning of the guesses and adds one token of its own. The text is distributed exactly as without a drafter, and with
+temperature 0 it is the same text. Never here: text (tokens in, tokens out), training, how drafts are made.
+
+Shapes: D hidden size, N tokens a drafter knows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lm.inference.decoder import Decoder
+from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, Draft, NgramBlocker, Sampler
+
+
+class Drafter(Protocol):
+    def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
+        """How many tokens to draft behind `tokens`; `hidden_D` is the trunk's state just before the last of them."""
+
+    def step(self, token: int) -> Tensor:
+        """(N,) logits of what follows `token`, which follows what was seen before."""
+
+
+@dataclass
+class Drafting:
+    """A drafter, and how it fared: numbers of drafts by their place in a pass, 0 the first, and of passes."""
+
+    drafter: Drafter
+    drafted: Counter[int] = field(default_factory=Counter)
+    kept: Counter[int] = field(default_factory=Counter)
+    passes: int = 0
+
+    @property
+    def share_kept(self) -> float:
+        return self.kept.total() / max(1, self.drafted.total())
+
+    def drafts(self, hidden_D: Tensor, sampler: Sampler, limit: int) -> list[Draft]:
+        """At most `limit` drafts of what follows the sampler's text, which is left as it was."""
+        text, drafts = sampler.text, []
+        length = len(text.tokens)
+        for _ in range(min(limit, self.drafter.begin(hidden_D, text.tokens))):
+            drafts.append(sampler.draft(self.drafter.step(text.tokens[-1]).float().cpu()))
+            text.append(drafts[-1].token)
+        text.rollback(length)
+        return drafts
+
+    def count(self, num_drafted: int, num_kept: int) -> None:
+        self.drafted.update(range(num_drafted))
+        self.kept.update(range(num_kept))
+        self.passes += 1
+
+
+@torch.inference_mode()
+def generate(
+    decoder: Decoder,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    block_ngram: int = BLOCK_NGRAM,
+    generator: torch.Generator | None = None,
+    stop_token: int | None = None,
+    drafting: Drafting | None = None,
+) -> Iterator[int]:
+    """Continue `prompt_tokens` (at least one), one token at a time, until `stop_token` (not yielded) or the limit.
+
+    Attention reaches back over at most the model's seq_length: when the window is full, it starts again with its last
+    half, with drafts at the same token as without. `block_ngram` 0 blocks nothing. `generator` lives on the CPU;
+    without one, a fresh generator is seeded from the operating system.
+    """
+    assert len(prompt_tokens) > 0, "a prompt has at least one token: the end-of-text token begins a document"
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    text = NgramBlocker(prompt_tokens, block_ngram)
+    sampler = Sampler(text, temperature, top_p, generator)
+    decoder.rollback(0)
+    fresh, remaining, hidden_D = list(prompt_tokens), max_new_tokens, None
+    while remaining > 0:
+        if decoder.length + len(fresh) > decoder.max_length:
+            decoder.rollback(0)
+            fresh = text.tokens[-max(1, decoder.max_length // 2) :]
+        room = min(remaining - 1, decoder.max_length - decoder.length - len(fresh))
+        drafts: list[Draft] = drafting.drafts(hidden_D, sampler, room) if drafting and hidden_D is not None else []
+        hidden_TD = decoder(fresh + [draft.token for draft in drafts])[len(fresh) - 1 :]
+        new = []
+        for logits_V, draft in zip_longest(decoder.output(hidden_TD).float().cpu(), drafts):
+            new.append(sampler.settle(logits_V, draft))
+            text.append(new[-1])
+            if draft is None or new[-1] == stop_token or new[-1] != draft.token:
+                break
+        num_kept = len(new) - 1
+        decoder.rollback(decoder.length - len(drafts) + num_kept)
+        fresh, hidden_D, remaining = new[-1:], hidden_TD[num_kept], remaining - len(new)
+        if drafting:
+            drafting.count(len(drafts), num_kept)
+        for token in new:
+            if token == stop_token:
+                return
+            yield token

@@ -1,0 +1,77 @@
+"""A trained model out of a checkpoint: the model, its tokenizer, its heads, and what they are for."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from aux_heads.drafter import HeadDrafter
+from aux_heads.joint import build_heads
+from aux_heads.span_contrastive import SpanContrastive
+from configs.schema import UserError, parse_preset
+from data import tokenizer as bpe
+from lm.checkpoint import store
+from lm.model import Transformer
+
+
+def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
+    """The model of a checkpoint's `state`, its tokenizer, and the token that begins a document."""
+    tokenizer = bpe.load(folder / "tokenizer.json")
+    model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
+    model.load_state_dict(state["model"])
+    return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
+
+
+def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
+    """The heads of a checkpoint's `state`; empty if it has none."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    heads.load_state_dict(state["heads"])
+    return heads
+
+
+class PassageEmbedder:
+    """Texts as unit vectors (N, 128), by the span-contrastive head of the run in `folder`; their products compare them.
+
+    `of` tells what texts say, from their words alone; `coming` what is to follow them, from the model's state at their
+    end. So `embedder.coming([text]) @ embedder.of(others).T` is largest for what would best go on from `text`.
+    """
+
+    def __init__(self, folder: Path | str):
+        """Raises UserError for a run without that head."""
+        folder = Path(folder)
+        state, _ = store.load(folder)
+        preset = parse_preset(state["preset"], "the checkpoint")
+        if not preset.auxiliary.enable_span_contrastive:
+            raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
+        self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
+        head = load_heads(state)["span_contrastive"]
+        assert isinstance(head, SpanContrastive)
+        self.head = head
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @torch.no_grad()
+    def of(self, texts: list[str]) -> Tensor:
+        means = [self.model.embed(torch.tensor(self.tokens(text) or [self.end_of_text])).mean(0) for text in texts]
+        return F.normalize(self.head.of_text(torch.stack(means)), dim=-1)
+
+    @torch.no_grad()
+    def coming(self, texts: list[str]) -> Tensor:
+        """Of each text as many of the last tokens as the model can read."""
+        room = self.model.config.seq_length - 1
+        read = [torch.tensor([[self.end_of_text, *self.tokens(text)[-room:]]]) for text in texts]
+        states = [self.model(tokens)[0, -1] for tokens in read]
+        return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
+
+
+def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
+    """Of the heads of a checkpoint's `state`, if it has those that draft."""
+    heads = load_heads(state)
+    if "policy" not in heads:
+        return None
+    return HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach())

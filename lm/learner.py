@@ -1,0 +1,136 @@
+"""What learns: the model with its heads, their loss, their optimizers and the step over them, as this machine runs them.
+
+Everything random in it is a function of `train.seed` and of the row in the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from aux_heads.joint import JointModel, build_heads
+from configs.schema import AuxiliaryConfig, Preset, UserError
+from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
+from lm.model import Transformer
+from lm.optim import build_optimizers
+from lm.runtime.distributed import World
+from lm.runtime.estimate import check_memory
+from lm.runtime.machine import compile_choice, keep_freed_memory, precision_choice, thread_choice
+from lm.train_step import TrainStep
+
+FADED_OUT = 2 / 3  # of the run: what is annealed ends here
+
+
+def fading(progress: float) -> float:
+    """1 at the beginning of a run, 0 from two thirds of it on, a line between."""
+    return max(0.0, 1.0 - progress / FADED_OUT)
+
+
+def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
+    """Share of the heads' gradient that reaches the trunk at `progress` (0..1) of the run."""
+    return {"none": 0.0, "constant": 1.0, "annealed": fading(progress)}[aux.trunk_gradient]
+
+
+class Learner:
+    """The state that training changes (`state`, `load_state`), and `train_step`, which changes it."""
+
+    def __init__(self, preset: Preset, world: World, *, vocab_size: int, end_of_text: int, tokens_per_step: int):
+        """Raises UserError for a model that memory cannot hold, or heads without room."""
+        model, train, aux = preset.model, preset.train, preset.auxiliary
+        self.device_type, self.vocab_size = world.device.type, vocab_size
+        self.dtype, dtype_reason = precision_choice(self.device_type)
+        self.compiled, compile_reason = compile_choice(self.device_type)
+        self._decisions = [
+            (str(self.dtype).removeprefix("torch."), dtype_reason),
+            ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
+        ]
+        if self.device_type == "cpu":
+            threads, thread_reason = thread_choice()
+            torch.set_num_threads(threads)
+            self._decisions.append((f"{threads} threads", thread_reason))
+        check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
+        if self.device_type == "cpu":
+            keep_freed_memory()
+        torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
+        torch.manual_seed(train.seed)
+        self.trunk = Transformer(model, vocab_size).to(world.device)
+        self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
+        loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
+        self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
+        if self.compiled:
+            self.joint.compile_trunk_and_heads()
+        self.optimizers = build_optimizers(
+            self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
+        )
+        self.train_step = TrainStep(
+            world.data_parallel(self.joint),
+            self.trunk,
+            self.heads,
+            self.joint.draw,
+            self.optimizers,
+            world,
+            batch_rows=train.per_gpu_batch_size,
+            gradient_clip=train.gradient_clip,
+            seed=train.seed,
+            autocast=self.autocast,
+            trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
+            # As many to the end, if only zeros: another number would be another graph.
+            multi_token_weights=lambda progress: [weight * fading(progress) for weight in train.multi_token_weights],
+        )
+
+    @property
+    def decisions(self) -> list[tuple[str, str]]:
+        """What the start card says of this machine, once the trial is over, and why."""
+        if self.device_type == "cpu":
+            return self._decisions
+        reason = self.train_step.not_recorded
+        recorded = (
+            ("no CUDA graphs", reason) if reason else ("CUDA graphs", "a GPU is not kept waiting between kernels")
+        )
+        return [*self._decisions, recorded]
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.trunk.state_dict(),
+            "heads": self.heads.state_dict(),
+            # Moments only. Rates and decay are functions of the preset, which may be edited, and of the tokens seen.
+            "optimizer": [{"state": optimizer.state_dict()["state"]} for optimizer in self.optimizers],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError for a state that is not of such a model."""
+        if misfit := next(self._misfits(state), None):
+            raise UserError(
+                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has changed it, "
+                "or another version of this one has made it: put a copy of it back, go on with that version, or move the run "
+                "elsewhere."
+            )
+        self.trunk.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        self.train_step.forget_graphs()
+
+    def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
+        """Names of what has not the shape of what it is to become."""
+        for part, saved in ((self.trunk, state["model"]), (self.heads, state["heads"])):
+            shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+            yield from (name for name in shapes.keys() | saved.keys() if shapes.get(name) != _shape(saved.get(name)))
+        if len(state["optimizer"]) != len(self.optimizers):
+            yield "optimizer"
+        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=False):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, moments in saved["state"].items():
+                known = isinstance(number, int) and number < len(parameters)
+                fitting = (parameters[number].shape, torch.Size()) if known else ()  # the second is that of a count
+                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in fitting)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, torch.Tensor) else None

@@ -1,0 +1,121 @@
+"""The model card of an export: README.md and its figure, made from what the run wrote down about itself.
+
+It says what the model read and under which licences, how well it predicts text it has not read, and what it is not good
+for. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs.schema import Preset
+from configs.text import fenced, table_cell
+from lm.report.figures import draw
+from lm.report.report import held_out_table, table
+from lm.report.samples import Section
+
+FIGURE = "curves.png"
+
+
+class SourceFacts(NamedTuple):
+    label: str
+    about: str
+    licence: str
+    dataset: str = ""  # its name on the Hub, if it is there
+
+
+class RunFacts(NamedTuple):
+    facts: Mapping[str, str]  # what was trained, on what, where; in order
+    sources: Sequence[SourceFacts]
+    records: Sequence[dict[str, Any]]  # of metrics.jsonl
+    samples: Sequence[Section]  # of samples.md
+
+
+def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFacts, *, gguf: bool) -> None:
+    """README.md in `folder`, and the curves beside it if there are records to draw."""
+    figure = f"![loss, bits per byte, mixture and speed over tokens]({FIGURE})"
+    if run.records:
+        draw(list(run.records), folder / FIGURE)
+    parts = [
+        _front_matter(run.sources),
+        f"# {table_cell(preset.name)}",
+        table_cell(preset.description),
+        _usage(preset, end_of_text),
+        *([_llama_cpp(preset.model.seq_length)] if gguf else []),
+        "## Training",
+        table(("", ""), run.facts.items()),
+        *([figure] if run.records else []),
+        "## Data",
+        _data(run),
+        *held_out_table(run.records),
+        *_samples(run.samples),
+        "## Limits",
+        _limits(preset),
+        "## The preset that made it",
+        fenced(preset.to_json()),
+    ]
+    text = "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _front_matter(sources: Sequence[SourceFacts]) -> str:
+    """What the Hub reads. No licence: that is for whoever publishes the model to choose."""
+    datasets = list(dict.fromkeys(source.dataset for source in sources if source.dataset))
+    listed = ["datasets:", *(f"- {dataset}" for dataset in datasets)] if datasets else []
+    return "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", *listed, "---"])
+
+
+def _usage(preset: Preset, end_of_text: str) -> str:
+    length = preset.model.seq_length
+    return f"""A base language model: it continues text. Architecture `Qwen3ForCausalLM`, context {length} tokens.
+Every document it learnt from began with `{end_of_text}`, so a prompt that begins a document does, too:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("{end_of_text}The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```"""
+
+
+def _llama_cpp(length: int) -> str:
+    return f"""The same weights for llama.cpp, which puts that token before a prompt by itself:
+
+```python
+from llama_cpp import Llama  # pip install llama-cpp-python
+
+model = Llama("model.gguf", n_ctx={length}, verbose=False)
+print(model("The", max_tokens={length // 2}, echo=True)["choices"][0]["text"])
+```"""
+
+
+def _data(run: RunFacts) -> str:
+    mixtures = [record["mixture"] for record in run.records if record.get("mixture")]
+    shares = mixtures[-1] if mixtures else {}
+    rows = [
+        (label, about, f"{shares[label]:.1%}" if label in shares else "not measured yet", licence)
+        for label, about, licence, _ in run.sources
+    ]
+    return table(("source", "what it is", "share of the tokens", "licence of the text"), rows, numbers=False)
+
+
+def _samples(samples: Sequence[Section]) -> list[str]:
+    if not samples:
+        return []
+    return [f"## Samples after {samples[-1].tokens:,} tokens", samples[-1].text.strip()]
+
+
+def _limits(preset: Preset) -> str:
+    return f"""- It continues text. It was not taught to follow instructions, to converse or to decline.
+- It states what is false as fluently as what is true: rely on nothing it says.
+- It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
+  offensive or private in the sources may come out again.
+- It has never seen a position beyond {preset.model.seq_length} tokens.
+- Measured is how well it predicts held-out documents of the same sources, and nothing else: no benchmark, no test of
+  safety or bias.
+- The licences above are the text's. Under which terms the model may be passed on is for whoever does so to settle."""

@@ -1,0 +1,136 @@
+"""The report of a run: report.md with its pictures (lm/report/figures.py), made from metrics.jsonl and samples.md alone.
+
+What the heads' measures mean, and what each must beat, is handed in. May be written at any time, also for an unfinished
+run. Never here: measuring anything, the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aux_heads.metrics import Measure
+from configs.text import fenced, table_cell
+from lm.report.figures import Record, draw, draw_heads
+from lm.report.metrics import read_metrics
+from lm.report.samples import read_samples
+from lm.runtime.files import replace_text
+
+
+def write_report(
+    checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
+) -> Path:
+    """Write `report.md` and its pictures into `checkpoint_dir` and return the path of report.md.
+
+    `facts` are the rows of the first table, in order: machine, versions, time, and whatever else a reader should know;
+    `measures` the rows of the table of heads.
+    """
+    records = read_metrics(checkpoint_dir / "metrics.jsonl")
+    if records:
+        draw(records, checkpoint_dir / "report.png")
+    heads = _heads(records, measures)
+    if heads:
+        draw_heads(records, measures, checkpoint_dir / "heads.png")
+    parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
+    if records:
+        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]
+        parts += _read(records)
+    parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
+    replace_text(checkpoint_dir / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    return checkpoint_dir / "report.md"
+
+
+def table(header: tuple[str, ...], rows: Any, *, numbers: bool | None = None) -> str:
+    """A Markdown table; the first column left, the others too unless they are `numbers` (default: if there are two)."""
+    numbers = len(header) > 2 if numbers is None else numbers
+    align = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
+    lines = [header, align, *rows]
+    return "\n".join("| " + " | ".join(table_cell(str(value)) for value in line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def held_out_table(records: Sequence[Record]) -> list[str]:
+    """The last evaluation: a heading and a table, if there was one."""
+    evaluated = [record for record in records if record.get("eval")]
+    if not evaluated:
+        return []
+    last, evaluation = evaluated[-1], evaluated[-1]["eval"]
+    header = (
+        "source",
+        "bits per byte",
+        "± 1 s.e.",
+        "nats per token",
+        "answer bits per byte",
+        "answer nats per token",
+        "tokens",
+    )
+    keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
+    everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+    rows = [
+        (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+        for label, values in (everything | evaluation["per_source"]).items()
+    ]
+    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+
+
+def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:
+    """What each head measured last on held-out text, beside what it must beat; nothing without heads."""
+    measured = [record for record in records if record.get("heads")]
+    if not measured:
+        return []
+    values, rows = measured[-1]["heads"], []
+    for measure in measures:
+        value, baseline = measure.values(values)
+        if value is not None:
+            verdict = "" if baseline is None else "yes" if measure.beats(value, baseline) else "**no**"
+            shown = (number(value), number(baseline))
+            rows.append((measure.head, measure.meaning, shown[0], measure.baseline_meaning, shown[1], verdict))
+    header = ("head", "what is measured", "held-out", "what it must beat", "that is", "beaten")
+    others = [
+        f"{name} {number(value)}" for name, value in values.items() if value is not None and not _in(name, measures)
+    ]
+    return [
+        f"## Heads after {measured[-1]['tokens']:,} tokens",
+        "![measures of the heads over tokens, their baselines dashed](heads.png)",
+        table(header, rows, numbers=False),
+        *([f"Also measured: {', '.join(others)}."] if others else []),
+    ]
+
+
+def _in(name: str, measures: Sequence[Measure]) -> bool:
+    return any(name in (measure.name, measure.baseline) for measure in measures)
+
+
+def _read(records: list[Record]) -> list[str]:
+    read = [record for record in records if record.get("sources")]
+    return [f"## Sources after {read[-1]['tokens']:,} tokens", _sources(read[-1]["sources"])] if read else []
+
+
+def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
+    header = ("source", "asked", "realised", "documents", "tokens", "MB read", "begun anew", "retries", "left out")
+    rows = []
+    for label, values in sources.items():
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in values["skipped"].items())
+        asked = "" if values["asked"] is None else f"{values['asked']:.1%}"
+        numbers = (values["documents"], values["tokens"], values["bytes"] // 10**6, values["epoch"], values["retries"])
+        rows.append((label, asked, f"{values['realised']:.1%}", *(f"{value:,}" for value in numbers), left_out))
+    return table(header, rows)
+
+
+def _interruptions(records: list[Record]) -> list[str]:
+    resumed = [(f"{record['tokens']:,}", record["resumed"]) for record in records if record.get("resumed")]
+    if not resumed:
+        return ["The run was never interrupted."] if records else []
+    return ["## Taken up again", table(("at token", "when, on what"), resumed)]
+
+
+def _samples(checkpoint_dir: Path) -> list[str]:
+    """The first, a middle and the last section of samples.md."""
+    sections = read_samples(checkpoint_dir / "samples.md")
+    chosen = sorted({0, len(sections) // 2, len(sections) - 1}) if sections else []
+    parts = [f"### After {sections[i].tokens:,} tokens\n\n{sections[i].text.strip()}" for i in chosen]
+    return ["## Samples", *parts, "All of them: [samples.md](samples.md)."] if parts else []

@@ -1,0 +1,66 @@
+"""The text a run writes down while it trains: samples.md, append-only.
+
+It is cut back on resume, so that nothing stands there twice, and survives a torn last section.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from configs.text import fenced, printable
+from lm.runtime.files import replace_text, whole_lines
+
+
+class Sample(NamedTuple):
+    source: str  # label of the source whose held-out text the prompt is
+    prompt: str
+    continuation: str
+    marked: str = ""  # the same with marks of difficulty below each line, and their legend
+
+
+class Section(NamedTuple):
+    tokens: int
+    text: str  # Markdown below the heading
+
+
+class SampleLog:
+    """Appends sections headed "## 12,000,000 tokens" with fenced prompts and continuations to samples.md."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, tokens: int, samples: Iterable[Sample]) -> None:
+        parts = [f"## {tokens:,} tokens\n"]
+        for source, prompt, continuation, marked in samples:
+            name = printable(source).replace("`", "'").replace("\n", " ")
+            parts += [f"`{name}`, held-out text:\n", fenced(prompt), "continued by the model:\n", fenced(continuation)]
+            if marked:
+                parts += ["how hard it expected what follows each token to be:\n", fenced(marked)]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(parts) + "\n")
+
+    def truncate_after(self, tokens_seen: int) -> list[Section]:
+        """Cut the sections with more tokens than that, and a torn one; returns those left."""
+        kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
+        replace_text(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept))
+        return kept
+
+
+def read_samples(path: Path) -> list[Section]:
+    """The sections of a samples.md, in order. Headings inside fences are somebody's text, not ours; a section that ends
+    inside a fence was torn by a crash and is left out."""
+    sections: list[Section] = []
+    fence = ""
+    for line in whole_lines(path):
+        heading = re.fullmatch(r"## ([\d,]+) tokens\n", line)
+        if heading and not fence:
+            sections.append(Section(int(heading[1].replace(",", "")), ""))
+        elif sections:
+            opening = re.fullmatch(r"(`{3,})text\n", line)
+            if not fence and opening:
+                fence = opening[1]
+            elif line == fence + "\n":
+                fence = ""
+            sections[-1] = sections[-1]._replace(text=sections[-1].text + line)
+    return sections[:-1] if fence else sections

@@ -1,0 +1,61 @@
+"""What metrics.jsonl holds, for TensorBoard: event files whose x is tokens, if the package `tensorboard` is installed.
+
+A mirror, nothing more: they are written anew from metrics.jsonl whenever a run begins or is taken up, so whatever was cut
+there is cut here, and a run that began without TensorBoard shows its whole curve. Not by TensorBoard's own means: version
+2.21 shows what lies beyond a `purge_step` all the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lm.report.metrics import NullLog
+
+STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "skipped_steps")
+FLUSH_SECONDS = 30  # how far behind a picture may be; a thread of its own writes
+
+
+def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
+    """The event files in `folder`, replaced by ones that hold `records`; none without TensorBoard."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return NullLog()
+    log = EventLog(SummaryWriter(folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
+    for record in records:
+        log.write(record)
+    return log
+
+
+class EventLog:
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def write(self, record: dict[str, Any]) -> None:
+        """`record`: a line of metrics.jsonl."""
+        for name, value in scalars(record):
+            self._writer.add_scalar(name, value, record["tokens"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The curves that a line of metrics.jsonl adds a point to: name, "group/curve", and value."""
+    held_out = record.get("eval") or {}
+    per_source = (held_out.get("per_source") or {}).items()
+    groups = {
+        "training": {key: record.get(key) for key in STEPS},
+        "held out": {key: held_out.get(key) for key in ("loss", "bits_per_byte")},
+        "held-out bits per byte": {label: source.get("bits_per_byte") for label, source in per_source},
+        "mixture": record.get("mixture") or {},
+        "heads": record.get("heads") or {},
+    }
+    for group, values in groups.items():
+        for name, value in values.items():
+            if value is not None:
+                yield f"{group}/{name}", value

@@ -1,0 +1,112 @@
+"""The file-system steps a run's safety rests on: another name for a file, a file replaced whole, a synced folder, the lock.
+
+Linux and macOS. Nothing here knows what the files contain.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from configs.schema import UserError
+
+
+def link_as(source: Path, target: Path) -> None:
+    """Makes `target` another name of `source` in one step, replacing what had that name."""
+    if not same_file(source, target):
+        os.replace(link_beside(source, target), target)
+
+
+def link_beside(source: Path, target: Path) -> Path:
+    """The first half of `link_as`, all of it that may lack room: `source` under a temporary name beside `target`.
+
+    Where the file system has no hard links, it is a copy: the same safety for more disk space.
+    """
+    temporary = temporary_name(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as original, temporary.open("wb") as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(source, temporary)
+    return temporary
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are names of one file. Renaming one over the other would do nothing, and leave both."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a whole text file so that a crash leaves either the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def temporary_name(target: Path) -> Path:
+    """Beside `target`, so that `os.replace` stays within one file system."""
+    return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+
+
+class FolderLock:
+    """`with FolderLock(folder):` keeps every other run out of `folder`.
+
+    The kernel drops the lock when the process dies, however it dies, so a stale `.lock` file never blocks anybody.
+    Raises UserError naming the process that holds it, where nothing may be written, or where such locks do not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> "FolderLock":
+        if sys.platform == "win32":
+            raise UserError("Windows has no file locks of the kind that keeps two runs apart: run inside WSL.")
+        import fcntl
+
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}). {folder} has to be a folder that this user may write "
+                "into; a symbolic link to one is enough."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            who, how = (f" (process {holder})", f" or `kill {holder}`") if holder else ("", "")  # it has just begun
+            raise UserError(
+                f"Another run{who} is using {folder}. Wait for it, or stop it with Ctrl-C{how}: it saves before it leaves."
+            ) from None
+        except OSError as error:
+            self._file.close()
+            raise UserError(
+                f"{self.path} cannot be locked ({error.strerror}). Put {folder} on a disk that supports locks; "
+                "a symbolic link is enough."
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # releases the lock; the file stays: deleting it would let two runs lock two files
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines with their ends, without a last one that a crash tore; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        return [line for line in file if line.endswith("\n")]

@@ -1,0 +1,246 @@
+"""What this machine offers: memory, the speed of its matrix products, bfloat16, a compiler. Each choice says why.
+
+Linux and macOS. torch is imported only where a GPU or a matrix product is needed; nothing here knows a preset.
+"""
+
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm.runtime.files import replace_text
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What was measured here. Of each kind of run that was tried: `speeds`, tokens a second, and `paces`, how many times as
+    fast that is as lm/runtime/estimate.py would guess."""
+
+    identity: str
+    device: str  # "cpu" or "cuda"
+    device_name: str
+    low_precision: bool
+    compiled: bool
+    matmul_flops: float  # a second, one device, in the precision that training uses
+    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
+    paces: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def machine_identity() -> str:
+    """Names what measurements hold for, without torch: those of another machine, of other GPUs, or without a compiler
+    where there is one now, do not apply."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    compiler = "a compiler" if toolchain("cuda" if gpus else "cpu")[0] else "no compiler"
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible), {compiler}"
+
+
+def _cpu_name() -> str:
+    return next((value for key, value in _cpu_info() if key == "model name"), platform.machine())
+
+
+def _cpu_info() -> list[tuple[str, str]]:
+    """(key, value) lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+
+
+def measure_machine() -> Machine:
+    """Times matrix products for less than half a second, in the precision that training will use."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype, _ = precision_choice(device)
+    torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # all that share it
+    size = 4096 if device == "cuda" else 768
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        before = time.perf_counter()
+        matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - before)
+    return Machine(
+        identity=machine_identity(),
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        low_precision=dtype == torch.bfloat16,
+        compiled=compile_choice(device)[0],
+        matmul_flops=2 * size**3 / best,
+    )
+
+
+def load_machine(folder: Path) -> Machine | None:
+    """What `save_machine` kept in `folder`, if it was this machine."""
+    try:
+        machine = Machine(**json.loads((folder / "machine.json").read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
+        return None
+    return machine if machine.identity == machine_identity() else None
+
+
+def save_machine(folder: Path, machine: Machine) -> None:
+    """Writes `machine.json` in one step."""
+    replace_text(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
+
+
+def keep_freed_memory() -> None:
+    """Lets training on the CPU use its buffers again from step to step.
+
+    glibc gives large ones back to the kernel, which clears them page by page when they are wanted again: a sixth to a
+    quarter of a step's time. Buffers are taken from the heap instead, which stays as large as a step needs; it is then
+    somewhat larger than the sum of the buffers. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: of free memory, within its control group's limits and its own."""
+    if sys.platform == "darwin":  # what is free is not told; all of it is an upper bound
+        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
+    import resource
+
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    limits = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    limits += [limit - used for limit, used in _control_group_limits()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        limits.append(limit - resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]))
+    return max(0, min(limits))
+
+
+def device_name(device: "torch.device") -> str:
+    """The device a process works on, in words."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+def peak_memory(device: str) -> int:
+    """Bytes this process has held at most so far: of the GPU for "cuda"."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss: Linux lets a program begin with that of the process that started it.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether it is of version 2) of this process's control group and of those above it."""
+    path = Path("/proc/self/cgroup")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        here = root / group.lstrip("/")
+        yield from ((folder, not controllers) for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def _control_group_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of memory."""
+    found = []
+    for folder, second in _control_groups("memory"):
+        limit, used = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        with suppress(OSError, ValueError):  # not visible in this container, or "max"
+            found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
+    return found
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: hyperthreads of one core count once, and a container's share of time counts."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/core_cpus_list"
+    usable = os.sched_getaffinity(0)
+    cores = len({path.read_text() if (path := Path(siblings.format(cpu))).exists() else cpu for cpu in usable})
+    for folder, second in _control_groups("cpu"):
+        with suppress(OSError, ValueError):
+            names = ["cpu.max"] if second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0:
+                cores = min(cores, math.ceil(quota / period))
+    return cores
+
+
+def thread_choice() -> tuple[int, str]:
+    """Threads of this process's matrix products, and why. Processes of one job on this machine share its cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if "OMP_NUM_THREADS" in os.environ and processes == 1:  # with more, torchrun sets it to 1 by itself
+        import torch
+
+        return torch.get_num_threads(), "OMP_NUM_THREADS is set"
+    cores = physical_cores()
+    threads = max(1, cores // processes)
+    return threads, f"{cores} cores" + (f" for {processes} processes" if processes > 1 else "")
+
+
+def precision_choice(device: str) -> "tuple[torch.dtype, str]":
+    """The type of matrix products on "cuda" or "cpu", and why."""
+    import torch
+
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
+        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
+    flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return torch.bfloat16, f"this CPU has {flag}"
+    return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slower than float32"
+
+
+def compile_choice(device: str) -> tuple[bool, str]:
+    """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    found, why = toolchain(device)
+    if found and device == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability() < (7, 0):
+            return False, f"{torch.cuda.get_device_name()} is too old for triton"
+    return found, why
+
+
+def toolchain(device: str) -> tuple[bool, str]:
+    """Whether all is here that torch.compile needs besides the device, and why."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return False, "TORCH_COMPILE_DISABLE is set"
+    compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    compiler = next((path for path in map(shutil.which, compilers) if path), None)
+    if compiler is None:
+        return False, f"no compiler found (looked for {' and '.join(compilers)})"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return False, "Python's header files are not installed (python3-dev), which compiled code needs"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")

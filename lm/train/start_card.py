@@ -1,0 +1,81 @@
+"""The start card: everything that was decided before the first step, in at most 80 columns. Words only."""
+
+import math
+from dataclasses import dataclass
+
+from configs.schema import Preset
+from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
+from data.producer_client import SourceInfo
+
+WIDTH = 80  # columns
+BYTES_PER_TOKEN = 3.5  # of text, about: English or source code, with some thousands of tokens
+
+
+@dataclass(frozen=True)
+class StartCard:
+    preset: Preset
+    sources: list[SourceInfo]
+    shares: list[float]  # of the tokens, each source's; zeros where nobody knows yet
+    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
+    num_parameters: int
+    rows_per_step: int
+    world_size: int
+    token_budget: int
+    tokens_seen: int  # more than 0 when a run is resumed
+    decisions: list[tuple[str, str]]  # (what was decided, why): ("bf16", "this CPU has AVX512-BF16")
+    peak_memory_bytes: int  # of a real trial step
+    disk_needed_bytes: int
+    disk_free_bytes: int
+    tokens_per_second: float  # of the same trial, or an estimate
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows_per_step * self.preset.model.seq_length
+
+
+def how_much(source: SourceInfo, share: float, token_budget: int) -> str:
+    """How much a source has, and how often it will be read if it gives `share` of the budget."""
+    times = share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
+    return f"{source.size}, to be read about {times:,.0f} times" if times >= 2 else source.size
+
+
+def render_card(card: StartCard) -> str:
+    """The start card: everything decided before the first step, in at most 80 columns."""
+    model, train = card.preset.model, card.preset.train
+    remaining = card.token_budget - card.tokens_seen
+    processes = "process" if card.world_size == 1 else "processes"
+    layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
+    a_step, steps = counted(card.rows_per_step, "row"), counted(math.ceil(remaining / card.tokens_per_step), "step")
+    widest = max((len(source.label) for source in card.sources), default=0)
+    width = min(widest, 24)
+    went_on = f", from {card.tokens_seen:,} of {card.token_budget:,} tokens on" if card.tokens_seen else ""
+    rows = [("run", card.preset.name + went_on)]
+    for index, (source, share) in enumerate(zip(card.sources, card.shares, strict=True)):
+        size = how_much(source, share, card.token_budget)
+        rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {size}"))
+        rows.append(("", f"  “{clip(source.first_line, 60)}”"))
+    rows += [
+        ("tokenizer", card.tokenizer),
+        (
+            "model",
+            f"{human_count(card.num_parameters)} parameters: {layers}, {model.hidden_size} wide,",
+        ),
+        ("", f"{heads}, {model.seq_length} tokens of context"),
+        ("batch", f"{card.tokens_per_step:,} tokens a step, {steps}"),
+        (
+            "",
+            f"{a_step} over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
+        ),
+        *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
+        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),
+        ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
+        (
+            "speed",
+            f"{human_count(card.tokens_per_second)} tokens/s, {human_time(remaining / card.tokens_per_second)} to go",
+        ),
+    ]
+    lines = []
+    for name, text in rows:
+        first, *others = wrapped(clip(text, 4 * WIDTH), WIDTH - 13).splitlines() or [""]
+        lines += [f"{name:<10} {first}", *(f"{'':<13}{line}" for line in others)]
+    return "\n".join(clip(line, WIDTH) for line in lines)

@@ -1,0 +1,104 @@
+"""Which edits of a preset an unfinished run survives; the others are named with both their values."""
+
+import json
+
+import pytest
+
+from configs.diff import changes, check_continuable, describe
+from configs.schema import Preset, PresetError, UserError, parse_preset
+
+PRESET = {
+    "name": "small",
+    "model": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64},
+    "data": {"sources": ["wikipedia"]},
+}
+
+
+def preset(**edits) -> Preset:
+    """`train__seed=1` edits train.seed."""
+    value = json.loads(json.dumps(PRESET))
+    for path, new in edits.items():
+        section, _, key = path.rpartition("__")
+        (value.setdefault(section, {}) if section else value)[key] = new
+    return parse_preset(json.dumps(value), "p.json")
+
+
+def test_equal_presets_have_no_changes():
+    assert changes(preset(), preset()) == {}
+
+
+def test_names_and_sentences_do_not_count():
+    assert changes(preset(), preset(name="other", description="A sentence.", **{"$schema": "s.json"})) == {}
+
+
+def test_a_default_written_out_is_no_change():
+    assert changes(preset(), preset(model__mlp_size=192, train__seed=1337, model__tie_embeddings=False)) == {}
+
+
+def test_what_follows_from_an_edit_is_no_edit():
+    assert changes(preset(), preset(model__hidden_size=512)) == {"model.hidden_size": (64, 512)}
+    both = changes(preset(), preset(model__hidden_size=512, model__mlp_size=640))
+    assert both == {"model.hidden_size": (64, 512), "model.mlp_size": (192, 640)}
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ({"train__matrix_learning_rate": 0.01}, {"train.matrix_learning_rate": (None, 0.01)}),
+        ({"train__output_learning_rate": 0.002}, {"train.output_learning_rate": (None, 0.002)}),
+        ({"train__weight_decay": 0.0}, {"train.weight_decay": (0.1, 0.0)}),
+        ({"train__per_gpu_batch_size": 8}, {"train.per_gpu_batch_size": (256, 8)}),
+        ({"train__accumulation_steps": 4}, {"train.accumulation_steps": (1, 4)}),
+        ({"train__save_every_tokens": 1000}, {"train.save_every_tokens": (2_000_000, 1000)}),
+        ({"train__eval_every_tokens": 1000}, {"train.eval_every_tokens": (5_000_000, 1000)}),
+        ({"auxiliary__value_weight": 0.5}, {"auxiliary.value_weight": (0.05, 0.5)}),
+        ({"auxiliary__enable_adaptive_sources": True}, {"auxiliary.enable_adaptive_sources": (False, True)}),
+    ],
+)
+def test_a_run_survives_edits_of_how_it_is_trained(edits, expected):
+    old = preset()
+    changed = changes(old, preset(**edits))
+    assert changed == expected
+    check_continuable(old, changed)
+
+
+@pytest.mark.parametrize(
+    ("edits", "line"),
+    [
+        ({"model__num_layers": 3}, "model.num_layers: 2 -> 3"),
+        ({"model__hidden_size": 128}, "model.hidden_size: 64 -> 128"),
+        ({"model__tie_embeddings": True}, "model.tie_embeddings: False -> True"),
+        ({"data__sources": ["fineweb_edu"]}, "data.sources: ['wikipedia'] -> ['fineweb_edu']"),
+        ({"data__min_text_length": 9}, "data.min_text_length: 1 -> 9"),
+        ({"data__mix_strategy": "weighted"}, "data.mix_strategy: 'round_robin' -> 'weighted'"),
+        ({"train__seed": 7}, "train.seed: 1337 -> 7"),
+        ({"train__eval_tokens": 7000}, "train.eval_tokens: 1000000 -> 7000"),
+        ({"auxiliary__enable_value": True}, "auxiliary.enable_value: False -> True"),
+        ({"auxiliary__enable_policy": True}, "auxiliary.enable_policy: False -> True"),
+        ({"auxiliary__enable_dynamics": True}, "auxiliary.enable_dynamics: False -> True"),
+        ({"auxiliary__enable_span_contrastive": True}, "auxiliary.enable_span_contrastive: False -> True"),
+    ],
+)
+def test_a_run_does_not_survive_edits_of_what_it_is_made_for(edits, line):
+    old = preset()
+    with pytest.raises(PresetError) as caught:
+        check_continuable(old, changes(old, preset(**edits)))
+    assert line in str(caught.value)
+    assert "'small'" in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+def test_refusal_lists_everything_that_must_go_back_and_nothing_else():
+    old = preset()
+    new = preset(model__num_layers=3, train__seed=7, train__weight_decay=0.5)
+    with pytest.raises(PresetError) as caught:
+        check_continuable(old, changes(old, new))
+    message = str(caught.value)
+    assert "model.num_layers: 2 -> 3" in message
+    assert "train.seed: 1337 -> 7" in message
+    assert "weight_decay" not in message
+
+
+def test_description_has_one_line_a_change():
+    changed = changes(preset(), preset(train__weight_decay=0.5, train__matrix_learning_rate=0.01))
+    assert describe(changed) == "  train.matrix_learning_rate: None -> 0.01\n  train.weight_decay: 0.1 -> 0.5"

@@ -1,0 +1,155 @@
+"""Sources of files: every character once an epoch, exact resuming, and nothing in a folder can stop a run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.sources import PythonSource, TextSource
+from data.sources.base import PIECE_CHARACTERS, SourceError
+from data.sources.opening import open_source, python_roots
+
+
+def open_text(path: Path, *, pinned: dict | None = None, seed: int = 1, glob: str = "**/*.txt"):
+    spec = TextSource(type="text", path=str(path), glob=glob, label="notes")
+    return open_source(spec, cache_dir=None, seed=seed, pinned=pinned)
+
+
+def texts(source, epoch: int = 0, position=None) -> list[str]:
+    return [document.text for document, _ in source.documents(epoch, position)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty short files and a long one, in folders."""
+    for number in range(20):
+        path = tmp_path / f"part{number % 3}" / f"{number}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"File {number} tells its story.\n" * (number + 1))
+    (tmp_path / "long.txt").write_text("".join(f"Line {number} of a long book.\n\n" for number in range(4000)))
+    return tmp_path
+
+
+def test_an_epoch_is_all_the_text_and_the_next_is_the_same_in_another_order(folder):
+    source = open_text(folder)
+    first, second = texts(source, 0), texts(source, 1)
+    assert sum(map(len, first)) == sum(len(path.read_text()) for path in folder.rglob("*.txt"))
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert texts(open_text(folder, seed=2)) != first
+    assert texts(open_text(folder)) == first
+
+
+def test_long_documents_are_split_at_blank_lines_and_lose_nothing(folder):
+    pieces = texts(open_text(folder / "long.txt"))
+    assert "".join(pieces) == (folder / "long.txt").read_text()
+    assert all(len(piece) <= PIECE_CHARACTERS and piece.endswith("\n\n") for piece in pieces)
+
+
+def test_text_without_any_space_is_split_too(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * (2 * PIECE_CHARACTERS + 7))
+    assert [len(piece) for piece in texts(open_text(tmp_path))] == [PIECE_CHARACTERS, PIECE_CHARACTERS, 7]
+
+
+def test_every_position_resumes_with_the_very_next_document(folder):
+    source = open_text(folder)
+    whole = list(source.documents(3))
+    for done, (_, position) in enumerate(whole, start=1):
+        assert list(open_text(folder, pinned=source.pinned).documents(3, position)) == whole[done:]
+
+
+def test_files_that_came_and_went_change_nothing_for_the_others(folder):
+    source = open_text(folder)
+    whole = list(source.documents(0))
+    seen, (_, position) = [document.text for document, _ in whole[:8]], whole[7]
+    later = whole[-1][0].text
+    (folder / "new.txt").write_text("Something new.")
+    next(path for path in folder.rglob("*.txt") if path.read_text() == later).unlink()
+    resumed = open_text(folder, pinned=source.pinned)
+    rest = texts(resumed, 0, position)
+    assert [text for text in rest if text != "Something new."] == [document.text for document, _ in whole[8:-1]]
+    assert not set(rest) & set(seen)
+    assert "changed since this run began (21 then, 21 now)" in resumed.notices[0]
+
+
+def test_the_same_text_under_two_names_is_read_once(tmp_path):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("Copied." if name != "c.txt" else "Another.")
+    source = open_text(tmp_path)
+    assert sorted(texts(source)) == ["Another.", "Copied."]
+    assert source.skipped == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_text_is_read_in_the_encoding_it_was_written_in(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("Ein Fuß, zwei Füße – drei “Maß”.\r\nZeile".encode(encoding))
+    assert texts(open_text(tmp_path)) == ["Ein Fuß, zwei Füße – drei “Maß”.\nZeile"]
+
+
+def test_one_stray_byte_does_not_spoil_a_utf8_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Größe, Maße, caf".encode() + b"\xe9")
+    assert texts(open_text(tmp_path)) == ["Größe, Maße, café"]
+
+
+def test_nothing_in_a_folder_stops_the_run(tmp_path):
+    (tmp_path / "good.txt").write_text("Good text.")
+    (tmp_path / "picture.txt").write_bytes(os.urandom(5000) + b"\0")
+    (tmp_path / "short.txt").write_bytes(bytes(range(1, 120)))
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.txt").write_text(" \n\t\u2028" * PIECE_CHARACTERS)
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "nowhere.txt").symlink_to(tmp_path / "missing")
+    (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    source = open_text(tmp_path)
+    left_out = source.size().partition("; left out: ")[2].split(", ")
+    assert sorted(left_out) == ["1 empty", "1 not a regular file", "2 unreadable"]
+    assert texts(source) == ["Good text."]
+    assert texts(source, 1) == ["Good text."]
+    assert source.skipped == {"binary": 2, "empty": 2, "unreadable": 2, "not a regular file": 1}
+
+
+def test_a_file_that_vanishes_while_running_is_counted(folder):
+    source = open_text(folder)
+    (folder / "part0" / "0.txt").unlink()
+    assert len(texts(source)) == len(texts(open_text(folder)))
+    assert source.skipped == {"unreadable": 1}
+
+
+def test_held_out_text_is_spread_and_about_a_twentieth(tmp_path):
+    for number in range(400):
+        (tmp_path / f"{number}.txt").write_text(f"Story number {number}.")
+    source = open_text(tmp_path)
+    held_out = [document.text for document in source.held_out()]
+    assert 8 <= len(held_out) <= 36
+    assert len(set(held_out)) == len(held_out)
+    assert set(held_out) <= set(texts(source))
+    assert held_out == [document.text for document in open_text(tmp_path).held_out()]
+
+
+@pytest.mark.parametrize(
+    ("path", "glob", "says"),
+    [
+        ("missing", "**/*.txt", "does not exist"),
+        (".", "**/*.md", "no file that matches '**/*.md'"),
+        ("void", "**/*.txt", "none of its files can be read (1 empty)"),
+    ],
+)
+def test_a_source_that_cannot_be_used_says_what_and_where(folder, path, glob, says):
+    (folder / "void").mkdir()
+    (folder / "void" / "a.txt").touch()
+    with pytest.raises(SourceError) as error:
+        open_text(folder / path, glob=glob)
+    assert "source notes: " in str(error.value)
+    assert says in str(error.value)
+
+
+def test_python_source_reads_the_standard_library_and_the_packages():
+    source = open_source(PythonSource(type="python", label="python"), cache_dir=None, seed=1)
+    files = set(source._files.values())
+    assert {root for root in python_roots() if any(path.is_relative_to(root) for path in files)} == set(python_roots())
+    document, position = next(source.documents(0))
+    following, _ = next(source.documents(0, position))
+    assert document != following
+    assert "site-packages" in "".join(map(str, files))

@@ -1,0 +1,134 @@
+import json
+import threading
+import time
+from dataclasses import asdict
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from data import feed as feed_module
+from data.feed import Feed, Progress
+from data.prepare import reason_to_skip
+from data.sources.base import Document, Retryable, Source, SourceError
+
+
+class Numbers(Source):
+    """Documents "<epoch>:<n>", one in four unusable; the connection breaks before those numbered in `breaks`."""
+
+    def __init__(self, count, breaks=()):
+        super().__init__("numbers")
+        self.count, self.breaks = count, set(breaks)
+
+    def size(self):
+        return f"{self.count} numbers"
+
+    def documents(self, epoch, position=None):
+        for n in range(position or 0, self.count):
+            if n in self.breaks:
+                self.breaks.remove(n)
+                raise Retryable("connection lost")
+            if n % 5 == 4:
+                self.skipped["divisible"] += 1
+            else:
+                yield Document("" if n % 4 == 3 else f"{epoch}:{n}"), n + 1
+
+    def held_out(self):
+        return iter(())
+
+
+def feed(source, progress=None, *, repeat=None, max_documents=None, status=lambda _: None, min_text_length=1):
+    spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
+    skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
+    return Feed(spec, lambda: source, list, skip, status, seed=1, progress=progress)
+
+
+def take(feed, count):
+    return [feed.next_document() for _ in range(count)]
+
+
+def test_what_is_saved_after_any_document_leads_to_the_next(monkeypatch):
+    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 4)  # an epoch ends inside a block, and at the end of one
+    whole = feed(Numbers(23), max_documents=13)
+    expected = take(whole, 60)
+    for count in range(50):
+        first = feed(Numbers(23), max_documents=13)
+        take(first, count)
+        saved = Progress(**json.loads(json.dumps(asdict(first.progress))))
+        resumed = feed(Numbers(23), saved, max_documents=13)
+        assert take(resumed, 10) == expected[count : count + 10]
+        assert take(resumed, 60 - count - 10) == expected[count + 10 :]
+        assert resumed.progress == whole.progress
+
+
+def test_an_epoch_ends_with_none_and_everything_left_out_is_counted():
+    numbers = feed(Numbers(20), repeat=2)
+    first, second = take(numbers, 13), take(numbers, 13)
+    assert first[-1] is second[-1] is None
+    assert sorted(first[:-1]) == sorted(f"0:{n}" for n in range(20) if n % 5 != 4 and n % 4 != 3)
+    assert sorted(second[:-1]) == [text.replace("0:", "1:", 1) for text in sorted(first[:-1])]
+    assert second[:-1] != [text.replace("0:", "1:", 1) for text in first[:-1]]  # another order
+    assert numbers.finished
+    assert numbers.progress.skipped == {"divisible": 8, "empty": 8}
+    assert numbers.progress.documents == 24
+
+
+def test_documents_are_shuffled_by_blocks_and_all_there(monkeypatch):
+    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 100)
+    numbers = [int(text[2:]) for text in take(feed(Numbers(1000)), 600)]
+    for first in range(0, 600, 100):
+        block, expected = numbers[first : first + 100], sorted(numbers)[first : first + 100]
+        assert block != expected
+        assert sorted(block) == expected
+
+
+def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
+    monkeypatch.setattr(feed_module, "BLOCK_BYTES", 30)
+    numbers = feed(Numbers(1000))
+    take(numbers, 1)
+    assert len(numbers._waiting) < 12
+
+
+def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
+    monkeypatch.setattr(feed_module, "FIRST_WAIT", 0.01)
+    said = []
+    numbers = feed(Numbers(40, breaks=[0, 7, 8, 30, 39]), repeat=1, status=said.append)
+    whole = feed(Numbers(40), repeat=1)
+    assert take(numbers, 25) == take(whole, 25)
+    assert numbers.progress.retries == 5
+    assert numbers.progress.skipped == whole.progress.skipped == {"divisible": 8, "empty": 8}
+    assert said.count("numbers: connection lost, retrying in 0 s") == 5
+    assert said[-1] == ""
+
+
+def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
+    monkeypatch.setattr(feed_module, "LONGEST_SILENCE", 0.2)
+
+    class Slow(Numbers):
+        def documents(self, epoch, position=None):
+            time.sleep(0.6)
+            yield from super().documents(epoch, position)
+
+    said = []
+    assert take(feed(Slow(3), repeat=1, status=said.append), 3) == take(feed(Numbers(3)), 3)
+    assert said == ["numbers: no text for 0 s, still trying", ""]
+    monkeypatch.setattr(feed_module, "LONGEST_SILENCE", 5)
+    said.clear()
+    take(feed(Numbers(3), repeat=1, status=said.append), 3)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert said == []
+
+
+def test_a_source_without_one_usable_document_is_an_error_with_the_reasons():
+    with pytest.raises(
+        SourceError, match=r"source numbers: not one document.*too short.*divisible|divisible.*too short"
+    ):
+        feed(Numbers(20), min_text_length=1000).next_document()
+
+
+def test_documents_that_cannot_be_text_are_still_encodable():
+    class Odd(Numbers):
+        def documents(self, epoch, position=None):
+            yield Document("a\ud800b"), 1
+
+    assert feed(Odd(1)).next_document() == "a?b"

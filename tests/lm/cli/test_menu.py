@@ -1,0 +1,380 @@
+"""The menu: what Enter takes and why, what an answer means, and that everything fits the smallest terminal."""
+
+import dataclasses
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.schema import UserError, parse_preset
+from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
+from data.producer_client import SourceInfo
+from data.sources.probe import Probe
+from lm.checkpoint.store import SavedRun
+from lm.cli.menu import (
+    Choice,
+    Menu,
+    MenuEntry,
+    ask,
+    default_choice,
+    preset_paths,
+    render_menu,
+)
+from lm.train.start_card import StartCard, how_much, render_card
+
+HOUR = 3600.0
+
+
+def entry(
+    stem: str, *, hours: float = 1, silent: tuple[str, ...] = (), answering: tuple[str, ...] = ("wikipedia",)
+) -> MenuEntry:
+    text = {
+        "name": stem.partition("_")[2],
+        "description": "One sentence about it.",
+        "model": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64},
+        "data": {"sources": ["wikipedia"]},
+    }
+    statuses = [Probe(name, True) for name in answering]
+    statuses += [Probe(name, False, "connection refused") for name in silent]
+    return MenuEntry(
+        path=Path(f"configs/{stem}.json"),
+        preset=parse_preset(json.dumps(text), stem),
+        num_parameters=15_100_000,
+        memory_bytes=1_200_000_000,
+        seconds=hours * HOUR,
+        sources=statuses,
+    )
+
+
+GENERAL, QA, OFFLINE = entry("00_best_general"), entry("01_best_qa"), entry("02_offline_python")
+BROKEN = MenuEntry(path=Path("configs/03_mine.json"), error="configs/03_mine.json: name is missing\n    allowed: text")
+UNFINISHED = SavedRun(Path("checkpoints"), "best_general", "{}", 34_000_000, 100_000_000, False, False, 1.7e9)
+FINISHED = dataclasses.replace(UNFINISHED, tokens_seen=100_000_000, trained=True, reported=True)
+ARCHIVED = SavedRun(Path("checkpoints/archive/best_qa-1"), "best_qa", "{}", 5_000_000, 100_000_000, False, False, 1.6e9)
+
+
+def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True) -> tuple[Choice, str]:
+    """What `ask` makes of these answers, and everything it said."""
+    said, waiting = [], list(answers)
+
+    def read(prompt: str) -> str:
+        given = waiting.pop(0)
+        if isinstance(given, BaseException):
+            raise given
+        return given
+
+    choice = ask(menu, read=read, say=said.append, terminal=terminal)
+    assert not waiting, "an answer was not read"
+    return choice, "\n".join(said)
+
+
+# --- what Enter takes -------------------------------------------------------------------------------------------------
+
+
+def test_enter_resumes_an_unfinished_run_whatever_the_sources_say():
+    choice, reason = default_choice([entry("00_a", silent=("c4",))], UNFINISHED)
+    assert choice == Choice("resume", Path("checkpoints"))
+    assert "34.0M of 100M" in reason
+
+
+def test_enter_takes_the_first_preset_that_is_ready():
+    assert default_choice([GENERAL, QA, OFFLINE], None)[0] == Choice("preset", GENERAL.path)
+
+
+def test_a_time_that_was_not_measured_is_marked():
+    measured = dataclasses.replace(GENERAL, measured=True)
+    assert "memory  ~1 h 0 min here" in render_menu(Menu([GENERAL]))
+    assert "memory  1 h 0 min here" in render_menu(Menu([measured]))
+    assert default_choice([GENERAL], None)[1] == "start 00_best_general, ~1 h 0 min here"
+
+
+def test_the_reason_names_why_earlier_presets_were_passed_over():
+    entries = [
+        BROKEN,
+        entry("04_a", silent=("c4", "squad")),
+        entry("05_b", hours=12),
+        entry("06_c", hours=11.9),
+        OFFLINE,
+    ]
+    choice, reason = default_choice(entries, None)
+    assert choice == Choice("preset", Path("configs/06_c.json"))
+    assert "03_mine: the file has errors" in reason
+    assert "04_a: c4 and squad are not there" in reason
+    assert "05_b: would take ~12 h 0 min here" in reason
+    assert "02_offline" not in reason
+
+
+def test_enter_is_an_error_when_nothing_is_ready():
+    with pytest.raises(UserError, match="00_a: c4 is not there"):
+        answer(Menu([entry("00_a", silent=("c4",))]), "")
+    with pytest.raises(UserError, match=r"no NN_name\.json"):
+        answer(Menu([]), EOFError())
+
+
+# --- what an answer means ---------------------------------------------------------------------------------------------
+
+MENU = Menu([GENERAL, QA, OFFLINE, BROKEN], UNFINISHED, [ARCHIVED], has_model=True)
+
+
+@pytest.mark.parametrize("lost", [EOFError(), RuntimeError("lost sys.stdin"), OSError(), ValueError("closed file")])
+def test_no_input_is_enter_and_says_so(lost):
+    choice, said = answer(Menu([GENERAL]), lost, terminal=False)
+    assert choice == Choice("preset", GENERAL.path)
+    assert "taken as Enter" in said
+
+
+def test_ctrl_c_passes_through():
+    with pytest.raises(KeyboardInterrupt):
+        answer(MENU, KeyboardInterrupt())
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("", Choice("resume", Path("checkpoints"))),
+        ("r", Choice("resume", Path("checkpoints"))),
+        ("0", Choice("preset", GENERAL.path)),
+        ("02", Choice("preset", OFFLINE.path)),
+        (" 2 ", Choice("preset", OFFLINE.path)),
+        ("Best_QA", Choice("preset", QA.path)),
+        ("01_best_qa", Choice("preset", QA.path)),
+        ("01_BEST_QA.json", Choice("preset", QA.path)),
+        ("T", Choice("talk")),
+        ("e", Choice("export")),
+        ("quit", Choice("quit")),
+        ("a1", Choice("restore", ARCHIVED.folder)),
+    ],
+)
+def test_numbers_names_and_letters(typed, expected):
+    assert answer(MENU, typed)[0] == expected
+
+
+def test_a_wrong_name_is_asked_again_with_the_nearest():
+    choice, said = answer(MENU, "best_genral", "7", "n", "1")
+    assert choice == Choice("preset", QA.path)
+    assert "there is no 'best_genral'; the nearest is 'best_general'" in said
+    assert (
+        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1; ? shows the menu"
+        in said
+    )
+
+
+def test_a_wrong_name_without_a_terminal_is_an_error():
+    with pytest.raises(UserError, match="the nearest is 'best_general'"):
+        answer(MENU, "best_genral", terminal=False)
+
+
+def test_bytes_that_are_no_text_are_a_wrong_name_and_never_enter():
+    with pytest.raises(UserError, match="there is no"):
+        answer(MENU, UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), terminal=False)
+
+
+def test_letters_that_do_not_apply_are_wrong_names():
+    for letter in ("r", "t", "e", "n", "a1"):
+        with pytest.raises(UserError, match=f"there is no '{letter}'"):
+            answer(Menu([GENERAL]), letter, terminal=False)
+
+
+def test_a_person_may_see_the_menu_again():
+    choice, said = answer(MENU, "?", "?", "q")
+    assert choice == Choice("quit")
+    assert said.count(render_menu(MENU)) == 2
+    with pytest.raises(UserError, match=r"there is no '\?'"):
+        answer(MENU, "?", terminal=False)
+
+
+def test_two_presets_of_one_number_must_be_named():
+    twins = Menu([entry("01_a"), entry("01_b")])
+    choice, said = answer(twins, "1", "b")
+    assert choice == Choice("preset", Path("configs/01_b.json"))
+    assert "01_a or 01_b" in said
+
+
+def test_a_chosen_preset_is_never_swapped():
+    menu = Menu([entry("00_a", silent=("c4",)), BROKEN, OFFLINE])
+    for asked, problem in (
+        ("a", "00_a cannot start: c4 is not there\n  c4: connection refused"),
+        ("3", "name is missing"),
+    ):
+        choice, said = answer(menu, asked, "q")  # a person is asked again
+        assert choice == Choice("quit")
+        assert problem in said
+        with pytest.raises(UserError, match=re.escape(problem)):
+            answer(menu, asked, terminal=False)
+
+
+def test_a_long_run_may_be_chosen_but_is_not_the_default():
+    menu = Menu([entry("00_a", hours=30), OFFLINE])
+    assert answer(menu, "0")[0] == Choice("preset", Path("configs/00_a.json"))
+    assert answer(menu, "")[0] == Choice("preset", OFFLINE.path)
+
+
+def test_a_finished_run_offers_leaving_talking_and_a_new_run():
+    menu = dataclasses.replace(MENU, current=FINISHED)
+    choice, said = answer(menu, EOFError(), terminal=False)
+    assert choice == Choice("quit")
+    assert "finished" in said
+    assert answer(menu, "t")[0] == Choice("talk")
+    choice, said = answer(menu, "n", "")
+    assert choice == Choice("preset", GENERAL.path)
+    assert "start 00_best_general" in said
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def columns(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+
+
+def test_the_menu_shows_what_a_choice_costs_and_needs():
+    shown = render_menu(dataclasses.replace(MENU, entries=[entry("00_a", silent=("c4",)), BROKEN]))
+    for part in ("00  a", "15.1M", "1.2 GB", "1 h 0 min", "✓ wikipedia", "✗ connection refused: c4", "One sentence"):
+        assert part in shown
+    for part in ("03_mine", "✗ name is missing; allowed: text", "r  resume", "34.0M of 100M", "a1  take up", "t  talk"):
+        assert part in shown
+    assert "e  export" in shown
+
+
+def test_without_a_model_there_is_nothing_to_talk_to():
+    assert "talk" not in render_menu(Menu([GENERAL]))
+
+
+@pytest.mark.parametrize("num_presets", [1, 3, 6, 14])
+def test_the_menu_fits_a_small_terminal(num_presets):
+    entries = [entry(f"{n:02d}_{'long' * 10}", answering=("数" * 60, "b" * 50)) for n in range(num_presets)]
+    lines = render_menu(Menu(entries, UNFINISHED, [ARCHIVED] * 9, has_model=True)).splitlines()
+    assert len(lines) <= 24
+    assert all(columns(line) <= 80 for line in lines)
+    assert sum("long" in line for line in lines) >= num_presets
+
+
+def test_presets_of_one_name_are_told_apart_by_their_files():
+    copy = dataclasses.replace(GENERAL, path=Path("configs/07_copy.json"))
+    shown = render_menu(Menu([GENERAL, copy, QA]))
+    assert "00  00_best_general " in shown
+    assert "07  07_copy " in shown
+    assert "01  best_qa " in shown
+
+
+def test_the_menu_leaves_room_for_what_enter_says():
+    entries = [entry(f"{n:02d}_{n}", silent=("c4",)) for n in range(5)]
+    shown = render_menu(Menu([*entries, OFFLINE]))
+    _, reason = default_choice([*entries, OFFLINE], None)
+    assert len(shown.splitlines()) + len(reason.splitlines()) + 1 <= 24
+    assert shown.count("One sentence") < 6
+    assert render_menu(Menu([*entries, OFFLINE]), (80, 50)).count("One sentence") == 6
+
+
+def test_a_wider_terminal_shows_more_of_the_sources():
+    menu = Menu([entry("00_a", answering=("c" * 100,))])
+    assert "c" * 100 in render_menu(menu, (120, 24))
+    assert max(columns(line) for line in render_menu(menu, (40, 10)).splitlines()) == 80
+
+
+def card(**changes) -> StartCard:
+    values = {
+        "preset": GENERAL.preset,
+        "sources": [
+            SourceInfo("wikipedia", "41 shards", "Anarchism is\x1b[31m a political\nphilosophy" + "数" * 80, [])
+        ],
+        "shares": [1.0],
+        "tokenizer": "byte-level BPE, 8192 tokens",
+        "num_parameters": 15_100_000,
+        "rows_per_step": 512,
+        "world_size": 2,
+        "token_budget": 100_000_000,
+        "tokens_seen": 0,
+        "decisions": [("bf16", "this CPU has AVX512-BF16"), ("no torch.compile", "no C++ compiler found")],
+        "peak_memory_bytes": 1_230_000_000,
+        "disk_needed_bytes": 700_000_000,
+        "disk_free_bytes": 90_000_000_000,
+        "tokens_per_second": 20_000.0,
+    }
+    return StartCard(**{**values, **changes})
+
+
+def test_the_start_card_says_everything_decided():
+    shown = render_card(card())
+    # 512 rows x 64 tokens = 32,768 tokens a step; 100,000,000 / 32,768 = 3051.8
+    for part in (
+        "41 shards",
+        "Anarchism is",
+        "15.1M parameters",
+        "32,768 tokens a step, 3,052 steps",
+        "1.2 GB",
+        "700 MB",
+    ):
+        assert part in shown
+    for part in ("bf16: this CPU has AVX512-BF16", "no C++ compiler", "20.0k tokens/s, 1 h 23 min to go"):
+        assert part in shown
+    assert "\x1b" not in shown
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+
+
+def test_blank_and_wide_facts_have_lines_too():
+    shown = render_card(card(tokenizer=" ", sources=[SourceInfo("数" * 20, "数 " * 60, "数 " * 60, [])]))
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+    assert shown.count("数") == 9 + 60 + 20  # a clipped label, all facts, a clipped first line
+
+
+def test_a_long_fact_goes_on_in_the_next_line():
+    facts = "16,354 files, 281 MB; left out: 503 empty, 116 duplicates, 12 too short, 3 not UTF-8"
+    shown = render_card(card(sources=[SourceInfo("python_source", facts, "import os", [])]))
+    assert "not UTF-8" in shown
+    assert "…" not in shown
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+
+
+def test_a_resumed_run_counts_what_is_left():
+    assert "1,526 steps" in render_card(card(tokens_seen=50_000_000))
+
+
+@given(text=st.text(max_size=60), width=st.integers(2, 40))
+def test_clipped_text_is_printable_and_fits(text, width):
+    clipped = clip(text, width)
+    assert clipped.isprintable()
+    assert columns(clipped) <= width
+    if text.isprintable() and columns(text) <= width:
+        assert clipped == text
+
+
+@given(text=st.text(st.sampled_from("ab数-/ \n"), max_size=60), width=st.integers(2, 20))
+def test_wrapped_text_has_every_word_in_lines_that_fit(text, width):
+    lines = wrapped(text, width).splitlines()
+    assert " ".join(lines).split() == text.split()
+    assert all(columns(line) <= width or " " not in line.strip() for line in lines)
+
+
+def test_a_continued_line_is_indented_like_its_beginning():
+    assert wrapped("what\n    a long hint", 12) == "what\n    a long\n    hint"
+
+
+def test_preset_files_are_numbered_and_in_order(tmp_path):
+    for name in ("10_b.json", "02_a.json", "preset.schema.json", "notes.json", "03_c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in preset_paths(tmp_path)] == ["02_a.json", "10_b.json"]
+
+
+def test_text_that_will_be_read_again_and_again_is_said():
+    assert how_much("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read about 250 times"
+    assert how_much("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
+    assert how_much("41 shards", None, 0.5, 100_000_000) == "41 shards"
+
+
+def test_numbers_for_people():
+    assert [human_time(s) for s in (5, 59.4, 61, 3599, 4800, 200_000)] == [
+        "5 s",
+        "59 s",
+        "1 min",
+        "1 h 0 min",
+        "1 h 20 min",
+        "2.3 days",
+    ]
+    assert [counted(n, "layer") for n in (0, 1, 2, 6104)] == ["0 layers", "1 layer", "2 layers", "6,104 layers"]
+    assert [human_count(n) for n in (0, 950, 17_500, 999_600, 100_000_000)] == ["0", "950", "17.5k", "1.0M", "100M"]
+    assert [human_bytes(n) for n in (512, 1_230_000_000, 24e9)] == ["512 B", "1.2 GB", "24.0 GB"]

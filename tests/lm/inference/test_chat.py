@@ -1,0 +1,133 @@
+"""The terminal loop: characters arrive whole, settings are checked, Ctrl-C stops an answer and nothing else."""
+
+import re
+
+import pytest
+import torch
+
+from configs.schema import ModelConfig
+from lm.inference import chat as talk_module
+from lm.inference.chat import change_setting, talk
+from lm.inference.decoder import Decoder
+from lm.inference.detokenize import text_pieces
+from lm.model import Transformer
+
+
+def decode_bytes(tokens):
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def converse(lines, monkeypatch, generate=None):
+    """Talk with these inputs (exceptions are raised); everything written, and the settings generation was called
+    with."""
+    written, calls = [], []
+    inputs = iter(lines)
+
+    def ask(_prompt):
+        line = next(inputs, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    def recorded(decoder, tokens, limit, *, generator, stop_token, drafting, **settings):
+        calls.append((tokens, settings))
+        yield from (generate or (lambda: iter(b"fine")))()
+
+    monkeypatch.setattr(talk_module, "generate", recorded)
+    talk(None, lambda text: [0, *text.encode()], decode_bytes, ask=ask, write=written.append)
+    return "".join(written), calls
+
+
+def texts(tokens: bytes) -> list[str]:
+    return [text for _, text in text_pieces(tokens, decode_bytes)]
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve 漢字 😀!", "😀"])
+def test_a_character_is_shown_when_all_its_bytes_are_there(text):
+    pieces = texts(text.encode())
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert texts(text.encode()[:-1] if text == "😀" else b"") in ([], ["\ufffd"])
+
+
+def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
+    assert "".join(texts(b"a\xff\xffb")) == "a\ufffd\ufffdb"
+
+
+def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
+    text, calls = converse(["/temperature 0.5", "/top_p 7", "/topp 1", "hi", ""], monkeypatch)
+    assert calls == [([0, *b"hi"], {"temperature": 0.5, "top_p": 0.95})]
+    assert "0 to 1" in text
+    assert "/top_p" in text
+    assert "fine" in text
+    assert "4 tokens" in text
+
+
+def test_quit_leaves_and_help_says_how(monkeypatch):
+    text, calls = converse(["/help", "/quit", "not read any more"], monkeypatch)
+    assert text.count("Ctrl-C stops") == 2  # at the beginning, and when asked
+    assert "temperature = 0.8, top_p = 0.95, length = 400" in text
+    assert calls == []
+
+
+def test_a_misspelt_setting_is_told_the_nearest_and_one_without_a_value_its_own():
+    settings = {"temperature": 0.8}
+    assert change_setting("/temp 1", settings) == "Unknown setting; did you mean /temperature?"
+    assert change_setting("/tempratur 1", settings) == "Unknown setting; did you mean /temperature?"
+    assert "there are /temperature, /top_p, /length, /help, /quit" in change_setting("/x", settings)
+    assert change_setting("/temperature", settings) == "temperature = 0.8"
+
+
+def test_the_length_is_a_whole_number():
+    settings = {"length": 400}
+    for wrong in ("100.5", "0", "-1", "many", "2000000"):
+        assert "/length takes a whole number from 1 to 1,000,000" in change_setting(f"/length {wrong}", settings)
+    assert change_setting("/length 100", settings) == "length = 100"
+    assert settings == {"length": 100}
+
+
+def test_a_setting_that_is_no_number_changes_nothing():
+    settings = {"temperature": 0.8}
+    for command in ("/temperature warm", "/temperature nan", "/temperature -1"):
+        assert "number from 0" in change_setting(command, settings)
+    assert settings == {"temperature": 0.8}
+
+
+def test_ctrl_c_stops_the_answer_and_the_next_prompt_is_asked(monkeypatch):
+    answers = iter([True, False])
+
+    def generate():
+        yield from b"begun"
+        if next(answers):
+            raise KeyboardInterrupt
+        yield from b" and ended\x1b[2J"
+
+    text, calls = converse(["one", KeyboardInterrupt(), "two"], monkeypatch, generate)
+    assert len(calls) == 2
+    assert "[stopped]" in text
+    assert "begun and ended[2J" in text  # control characters do not reach the terminal
+
+
+class Zeros:
+    """Drafts a byte, any, each time."""
+
+    def begin(self, hidden_D, tokens):
+        return 1
+
+    def step(self, token):
+        return torch.zeros(256)
+
+
+def test_talking_to_a_real_model():
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
+    lines, written = iter(["hello", ""]), []
+    talk(
+        Decoder(Transformer(config, 256)),
+        lambda text: list(text.encode()),
+        decode_bytes,
+        drafter=Zeros(),
+        ask=lambda _: next(lines),
+        write=written.append,
+    )
+    last_line = "".join(written).splitlines()[-1]
+    assert re.fullmatch(rf"\[{talk_module.MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept\]", last_line)

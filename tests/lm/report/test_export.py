@@ -1,0 +1,174 @@
+"""The export is the same model: transformers gives our logits, our greedy text and our token ids."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from configs.schema import parse_preset
+from lm.inference.decoder import Decoder
+from lm.inference.generate import generate
+from lm.report.export import export_huggingface
+from lm.report.model_card import RunFacts, SourceFacts
+from lm.report.samples import Section
+from tests.lm.random_model import random_model, random_norms
+
+END_OF_TEXT = "<|endoftext|>"
+PROMPT = "  The réponse:\tdef f(x1):\n\n    return 漢字 12345 'don't' <|endoftext|> "
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    """Byte-level BPE, as the runs train it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["def return the response don't 12345 " * 20], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def model_of(preset, vocab_size):
+    """Norms and both halves of fused matrices random too, so that no mix-up goes unseen."""
+    return random_norms(random_model(preset.model, vocab_size, std=0.1))
+
+
+def make_preset(tied=False):
+    model = {
+        "hidden_size": 48,
+        "num_layers": 3,
+        "num_heads": 4,
+        "seq_length": 64,
+        "mlp_size": 80,
+        "tie_embeddings": tied,
+    }
+    preset = {"name": "tiny", "description": "A | test.", "model": model, "data": {"sources": [{"type": "python"}]}}
+    return parse_preset(json.dumps(preset), "test")
+
+
+RECORDS = [
+    {"tokens": 50, "loss": 3.0, "tokens_per_second": 10.0},
+    {
+        "tokens": 100,
+        "eval": {"loss": 2.5, "bits_per_byte": 1.25, "tokens": 30, "per_source": {"pets": {"loss": 2.5, "tokens": 30}}},
+        "mixture": {"pets": 0.75, "py": 0.25},
+    },
+]
+RUN = RunFacts(
+    {"tokens": "100 in 3 steps", "machine": "a | b"},
+    [SourceFacts("pets", "cats and dogs", "CC0-1.0", "me/pets"), SourceFacts("py", "Python", "PSF-2.0")],
+    RECORDS,
+    [Section(40, "an early one"), Section(100, "a late one")],
+)
+
+
+def export(model, preset, tokenizer_path, folder, run=RUN, **options):
+    state = model.state_dict()
+    return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, run=run, **options)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, tied):
+    from transformers import AutoModelForCausalLM
+
+    preset = make_preset(tied)
+    model = model_of(preset, 300)
+    theirs, info = AutoModelForCausalLM.from_pretrained(
+        export(model, preset, tokenizer_path, tmp_path / "hf"), output_loading_info=True
+    )
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in model.parameters())
+    tokens = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
+    ours = model.output(model(tokens))
+    assert ours.std() > 0.5
+    torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=0)
+    prompt = tokens[0, :8].tolist()
+    greedy = theirs.generate(tokens[:1, :8], max_new_tokens=50, do_sample=False, temperature=None, top_p=None)
+    text = list(generate(Decoder(model), prompt, 50, temperature=0, stop_token=0))
+    assert greedy[0, 8:].tolist() in (text, [*text, 0])  # theirs keeps the end-of-text token
+    assert text != list(
+        generate(Decoder(model), prompt, 50, temperature=0, stop_token=0, block_ngram=0)
+    )  # blocking mattered
+
+
+def test_transformers_gives_the_same_token_ids(tmp_path, tokenizer_path):
+    from transformers import AutoTokenizer
+
+    preset = make_preset()
+    theirs = AutoTokenizer.from_pretrained(export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf"))
+    ours = Tokenizer.from_file(str(tokenizer_path))
+    assert theirs(PROMPT)["input_ids"] == ours.encode(PROMPT).ids
+    assert theirs.decode(theirs(PROMPT)["input_ids"]) == PROMPT
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (0, 0, 64)
+
+
+def test_the_model_cards_example_runs_as_printed(tmp_path, tokenizer_path, monkeypatch, capsys):
+    preset = make_preset()
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(folder)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    assert capsys.readouterr().out.startswith(f"{END_OF_TEXT}The")
+
+
+def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
+    from huggingface_hub import ModelCard
+
+    preset = make_preset()
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.datasets == ["me/pets"]
+    assert card.data.license is None  # nobody but its owner can say
+    for part in (
+        "| tokens | 100 in 3 steps |",
+        r"| machine | a \| b |",
+        "![loss, bits per byte, mixture and speed over tokens](curves.png)",
+        "| pets | cats and dogs | 75.0% | CC0-1.0 |",
+        "| py | Python | 25.0% | PSF-2.0 |",
+        "## Held-out text after 100 tokens",
+        "| all | 1.2500 |",
+        "## Samples after 100 tokens\n\na late one",
+        "## Limits",
+        '"hidden_size": 48',
+    ):
+        assert part in card.content, part
+    assert "an early one" not in card.content
+    assert "model.gguf" not in card.content
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
+    preset = make_preset()
+    run = RUN._replace(records=[], samples=[])
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf", run=run)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| pets | cats and dogs | not measured yet | CC0-1.0 |" in card
+    assert "curves.png" not in card
+    assert not (folder / "curves.png").exists()
+
+
+def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
+    preset = make_preset()
+    first, second = model_of(preset, 300), model_of(preset, 300)
+    torch.nn.init.zeros_(second.norm.weight)
+    export(first, preset, tokenizer_path, tmp_path / "hf", aux_heads={"value.weight": torch.ones(2, 3)})
+    heads = load_file(tmp_path / "hf" / "aux_heads.safetensors")
+    assert heads["value.weight"].tolist() == [[1.0] * 3] * 2
+    (tmp_path / "hf.tmp").mkdir()  # left by an export that was killed
+    export(second, preset, tokenizer_path, tmp_path / "hf")
+    assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].abs().sum() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert not (tmp_path / "hf" / "aux_heads.safetensors").exists()

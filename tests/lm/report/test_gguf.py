@@ -1,0 +1,161 @@
+"""The GGUF file is the same model: its tensors and tokens as the package `gguf` reads them, its text in llama.cpp."""
+
+import json
+import re
+from itertools import islice, takewhile
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import normalizers, pre_tokenizers
+
+from data import tokenizer as bpe
+from lm.inference.decoder import Decoder
+from lm.inference.generate import generate
+from lm.report.export import export_huggingface
+from lm.report.gguf import gguf_obstacle
+from tests.lm.report.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, model_of
+
+TEXTS = (
+    PROMPT,
+    "",
+    " ",
+    "\n",
+    "a  b   c \t\t d\n\n\n  e\r\n \u00a0\u3000 f ",
+    "don't we'll I'VE 'tis they're",
+    "1234567 3.14 ²③ ٣٤ x1y2",
+    "def f(x, *args):\n    return {'a': x[0] ** 2}  # héé\n\n\nclass A:\n\tpass",
+    "漢字かな 한국어 Ελληνικά עברית العربية हिन्दी 👩‍👩‍👧 e\u0301 \u200b\ufeff",
+    '<|endoftext|><|im_start|> --- ... !?"#$%&',
+)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def exported(request, tmp_path_factory):
+    """(model, tokenizer, GGUF file) of a run; the tokenizer has fewer tokens than the model has room for."""
+    folder = tmp_path_factory.mktemp("exported")
+    tokenizer = bpe.train([text for text in TEXTS for _ in range(3)], 380)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    preset = make_preset(tied=request.param)
+    model = model_of(preset, 400)
+    assert gguf_obstacle(folder / "tokenizer.json") == ""
+    hf = export_huggingface(
+        model.state_dict(),
+        preset,
+        folder / "tokenizer.json",
+        folder / "hf",
+        end_of_text=END_OF_TEXT,
+        run=RUN,
+        gguf=True,
+    )
+    assert "model.gguf" in (hf / "README.md").read_text()
+    return model.eval(), bpe.load(folder / "tokenizer.json"), hf / "model.gguf"
+
+
+def test_a_reader_finds_every_weight_and_what_the_model_is(exported):
+    from gguf import GGUFReader
+
+    model, tokenizer, path = exported
+    reader = GGUFReader(path)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    assert facts["general.architecture"] == "qwen3"
+    for key, value in {
+        "context_length": 64,
+        "embedding_length": 48,
+        "block_count": 3,
+        "feed_forward_length": 80,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 4,
+        "attention.key_length": 12,
+        "attention.value_length": 12,
+        "rope.freq_base": 10_000.0,
+        "attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+    }.items():
+        assert facts[f"qwen3.{key}"] == value, key
+    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    assert sum(tensor.size for tensor in tensors.values()) == sum(p.numel() for p in model.parameters())
+    attention = model.layers[2].attention
+    q, k, _ = attention.qkv.weight.detach().chunk(3)
+    for name, weight in {
+        "token_embd": model.embed.weight,
+        "blk.2.attn_q": q,
+        "blk.2.attn_k": k,
+        "blk.2.attn_q_norm": attention.q_norm.weight,
+        "blk.2.attn_k_norm": attention.k_norm.weight,
+    }.items():
+        assert np.array_equal(tensors[f"{name}.weight"], weight.detach().numpy()), name
+    assert ("output.weight" in tensors) != model.config.tie_embeddings
+
+    tokens, types = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
+    assert (facts["tokenizer.ggml.model"], facts["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert tokens[: tokenizer.get_vocab_size()] == [
+        tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size())
+    ]
+    assert len(set(tokens)) == len(types) == 400
+    assert [types[0], types[1], types[399]] == [3, 1, 5]  # control, normal, unused
+    assert (facts["tokenizer.ggml.bos_token_id"], facts["tokenizer.ggml.eos_token_id"]) == (0, 0)
+    assert facts["tokenizer.ggml.add_bos_token"] is True
+
+
+def test_llama_cpp_gives_the_same_tokens_logits_and_text(exported):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model, tokenizer, path = exported
+    fp32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache would halve them
+    llama = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, **fp32)
+    for text in TEXTS:
+        assert llama.tokenize(text.encode(), add_bos=False) == tokenizer.encode(text).ids, text
+        assert llama.tokenize(text.encode())[0] == 0
+        assert llama.detokenize(tokenizer.encode(text).ids).decode() == text
+    for text in ("", "def f(x", "漢字", " 123"):
+        prompt = [0, *tokenizer.encode(text).ids]
+        llama.reset()
+        llama.eval(prompt)
+        with torch.no_grad():
+            logits = model.output(model(torch.tensor([prompt])))[0]
+        np.testing.assert_allclose(llama.scores[: len(prompt)], logits.numpy(), atol=1e-4)
+        ours = list(generate(Decoder(model), prompt, 40, temperature=0, stop_token=0, block_ngram=0))
+        theirs = islice(llama.generate(prompt, temp=0, repeat_penalty=1.0), 40)
+        assert len(ours) > 10
+        assert list(takewhile(lambda token: token != 0, theirs)) == ours
+    llama.close()
+
+
+def test_the_model_cards_example_for_llama_cpp_runs_as_printed(exported, monkeypatch, capfd):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    folder = exported[2].parent
+    monkeypatch.chdir(folder)
+    example = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    exec(example, names := {})
+    names["model"].close()
+    assert capfd.readouterr().out.startswith("The")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()])},
+        {"normalizer": normalizers.NFC()},
+    ],
+    ids=["space before", "digits alone", "normalized"],
+)
+def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(tmp_path, change):
+    tokenizer = bpe.train(["some text"], 300)
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert "No GGUF file" in gguf_obstacle(tmp_path / "tokenizer.json")
+
+
+def test_gpt_2s_own_file_leaves_out_what_is_usual(tmp_path):
+    described = json.loads(bpe.train(["some text"], 300).to_str())
+    described["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    del described["model"]["ignore_merges"], described["pre_tokenizer"]["use_regex"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    assert gguf_obstacle(tmp_path / "tokenizer.json") == ""
+
+
+def test_without_the_package_its_installation_is_said(tmp_path, monkeypatch):
+    bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr("lm.report.gguf.find_spec", lambda _: None)
+    assert 'pip install -e ".[gguf]"' in gguf_obstacle(tmp_path / "tokenizer.json")

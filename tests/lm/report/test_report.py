@@ -1,0 +1,81 @@
+"""The report holds the figures of the last evaluation, the samples and a picture that can be opened."""
+
+import pytest
+
+from aux_heads.metrics import Measure
+from lm.report.metrics import MetricsLog
+from lm.report.report import write_report
+from lm.report.samples import Sample, SampleLog
+
+MEASURES = (
+    Measure("value/correlation", "value/trailing", "trailing", "how well", "the past"),
+    Measure("dynamics/error", 1.0, "copy", "how badly", "a copy", less_is_better=True),
+    Measure("policy/acceptance", "policy/copy", "copy", "how often", "a copy"),
+)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    metrics, samples = MetricsLog(tmp_path / "metrics.jsonl"), SampleLog(tmp_path / "samples.md")
+    metrics.write({"tokens": 100, "step": 1, "loss": None, "tokens_per_second": 10.0})
+    metrics.write({"tokens": 100, "resumed": "on the 2nd | machine"})
+    for tokens, loss in ((200, 3.25), (300, 2.125)):
+        per_source = {
+            "wiki|en": {"loss": loss, "bits_per_byte": loss / 2, "tokens": 7, "stderr": 0.0125},
+            "$math_$": {"loss": loss, "bits_per_byte": loss / 4, "tokens": 1234, "answer_bits_per_byte": 0.8765},
+        }
+        metrics.write(
+            {
+                "tokens": tokens, "step": 2, "loss": loss, "tokens_per_second": 11.0,
+                "eval": {"loss": loss, "bits_per_byte": loss / 3, "tokens": 1241, "per_source": per_source},
+                "mixture": {"wiki|en": 0.75, "$math_$": 0.25},
+                "sources": {
+                    "wiki|en": {
+                        "documents": 4321, "tokens": 99999, "bytes": 3 * 10**6, "epoch": 2, "retries": 5,
+                        "skipped": {"too short": 17, "empty": 1}, "asked": 0.8, "realised": 0.75,
+                    }
+                },
+                "heads": {"value/correlation": 0.4321, "value/trailing": 0.5, "dynamics/error": 0.75, "value/loss": loss},
+            }
+        )  # fmt: skip
+        samples.write(tokens, [Sample("wiki|en", "Once", f"at {tokens}")])
+    metrics.close()
+    return tmp_path
+
+
+def test_report_of_a_run(run_folder):
+    facts = {"preset": "tiny", "machine": "2 cores | 8 GB"}
+    path = write_report(run_folder, '{"name": "tiny"}', facts, MEASURES)
+    text = path.read_text(encoding="utf-8")
+    assert path == run_folder / "report.md"
+    assert "## Held-out text after 300 tokens" in text
+    assert r"| wiki\|en | 1.0625 | 0.0125 | 2.1250 |" in text
+    assert "0.8765" in text
+    assert "1,234" in text
+    assert "| value | how well | 0.4321 | the past | 0.5000 | **no** |" in text
+    assert "| dynamics | how badly | 0.7500 | a copy | 1.0000 | yes |" in text
+    assert "policy" not in text  # it measured nothing
+    assert "Also measured: value/loss 2.1250." in text
+    assert r"| wiki\|en | 80.0% | 75.0% | 4,321 | 99,999 | 3 | 2 | 5 | 17 too short, 1 empty |" in text
+    assert r"| 100 | on the 2nd \| machine |" in text
+    assert r"2 cores \| 8 GB" in text
+    assert "at 200" in text
+    assert "at 300" in text
+    assert '{"name": "tiny"}' in text
+    assert "(report.png)" in text
+    assert not list(run_folder.glob("*.tmp"))
+    from matplotlib.image import imread
+
+    for name, height in (("report.png", 800), ("heads.png", 500)):
+        picture = imread(run_folder / name)
+        assert picture.shape[0] > height
+        assert picture.shape[1] > 1200
+        assert picture.std() > 0.01  # not blank
+
+
+def test_report_of_a_run_that_has_only_just_begun(tmp_path):
+    text = write_report(tmp_path, "{}", {"preset": "tiny"}).read_text()
+    assert "report.png" not in text
+    MetricsLog(tmp_path / "metrics.jsonl").write({"tokens": 1, "step": 1, "loss": 9.0, "tokens_per_second": 1.0})
+    assert "report.png" in write_report(tmp_path, "{}", {"preset": "tiny"}).read_text()
+    assert "never interrupted" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,161 @@
+"""Two processes under a real torchrun (gloo, CPU) do what one does: values, errors, sums, gradients, steps."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import UserError
+from lm.runtime.distributed import World
+from lm.train_step import StepPlan, TrainStep
+from tests.lm import two_ranks
+from tests.lm.small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
+
+PLANS = {
+    "whole": StepPlan(0, 8, 8 * SEQ_LENGTH),  # one process: two micro-batches; two processes: one each
+    "uneven": StepPlan(8, 5, 5 * SEQ_LENGTH - 9),  # two rows and three, the last one cut short
+    "many": StepPlan(13, 13, 13 * SEQ_LENGTH),  # two micro-batches each, with and without a filled-up one
+    "one more": StepPlan(26, 9, 9 * SEQ_LENGTH),  # one micro-batch and two: both must wait for each other once
+    "single": StepPlan(35, 1, 20),  # nothing for the first rank
+}
+
+
+def same_step(world: World) -> TrainStep:
+    return make_step(ALL_HEADS, world=world, batch_rows=4, seed=1, clip=1.0)
+
+
+def rows_of(plan: StepPlan) -> np.ndarray:
+    return np.random.default_rng(plan.first_row).integers(VOCAB, size=(plan.num_rows, SEQ_LENGTH + 1))
+
+
+def named(step: TrainStep) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters under the names they have without DDP."""
+    return [(name.removeprefix("module."), parameter) for name, parameter in step.model.named_parameters()]
+
+
+def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
+    """By plan: the gradients of every parameter, and the step's loss under "loss"."""
+    step, found = same_step(world), {}
+    for key, plan in PLANS.items():
+        loss_sum, _ = step.accumulate(rows_of(plan), plan, 0.0)
+        found[key] = {name: parameter.grad.clone() for name, parameter in named(step)}
+        found[key]["loss"] = world.sum(loss_sum) / plan.num_tokens
+        step.clear()
+    return found
+
+
+def train(world: World) -> dict:
+    """Two steps on the `whole` plan: what they report, and the parameters after them."""
+    step, plan = same_step(world), PLANS["whole"]
+    results = [step(rows_of(plan), plan, 0.0) for _ in range(2)]
+    return {
+        "losses": [result.loss for result in results],
+        "norms": [result.gradient_norm for result in results],
+        "heads": [result.heads for result in results],
+        "parameters": {name: parameter.detach().clone() for name, parameter in named(step)},
+    }
+
+
+def error_of(world: World) -> tuple[str, str]:
+    def refuse() -> None:
+        raise UserError(f"rank {world.rank} found no sources")
+
+    try:
+        world.from_first(refuse)
+    except UserError as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def everything(world: World) -> dict:
+    return {
+        "rank": world.rank,
+        "is_first": world.is_first,
+        "value": world.from_first(lambda: {"rank": world.rank, "rows": np.arange(3) + world.rank}),
+        "error": error_of(world),
+        "after error": world.from_first(lambda: "still together"),
+        "sum": world.sum(torch.tensor([1.0, 10.0 * (world.rank + 1)], dtype=torch.float64)),
+        "gradients": gradients(world),
+        "trained": train(world),
+    }
+
+
+if __name__ == "__main__":
+    two_ranks.leave(everything)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    return everything(ALONE)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What two processes saw, in the order of their ranks."""
+    return two_ranks.run(__file__, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_close(actual: dict, expected: dict, tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (actual[name] - value).norm() <= tolerance * value.norm(), name
+
+
+def test_without_torchrun_there_is_one_process(alone, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    world = World.start()
+    assert (world.rank, world.size, world.objects) == (0, 1, None)
+    assert (alone["rank"], alone["is_first"], alone["value"]["rank"]) == (0, True, 0)
+    assert alone["error"] == ("UserError", "rank 0 found no sources")
+    assert alone["sum"].tolist() == [1, 10]
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_finds_reaches_all(ranks):
+    assert [seen["rank"] for seen in ranks] == [0, 1]
+    assert [seen["is_first"] for seen in ranks] == [True, False]
+    for seen in ranks:
+        assert seen["value"]["rank"] == 0
+        assert seen["value"]["rows"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_rank_is_raised_on_all_and_leaves_them_together(ranks):
+    for seen in ranks:
+        assert seen["error"] == ("UserError", "rank 0 found no sources")
+        assert seen["after error"] == "still together"
+
+
+@pytest.mark.slow
+def test_sum_adds_over_ranks(ranks):
+    assert [seen["sum"].tolist() for seen in ranks] == [[2, 30], [2, 30]]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_two_micro_batches(alone, ranks):
+    """Trunk and heads: the random positions belong to the rows, wherever they are computed."""
+    for seen in ranks:
+        assert_close(seen["gradients"]["whole"], alone["gradients"]["whole"], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["uneven", "many", "one more", "single"])
+def test_gradients_do_not_depend_on_who_has_how_many_rows(key, alone, ranks):
+    """The trunk's, which are exact; heads draw their positions anew for micro-batches that begin at other rows."""
+    known, *found = (
+        {name: value for name, value in seen["gradients"][key].items() if not name.startswith("heads.")}
+        for seen in (alone, *ranks)
+    )
+    for one in found:
+        assert_close(one, known, 1e-6)
+
+
+@pytest.mark.slow
+def test_steps_of_two_processes_are_those_of_one(alone, ranks):
+    one, (first, second) = alone["trained"], (seen["trained"] for seen in ranks)
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert first["norms"] == second["norms"] == pytest.approx(one["norms"], rel=1e-5)
+    for reported, expected in zip(first["heads"], one["heads"], strict=True):
+        assert reported == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    for name, parameter in first["parameters"].items():
+        assert torch.equal(parameter, second["parameters"][name]), name

@@ -1,0 +1,82 @@
+"""What a trial step promises: it has compiled all that a run will need, or is refused before anything is written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
+
+# `aot_eager` is torch.compile without its code generator: as particular about what it has seen, and quick.
+COMPILED = """
+import functools, json, sys
+import torch
+from torch._dynamo.utils import counters
+import learner, main
+from configs.schema import parse_preset
+
+learner.compile_choice = lambda device: (True, "for this test")
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
+learn, graphs = main.learn, []
+
+def counted(*arguments):
+    graphs.append(counters["stats"]["unique_graphs"])
+    learn(*arguments)
+    graphs.append(counters["stats"]["unique_graphs"])
+
+main.learn = counted
+main.train(parse_preset(sys.argv[1], "test"), token_budget=20_011, checkpoint_dir=sys.argv[2])
+print(json.dumps(graphs))
+"""
+
+TOO_LITTLE = """
+import resource, sys
+from pathlib import Path
+import learner, main
+from configs.schema import UserError, parse_preset
+from lm.train.trainer import Run
+
+learner.check_memory = lambda *_, **__: None  # the estimate was wrong
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 700 * 2**20, -1))
+try:
+    main.train(parse_preset(sys.argv[1], "test"), checkpoint_dir=sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["annealed", "none"])
+def test_nothing_is_compiled_after_it(gradient, tmp_path):
+    """Evaluation, samples, the short last step, the end of the heads' gradient and of further tokens: a compiler would
+    be heard in each."""
+    auxiliary = {**ALL_HEADS, **ADAPTIVE, "trunk_gradient": gradient}
+    train = {"multi_token_weights": [0.5, 0.25]}
+    preset = preset_json(write_text(tmp_path / "text"), model={"seq_length": 64}, train=train, auxiliary=auxiliary)
+    command = [sys.executable, "-c", COMPILED, json.dumps(preset), str(tmp_path / "checkpoints")]
+    environment = {**os.environ, **ENVIRONMENT}
+    del environment["TORCH_COMPILE_DISABLE"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    before, after = json.loads(run.stdout.splitlines()[-1])
+    assert before == after > 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_step_that_memory_cannot_hold_names_a_batch_for_the_same_step(tmp_path):
+    train = {"per_gpu_batch_size": 4096, "accumulation_steps": 2}
+    preset = preset_json(write_text(tmp_path / "text"), model={"hidden_size": 64, "seq_length": 128}, train=train)
+    folder = tmp_path / "checkpoints"
+    command = [sys.executable, "-c", TOO_LITTLE, json.dumps(preset), str(folder)]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "does not fit into the memory of" in run.stdout
+    advice = r"2048 (may fit|fits): set train.per_gpu_batch_size to 2048 and train.accumulation_steps to 4"
+    assert re.search(advice, run.stdout)
+    assert {path.name for path in Path(folder).glob("*")} <= NOT_A_RUN

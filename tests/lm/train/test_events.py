@@ -1,0 +1,31 @@
+"""What is said of samples while a run goes on."""
+
+import statistics
+
+import torch
+
+from aux_heads.value import Value
+from configs.schema import ModelConfig
+from lm.inference.decoder import Decoder
+from lm.train.events import difficulty
+from tests.lm.random_model import random_model, randomize
+
+
+@torch.no_grad()
+def test_difficulty_is_what_the_value_head_expects_at_each_token_of_the_window():
+    model = random_model(ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64), 40)
+    value = Value(32)
+    randomize(value, 0.5)
+    tokens = [0, *torch.randint(1, 40, (20,), generator=torch.Generator().manual_seed(1)).tolist()]
+    decoder = Decoder(model)
+    for length in (1, 9, 16, 21):
+        found = difficulty(value, decoder, tokens[:length])
+        window = tokens[:length][-16:]
+        states_TD = model(torch.tensor([window]))[0]
+        losses = [
+            -float(model.output(states_TD[t]).log_softmax(-1)[following]) for t, following in enumerate(window[1:])
+        ]
+        trailing = [statistics.mean(losses[:t] or losses) for t in range(len(window))] if losses else None
+        expected_T = value.expectation(value.logits(states_TD, trailing and torch.tensor(trailing)))
+        assert found[: -len(expected_T)] == [None] * max(0, length - 16)
+        torch.testing.assert_close(torch.tensor(found[-len(expected_T) :]), expected_T, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,329 @@
+"""`main.train`: a whole run in this process, what it leaves behind, and what it refuses."""
+
+import json
+import os
+import random
+import re
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from aux_heads.metrics import MEASURES
+from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
+from lm.checkpoint import file as checkpoint
+from lm.cli.choose import gather_menu
+from lm.report.metrics import read_metrics
+from lm.report.samples import read_samples
+from lm.runtime.estimate import record_speed
+from lm.runtime.machine import measure_machine, save_machine
+from lm.train.events import decide
+from lm.train.trainer import Run
+from tests.hub import parquet
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
+
+CONTRACT = {
+    "format_version", "preset", "tokens_seen", "model", "heads", "optimizer", "rng", "stream_position",
+    "tokenizer_sha256", "world_size",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def make(text):
+    return lambda **changes: parse_preset(json.dumps(preset_json(text, **changes)), "test")
+
+
+@contextmanager
+def stop_at(tokens: int):
+    """Asks the run to stop, as Ctrl-C does, once it has seen so many tokens."""
+    train_on = Run.train_on
+
+    def and_stop(run: Run, step):
+        result = train_on(run, step)
+        run.stop.asked |= run.tokens_seen >= tokens
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "train_on", and_stop)
+        yield
+
+
+def load(folder: Path, name: str = "lm_current.pth") -> dict:
+    return torch.load(folder / name, weights_only=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_A_RUN)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lm.checkpoint.saver.REST", 0)  # three saves, however slow the disk
+    preset = make()
+    main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    state = load(tmp_path)
+    assert state["tokens_seen"] == BUDGET
+    assert BUDGET % preset.model.seq_length != 0  # the last row is used in part
+    assert state.keys() >= CONTRACT
+    assert load(tmp_path, "lm_prev.pth")["tokens_seen"] < BUDGET
+    assert load(tmp_path, "lm_prev2.pth")["tokens_seen"] < load(tmp_path, "lm_prev.pth")["tokens_seen"]
+    assert (tmp_path / "simple_lm_trained.pth").samefile(tmp_path / "lm_current.pth")
+    assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
+
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    keys = {"tokens", "step", "loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm"}
+    assert all(line.keys() >= keys for line in steps)
+    assert steps[-1]["tokens"] == BUDGET
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    evaluations = [line for line in lines if "eval" in line]
+    assert [line["tokens"] for line in evaluations] == [8192, 16128, BUDGET]
+    for line in evaluations:
+        assert line["eval"].keys() >= {"loss", "bits_per_byte", "per_source"}
+        assert set(line["eval"]["per_source"]) == {"small", "large"}
+        assert set(line["mixture"]) == {"small", "large"}
+        assert sum(line["mixture"].values()) == pytest.approx(1)
+        assert sum(source["realised"] for source in line["sources"].values()) == pytest.approx(1)
+        assert sum(source["tokens"] for source in line["sources"].values()) > 0.9 * line["tokens"]
+
+    assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
+    assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()
+    assert list(tmp_path.glob("report*.png"))
+    assert (tmp_path / "stream" / "rows.bin").stat().st_size > 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "hf"))
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["type"] == "BPE"
+
+    capsys.readouterr()
+    before = contents(tmp_path)
+    main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert contents(tmp_path) == before
+    assert capsys.readouterr().out == ""
+
+
+def test_every_move_of_the_mixture_has_its_reason():
+    aux = AuxiliaryConfig(enable_adaptive_sources=True, adaptive_smoothing=0.0)
+    before, now = {"a": [2.5, 0.01], "b": [1.1, 0.01]}, {"a": [2.0, 0.01], "b": [1.0, 0.5]}
+    labels, ones = ["a", "b", "c"], [1.0, 1.0, 1.0]
+    factors, reasons = decide(aux, labels, ones, before, now)
+    assert factors == pytest.approx([2 / 1.5, 1 / 1.5, 1])
+    assert reasons == ["2.000 bits per byte", "1.000 bits per byte", "nothing held out"]
+    aux = aux.model_copy(update={"adaptive_rule": "loss_slope"})
+    assert decide(aux, labels, ones, {}, now) == (ones, ["nothing to compare with yet"] * 3)
+    factors, reasons = decide(aux, labels, ones, before, now)
+    assert factors == pytest.approx([1.25, 0.8, 0.8])  # only a fall beyond two standard errors counts
+    assert reasons[0] == "fell by 0.5000 ± 0.0141"
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+@pytest.mark.slow
+def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_once(make, tmp_path, monkeypatch):
+    preset = make(auxiliary=ADAPTIVE | {"adaptive_interval_tokens": 4_000})
+    next_step = Run.next_step
+
+    def crash_after_the_first_move(run: Run, say):
+        if run.weight_changes:
+            raise Killed
+        return next_step(run, say)
+
+    monkeypatch.setattr(Run, "next_step", crash_after_the_first_move)
+    with pytest.raises(Killed):
+        main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / "killed")
+    assert load(tmp_path / "killed")["tokens_seen"] == 4_096  # saved before the move
+    assert not load(tmp_path / "killed")["stream_position"]["weight_changes"]
+    monkeypatch.setattr(Run, "next_step", next_step)
+    moves = []
+    for name in ("killed", "whole"):
+        main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / name)
+        moves.append([line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "adapted" in line])
+    assert [line["tokens"] for line in moves[0]] == [4_096, 8_192]
+    assert moves[0] == moves[1]
+
+
+@pytest.mark.slow
+def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
+    model = {"seq_length": 64}
+    states = []
+    for name, auxiliary in (("without", {}), ("with", ALL_HEADS)):
+        main.train(make(model=model, auxiliary=auxiliary), token_budget=6_000, checkpoint_dir=tmp_path / name)
+        states.append(load(tmp_path / name))
+    assert fingerprint({**states[0], "optimizer": (), "heads": ()}) == fingerprint(
+        {**states[1], "optimizer": (), "heads": ()}
+    )
+    assert states[1]["heads"]
+    assert not states[0]["heads"]
+    lines = [line for line in read_metrics(tmp_path / "with" / "metrics.jsonl") if "heads" in line]
+    for measure in MEASURES:  # on held-out text
+        value, baseline = measure.values(lines[-1]["heads"])
+        assert value is not None
+        assert baseline is not None
+    said = capsys.readouterr()
+    assert re.search(r"heads beside their baselines: dynamics \d\S* \(mean 1\), policy ", said.out)
+    assert re.search(r"loss \d\.\d+, (dynamics|policy|value|span) [-.\d]+[<=>]?", said.err)
+    assert "\x1b" not in said.out
+    report, without = ((tmp_path / name / "report.md").read_text() for name in ("with", "without"))
+    assert "| policy | " in report
+    assert re.search("how hard .*```text.*[▁▂▃▄▅▆▇█]{3}", report, re.DOTALL)
+    assert "how hard" not in without
+    assert (tmp_path / "with" / "heads.png").exists()
+    assert not (tmp_path / "without" / "heads.png").exists()
+
+
+@pytest.mark.slow
+def test_an_edited_learning_rate_is_said_and_in_force(make, tmp_path, capsys):
+    with stop_at(6_000):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert 6_000 <= load(tmp_path)["tokens_seen"] < BUDGET
+    out = capsys.readouterr().out
+    assert f"Saved at {load(tmp_path)['tokens_seen']:,} tokens" in out
+
+    edited = make(train={"matrix_learning_rate": 0.0123})
+    main.train(edited, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert "train.matrix_learning_rate: None -> 0.0123" in capsys.readouterr().out
+    assert load(tmp_path)["tokens_seen"] == BUDGET
+    steps = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert max(line["lr"] for line in steps if line["tokens"] > 7_000) == pytest.approx(0.0123)
+    assert parse_preset(load(tmp_path)["preset"], "checkpoint") == edited
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"hidden_size": 64}},
+        {"train": {"seed": 1}},
+        {"data": {"mix_strategy": "weighted"}},
+        {"model": {"seq_length": 64}, "auxiliary": {"enable_value": True}},
+    ],
+)
+def test_a_run_whose_weights_do_not_fit_the_preset_is_left_alone(changes, unfinished, make):
+    before = contents(unfinished)
+    with pytest.raises(PresetError, match="cannot be continued"):
+        main.train(make(**changes), token_budget=BUDGET, checkpoint_dir=unfinished)
+    assert contents(unfinished) == before
+
+
+@pytest.fixture(scope="module")
+def unfinished(text, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        patch.setattr(Run, "next_step", lambda run, say: None)  # asked to stop before the first step
+        main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
+    return folder
+
+
+MISFITS = {
+    "norm.weight": lambda state: state["model"].update({"norm.weight": torch.ones(7)}),
+    "extra": lambda state: state["model"].update(extra=torch.ones(1)),
+    "embed.weight": lambda state: state["model"].pop("embed.weight"),
+    "optimizer": lambda state: state["optimizer"].pop(),
+    "optimizer's momentum": lambda state: state["optimizer"][0]["state"].update({0: {"momentum": torch.ones(3)}}),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(name, unfinished, make, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unfinished, folder)
+    state = load(folder)
+    MISFITS[name](state)
+    checkpoint.write_file(folder / "lm_current.pth", state)
+    before = (folder / "lm_current.pth").read_bytes()
+    with pytest.raises(UserError, match=f"not what its own preset makes: {name} does not fit"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=folder)
+    assert (folder / "lm_current.pth").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_path, capsys):
+    sources = [{"type": "text", "label": "small", "path": str(text / "small"), "repeat": 1}]
+    preset = make(data={"sources": sources}, train={"per_gpu_batch_size": 32})
+    main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
+    state = load(tmp_path)
+    assert state["exhausted"]
+    assert 10_000 < state["tokens_seen"] < 10_000_000
+    assert "used up before the budget" in (tmp_path / "report.md").read_text()
+    before = contents(tmp_path)
+    main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
+    assert contents(tmp_path) == before
+    assert gather_menu(tmp_path, main.CONFIGS).current.finished
+
+
+def test_the_menu_knows_which_time_was_measured(make, tmp_path):
+    tried, other = make(), make(model={"num_layers": 3})
+    (tmp_path / "00_tried.json").write_text(tried.to_json())
+    (tmp_path / "01_other.json").write_text(other.to_json())
+    save_machine(tmp_path, record_speed(measure_machine(), tried, 50_000.0))
+    entries = gather_menu(tmp_path, tmp_path).entries
+    assert [entry.measured for entry in entries] == [True, False]
+    assert entries[0].seconds == 2_000
+
+
+@pytest.mark.slow
+def test_an_outage_that_outlasts_the_rows_is_shown_while_waiting_and_a_stop_saves(
+    hub, make, tmp_path, monkeypatch, capsys
+):
+    text = [random.Random(row).randbytes(200).hex() for row in range(2000)]
+    hub.add("some/text", {f"data/{n:02}.parquet": parquet(10, text=text[n::20]) for n in range(20)})
+    hub.fault = lambda *_: time.sleep(0.02)  # so slow that few rows are there when it goes away
+    next_step = Run.next_step
+
+    def and_an_outage(run: Run, say):
+        if run.tokens_seen:
+            hub.fault = lambda *_: "drop"
+
+        def stop_when_told(message: str):
+            say(message)
+            run.stop.asked |= "retrying" in message
+
+        return next_step(run, stop_when_told)
+
+    monkeypatch.setattr(Run, "next_step", and_an_outage)
+    preset = make(
+        data={"sources": [{"type": "hf", "dataset": "some/text", "label": "hub"}]},
+        train={"per_gpu_batch_size": 64, "eval_every_tokens": 10**8, "sample_every_tokens": 10**8},
+    )
+    main.train(preset, token_budget=500_000, checkpoint_dir=tmp_path)
+    assert 0 < load(tmp_path)["tokens_seen"] < 500_000
+    said = capsys.readouterr()
+    assert re.search(r"hub: 127.0.0.1: .*, retrying in \d+ s", said.err)
+    assert "Saved at" in said.out
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(make, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(UserError, match=r"needs 0\.\d+ GB more .* free"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert not contents(tmp_path)
+
+
+def test_a_last_save_that_fails_is_not_called_saved(make, tmp_path, capsys):
+    (tmp_path / "simple_lm_trained.pth").mkdir()  # no file can be renamed over it
+    with stop_at(500), pytest.raises(UserError, match=r"Saving .* failed: .* directory"):
+        main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert "Saved at" not in capsys.readouterr().out
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(make, tmp_path):
+    huge = make(model={"hidden_size": 8192, "num_layers": 128, "num_heads": 64})
+    with pytest.raises(UserError, match="No batch size fits"):
+        main.train(huge, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert not contents(tmp_path)
