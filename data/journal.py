@@ -21,7 +21,7 @@ import numpy as np
 from data.files import DiskFull, room_on_disk, sync_folder, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
-RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, 100 s of training at 80k tokens/s
+RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (data/order.py)
 _CHECK = ', "check": "'
 
 

@@ -14,10 +14,10 @@ from tests.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = {
-    name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/MODEL_INSTRUCTIONS.md")
-}
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/MODEL_INSTRUCTIONS.md"]
+DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+LONGEST_README = 12_000  # bytes: read in one sitting; everything else is in docs/
 ROOMS = sorted({path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py")} - {".venv", "venv"})
 PROGRAM = [
     *ROOT.glob("*.py"),
@@ -79,7 +79,7 @@ def block(first_line: str) -> str:
 
 MESSAGES = [
     message.removesuffix("…")
-    for cell in re.findall(r"(?m)^\| (`.*?) \|", README[README.index("\n## Messages and their cures") :])
+    for cell in re.findall(r"(?m)^\| (`.*?) \|", TEXTS["docs/troubleshooting.md"])
     for message in re.findall("`([^`]+)`", cell)
 ]
 
@@ -134,17 +134,21 @@ def test_the_tree_shows_what_there_is():
     assert there - set(shown) == set()
 
 
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.encode()) <= LONGEST_README
+
+
 def test_the_preset_of_the_readme_is_accepted():
     assert parse_preset(block("{\n"), "README.md").name == "my_library"
 
 
-def test_messages_of_the_readme_are_in_the_source():
+def test_messages_that_troubleshooting_explains_are_in_the_source():
     literals = [text for path in PROGRAM for node in ast.walk(tree(path)) if (text := literal(node))]
     assert len(MESSAGES) > 50
     assert [message for message in MESSAGES if not any(message in text for text in literals)] == []
 
 
-def test_every_message_to_the_user_is_in_the_readme():
+def test_every_message_to_the_user_is_explained():
     raised = [
         text
         for path in PROGRAM
