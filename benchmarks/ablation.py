@@ -97,12 +97,12 @@ def relative_seconds(arms: Sequence[Arm], shape: Shape, batch: int, num_rounds: 
     running = {arm.name: (*learner_of(arm.preset(1, shape, batch)), arm.before_step()) for arm in (alone, *arms)}
     found: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(num_rounds + 1):
-        for name, (learner, rows, plan, before_step) in running.items():
+        for name, (learner, rows, plan_at, before_step) in running.items():
             seconds = 0.0
-            for progress in (1 / 6, 3 / 6, 5 / 6):
-                before_step(learner, progress)
+            for sixths in (1, 3, 5):
+                before_step(learner, sixths / 6)
                 began = time.perf_counter()
-                learner.train_step(rows, plan, progress)
+                learner.train_step(rows, plan_at(sixths))
                 synchronize()
                 seconds += time.perf_counter() - began
             found[name].append(seconds)

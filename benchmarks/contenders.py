@@ -124,15 +124,13 @@ def train_preset(
     """Ours, with a preset of one's own for a model of this shape."""
     from data.memory import give_back_memory
     from lm.learner import Learner
-    from lm.optim import learning_rate_factor, set_learning_rate
     from lm.runtime.distributed import World
+    from lm.schedule import plan_step
     from lm.train.trainer import STEPS_AHEAD
-    from lm.train_step import StepPlan
 
     learner = Learner(
         preset, World.start(), vocab_size=shape.vocab, end_of_text=0, tokens_per_step=options.tokens_per_step
     )
-    train = preset.train
 
     def logits(tokens: Tensor) -> Tensor:
         with learner.autocast():
@@ -141,12 +139,10 @@ def train_preset(
     options.logits = logits
     launched = deque()  # as lm/train/trainer.py settles them
     for number, rows in enumerate(steps):
-        progress = number / options.num_steps
-        factor = learning_rate_factor(number, options.num_steps, train.warmup_fraction, train.decay_fraction)
-        set_learning_rate(learner.optimizers, factor)
-        before_step(learner, progress)
-        plan = StepPlan(number * len(rows), len(rows), len(rows) * shape.length)
-        launched.append(learner.train_step.launch(rows, plan, progress))
+        before_step(learner, number / options.num_steps)
+        tokens = len(rows) * shape.length
+        plan = plan_step(preset, number * tokens, options.num_steps * tokens, len(rows))
+        launched.append(learner.train_step.launch(rows, plan))
         if len(launched) > STEPS_AHEAD[device()]:
             learner.train_step.result_of(launched.popleft())
         if number == 0:

@@ -39,11 +39,11 @@ ARMS = {
 def peak(arm: str, shape: Shape, tokens: int) -> int:
     """Bytes of this process at its peak over a first step, in which all is compiled, and two more. What compiling leaves
     is given back between them, as after the trial of a run."""
-    learner, rows, plan = learner_of(ARMS[arm].preset(1, shape, tokens))
-    learner.train_step(rows, plan, 0.5)
+    learner, rows, plan_at = learner_of(ARMS[arm].preset(1, shape, tokens))
+    learner.train_step(rows, plan_at(3))
     give_back_memory()
     for _ in range(2):
-        learner.train_step(rows, plan, 0.5)
+        learner.train_step(rows, plan_at(3))
     return peak_memory(learner.device_type)
 
 

@@ -21,12 +21,13 @@ def main(path: str, num_saves: int) -> None:
     from lm.checkpoint.store import CURRENT
 
     preset = load_preset(path)
-    learner, tokens, plan = learner_of(preset)
+    learner, tokens, plan_at = learner_of(preset)
+    plan = plan_at(3)
     others = {key: kind() for key, kind in CONTENTS.items()} | {"preset": preset.to_json()}
 
     def step() -> float:
         began = time.perf_counter()
-        learner.train_step(tokens, plan, 0.5)
+        learner.train_step(tokens, plan)
         return time.perf_counter() - began
 
     step()
@@ -36,7 +37,7 @@ def main(path: str, num_saves: int) -> None:
         for _ in range(num_saves):
             alone += [step() for _ in range(4)]
             began = time.perf_counter()
-            saver.save({**others, **learner.state()}, print)
+            saver.save({**others, **learner.state()})
             still.append(time.perf_counter() - began)
             while saver.writing:
                 beside.append(step())

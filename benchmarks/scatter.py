@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lm.runtime.distributed import World
+from lm.schedule import StepPlan
 from lm.train.trainer import Step
-from lm.train_step import StepPlan
 
 SEQ_LENGTH, STEPS = 512, 30
 TOKENS = (32_768, 524_288)  # a step

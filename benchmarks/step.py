@@ -20,34 +20,38 @@ import numpy as np
 from configs.schema import Preset, load_preset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lm.learner import Learner
-    from lm.train_step import StepPlan
+    from lm.schedule import StepPlan
 
 ROUNDS = 3
 
 
-def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, StepPlan]:
-    """What learns, random rows for a step of it, and the plan of that step."""
+def learner_of(preset: Preset) -> tuple[Learner, np.ndarray, Callable[[int], StepPlan]]:
+    """What learns, random rows for a step of it, and the plan of that step after so many sixths of a run."""
     from lm.learner import Learner
     from lm.runtime.distributed import World
-    from lm.train_step import StepPlan
+    from lm.schedule import plan_step
 
     rows = preset.train.rows_per_process
     length, vocab_size = preset.model.seq_length, preset.model.vocab_size
     learner = Learner(preset, World.start(), vocab_size=vocab_size, end_of_text=0, tokens_per_step=rows * length)
     tokens = np.random.default_rng(0).integers(vocab_size, size=(rows, length + 1))
-    return learner, tokens, StepPlan(0, rows, rows * length)
+    size = rows * length
+    return learner, tokens, lambda sixths: plan_step(preset, sixths * size, 6 * size, rows)
 
 
 def measure(path: str, num_steps: int) -> None:
     """Prints "tokens/s, page faults a step, share of CPU time in the kernel, peak GiB", medians without the first."""
     from lm.runtime.machine import peak_memory
 
-    learner, tokens, plan = learner_of(load_preset(path))
+    learner, tokens, plan_at = learner_of(load_preset(path))
+    plan = plan_at(3)
     figures = []
     for _ in range(num_steps + 1):
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        learner.train_step(tokens, plan, 0.5)
+        learner.train_step(tokens, plan)
         seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
         kernel, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
         figures.append((plan.num_tokens / seconds, after.ru_minflt - before.ru_minflt, kernel / (kernel + user)))

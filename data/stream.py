@@ -34,6 +34,7 @@ class StreamInfo(NamedTuple):
     vocab_size: int
     tokenizer_sha256: str
     tokenizer_path: Path
+    held_out: HeldOut
 
 
 def never() -> bool:
@@ -73,7 +74,6 @@ class Stream:
         self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows), preset.train.seed)
         self.stream_dir = checkpoint_dir.absolute() / "stream"
         self.wait_seconds = 0.0
-        self._num_sources = len(preset.data.all_sources)
         self._weight_changes = [(int(row), list(weights)) for row, weights in weight_changes]
         request = {
             "preset": preset.to_json(),
@@ -111,7 +111,8 @@ class Stream:
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
         self._process.num_rows = self._reader.num_rows
         self.held_out = HeldOut.load(self.stream_dir / HELD_OUT)
-        return StreamInfo(ready["vocab_size"], ready["tokenizer_sha256"], tokenizer_path(self.stream_dir))
+        path = tokenizer_path(self.stream_dir)
+        return StreamInfo(ready["vocab_size"], ready["tokenizer_sha256"], path, self.held_out)
 
     def rows(
         self,
@@ -160,14 +161,6 @@ class Stream:
         """The edges of the windows that rows before `row` are from: a run that is resumed reads these to their end, also
         if it is given another budget."""
         return self._order.edges_begun(row)
-
-    def mixture(self, first_row: int, last_row: int) -> np.ndarray:
-        """(number of sources,) predicted tokens of each source in rows first_row .. last_row - 1."""
-        counts = np.zeros(self._num_sources, dtype=np.int64)
-        for start in range(first_row, last_row, 4096):
-            _, source = self.rows(start, min(4096, last_row - start))
-            counts += np.bincount(source[:, 1:].ravel(), minlength=len(counts))
-        return counts
 
     def progress(self, num_rows: int) -> list[dict[str, Any]]:
         """What had been taken from each source when the journal had `num_rows` rows, or a little later (feeds.Progress)."""

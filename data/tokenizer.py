@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from configs.schema import UserError
+from configs.schema import Preset, UserError
 
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
 LONGEST_WORD = 100  # characters of a word that training looks at
@@ -139,3 +139,11 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
         else:
             lengths[number] = len(token.removeprefix("##").replace("▁", " ").encode())
     return lengths
+
+
+def vocabulary(preset: Preset) -> tuple[int, int]:
+    """(vocabulary size, end-of-text token) of the preset's own tokenizer, or of the one that will be trained."""
+    if not preset.data.tokenizer:
+        return preset.model.vocab_size, 0
+    given = load(preset.data.tokenizer)
+    return vocab_size(given), end_of_text(given)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aux_heads.joint import JointModel, build_heads
-from configs.schema import AuxiliaryConfig, Preset, UserError
+from configs.schema import Preset, UserError
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import build_optimizers
@@ -20,18 +20,6 @@ from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
 from lm.runtime.machine import compile_choice, keep_freed_memory, precision_choice, thread_choice
 from lm.train_step import TrainStep
-
-FADED_OUT = 2 / 3  # of the run: what is annealed ends here
-
-
-def fading(progress: float) -> float:
-    """1 at the beginning of a run, 0 from two thirds of it on, a line between."""
-    return max(0.0, 1.0 - progress / FADED_OUT)
-
-
-def trunk_gradient_scale(aux: AuxiliaryConfig, progress: float) -> float:
-    """Share of the heads' gradient that reaches the trunk at `progress` (0..1) of the run."""
-    return {"none": 0.0, "constant": 1.0, "annealed": fading(progress)}[aux.trunk_gradient]
 
 
 class Learner:
@@ -76,9 +64,6 @@ class Learner:
             gradient_clip=train.gradient_clip,
             seed=train.seed,
             autocast=self.autocast,
-            trunk_gradient_scale=lambda progress: trunk_gradient_scale(aux, progress),
-            # As many to the end, if only zeros: another number would be another graph.
-            multi_token_weights=lambda progress: [weight * fading(progress) for weight in train.multi_token_weights],
         )
 
     @property

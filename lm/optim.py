@@ -95,17 +95,6 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
-def learning_rate_factor(tokens_seen: int, token_budget: int, warmup_fraction: float, decay_fraction: float) -> float:
-    """Share of the peak learning rate: linear warm-up, plateau, linear decay to 0 at the end of the budget.
-
-    The warm-up is counted from its first step on, so the first step already moves; the last one still does, a little.
-    """
-    progress = tokens_seen / token_budget
-    warmup = progress / warmup_fraction + 0.1 if warmup_fraction else 1.0
-    decay = (1 - progress) / decay_fraction if decay_fraction else 1.0
-    return min(1.0, warmup, decay)
-
-
 def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
     """Peak rates by group; what a preset gives is taken as it is.
 

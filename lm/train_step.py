@@ -1,4 +1,4 @@
-"""One optimizer step: rows in, an updated model out; the plan of the steps; the guard against numbers that went wrong.
+"""One optimizer step: rows in, an updated model out; the guard against numbers that went wrong.
 
 The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank) divided by their
 number. Micro-batches have one shape, filled up with masked rows, so that nothing is compiled twice. Never here: where
@@ -22,28 +22,15 @@ from torch import Tensor, nn
 from configs.schema import UserError
 from lm.cuda_graph import Graph, NotRecordable, Recorded
 from lm.loss import further_targets, padded
+from lm.optim import set_learning_rate
 from lm.runtime.distributed import World
+from lm.schedule import StepPlan
 
 MAX_SKIPPED_IN_A_ROW = 5
 # No sound step has such a loss (nats a token) or gradient norm of the trunk: on text they stay below 12 and 4, and a batch of
 # one token over and over has a norm of 20, or 28 with further tokens to be learnt. Clipping would bound such a step, but it
 # still moves weights and momenta by a fault.
 ABSURD = 1_000.0
-
-
-class StepPlan(NamedTuple):
-    first_row: int
-    num_rows: int
-    num_tokens: int  # targets to be learnt: num_rows * T, less in the run's last step
-
-
-def plan_step(tokens_seen: int, token_budget: int, rows_per_step: int, seq_length: int) -> StepPlan:
-    """The step after `tokens_seen`, which is a whole number of rows. The last one is shortened, within a row if need be,
-    so that the budget is met to the token.
-    """
-    assert tokens_seen % seq_length == 0, "every step but the last ends with a row"
-    num_tokens = min(rows_per_step * seq_length, token_budget - tokens_seen)
-    return StepPlan(tokens_seen // seq_length, -(-num_tokens // seq_length), num_tokens)
 
 
 def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
@@ -92,7 +79,7 @@ class StepResult:
 
 
 class TrainStep:
-    """`step(tokens, plan, progress)` on every rank together.
+    """`step(tokens, plan)` on every rank together.
 
     `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no
     head can shrink the trunk's step. Raises UserError when MAX_SKIPPED_IN_A_ROW steps in a row had to be skipped.
@@ -111,15 +98,12 @@ class TrainStep:
         gradient_clip: float,
         seed: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
-        trunk_gradient_scale: Callable[[float], float] = lambda progress: 0.0,
-        multi_token_weights: Callable[[float], Sequence[float]] = lambda progress: (),
     ):
         self.model, self.draw = model, draw
         parts = [list(part.parameters()) for part in (trunk, heads)]
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
-        self.trunk_gradient_scale, self.multi_token_weights = trunk_gradient_scale, multi_token_weights
         # Of the step's mean loss, the trunk's gradient norm and the heads'; NaN is below nothing.
         self.bounds = torch.tensor([ABSURD, ABSURD, math.inf], dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
@@ -133,21 +117,22 @@ class TrainStep:
         self._finish_graph: Graph | None = None
 
     def __call__(
-        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> StepResult | None:
         """`launch`, waited for."""
-        launched = self.launch(tokens, plan, progress, should_stop)
+        launched = self.launch(tokens, plan, should_stop)
         return launched and self.result_of(launched)
 
     def launch(
-        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> Launched | None:
-        """Rows (num_rows, T + 1) of the whole step, on every rank; `progress` is the share of the run done, 0..1. Nothing
-        here waits for a GPU, so that it never waits for the program: its results are to be asked for a step later.
+        """Rows (num_rows, T + 1) of the whole step, on every rank. Nothing here waits for a GPU, so that it never waits for
+        the program: its results are to be asked for a step later.
 
         None: `should_stop` said so on one of the ranks, and the step was given up. Nothing is changed then.
         """
-        accumulated = self.accumulate(tokens, plan, progress, should_stop)
+        set_learning_rate(self.optimizers, plan.learning_rate_factor)
+        accumulated = self.accumulate(tokens, plan, should_stop)
         if accumulated is None:
             self.clear()
             return None
@@ -204,7 +189,7 @@ class TrainStep:
             )
 
     def accumulate(
-        self, tokens: np.ndarray, plan: StepPlan, progress: float, should_stop: Callable[[], bool] = lambda: False
+        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Forward and backward over this rank's micro-batches; gradients are then those of the step's mean loss.
 
@@ -216,23 +201,23 @@ class TrainStep:
             if should_stop():
                 break
             with self.world.no_sync(self.model):
-                measured.append(self.learn(batch, plan, progress))
+                measured.append(self.learn(batch, plan))
         # Ranks meet in the last micro-batch, and may have been asked at different times: they go there together, or none.
         if self.world.any(should_stop()):
             return None
-        measured.append(self.learn(last, plan, progress))
+        measured.append(self.learn(last, plan))
         sums_M, *heads_M = torch.stack(measured, 1)
         return sums_M.sum(), {name: values_M.nanmean() for name, values_M in zip(self.measures, heads_M, strict=True)}
 
-    def learn(self, batch: MicroBatch, plan: StepPlan, progress: float) -> Tensor:
+    def learn(self, batch: MicroBatch, plan: StepPlan) -> Tensor:
         """Forward and backward over one micro-batch: its sum of losses and what its heads measured (float64), by the names
         in `measures`. The heads' random positions are a function of seed and row."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
         drawn = self.draw(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
         positions = [_to(positions.numpy(), self.world.device) for positions in drawn.values()]
-        scale = self.trunk_gradient_scale(progress)
+        scale = plan.trunk_gradient
         # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
-        numbers = [self.world.size / plan.num_tokens, scale, *self.multi_token_weights(progress)]
+        numbers = [self.world.size / plan.num_tokens, scale, *plan.multi_token_weights]
 
         def forward_backward(inputs: Sequence[Tensor]) -> Tensor:
             tokens_BT1, targets_BT, numbers, *positions = inputs

@@ -34,10 +34,10 @@ CHECKPOINT, STREAM, STEP = (
 )
 MUTATIONS = {
     "further tokens never fade": Mutation(
-        "lm/train_step.py", "*self.multi_token_weights(progress)]", "*self.multi_token_weights(0.0)]", STEP
+        "lm/train_step.py", "*plan.multi_token_weights]", "*(1.0 for _ in plan.multi_token_weights)]", STEP
     ),
     "no run lets further tokens fade": Mutation(
-        "lm/learner.py", "weight * fading(progress)", "weight * fading(0.0)", "tests/lm/test_learner.py"
+        "lm/schedule.py", "weight * fading(progress)", "weight * fading(0.0)", "tests/lm/test_schedule.py"
     ),
     "the policy teaches the transition as much as dynamics": Mutation(
         "aux_heads/policy.py", "GRADIENT_SCALE = 0.1", "GRADIENT_SCALE = 1.0", "tests/aux_heads/test_heads.py"
@@ -132,12 +132,12 @@ MUTATIONS = {
         "lm/train_step.py", "math.nan, dtype=torch.float64", "0.0, dtype=torch.float64", "tests/lm/test_gpu.py"
     ),
     "a save right after a skip": Mutation(
-        "lm/train/events.py", " and run.is_sound()", "", "tests/test_skipped_steps.py"
+        "lm/train/events.py", " and trainer.is_finite()", "", "tests/test_skipped_steps.py"
     ),
     "skipped steps are not counted": Mutation(
         "lm/train/trainer.py",
-        "self.skipped_steps += self.result.skipped",
-        "self.skipped_steps += 0",
+        "self.state.skipped_steps += self.result.skipped",
+        "self.state.skipped_steps += 0",
         "tests/test_skipped_steps.py",
     ),
     "a step is skipped for ever": Mutation(
@@ -147,7 +147,7 @@ MUTATIONS = {
         "tests/test_skipped_steps.py",
     ),
     "a move of the mixture written twice": Mutation(
-        "lm/report/records.py", "if tokens_seen > self.adapted:", "if True:", "tests/lm/train/test_trainer.py"
+        "lm/report/records.py", 'state.adapted if "adapted" in line else ', "", "tests/lm/train/test_trainer.py"
     ),
     "a silent rank is waited for": Mutation(
         "lm/runtime/watch.py",
@@ -157,15 +157,15 @@ MUTATIONS = {
     ),
     "the final evaluation written twice": Mutation(
         "lm/report/records.py",
-        'if (line["tokens"], evaluation.tokens) <= self.evaluated:',
-        "if False:",
+        'state.evaluated if "eval" in line else ',
+        "",
         "tests/test_program.py",
     ),
     "random positions without the row": Mutation(
         "lm/train_step.py", "self.seed * 1_000_003 + batch.first_row", "self.seed * 1_000_003 + id(batch) % 97", STEP
     ),
     "one step too many": Mutation(
-        "lm/train_step.py",
+        "lm/schedule.py",
         "min(rows_per_step * seq_length, token_budget - tokens_seen)",
         "rows_per_step * seq_length",
         STEP,
@@ -183,7 +183,7 @@ MUTATIONS = {
         "lm/train/events.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
-        "lm/report/metrics.py", ' if record["tokens"] <= tokens_seen]', "]", "tests/test_kills.py"
+        "lm/report/metrics.py", " if is_kept(record)]", "]", "tests/test_kills.py"
     ),
     "rows in the journal's order": Mutation(
         "data/order.py", 'return np.argsort(bits, kind="stable")', "return np.arange(length)", STREAM

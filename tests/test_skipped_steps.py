@@ -47,7 +47,7 @@ def poison(monkeypatch):
 
         monkeypatch.setattr(TrainStep, "learn", count)
         monkeypatch.setattr(JointModel, "forward", spoilt)
-        monkeypatch.setattr(Saver, "ready", True)  # a disk that is never behind
+        monkeypatch.setattr(Saver, "is_ready", lambda saver: True)  # a disk that is never behind
 
     return spoil
 

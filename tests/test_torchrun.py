@@ -237,24 +237,24 @@ def report_of_this_rank(preset: Path, folder: Path, stop_at: int) -> None:
     """One run in this process, asked to stop at `stop_at` tokens; what it then knows is left beside the preset."""
     import main
     from configs.schema import load_preset
-    from lm.train.trainer import Run
+    from lm.train.trainer import Trainer
 
-    runs: list[Run] = []
-    train_on = Run.train_on
+    runs: list[Trainer] = []
+    train_on = Trainer.train_on
 
-    def and_stop(run: Run, step):
+    def and_stop(run: Trainer, step):
         runs[:] = [run]
         result = train_on(run, step)
-        run.stop.asked |= run.tokens_seen >= stop_at
+        run.stop.asked |= run.state.tokens_seen >= stop_at
         return result
 
-    Run.train_on = and_stop
+    Trainer.train_on = and_stop
     main.train(load_preset(preset), token_budget=RAGGED_BUDGET, checkpoint_dir=folder)
     known = {
-        "tokens_seen": runs[0].tokens_seen,
-        "text": runs[0].text_digest,
-        "rows_per_step": runs[0].global_batch_rows,
-        "steps": runs[0].num_steps,
+        "tokens_seen": runs[0].state.tokens_seen,
+        "text": runs[0].state.text_digest,
+        "rows_per_step": runs[0].state.global_batch_rows,
+        "steps": runs[0].state.num_steps,
     }
     (folder.parent / f"{folder.name}.{os.environ['RANK']}.json").write_text(json.dumps(known))
 

@@ -3,15 +3,17 @@
 At most one checkpoint is being written; a save that comes before the last one is on the disk waits for it.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs.schema import UserError
 from lm.checkpoint import store
 from lm.checkpoint.store import CheckpointError
+
+log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row
 REST = 5  # times as long as the last save took: with a GPU they come so soon that the disk would do nothing else
@@ -24,7 +26,7 @@ class SavingFailed(UserError):
 
 
 class Saver:
-    """Writes into `folder`, whose lock the caller holds. `say` hears of a failure, from the thread."""
+    """Writes into `folder`, whose lock the caller holds."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -33,14 +35,14 @@ class Saver:
         self._defect: BaseException | None = None
         self._rested_at = 0.0
 
-    def save(self, state: dict[str, Any], say: Callable[[str], Any]) -> None:
-        """Returns as soon as `state` may change. A failure to write it is said; training goes on, until `check`."""
+    def save(self, state: dict[str, Any]) -> None:
+        """Returns as soon as `state` may change. A failure to write it is logged; training goes on, until `check`."""
         self.wait()
         snapshot = store.Snapshot(state)
-        self._thread = threading.Thread(target=self._write, args=(snapshot, say), name="saver")
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="saver")
         self._thread.start()
 
-    def _write(self, snapshot: store.Snapshot, say: Callable[[str], Any]) -> None:
+    def _write(self, snapshot: store.Snapshot) -> None:
         began = time.monotonic()
         try:
             store.write(self._folder, snapshot)
@@ -50,7 +52,7 @@ class Saver:
         except CheckpointError as error:
             error.__cause__ = None
             self._failures.append(error.with_traceback(None))  # whose frames hold a copy of the state
-            say(str(error))
+            log.error("%s", error)
         except BaseException as error:  # a thread cannot raise it to anybody
             self._defect = error
 
@@ -58,8 +60,7 @@ class Saver:
     def writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the last save is on the disk, and has been for REST times as long as it took."""
         return not self.writing and time.monotonic() >= self._rested_at
 

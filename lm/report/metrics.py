@@ -4,7 +4,8 @@ It is cut back on resume, so that no step is recorded twice, and survives a torn
 `NullLog`. Never here: what is measured, plots (lm/report/figures.py), the terminal.
 
 metrics.jsonl: one JSON object a line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second, data_wait_fraction,
-grad_norm`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
+grad_norm, flops_per_token` (estimated), `mfu` (model FLOPs as a share of this machine's measured matmul peak),
+`peak_memory_bytes`; where they were taken also `eval` (`Evaluation.to_json`), `mixture` {source: share}, `sources` {source:
 {documents, tokens, bytes, epoch, retries, skipped, asked, realised}}, `heads` {"head/measure": value}, on held-out text
 like `eval`; a line with `resumed` (when, on what) marks where a run was taken up again, one with `adapted` tells of new
 weights and why. Numbers that are not finite become null.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +53,9 @@ class MetricsLog:
         self._file.flush()
         self.mirror.write(record)
 
-    def truncate_after(self, tokens_seen: int) -> list[dict[str, Any]]:
-        """Cut the lines with more tokens than that, and torn ones; returns the records left."""
-        kept = [record for record in read_metrics(self.path) if record["tokens"] <= tokens_seen]
+    def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Cut the lines that are not to be kept, and torn ones; returns the records left."""
+        kept = [record for record in read_metrics(self.path) if is_kept(record)]
         self._file.close()
         replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""What a run writes down while it trains, and what of it was written before the run was taken up again.
+"""What a run writes down while it trains: metrics.jsonl, samples.md, and the preset as it was resolved.
 
-The logs are cut back to the checkpoint, which may be older than their last lines. What is done again after it, at the
-very same tokens, is written only if it does not stand there yet. Never here: what is measured (lm/train/events.py), how a log
-is kept (lm/report/metrics.py, lm/report/samples.py).
+On resume the logs are cut back to the checkpoint: steps after its tokens, and events after the last of their kind that it
+knows of, are gone, and are made again. Never here: what is measured (lm/train/events.py), how a log is kept (metrics.py,
+samples.py).
 """
 
 from __future__ import annotations
@@ -17,42 +17,53 @@ from lm.report.metrics import Interval, MetricsLog, NullLog
 from lm.report.samples import Sample, SampleLog
 from lm.report.tensorboard import event_log
 from lm.runtime.distributed import World
+from lm.runtime.files import replace_text
+from lm.train.state import TrainState
 
 LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
 
 
 class Records:
-    """metrics.jsonl and samples.md of a run. Ranks other than the first know what is in them and write nothing."""
+    """The logs of a run in `folder`. Ranks other than the first write nothing."""
 
-    def __init__(self, tokens_seen: int, token_budget: int, seconds: float):
-        """`seconds`: of training so far."""
-        self.seconds = seconds
+    def __init__(
+        self,
+        world: World,
+        folder: Path,
+        token_budget: int,
+        state: TrainState,
+        preset_json: str,
+        utilization_scale: float,
+    ):
+        """`utilization_scale`: model FLOPs utilization at one token a second."""
+        self.state = state
+        self.utilization = 0.0  # of the steps of the last line: model FLOPs as a share of the machine's matmul peak
+        self._utilization_scale = utilization_scale
         self.interval = Interval()
-        self.evaluated = (0, 0)  # tokens seen at the last evaluation, and the tokens it was of
-        self.adapted = self.sampled = 0  # tokens seen at the last move of the mixture, and at the last samples
-        self.head_measures: dict[str, float] = {}  # of the last evaluation
         self._metrics: MetricsLog | NullLog = NullLog()
         self._samples: SampleLog | NullLog = NullLog()
-        self._tokens_a_line, self._last_line = token_budget / LINES_PER_RUN, tokens_seen
+        self._tokens_a_line, self._last_line = token_budget / LINES_PER_RUN, state.tokens_seen
+        self.head_measures: dict[str, float] = world.from_first(
+            self._open, folder, preset_json
+        )  # of the last evaluation
 
-    def open(self, folder: Path, world: World, tokens_seen: int) -> None:
-        """Cuts the logs in `folder` back to `tokens_seen`."""
-        found = world.from_first(lambda: self._open(folder, tokens_seen))
-        self.evaluated, self.adapted, self.sampled, self.head_measures = found
-
-    def _open(self, folder: Path, tokens_seen: int) -> tuple[tuple[int, int], int, int, dict[str, float]]:
+    def _open(self, folder: Path, preset_json: str) -> dict[str, float]:
         self._metrics, self._samples = MetricsLog(folder / "metrics.jsonl"), SampleLog(folder / "samples.md")
-        lines = self._metrics.truncate_after(tokens_seen)
-        sections = self._samples.truncate_after(tokens_seen)
+        replace_text(folder / "preset.json", preset_json + "\n")
+        lines = self._metrics.keep(self._is_known)
+        self._samples.truncate_after(self.state.sampled)
         self._metrics.mirror = event_log(folder / "tensorboard", lines)
-        evaluated = ((line["tokens"], line["eval"]["tokens"]) for line in lines if line.get("eval"))
-        adapted = (line["tokens"] for line in lines if "adapted" in line)
-        sampled = (section.tokens for section in sections)
-        heads = [line["heads"] for line in lines if line.get("heads")]
-        return max(evaluated, default=(0, 0)), max(adapted, default=0), max(sampled, default=0), [{}, *heads][-1]
+        return next((line["heads"] for line in reversed(lines) if line.get("heads")), {})
 
-    def write_resumed(self, tokens_seen: int, machine: str) -> None:
-        self._metrics.write({"tokens": tokens_seen, "resumed": f"{time.strftime('%Y-%m-%d %H:%M')}, {machine}"})
+    def _is_known(self, line: dict[str, Any]) -> bool:
+        """Whether the state knows of what the line tells."""
+        state = self.state
+        last = state.evaluated if "eval" in line else state.adapted if "adapted" in line else state.tokens_seen
+        return line["tokens"] <= last
+
+    def write_resumed(self, machine: str) -> None:
+        when = time.strftime("%Y-%m-%d %H:%M")
+        self._metrics.write({"tokens": self.state.tokens_seen, "resumed": f"{when}, {machine}"})
 
     def line_ends(self, tokens_seen: int) -> bool:
         """Whether a line of metrics.jsonl ends with the step that ends here; then the next line begins."""
@@ -63,32 +74,29 @@ class Records:
 
     def write_steps(self, line: dict[str, Any]) -> None:
         """`line` and the means of the steps since the last one."""
-        self._metrics.write(line | self.interval.means())
-        self.seconds += self.interval.seconds
+        means = self.interval.means()
+        self.utilization = (means["tokens_per_second"] or 0.0) * self._utilization_scale
+        self._metrics.write(line | means | {"mfu": self.utilization})
+        self.state.seconds += self.interval.seconds
         self.interval = Interval()
 
     def write_evaluation(self, line: dict[str, Any], evaluation: Evaluation, head_measures: dict[str, float]) -> None:
-        """`line`, held-out losses and what the heads measured, unless it stands there."""
-        self.head_measures = head_measures
-        if (line["tokens"], evaluation.tokens) <= self.evaluated:
-            return
-        self.evaluated = (line["tokens"], evaluation.tokens)
+        """Held-out losses and what the heads measured, with what `line` says of the sources."""
+        self.head_measures, self.state.evaluated = head_measures, self.state.tokens_seen
         heads = {"heads": head_measures} if head_measures else {}
-        self._metrics.write(line | {"eval": evaluation.to_json()} | heads)
+        self._metrics.write(self._now() | line | {"eval": evaluation.to_json()} | heads)
 
-    def write_move(self, tokens_seen: int, move: dict[str, Any]) -> None:
-        """New weights of the sources, and why, unless it stands there."""
-        if tokens_seen > self.adapted:
-            self.adapted = tokens_seen
-            self._metrics.write({"tokens": tokens_seen, "adapted": move})
+    def write_adaptation(self, adaptation: dict[str, Any]) -> None:
+        """New weights of the sources, and why."""
+        self.state.adapted = self.state.tokens_seen
+        self._metrics.write({"tokens": self.state.tokens_seen, "adapted": adaptation})
 
-    def samples_are_missing(self, tokens_seen: int) -> bool:
-        """Whether samples of so many tokens do not stand there; from now on they count as if they did."""
-        before, self.sampled = self.sampled, tokens_seen
-        return before != tokens_seen
+    def write_samples(self, samples: Iterable[Sample]) -> None:
+        self.state.sampled = self.state.tokens_seen
+        self._samples.write(self.state.tokens_seen, samples)
 
-    def write_samples(self, tokens_seen: int, samples: Iterable[Sample]) -> None:
-        self._samples.write(tokens_seen, samples)
+    def _now(self) -> dict[str, int]:
+        return {"tokens": self.state.tokens_seen, "step": self.state.num_steps}
 
     def close(self) -> None:
         self._metrics.close()

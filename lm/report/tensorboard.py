@@ -14,7 +14,7 @@ from typing import Any
 
 from lm.report.metrics import NullLog
 
-STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "skipped_steps")
+STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "skipped_steps")
 FLUSH_SECONDS = 30  # how far behind a picture may be; a thread of its own writes
 
 

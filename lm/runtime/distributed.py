@@ -12,7 +12,8 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -69,20 +70,25 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, make: Callable[[], Result]) -> Result:
-        """What `make` returns on the first rank, on every rank; an Exception it raises is raised on every rank."""
+    def from_first(self, make: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """What `make(...)` returns on the first rank, on every rank; an Exception it raises is raised on every rank."""
         if self.objects is None:
-            return make()
+            return make(*args, **kwargs)
         outcome: list[Any] = [None, None]
         if self.is_first:
             try:
-                outcome[0] = make()
+                outcome[0] = make(*args, **kwargs)
             except Exception as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0, group=self.objects)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def on_first(self, target: Result | None) -> Result:
+        """A face of what lives on the first rank (None on the others): its methods are called on every rank together,
+        run there, and return, or raise, the same on each."""
+        return cast(Result, target if self.objects is None else _OnFirst(self, target))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks of a small tensor, in place, on its device."""
@@ -114,3 +120,14 @@ class World:
     def stop(self) -> None:
         if self.objects is not None:
             dist.destroy_process_group()
+
+
+class _OnFirst:
+    def __init__(self, world: World, target: Any):
+        self._world, self._target = world, target
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(self._world.from_first, self._call, name)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._target, name)(*args, **kwargs)

@@ -18,7 +18,11 @@ def size_of(stream: TextIO) -> os.terminal_size:
     return size if all(size) else SIZE
 
 
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Prints text (on stdout) that is fit to be printed, with lines that end between words if a terminal shows them."""
+def fitted(text: str, stream: TextIO | None = None) -> str:
+    """`text` fit to be printed (on stdout), with lines that end between words if a terminal shows them."""
     stream, text = stream or sys.stdout, printable(text)
-    print(wrapped(text, size_of(stream).columns) if is_terminal(stream) else text, file=stream)
+    return wrapped(text, size_of(stream).columns) if is_terminal(stream) else text
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    print(fitted(text, stream), file=stream or sys.stdout)

@@ -1,15 +1,14 @@
-"""What happens between two steps once in a while: save, evaluate, adapt the mixture, sample.
+"""Scheduled events between two steps: save, evaluate, adapt the mixture, sample.
 
-In this order, so that nothing that may fail comes before the save.
-
-Functions of a `Run` (trainer.py), called on every rank together. Each is a pure function of the weights, the held-out
-text and the seed: done again after a resume, it gives the same.
+In this order, so that nothing that may fail comes before the save. Called on every rank together. Each is a pure function
+of the weights, the held-out text and the seed: done again after a resume, it gives the same.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,59 +27,63 @@ from lm.inference.decoder import Decoder
 from lm.inference.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
 from lm.inference.generate import generate
 from lm.report.samples import Sample
-from lm.train.trainer import Run
+from lm.runtime.log import RAW
+from lm.train.state import Measured
+from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
-Say = Callable[[str], None]
-Measured = Sequence[float]  # bits per byte, its standard error
+log = logging.getLogger(__name__)
 
 
-def do_what_is_due(run: Run, say: Say) -> None:
-    train, aux = run.preset.train, run.preset.auxiliary
-    if due(run, run.last_saved, train.save_every_tokens) and run.may_save() and run.is_sound():
-        run.save(say)
+def run_events(trainer: Trainer) -> None:
+    """Those that are scheduled after the last step."""
+    train, aux, state = trainer.preset.train, trainer.preset.auxiliary, trainer.state
+    if is_due(trainer, trainer.saved_at, train.save_every_tokens) and trainer.may_save() and trainer.is_finite():
+        trainer.save()
     evaluation = None
-    if due(run, run.records.evaluated[0], train.eval_every_tokens):
-        evaluation = measure(run, say)
-    if aux.enable_adaptive_sources and due(run, run.adaptive["tokens"], aux.adaptive_interval_tokens):
-        adapt(run, evaluation or measure(run, say), say)
-    if due(run, run.records.sampled, train.sample_every_tokens):
-        sample(run, say)
+    if is_due(trainer, state.evaluated, train.eval_every_tokens):
+        evaluation = measure(trainer)
+    if aux.enable_adaptive_sources and is_due(trainer, state.adapted, aux.adaptive_interval_tokens):
+        adapt(trainer, evaluation or measure(trainer))
+    if is_due(trainer, state.sampled, train.sample_every_tokens):
+        sample(trainer)
 
 
-def due(run: Run, last: int, every: int) -> bool:
+def is_due(trainer: Trainer, last: int, every: int) -> bool:
     """Whether a multiple of `every` tokens was reached since `last`; not after the last step: the end has its own."""
-    return run.tokens_seen // every > last // every and not run.done
+    return trainer.state.tokens_seen // every > last // every and not trainer.done
 
 
-def measure(run: Run, say: Say, *, everything: bool = False) -> Evaluation | None:
-    """Held-out loss per source and what the heads measure, recorded and said; on a fixed subset, or on everything.
+def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
+    """Held-out loss per source and what the heads measure, recorded and logged; on a fixed subset, or on everything.
     None: asked to stop."""
-    run.settle()  # before the clock stops
-    held_out = run.held_out if everything else run.held_out.subset(PERIODIC_EVAL_TOKENS)
-    heads = HeldOutHeads(run)
+    trainer.collect_results()  # before the clock stops
+    held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS)
+    heads = HeldOutHeads(trainer)
     evaluation = evaluate(
-        run.learner.joint.trunk_forward,
-        run.learner.trunk.output.weight,
+        trainer.learner.joint.trunk_forward,
+        trainer.learner.trunk.output.weight,
         held_out.sources,
-        token_bytes=run.token_bytes,
-        batch_rows=run.preset.train.per_gpu_batch_size,
-        autocast=run.learner.autocast,
-        should_stop=run.stop,
-        rank=run.world.rank,
-        world_size=run.world.size,
-        reduce=run.world.sum,
+        token_bytes=trainer.token_bytes,
+        batch_rows=trainer.preset.train.per_gpu_batch_size,
+        autocast=trainer.learner.autocast,
+        should_stop=trainer.stop,
+        rank=trainer.world.rank,
+        world_size=trainer.world.size,
+        reduce=trainer.world.sum,
         look=heads.look,
     )
     if evaluation is None:
         return None
-    run.record_evaluation(evaluation, source_records(run, run.stream) if run.stream else {}, heads.means())
+    line: dict[str, Any] = {"mixture": dict(zip(trainer.labels, shares(trainer.state.source_tokens), strict=True))}
+    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
+    trainer.records.write_evaluation(line, evaluation, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
-    say(f"held out: loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte ({sources})")
-    if run.records.head_measures:
-        say(f"heads beside their baselines: {in_words(run.records.head_measures)}")
+    log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
+    if trainer.records.head_measures:
+        log.info("heads beside their baselines: %s", in_words(trainer.records.head_measures))
     return evaluation
 
 
@@ -91,63 +94,62 @@ class HeldOutHeads:
     deals the rows out otherwise, the numbers differ a little.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
-        self.generator = torch.Generator().manual_seed(run.preset.train.seed)
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.generator = torch.Generator().manual_seed(trainer.preset.train.seed)
         self.batches: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def look(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
-        measured = self.run.learner.joint.measure(tokens_BT1, valid_BT, hidden_BTD, losses_BT, self.generator)
+        measured = self.trainer.learner.joint.measure(tokens_BT1, valid_BT, hidden_BTD, losses_BT, self.generator)
         self.batches.append((valid_BT.sum(), measured))
 
     def means(self) -> dict[str, float]:
         """Of all ranks; the first has the names, since it alone is sure to have rows."""
-        names = self.run.world.from_first(lambda: list(self.batches[0][1]))
+        names = self.trainer.world.from_first(lambda: list(self.batches[0][1]))
         totals = torch.zeros(2, len(names), dtype=torch.float64)  # sums, and tokens of batches where something counted
         for tokens, measured in self.batches:
             values = torch.tensor([float(measured[name]) for name in names], dtype=torch.float64)
             totals += torch.stack((values.nan_to_num(), ~values.isnan())) * tokens.cpu()
-        sums, tokens = self.run.world.sum(totals).tolist()
+        sums, tokens = self.trainer.world.sum(totals).tolist()
         return {name: sums[i] / tokens[i] for i, name in enumerate(names) if tokens[i]}
 
 
-def source_records(run: Run, stream: Stream) -> dict[str, dict]:
+def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
     """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
     rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
-    strategy, weights = run.preset.data.mix_strategy, run.preset.data.weights
-    num_rows = -(-run.tokens_seen // run.preset.model.seq_length)
+    strategy, weights = trainer.preset.data.mix_strategy, trainer.preset.data.weights
+    num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     entries = stream.progress(num_rows)
     unit = "documents" if strategy == "round_robin" else "tokens"
     realised = shares([entry[unit] for entry in entries])
-    asked = shares_asked(base_weights(strategy, weights), run.weight_changes, num_rows)
+    asked = shares_asked(base_weights(strategy, weights), trainer.state.weight_changes, num_rows)
     keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
     return {
         label: {key: entry[key] for key in keys}
         | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
-        for i, (label, entry) in enumerate(zip(run.labels, entries, strict=True))
+        for i, (label, entry) in enumerate(zip(trainer.labels, entries, strict=True))
     }
 
 
-def adapt(run: Run, evaluation: Evaluation | None, say: Say) -> None:
+def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
     """New factors on the sources' weights, in force a run-ahead later, so that every resume makes the same rows."""
     if evaluation is None:
         return
-    data, seq_length = run.preset.data, run.preset.model.seq_length
+    data, seq_length, state = trainer.preset.data, trainer.preset.model.seq_length, trainer.state
     found = {label: (s.bits_per_byte, s.stderr or 0.0) for label, s in evaluation.per_source.items()}
-    factors, before = run.adaptive["factors"], run.adaptive["bits_per_byte"]
-    factors, reasons = decide(run.preset.auxiliary, run.labels, factors, before, found)
-    run.adaptive = {"tokens": run.tokens_seen, "factors": factors, "bits_per_byte": found}
+    state.factors, reasons = decide(trainer.preset.auxiliary, trainer.labels, state.factors, state.adapted_on, found)
+    state.adapted_on = found
 
-    from_row = run.tokens_seen // seq_length + run_ahead_rows(seq_length, run.token_budget)
+    from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
     base = base_weights(data.mix_strategy, data.weights)
-    weights = [weight * factor for weight, factor in zip(base, factors, strict=True)]
-    run.weight_changes.append([from_row, weights])
-    if run.stream:
-        run.stream.change_weights(weights, from_row)
-    moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(factors, reasons, strict=True)]
-    move: dict[str, Any] = {"from_tokens": from_row * seq_length, "sources": dict(zip(run.labels, moves, strict=True))}
-    run.records.write_move(run.tokens_seen, move)
-    say(f"mixture from {from_row * seq_length:,} tokens on: {'; '.join(map(' '.join, move['sources'].items()))}")
+    weights = [weight * factor for weight, factor in zip(base, state.factors, strict=True)]
+    state.weight_changes.append((from_row, weights))
+    if trainer.stream:
+        trainer.stream.change_weights(weights, from_row)
+    moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(state.factors, reasons, strict=True)]
+    by_source = dict(zip(trainer.labels, moves, strict=True))
+    trainer.records.write_adaptation({"from_tokens": from_row * seq_length, "sources": by_source})
+    log.info("mixture from %s tokens on: %s", f"{from_row * seq_length:,}", "; ".join(map(" ".join, by_source.items())))
 
 
 def decide(
@@ -175,30 +177,33 @@ def decide(
     return loss_slope(factors, falls, errors, **limits), reasons
 
 
-def sample(run: Run, say: Say) -> None:
-    """Continues held-out documents, the same ones every time, and keeps what came out in samples.md, unless asked to
-    stop: then it is done after the resume."""
-    run.settle()
-    if not run.records.samples_are_missing(run.tokens_seen) or not run.world.is_first:
+def sample(trainer: Trainer) -> None:
+    """Continues held-out documents, the same ones every time, and keeps the results in samples.md, unless asked to stop:
+    then it is done after the resume."""
+    trainer.collect_results()
+    if trainer.state.sampled == trainer.state.tokens_seen:
         return
-    samples, decoder, heads = [], Decoder(run.learner.trunk), run.learner.heads
-    length = min(PROMPT_TOKENS, run.preset.model.seq_length // 2)
-    for number, (label, prompt) in enumerate(run.held_out.beginnings(SAMPLES, length)):
-        generator = torch.Generator().manual_seed(run.preset.train.seed + number)
+    if not trainer.world.is_first:
+        trainer.records.write_samples([])
+        return
+    samples, decoder, heads = [], Decoder(trainer.learner.trunk), trainer.learner.heads
+    length = min(PROMPT_TOKENS, trainer.preset.model.seq_length // 2)
+    for number, (label, prompt) in enumerate(trainer.held_out.beginnings(SAMPLES, length)):
+        generator = torch.Generator().manual_seed(trainer.preset.train.seed + number)
         tokens = []
         for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
             tokens.append(token)
-            if run.stop():
+            if trainer.stop():
                 return
         expected: list[float | None] = [None] * len(tokens)
         if "value" in heads:
             expected = difficulty(heads["value"], decoder, prompt + tokens)[len(prompt) :]
-        pieces = pieces_of(tokens, expected, run.tokenizer.decode)
+        pieces = pieces_of(tokens, expected, trainer.tokenizer.decode)
         marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in heads and tokens else ""
-        samples.append(Sample(label, run.tokenizer.decode(prompt[1:]), run.tokenizer.decode(tokens), marked))
+        samples.append(Sample(label, trainer.tokenizer.decode(prompt[1:]), trainer.tokenizer.decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
-        say(f"--- {label}: {printable(samples[-1].prompt)}\n--- goes on: {text}")
-    run.records.write_samples(run.tokens_seen, samples)
+        log.info("--- %s: %s\n--- continued: %s", printable(label), printable(samples[-1].prompt), text, extra=RAW)
+    trainer.records.write_samples(samples)
 
 
 @torch.inference_mode()

@@ -16,23 +16,23 @@ from lm.runtime.terminal import is_terminal
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from lm.train.trainer import Run
+    from lm.train.trainer import Trainer
 
 LOG_SECONDS = 30  # between two lines when nobody watches a terminal
 SECONDS_A_HEAD = 5  # the line shows one at a time
 
 
-def progress_bar(run: Run) -> tqdm | LogLines | Silent:
-    """Knows what the loop in main.py asks of it: `write`, `update`, `set_postfix_str`, and to be left."""
+def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
+    """A context manager with what the loop in main.py needs: `update` and `set_postfix_str`."""
     from tqdm import tqdm
 
-    if not run.world.is_first:
+    if not trainer.world.is_first:
         return Silent()
     if not is_terminal(sys.stderr):
-        return LogLines(run.token_budget, run.tokens_seen)
+        return LogLines(trainer.token_budget, trainer.state.tokens_seen)
     return tqdm(
-        total=run.token_budget,
-        initial=run.tokens_seen,
+        total=trainer.token_budget,
+        initial=trainer.state.tokens_seen,
         unit="tok",
         unit_scale=True,
         dynamic_ncols=True,
@@ -42,18 +42,19 @@ def progress_bar(run: Run) -> tqdm | LogLines | Silent:
     )
 
 
-def headline(run: Run) -> str:
-    """The end of the line: loss, what stands in the way if something does, and a head in its turn: what it measured on
-    held-out text, or before the first evaluation in a step."""
-    parts = [f"loss {run.result.loss:.3f}"] if run.result else []
-    if run.skipped_steps:
-        parts.append(f"steps skipped: {run.skipped_steps}")
-    if run.stream:
-        parts += [f"epoch {epoch + 1} of {label}" for label, epoch in run.stream.epochs.items()]
-    if run.stream and run.stream.status:
-        parts.append(run.stream.status)
-    measures = run.records.head_measures or (run.result.heads if run.result else {})
+def headline(trainer: Trainer) -> str:
+    """The end of the line: loss, what is in the way if something is, the heads' measures, one head at a time (of held-out
+    text, or before the first evaluation of a step), and the model FLOPs utilization."""
+    result, records = trainer.result, trainer.records
+    parts = [f"loss {result.loss:.3f}"] if result else []
+    if trainer.state.skipped_steps:
+        parts.append(f"steps skipped: {trainer.state.skipped_steps}")
+    if trainer.stream:
+        parts += [f"epoch {epoch + 1} of {label}" for label, epoch in trainer.stream.epochs.items()]
+        parts.append(trainer.stream.status)
+    measures = records.head_measures or (result.heads if result else {})
     parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
+    parts.append(f"MFU {records.utilization:.0%}" if records.utilization else "")
     return ", ".join(filter(None, parts))
 
 
@@ -64,7 +65,7 @@ class Silent:
     def __enter__(self) -> Silent:
         return self
 
-    __exit__ = write = update = set_postfix_str = nothing
+    __exit__ = update = set_postfix_str = nothing
 
 
 class LogLines:
@@ -80,9 +81,6 @@ class LogLines:
     def __exit__(self, *_: object) -> None:
         if self.seen > self._last_seen:
             self._say()
-
-    def write(self, text: str) -> None:
-        print(text, flush=True)
 
     def update(self, num_tokens: int) -> None:
         self.seen += num_tokens

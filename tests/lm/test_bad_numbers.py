@@ -15,7 +15,8 @@ import torch
 from configs.schema import UserError
 from lm.loss import linear_cross_entropy
 from lm.runtime.distributed import World
-from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan
+from lm.schedule import StepPlan
+from lm.train_step import MAX_SKIPPED_IN_A_ROW
 from tests.lm import two_ranks
 from tests.lm.small_step import ALL_HEADS, SEQ_LENGTH, VOCAB, make_step
 
@@ -67,7 +68,7 @@ def everything(world: World) -> dict:
     def train(index: int, kind: str | None, **how):
         poison.kind = kind if last else None
         rows = np.random.default_rng(index % 10).integers(VOCAB, size=(8, SEQ_LENGTH + 1))
-        return step(rows, StepPlan(8 * index, 8, 8 * SEQ_LENGTH), index / NUM_STEPS, **how)
+        return step(rows, StepPlan(8 * index, 8, 8 * SEQ_LENGTH), **how)
 
     bad, skipped, unchanged, losses = bad_steps(), [], [], []
     for index in range(NUM_STEPS):

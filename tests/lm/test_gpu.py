@@ -16,9 +16,8 @@ from lm.checkpoint.file import Snapshot
 from lm.cuda_graph import WARM_UPS, NotRecordable
 from lm.inference.decoder import Decoder
 from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
-from lm.optim import set_learning_rate
 from lm.runtime.distributed import World
-from lm.train_step import StepPlan
+from lm.schedule import StepPlan
 from tests.lm.checkpoint.test_checkpoint import make_state
 from tests.lm.random_model import random_model, random_norms
 from tests.lm.small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
@@ -57,24 +56,21 @@ def rows_of(index: int) -> np.ndarray:
 
 def train(recorded: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
     """Losses, which steps were skipped, and the weights in the end."""
-    step = make_step(
-        ALL_HEADS, world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, clip=1.0,
-        trunk_gradient_scale=lambda progress: max(0.0, 1 - 2 * progress),
-        multi_token_weights=lambda progress: [max(0.0, 0.5 - progress)],
-    )  # fmt: skip
+    step = make_step(ALL_HEADS, world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, clip=1.0)
     step._pool = torch.cuda.graph_pool_handle() if recorded else None
     losses, skipped = [], []
     for index in range(NUM_STEPS):
-        set_learning_rate(step.optimizers, 1 - index / NUM_STEPS)
+        progress = index / NUM_STEPS
         num_rows = NUM_ROWS - 3 * (index == NUM_STEPS - 1)  # the last step of a run is a shorter one
-        plan = StepPlan(NUM_ROWS * index, num_rows, num_rows * SEQ_LENGTH - 1)
+        fades = 1 - progress, max(0.0, 1 - 2 * progress), (max(0.0, 0.5 - progress),)
+        plan = StepPlan(NUM_ROWS * index, num_rows, num_rows * SEQ_LENGTH - 1, *fades)
         before = [parameter.detach().clone() for parameter in step.model.parameters()]
         bounds = step.bounds.clone()
         if index == UNSOUND:
             step.bounds.zero_()
         if index == FORGOTTEN:  # as when a run begins after its trial, or is taken up again
             step.forget_graphs()
-        result = step(rows_of(index)[:num_rows], plan, index / NUM_STEPS)
+        result = step(rows_of(index)[:num_rows], plan)
         step.bounds.copy_(bounds)
         assert result.skipped == all(map(torch.equal, before, step.model.parameters()))
         losses.append(result.loss)
@@ -100,11 +96,11 @@ def test_a_recorded_step_that_is_given_up_leaves_no_trace():
         step._pool = torch.cuda.graph_pool_handle()
         plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
         if stopped is not None:
-            step(rows_of(0), plan, 0.0)
+            step(rows_of(0), plan)
             asked = iter([False, True])
-            assert step(rows_of(1), plan, 0.0, lambda: next(asked)) is None  # after its first micro-batch
-            return [step(rows_of(index), plan, 0.0).loss for index in (2, 3)]
-        return [step(rows_of(index), plan, 0.0).loss for index in (0, 2, 3)][1:]
+            assert step(rows_of(1), plan, lambda: next(asked)) is None  # after its first micro-batch
+            return [step(rows_of(index), plan).loss for index in (2, 3)]
+        return [step(rows_of(index), plan).loss for index in (0, 2, 3)][1:]
 
     np.testing.assert_allclose(steps(stopped=1), steps(stopped=None), rtol=1e-4 if GPU else 0)
 
@@ -118,7 +114,7 @@ def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
     plain, refused = make_step(ALL_HEADS), make_step(ALL_HEADS)
     monkeypatch.setattr("lm.train_step.Graph", refuse)
     refused.not_recorded, refused._pool = "", (0, 0)
-    assert refused(rows_of(0), plan, 0.0) == plain(rows_of(0), plan, 0.0)
+    assert refused(rows_of(0), plan) == plain(rows_of(0), plan)
     assert refused.not_recorded == "operation not permitted when stream is capturing"
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 

@@ -1,12 +1,9 @@
 """Muon against torch's own, decay that never fights the update, the schedule, and one group for each parameter."""
 
 import io
-from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from aux_heads.joint import JointModel, build_heads
@@ -16,7 +13,6 @@ from lm.model import Transformer
 from lm.optim import (
     Muon,
     build_optimizers,
-    learning_rate_factor,
     orthogonalize,
     peak_learning_rates,
     set_learning_rate,
@@ -232,31 +228,3 @@ def test_saved_state_continues_identically():
     train(resumed, resumed_optimizers, tokens[3:])
     for (name, expected), actual in zip(model.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, actual), name
-
-
-# ---- the schedule -----------------------------------------------------------------------------------------------
-
-
-def test_schedule_warms_up_stays_and_falls():
-    factors = [learning_rate_factor(seen, 1000, 0.1, 0.5) for seen in range(1000)]
-    assert 0 < factors[0] <= 0.11
-    assert all(before < after for before, after in pairwise(factors[:90]))
-    assert factors[91:501] == [1.0] * 410
-    assert all(before > after for before, after in pairwise(factors[500:]))
-    assert 0 < factors[-1] < 0.005
-    assert learning_rate_factor(750, 1000, 0.1, 0.5) == pytest.approx(0.5)
-
-
-@given(
-    budget=st.integers(1, 10**9),
-    share=st.floats(0, 1),
-    warmup=st.floats(0, 1),
-    decay=st.floats(0, 1),
-)
-@settings(deadline=None)
-def test_schedule_is_a_share_of_the_peak_whatever_the_settings(budget, share, warmup, decay):
-    seen = min(int(budget * share), budget - 1)
-    factor = learning_rate_factor(seen, budget, warmup, decay)
-    assert 0 < factor <= 1
-    assert factor == learning_rate_factor(seen, budget, warmup, decay)
-    assert learning_rate_factor(budget, budget, warmup, decay) == (0 if decay else 1)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from configs.schema import UserError
 from lm.loss import IGNORE, linear_cross_entropy
-from lm.train_step import MAX_SKIPPED_IN_A_ROW, StepPlan, TrainStep, micro_batches, plan_step, rows_of_rank
+from lm.schedule import StepPlan, rows_of_step
+from lm.train_step import MAX_SKIPPED_IN_A_ROW, TrainStep, micro_batches, rows_of_rank
 from tests.lm.small_step import ALL_HEADS, ALONE, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
     """Token i of this stream is the number i, so the targets of a whole run must be 1, 2, ... token_budget."""
     seen, learnt = 0, []
     while seen < token_budget:
-        plan = plan_step(seen, token_budget, batch_rows * accumulation * world_size, seq_length)
+        plan = rows_of_step(seen, token_budget, batch_rows * accumulation * world_size, seq_length)
         assert plan.first_row * seq_length == seen
         stream = np.arange(plan.num_rows)[:, None] * seq_length + np.arange(seq_length + 1) + seen
         for rank in range(world_size):
@@ -113,14 +114,14 @@ def test_gradients_are_those_of_one_batch_however_it_is_cut(batch_rows, num_toke
     losses = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(tokens[:, 1:]).flatten(), reduction="none")
     reference = losses[:num_tokens].mean()
     expected = torch.autograd.grad(reference, list(trunk.parameters()))
-    loss_sum, _ = step.accumulate(tokens, StepPlan(0, 8, num_tokens), 0.0)
+    loss_sum, _ = step.accumulate(tokens, StepPlan(0, 8, num_tokens))
     assert loss_sum.item() / num_tokens == pytest.approx(reference.item(), rel=1e-6)
     for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
         assert (parameter.grad - grad).norm() <= 1e-6 * grad.norm(), name
 
 
-def test_tokens_further_ahead_are_learnt_as_much_as_the_progress_says_and_not_reported():
-    step, tokens = make_step(multi_token_weights=lambda progress: [1 - progress, 0.25]), rows()
+def test_tokens_further_ahead_are_trained_on_as_much_as_the_plan_says_and_not_reported():
+    step, tokens = make_step(), rows()
     trunk = step.model.trunk
     logits = (trunk(torch.from_numpy(tokens[:, :-1])) @ trunk.output.weight.T).transpose(1, 2)
     targets = torch.from_numpy(tokens[:, 1:])
@@ -128,7 +129,7 @@ def test_tokens_further_ahead_are_learnt_as_much_as_the_progress_says_and_not_re
         F.cross_entropy(logits[:, :, : SEQ_LENGTH - gap], targets[:, gap:], reduction="sum") for gap in range(3)
     )
     expected = torch.autograd.grad((one + 0.75 * two + 0.25 * three) / tokens[:, 1:].size, list(trunk.parameters()))
-    loss_sum, _ = step.accumulate(tokens, whole(), progress=0.25)
+    loss_sum, _ = step.accumulate(tokens, whole()._replace(multi_token_weights=(0.75, 0.25)))
     assert loss_sum.item() == pytest.approx(one.item(), rel=1e-6)
     for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
         assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
@@ -138,14 +139,14 @@ def test_a_masked_micro_batch_changes_nothing_with_every_head_on():
     """What a rank without rows adds to the sum of gradients."""
     step = make_step(ALL_HEADS)
     step.world = SimpleNamespace(rank=0, size=2, device=CPU, no_sync=ALONE.no_sync, any=bool)
-    loss_sum, measured = step.accumulate(rows(1), whole(1), 0.0)
+    loss_sum, measured = step.accumulate(rows(1), whole(1))
     assert loss_sum == 0
     assert all(torch.all(parameter.grad == 0) for parameter in step.model.parameters())
     assert {float(value) for name, value in measured.items() if name.endswith("/loss")} == {0.0}
 
 
 def test_result_reports_the_mean_loss_and_the_norm_before_clipping():
-    results = [make_step(clip=clip)(rows(), whole(), 0.0) for clip in (1e9, 1e-3)]
+    results = [make_step(clip=clip)(rows(), whole()) for clip in (1e9, 1e-3)]
     assert results[0] == results[1]
     assert results[0].loss == pytest.approx(math.log(VOCAB), rel=0.5)
     assert results[0].gradient_norm > 1e-3
@@ -157,7 +158,7 @@ def test_clipping_bounds_the_gradient_that_optimizers_see():
     step.optimizers[0].register_step_pre_hook(
         lambda *_: seen.append(torch.stack([p.grad.norm() for p in step.model.trunk.parameters()]).norm().item())
     )
-    step(rows(), whole(), 0.0)
+    step(rows(), whole())
     assert seen == [pytest.approx(1e-3, rel=1e-3)]
 
 
@@ -165,7 +166,7 @@ def test_heads_with_huge_gradients_do_not_shrink_the_trunks_step():
     plain, headed = make_step(clip=0.1), make_step(ALL_HEADS, clip=0.1)
     headed.model.weights = dict.fromkeys(headed.model.weights, 1e6)
     for step in (plain, headed):
-        step(rows(), whole(), 0.0)
+        step(rows(), whole())
     assert_same(headed.model.trunk.state_dict(), plain.model.trunk.state_dict())
 
 
@@ -177,12 +178,12 @@ def test_heads_with_huge_gradients_do_not_shrink_the_trunks_step():
 def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(bad, position):
     """The first step is sound, so there are momenta to spoil; the second has one bad micro-batch among four."""
     step = make_step(batch_rows=2, loss=Poisoned(*[1.0] * (4 + position), bad))
-    assert not step(rows(), whole(), 0.0).skipped
+    assert not step(rows(), whole()).skipped
     before = snapshot(step)
-    assert step(rows(seed=1), whole(first_row=8), 0.1).skipped
+    assert step(rows(seed=1), whole(first_row=8)).skipped
     assert_same(snapshot(step), before)
     assert all(parameter.grad is None for parameter in step.model.parameters())
-    result = step(rows(seed=2), whole(first_row=16), 0.2)
+    result = step(rows(seed=2), whole(first_row=16))
     assert not result.skipped
     assert math.isfinite(result.loss)
     assert not torch.equal(step.model.trunk.embed.weight, before["model"]["trunk.embed.weight"])
@@ -190,10 +191,10 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported(bad, position
 
 def test_a_head_that_is_not_finite_skips_the_step_too():
     step = make_step(ALL_HEADS)
-    step(rows(), whole(), 0.0)
+    step(rows(), whole())
     before = snapshot(step)
     step.model.weights["value"] = math.nan
-    assert step(rows(seed=1), whole(first_row=8), 0.1).skipped
+    assert step(rows(seed=1), whole(first_row=8)).skipped
     assert_same(snapshot(step), before)
 
 
@@ -202,14 +203,14 @@ def test_five_bad_steps_in_a_row_end_the_run_and_a_sound_one_between_starts_the_
     step = make_step(loss=Poisoned(*[math.nan] * 4, 1.0, *[math.nan] * 5))
     before = snapshot(step)
     for _ in range(4):
-        assert step(rows(), whole(), 0.0).skipped
+        assert step(rows(), whole()).skipped
     assert_same(snapshot(step), before)
-    assert not step(rows(), whole(), 0.0).skipped
+    assert not step(rows(), whole()).skipped
     before = snapshot(step)
     for _ in range(4):
-        assert step(rows(), whole(), 0.0).skipped
+        assert step(rows(), whole()).skipped
     with pytest.raises(UserError, match="learning_rate"):
-        step(rows(), whole(), 0.0)
+        step(rows(), whole())
     assert_same(snapshot(step), before)
 
 
@@ -218,7 +219,7 @@ def test_five_bad_steps_in_a_row_end_the_run_and_a_sound_one_between_starts_the_
 
 def run_three_steps(seed: int = 1337) -> tuple[list, dict]:
     step = make_step(ALL_HEADS, batch_rows=4, seed=seed)
-    results = [step(rows(seed=index), whole(first_row=8 * index), index / 3) for index in range(3)]
+    results = [step(rows(seed=index), whole(first_row=8 * index)) for index in range(3)]
     return results, snapshot(step)
 
 

@@ -153,8 +153,9 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     stream.consumed(num_rows)
     assert eventually(lambda: stream.rows(0, 1) and "retrying" in stream.status)
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
-    result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={})
-    bar = headline(SimpleNamespace(stream=stream, skipped_steps=0, records=records, result=result))  # rows are left
+    result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={}, utilization=0.0)
+    state = SimpleNamespace(skipped_steps=0)
+    bar = headline(SimpleNamespace(stream=stream, state=state, records=records, result=result))  # rows are left
     assert bar.endswith(f", {stream.status}")
 
     said, waited = [], stream.wait_seconds

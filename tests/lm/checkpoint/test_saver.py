@@ -17,23 +17,23 @@ def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, mo
     saver, stepped, write = Saver(tmp_path), Event(), store.write
     monkeypatch.setattr(store, "write", lambda *what: stepped.wait(60) and write(*what))
     state = make_state(1)
-    saver.save(state, print)
+    saver.save(state)
     assert saver.writing
-    assert not saver.ready
+    assert not saver.is_ready()
     state["model"]["weight"].fill_(2)  # the next step
     stepped.set()
     saver.wait()
     assert tokens_in(tmp_path / CURRENT) == 1
-    assert not saver.ready  # yet: the disk rests
+    assert not saver.is_ready()  # yet: the disk rests
     later = time.monotonic() + 60 * REST
     monkeypatch.setattr("lm.checkpoint.saver.time.monotonic", lambda: later)
-    assert saver.ready
+    assert saver.is_ready()
 
 
 def test_a_save_waits_for_the_one_before(tmp_path):
     saver = Saver(tmp_path)
     for tokens in (1, 2, 3):
-        saver.save(make_state(tokens, size=LARGE), print)
+        saver.save(make_state(tokens, size=LARGE))
     saver.check_last()
     assert generations(tmp_path) == [3, 2, 1]
 
@@ -41,7 +41,7 @@ def test_a_save_waits_for_the_one_before(tmp_path):
 def test_the_last_save_is_waited_for_and_its_failure_raised(tmp_path):
     saver = Saver(tmp_path)
     (tmp_path / CURRENT).mkdir()
-    saver.save(make_state(1, size=LARGE), print)
+    saver.save(make_state(1, size=LARGE))
     with pytest.raises(CheckpointError, match="directory"):
         saver.check_last()
 
@@ -52,24 +52,25 @@ def test_a_defect_in_the_thread_is_raised_to_the_program(tmp_path, monkeypatch):
 
     monkeypatch.setattr("lm.checkpoint.store.write", defective)
     saver = Saver(tmp_path)
-    saver.save(make_state(1), print)
+    saver.save(make_state(1))
     with pytest.raises(ZeroDivisionError):
         saver.check_last()
 
 
-def test_failures_are_said_and_the_third_in_a_row_is_raised(tmp_path):
+def test_failures_are_logged_and_the_third_in_a_row_is_raised(tmp_path, monkeypatch):
     saver, said = Saver(tmp_path), []
+    monkeypatch.setattr("lm.checkpoint.saver.log.error", lambda form, error: said.append(error))
     obstacle = tmp_path / CURRENT
     obstacle.mkdir()
     for number in range(1, MAX_FAILURES + 1):
         saver.check()
-        saver.save(make_state(number), said.append)
+        saver.save(make_state(number))
         saver.wait()
         assert len(said) == number
     with pytest.raises(SavingFailed, match=r"3 saves in a row failed\. The last of them: Saving"):
         saver.check()
     obstacle.rmdir()
-    saver.save(make_state(4), said.append)
+    saver.save(make_state(4))
     saver.check_last()
     saver.check()  # forgotten
     assert tokens_in(tmp_path / CURRENT) == 4

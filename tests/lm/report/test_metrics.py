@@ -33,7 +33,7 @@ def test_resuming_cuts_back_to_tokens_seen_and_drops_a_torn_line(tmp_path):
     with path.open("a") as file:
         file.write('{"tokens": 2')  # the process died here
     resumed = MetricsLog(path)
-    resumed.truncate_after(20)
+    resumed.keep(lambda line: line["tokens"] <= 20)
     resumed.write({"tokens": 25})
     resumed.close()
     assert [json.loads(line)["tokens"] for line in path.read_text().splitlines()] == [10, 20, 25]
@@ -73,12 +73,12 @@ def test_samples_are_cut_back_and_a_torn_section_dropped(tmp_path):
     for tokens in (10, 20, 30):
         log.write(tokens, [Sample("s", NASTY, f"text {tokens}")])
     whole = path.read_text(encoding="utf-8")
-    log.truncate_after(20)
+    log.keep(lambda line: line["tokens"] <= 20)
     assert path.read_text(encoding="utf-8") == whole[: whole.index("## 30 tokens")]
     path.write_text(whole[: whole.index("text 20") + 4], encoding="utf-8")  # died while writing the second section
-    log.truncate_after(20)
+    log.keep(lambda line: line["tokens"] <= 20)
     assert path.read_text(encoding="utf-8") == whole[: whole.index("## 20 tokens")]
-    log.truncate_after(0)
+    log.keep(lambda line: line["tokens"] <= 0)
     assert read_samples(path) == []
 
 

@@ -54,7 +54,7 @@ def test_resuming_leaves_exactly_the_curves_of_metrics_jsonl(tmp_path):
     log.write(EVALUATED)
     log.close()
     resumed = MetricsLog(path)
-    resumed.truncate_after(20)
+    resumed.keep(lambda line: line["tokens"] <= 20)
     resumed.mirror = event_log(folder, read_metrics(path))
     resumed.write({"tokens": 40, "loss": 2.0})
     resumed.close()

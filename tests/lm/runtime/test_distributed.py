@@ -6,7 +6,8 @@ import torch
 
 from configs.schema import UserError
 from lm.runtime.distributed import World
-from lm.train_step import StepPlan, TrainStep
+from lm.schedule import StepPlan
+from lm.train_step import TrainStep
 from tests.lm import two_ranks
 from tests.lm.small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
 
@@ -36,7 +37,7 @@ def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
     """By plan: the gradients of every parameter, and the step's loss under "loss"."""
     step, found = same_step(world), {}
     for key, plan in PLANS.items():
-        loss_sum, _ = step.accumulate(rows_of(plan), plan, 0.0)
+        loss_sum, _ = step.accumulate(rows_of(plan), plan)
         found[key] = {name: parameter.grad.clone() for name, parameter in named(step)}
         found[key]["loss"] = world.sum(loss_sum) / plan.num_tokens
         step.clear()
@@ -46,7 +47,7 @@ def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
 def train(world: World) -> dict:
     """Two steps on the `whole` plan: what they report, and the parameters after them."""
     step, plan = same_step(world), PLANS["whole"]
-    results = [step(rows_of(plan), plan, 0.0) for _ in range(2)]
+    results = [step(rows_of(plan), plan) for _ in range(2)]
     return {
         "losses": [result.loss for result in results],
         "norms": [result.gradient_norm for result in results],

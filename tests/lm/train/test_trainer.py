@@ -22,7 +22,7 @@ from lm.report.samples import read_samples
 from lm.runtime.estimate import record_speed
 from lm.runtime.machine import measure_machine, save_machine
 from lm.train.events import decide
-from lm.train.trainer import Run
+from lm.train.trainer import Trainer
 from tests.hub import parquet
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
 
@@ -50,15 +50,15 @@ def make(text):
 @contextmanager
 def stop_at(tokens: int):
     """Asks the run to stop, as Ctrl-C does, once it has seen so many tokens."""
-    train_on = Run.train_on
+    train_on = Trainer.train_on
 
-    def and_stop(run: Run, step):
-        result = train_on(run, step)
-        run.stop.asked |= run.tokens_seen >= tokens
+    def and_stop(trainer: Trainer, step):
+        result = train_on(trainer, step)
+        trainer.stop.asked |= trainer.state.tokens_seen >= tokens
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "train_on", and_stop)
+        patch.setattr(Trainer, "train_on", and_stop)
         yield
 
 
@@ -136,19 +136,19 @@ class Killed(BaseException):
 @pytest.mark.slow
 def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_once(make, tmp_path, monkeypatch):
     preset = make(auxiliary=ADAPTIVE | {"adaptive_interval_tokens": 4_000})
-    next_step = Run.next_step
+    next_step = Trainer.next_step
 
-    def crash_after_the_first_move(run: Run, say):
-        if run.weight_changes:
+    def crash_after_the_first_move(trainer: Trainer, on_status):
+        if trainer.state.weight_changes:
             raise Killed
-        return next_step(run, say)
+        return next_step(trainer, on_status)
 
-    monkeypatch.setattr(Run, "next_step", crash_after_the_first_move)
+    monkeypatch.setattr(Trainer, "next_step", crash_after_the_first_move)
     with pytest.raises(Killed):
         main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / "killed")
     assert load(tmp_path / "killed")["tokens_seen"] == 4_096  # saved before the move
     assert not load(tmp_path / "killed")["stream_position"]["weight_changes"]
-    monkeypatch.setattr(Run, "next_step", next_step)
+    monkeypatch.setattr(Trainer, "next_step", next_step)
     moves = []
     for name in ("killed", "whole"):
         main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / name)
@@ -224,7 +224,7 @@ def unfinished(text, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
-        patch.setattr(Run, "next_step", lambda run, say: None)  # asked to stop before the first step
+        patch.setattr(Trainer, "next_step", lambda trainer, on_status: None)  # asked to stop before the first step
         main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
     return folder
 
@@ -283,19 +283,19 @@ def test_an_outage_that_outlasts_the_rows_is_shown_while_waiting_and_a_stop_save
     text = [random.Random(row).randbytes(200).hex() for row in range(2000)]
     hub.add("some/text", {f"data/{n:02}.parquet": parquet(10, text=text[n::20]) for n in range(20)})
     hub.fault = lambda *_: time.sleep(0.02)  # so slow that few rows are there when it goes away
-    next_step = Run.next_step
+    next_step = Trainer.next_step
 
-    def and_an_outage(run: Run, say):
-        if run.tokens_seen:
+    def and_an_outage(trainer: Trainer, on_status):
+        if trainer.state.tokens_seen:
             hub.fault = lambda *_: "drop"
 
         def stop_when_told(message: str):
-            say(message)
-            run.stop.asked |= "retrying" in message
+            on_status(message)
+            trainer.stop.asked |= "retrying" in message
 
-        return next_step(run, stop_when_told)
+        return next_step(trainer, stop_when_told)
 
-    monkeypatch.setattr(Run, "next_step", and_an_outage)
+    monkeypatch.setattr(Trainer, "next_step", and_an_outage)
     preset = make(
         data={"sources": [{"type": "hf", "dataset": "some/text", "label": "hub"}]},
         train={"per_gpu_batch_size": 64, "eval_every_tokens": 10**8, "sample_every_tokens": 10**8},

@@ -1,0 +1,69 @@
+"""The words of a run, through `logging`: on the terminal of the first rank, and with the time of each in `run.log`.
+
+Modules log to `logging.getLogger(__name__)`. A record with `extra=RAW` holds control characters of our own (colours):
+it is shown as it is. Nothing here raises: a log that cannot be written never ends a run.
+"""
+
+import logging
+import re
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lm.runtime.terminal import fitted
+
+RAW = {"raw": True}
+KEPT_UNTIL_OPENED = 1_000  # records: what is logged before there is a file
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_LOGGER = logging.getLogger("lm")
+
+
+class _Terminal(logging.Handler):
+    """Lines on stdout, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        tqdm.write(text if getattr(record, "raw", False) else fitted(text))
+
+
+class _File(logging.FileHandler):
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOURS.sub("", super().format(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class _Kept(MemoryHandler):
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return self.target is not None
+
+
+def show_log(is_first: bool) -> None:
+    """From now on what is logged is shown by the first rank, and kept for `open_run_log`."""
+    close_run_log()
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+    _LOGGER.handlers = [_Terminal(), _Kept(KEPT_UNTIL_OPENED)] if is_first else [logging.NullHandler()]
+
+
+def open_run_log(folder: Path) -> None:
+    """Appends what was and will be logged to `folder/run.log`, until `close_run_log`."""
+    try:
+        file = _File(folder / "run.log", encoding="utf-8")
+    except OSError as error:
+        _LOGGER.warning("%s cannot be written (%s): this run has no log there.", folder / "run.log", error.strerror)
+        return
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for handler in _LOGGER.handlers:
+        if isinstance(handler, _Kept):
+            handler.setTarget(file)
+            handler.flush()
+
+
+def close_run_log() -> None:
+    for handler in _LOGGER.handlers:
+        if isinstance(handler, _Kept) and handler.target:
+            handler.target.close()
+            handler.setTarget(None)

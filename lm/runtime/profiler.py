@@ -1,0 +1,41 @@
+"""A trace of a few steps, if the environment asks for one: PROFILE_STEPS=3 python main.py writes checkpoints/trace.json.gz.
+
+It opens in Perfetto (ui.perfetto.dev) and in chrome://tracing. Profiled steps are slower; the others are as without.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.schema import UserError
+
+SKIPPED, WARM_UP = 5, 1  # steps before those that are recorded
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
+    """Gives a function to be called after each step. Records nothing without PROFILE_STEPS. Raises UserError for one that
+    is no number of steps."""
+    asked = os.environ.get("PROFILE_STEPS", "")
+    if not asked or not is_first:
+        yield lambda: None
+        return
+    if not asked.isdecimal() or not 0 < int(asked) <= 100:
+        raise UserError(f"PROFILE_STEPS is {asked[:20]!r} in the environment: give a number of steps from 1 to 100")
+    from torch.profiler import profile, schedule
+
+    path = folder / "trace.json.gz"
+
+    def write(profiled: profile) -> None:
+        profiled.export_chrome_trace(str(path))
+        log.info("A trace of %s steps is in %s: open it in ui.perfetto.dev", asked, path)
+
+    steps = schedule(wait=SKIPPED, warmup=WARM_UP, active=int(asked), repeat=1)
+    with profile(schedule=steps, on_trace_ready=write) as profiled:
+        yield profiled.step

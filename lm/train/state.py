@@ -1,0 +1,77 @@
+"""What a run remembers: the only definition of what a checkpoint holds beside tensors. Nobody else keeps a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Measured = tuple[float, float]  # bits per byte, its standard error
+
+
+@dataclass
+class TrainState:
+    """Lists have one entry a source, in the order of the preset."""
+
+    global_batch_rows: int  # of one step over all processes: kept when their number changes
+    source_tokens: list[int]  # of each source, in the rows seen so far
+    factors: list[float]  # on each source's weight, as adapted so far
+    tokens_seen: int = 0
+    num_steps: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0  # of training
+    exhausted: bool = False  # the sources are used up
+    text_digest: str = ""  # of all text seen, in its order
+    windows_begun: list[int] = field(default_factory=lambda: [0])  # data/order.py: RowOrder.edges_begun
+    weight_changes: list[tuple[int, list[float]]] = field(default_factory=list)  # (from the journal's row, weights)
+    adapted_on: dict[str, Measured] = field(default_factory=dict)  # held-out text's measures at the last adaptation
+    # Tokens seen when each event last happened.
+    evaluated: int = 0
+    adapted: int = 0
+    sampled: int = 0
+
+    @classmethod
+    def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
+        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TrainState:
+        position = checkpoint["stream_position"]
+        adaptive, happened = position["adaptive"], checkpoint.get("events", {})
+        return cls(
+            global_batch_rows=checkpoint["global_batch_rows"],
+            source_tokens=list(position.get("source_tokens", [])),
+            factors=list(adaptive["factors"]),
+            tokens_seen=checkpoint["tokens_seen"],
+            num_steps=checkpoint["num_steps"],
+            skipped_steps=checkpoint["skipped_steps"],
+            seconds=checkpoint["seconds"],
+            exhausted=checkpoint["exhausted"],
+            text_digest=position["text_digest"],
+            windows_begun=list(position.get("windows_begun", [0])),
+            weight_changes=[(row, list(weights)) for row, weights in position["weight_changes"]],
+            adapted_on={label: tuple(measured) for label, measured in adaptive["bits_per_byte"].items()},
+            evaluated=happened.get("evaluated", 0),
+            adapted=adaptive["tokens"],
+            sampled=happened.get("sampled", 0),
+        )
+
+    def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
+        """Its part of a checkpoint (lm/checkpoint/file.py: CONTENTS)."""
+        return {
+            "global_batch_rows": self.global_batch_rows,
+            "tokens_seen": self.tokens_seen,
+            "num_steps": self.num_steps,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.seconds,
+            "exhausted": self.exhausted,
+            "stream_position": {
+                "row": self.tokens_seen // seq_length,
+                "windows_begun": self.windows_begun,
+                "source_tokens": self.source_tokens,
+                "weight_changes": self.weight_changes,
+                "adaptive": {"tokens": self.adapted, "factors": self.factors, "bits_per_byte": self.adapted_on},
+                "text_digest": self.text_digest,
+            },
+            "events": {"evaluated": self.evaluated, "sampled": self.sampled},
+        }
