@@ -31,7 +31,8 @@ try:
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from configs.schema import TOKEN_BUDGET, Preset, UserError
+    from configs.errors import UserError
+    from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
     from lm.checkpoint.archive import restore
     from lm.cli.choose import choose, preset_of
@@ -179,7 +180,7 @@ def train(
 
 def learn(trainer: Trainer) -> None:
     """The training loop: step after step to the last token, with the scheduled events in between."""
-    from data.producer_client import ProducerDied
+    from configs.errors import ProducerDied
     from lm.runtime.profiler import profiler
     from lm.train.events import run_events
     from lm.train.progress import headline, progress_bar

@@ -24,7 +24,8 @@ from aux_heads.dynamics import Dynamics
 from aux_heads.policy import Policy
 from aux_heads.span_contrastive import SpanContrastive
 from aux_heads.value import HORIZON, Value
-from configs.schema import AuxiliaryConfig, UserError
+from configs.errors import UserError
+from configs.schema import AuxiliaryConfig
 
 MIN_SEQ_LENGTH = 2 * HORIZON
 IGNORE_INDEX = -100

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import main
-from configs.schema import UserError, load_preset
+from configs.errors import UserError
+from configs.schema import load_preset
 from lm.report.metrics import read_metrics
 from lm.runtime.machine import load_machine, peak_memory
 

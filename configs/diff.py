@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from configs.schema import ModelConfig, Preset, PresetError
+from configs.errors import PresetError
+from configs.schema import ModelConfig, Preset
 
 Changes = dict[str, tuple[Any, Any]]
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from configs.errors import PresetError
 from configs.text import clip, counted
 
 MAX_BYTES = 100_000  # of a preset's file
@@ -28,16 +29,6 @@ MAX_DEPTH = 10  # braces and brackets around a value; a preset has five
 LONGEST_MESSAGE = 2_000  # characters
 MAX_EXPLAINED = 100  # problems that are put into words; far more than a message has room for
 SHOWN_CHARS = 80
-
-
-class UserError(ValueError):
-    """Something the user must change. `main` prints the message without a traceback and exits with `exit_code`."""
-
-    exit_code = 2
-
-
-class PresetError(UserError):
-    """A preset that cannot be used; the message lists every problem, one block each."""
 
 
 class Problem(NamedTuple):

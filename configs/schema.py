@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from configs.catalog import FIELD_ALIASES
-from configs.problems import PresetError, UserError, causes, explain, preset_error, read_json, read_text
+from configs.errors import PresetError, UserError
+from configs.problems import causes, explain, preset_error, read_json, read_text
 from configs.sources import (
     KINDS,
     LONGEST_PATH,

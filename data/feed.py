@@ -17,7 +17,8 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
-from data.sources.base import Document, Position, Retryable, Source, SourceError, hash_key, in_words
+from configs.errors import Retryable, SourceError
+from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import DiskFull, room_on_disk, sync_folder, write_atomically
+from configs.errors import DiskFull
+from data.files import room_on_disk, sync_folder, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
 RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (data/order.py)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from configs.schema import Preset, UserError
+from configs.errors import Retryable, UserError
+from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
@@ -23,7 +24,7 @@ from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
 from data.journal import begin
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
-from data.sources.base import Document, Retryable, Source
+from data.sources.base import Document, Source
 
 FORMAT = 4  # change it with whatever changes a preset's rows or their order: a stream begun otherwise is not continued
 HELD_OUT = "heldout.npz"

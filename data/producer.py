@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs import schema
-from configs.schema import Preset, UserError, parse_preset
+from configs.errors import Retryable, SourceError, UserError
+from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
@@ -37,7 +38,7 @@ from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights
 from data.packing import Packer, row_dtype
 from data.prepare import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
-from data.sources.base import Retryable, Source, SourceError, in_words
+from data.sources.base import Source, in_words
 from data.sources.opening import open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from configs.schema import UserError
+from configs.errors import ProducerDied, UserError
 from data.sources.hub_client import without_secrets
 
 MOST_DEATHS = 3  # in a row without a new row between them
@@ -32,10 +32,6 @@ PRODUCER_ENVIRONMENT = {
 }
 
 Found = TypeVar("Found")
-
-
-class ProducerDied(Exception):
-    """It was started MOST_DEATHS times and ended each time without a new row."""
 
 
 class Stopped(Exception):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from configs.schema import Preset, UserError
+from configs.errors import UserError
+from configs.schema import Preset
 
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
 LONGEST_WORD = 100  # characters of a word that training looks at

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from aux_heads.joint import JointModel, build_heads
-from configs.schema import Preset, UserError
+from configs.errors import UserError
+from configs.schema import Preset
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import build_optimizers

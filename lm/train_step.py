@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.schema import UserError
+from configs.errors import UserError
 from lm.cuda_graph import Graph, NotRecordable, Recorded
 from lm.loss import further_targets, padded
 from lm.optim import set_learning_rate

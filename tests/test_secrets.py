@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import SourceError
 from configs.sources import HFSource
-from data.sources.base import SourceError
 from data.sources.hub_client import BAD_TOKEN
 from data.sources.opening import open_source
 from data.sources.probe import probe

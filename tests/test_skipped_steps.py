@@ -13,7 +13,8 @@ import torch
 
 import main
 from aux_heads.joint import JointModel
-from configs.schema import Preset, UserError, parse_preset
+from configs.errors import UserError
+from configs.schema import Preset, parse_preset
 from lm.checkpoint.saver import Saver
 from lm.report.metrics import read_metrics
 from lm.train_step import TrainStep

@@ -16,8 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from configs.schema import UserError
-
 PIECE_CHARACTERS = 16_384  # longer documents are split, so that mixing stays fine-grained and held-out text spread
 HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
 
@@ -40,14 +38,6 @@ class Document(NamedTuple):
             end = end_of_piece(self.text, start)
             yield Document(self.text[start:end], None if first is None or first >= end else max(0, first - start))
             start = end
-
-
-class SourceError(UserError):
-    """A source that cannot be used until the user changes something: what, where, what to do."""
-
-
-class Retryable(Exception):
-    """Trouble that may pass by itself (the network); the message is the reason shown to the user."""
 
 
 class Source(ABC):

@@ -18,8 +18,9 @@ from itertools import count, islice
 from string import Formatter
 from typing import Any
 
+from configs.errors import Retryable, SourceError
 from configs.schema import FIELD_ALIASES, HFSource
-from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Retryable, Source, SourceError, hash_key
+from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
 from data.sources.hub_client import (
     BAD_TOKEN,
     NoAnswer,

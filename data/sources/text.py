@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from configs.errors import SourceError
 from configs.text import human_bytes
 from data.sources.base import (
     HELD_OUT_ONE_IN,
@@ -17,7 +18,6 @@ from data.sources.base import (
     Document,
     Position,
     Source,
-    SourceError,
     end_of_piece,
     hash_key,
     in_words,

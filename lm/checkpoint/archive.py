@@ -18,8 +18,9 @@ import shutil
 import time
 from pathlib import Path
 
+from configs.errors import CheckpointError
 from data.files import sync_folder
-from lm.checkpoint.store import CURRENT, CheckpointError, SavedRun, inspect, latest_exists
+from lm.checkpoint.store import CURRENT, SavedRun, inspect, latest_exists
 from lm.runtime.files import link_as
 
 ARTEFACTS = (

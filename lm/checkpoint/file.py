@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError
+from configs.errors import CheckpointError, Damaged, UserError
 
 FORMAT_VERSION = 2
 CONTENTS = {
@@ -22,14 +22,6 @@ CONTENTS = {
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,
     "world_size": int, "num_steps": int, "skipped_steps": int, "seconds": float, "exhausted": bool, "facts": dict,
 }  # fmt: skip
-
-
-class CheckpointError(UserError):
-    """A checkpoint could not be written, or none could be read; the message says what, where, and what to do."""
-
-
-class Damaged(CheckpointError):
-    """One file cannot be used; the generation before may be."""
 
 
 class Snapshot:

@@ -9,20 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError
+from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
-from lm.checkpoint.store import CheckpointError
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row
 REST = 5  # times as long as the last save took: with a GPU they come so soon that the disk would do nothing else
-
-
-class SavingFailed(UserError):
-    """The disk refused again and again."""
-
-    exit_code = 1  # of a machine that is lost to us
 
 
 class Saver:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError
+from configs.errors import CheckpointError, Damaged, UserError
 from data.files import sync_folder
-from lm.checkpoint.file import CheckpointError, Damaged, Snapshot, is_whole, read, write_file
+from lm.checkpoint.file import Snapshot, is_whole, read, write_file
 from lm.runtime.files import link_as, link_beside, same_file, temporary_name
 
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")

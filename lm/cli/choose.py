@@ -11,7 +11,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from configs.diff import changes, fixed_changes
-from configs.schema import TOKEN_BUDGET, Preset, PresetError, load_preset, parse_preset
+from configs.errors import PresetError
+from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from data.sources.probe import Probe, probe
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs, finish_interrupted

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from configs.schema import Preset, UserError
+from configs.errors import UserError
+from configs.schema import Preset
 from configs.text import clip, human_bytes, human_count, human_time, wrapped
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun

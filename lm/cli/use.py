@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from configs.schema import UserError
+from configs.errors import UserError
 from configs.text import clip, human_count
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SpanContrastive
-from configs.schema import UserError, parse_preset
+from configs.errors import UserError
+from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint import store
 from lm.model import Transformer

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schema import UserError
+from configs.errors import UserError
 
 Result = TypeVar("Result")
 STEP_TIMEOUT = timedelta(minutes=10)  # a forward and backward pass takes far less: longer means that a rank is lost

@@ -10,7 +10,8 @@ D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLO
 import dataclasses
 import statistics
 
-from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig, UserError
+from configs.errors import UserError
+from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig
 from lm.checkpoint.store import required_bytes
 from lm.runtime.machine import Machine, available_memory
 

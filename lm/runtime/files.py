@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from configs.schema import UserError
+from configs.errors import UserError
 
 
 def link_as(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.schema import UserError
+from configs.errors import UserError
 
 SKIPPED, WARM_UP = 5, 1  # steps before those that are recorded
 

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import torch
 
-from configs.schema import Preset, UserError
+from configs.errors import UserError
+from configs.schema import Preset
 from data.memory import give_back_memory
 from lm.learner import Learner
 from lm.runtime.distributed import World

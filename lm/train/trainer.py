@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from configs.schema import Preset, UserError
+from configs.errors import UserError
+from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
 from data.packing import chain_digest

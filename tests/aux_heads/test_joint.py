@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from aux_heads.joint import JointModel, build_heads
-from configs.schema import AuxiliaryConfig, ModelConfig, UserError
+from configs.errors import UserError
+from configs.schema import AuxiliaryConfig, ModelConfig
 from lm.model import Transformer
 from lm.runtime.machine import compile_choice
 from tests.aux_heads.small_trunk import (

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from configs.diff import changes, check_continuable, describe
-from configs.schema import Preset, PresetError, UserError, parse_preset
+from configs.errors import PresetError, UserError
+from configs.schema import Preset, parse_preset
 
 PRESET = {
     "name": "small",

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Preset, PresetError, UserError, load_preset, parse_preset
+from configs.errors import PresetError, UserError
+from configs.schema import Preset, load_preset, parse_preset
 
 MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64}
 QA = {"type": "hf", "dataset": "owner/qa", "fields": ["question", "answer"], "format": "{question} {answer}"}

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs.errors import Retryable, SourceError
 from data import feed as feed_module
 from data.feed import Feed, Progress
 from data.prepare import reason_to_skip
-from data.sources.base import Document, Retryable, Source, SourceError
+from data.sources.base import Document, Source
 
 
 class Numbers(Source):

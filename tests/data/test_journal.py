@@ -113,7 +113,7 @@ def test_the_state_that_goes_with_a_row_is_that_of_the_append_that_brought_it(th
 FULL = """
 import resource, sys
 from pathlib import Path
-from data.files import DiskFull
+from configs.errors import DiskFull
 from data.journal import JournalWriter
 from tests.data.test_journal import DTYPE, some_rows
 writer = JournalWriter(Path(sys.argv[1]), DTYPE)

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import UserError, parse_preset
+from configs.errors import ProducerDied, UserError
+from configs.schema import parse_preset
 from data import tokenizer as bpe
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter
 from data.packing import row_dtype
 from data.prepare import FORMAT
-from data.producer_client import ProducerDied, Stopped
+from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded
 from tests.data.sources.test_pdf import make_pdf
 from tests.hub import parquet

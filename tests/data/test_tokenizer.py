@@ -4,7 +4,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from configs.schema import UserError
+from configs.errors import UserError
 from data import tokenizer as bpe
 
 TEXTS = [inspect.getsource(module) for module in (inspect, json)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import UserError
+from configs.errors import UserError
 from lm.loss import linear_cross_entropy
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan

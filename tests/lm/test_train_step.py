@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import UserError
+from configs.errors import UserError
 from lm.loss import IGNORE, linear_cross_entropy
 from lm.schedule import StepPlan, rows_of_step
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, TrainStep, micro_batches, rows_of_rank

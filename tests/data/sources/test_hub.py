@@ -12,8 +12,9 @@ import pytest
 from tqdm import tqdm
 from tqdm.contrib.concurrent import ensure_lock
 
+from configs.errors import Retryable, SourceError
 from configs.sources import HFSource
-from data.sources.base import PIECE_CHARACTERS, Retryable, SourceError
+from data.sources.base import PIECE_CHARACTERS
 from data.sources.hub_client import configure_library
 from data.sources.opening import open_source
 from tests.hub import no_fault, parquet

@@ -23,7 +23,8 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfFileSystem
 
-from configs.schema import UserError, parse_preset
+from configs.errors import Retryable, UserError
+from configs.schema import parse_preset
 from configs.sources import HFSource
 from data import feed, producer
 from data.feed import Feed
@@ -32,7 +33,6 @@ from data.packing import row_dtype
 from data.producer import Events, open_sources
 from data.producer_client import Stopped
 from data.sources import hub_client
-from data.sources.base import Retryable
 from data.sources.hub_client import NoAnswer, configure_library
 from data.sources.opening import open_source
 from data.stream import Stream

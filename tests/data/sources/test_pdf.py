@@ -13,11 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs.errors import DiskFull, SourceError
 from configs.sources import PDFSource
 from data.feed import Feed, Progress
-from data.files import DiskFull
 from data.sources import pdf, pdf_worker
-from data.sources.base import SourceError
 from data.sources.opening import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import SourceError
 from configs.sources import PythonSource, TextSource
-from data.sources.base import PIECE_CHARACTERS, SourceError
+from data.sources.base import PIECE_CHARACTERS
 from data.sources.opening import open_source, python_roots
 
 

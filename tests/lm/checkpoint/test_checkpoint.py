@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import UserError
+from configs.errors import CheckpointError, UserError
 from lm.checkpoint import archive, store
 from lm.checkpoint.file import FORMAT_VERSION
-from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS, CheckpointError
+from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.runtime import files
 
 ROOT = Path(__file__).parents[3]

@@ -5,9 +5,10 @@ from threading import Event
 
 import pytest
 
+from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
-from lm.checkpoint.saver import MAX_FAILURES, REST, Saver, SavingFailed
-from lm.checkpoint.store import CURRENT, CheckpointError
+from lm.checkpoint.saver import MAX_FAILURES, REST, Saver
+from lm.checkpoint.store import CURRENT
 from tests.lm.checkpoint.test_checkpoint import generations, make_state, tokens_in
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import UserError, parse_preset
+from configs.errors import UserError
+from configs.schema import parse_preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
 from data.producer_client import SourceInfo
 from data.sources.probe import Probe

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from aux_heads.joint import build_heads
-from configs.schema import UserError, parse_preset
+from configs.errors import UserError
+from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.inference.load import PassageEmbedder
 from lm.report.export import run_facts

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import UserError
+from configs.errors import UserError
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
 from lm.train_step import TrainStep

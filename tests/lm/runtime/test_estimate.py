@@ -14,7 +14,8 @@ import torch
 
 import lm.model
 from aux_heads.joint import build_heads
-from configs.schema import ModelConfig, Preset, TrainConfig, UserError, load_preset, parse_preset
+from configs.errors import UserError
+from configs.schema import ModelConfig, Preset, TrainConfig, load_preset, parse_preset
 from lm.loss import CHUNK_ROWS
 from lm.model import Transformer
 from lm.optim import build_optimizers

@@ -37,7 +37,8 @@ TOO_LITTLE = """
 import resource, sys
 from pathlib import Path
 import lm.learner, main
-from configs.schema import UserError, parse_preset
+from configs.errors import UserError
+from configs.schema import parse_preset
 from lm.train import setup, trainer
 
 lm.learner.check_memory = lambda *_, **__: None  # the estimate was wrong

@@ -14,7 +14,8 @@ import torch
 
 import main
 from aux_heads.metrics import MEASURES
-from configs.schema import AuxiliaryConfig, PresetError, UserError, parse_preset
+from configs.errors import PresetError, UserError
+from configs.schema import AuxiliaryConfig, parse_preset
 from lm.checkpoint import file as checkpoint
 from lm.cli.choose import gather_menu
 from lm.report.metrics import read_metrics
