@@ -1,1 +1,1 @@
-"""Objectives that read the trunk's hidden states, one a file; `joint` puts them beside the trunk."""
+"""Objectives that read the trunk's hidden states, one per file; `joint` adds them to the trunk."""

@@ -1,14 +1,17 @@
-"""A drafter made of the heads: dynamics unrolls the latent, the policy's reading of it proposes tokens, value how many.
+"""A drafter made of the heads: dynamics unrolls the latent, the policy's readout of it proposes
+tokens, value sets their number.
 
     u^0 = h_{t-1},    u^k = step(u^{k-1}, E[x]) for the token x last chosen,    q = softmax(W u^k)
 
-as in training (dynamics.py, policy.py), in fewer and larger operations: one product for both maps of z, whose norms'
-sqrt(D) is part of it. q knows the first tokens of the vocabulary only: byte-level BPE numbers tokens in the order of
-their merges, so these are about the most frequent ones. Whoever verifies drafts makes the text exact and here anything
-may be wrong, so weights are rounded to a byte each: what a draft takes is the time of reading them.
+as in training (dynamics.py, policy.py), in fewer and larger operations: one matmul for both maps
+of z, with the sqrt(D) of its norms folded into the weight. q covers only the first tokens of the
+vocabulary: byte-level BPE numbers tokens in the order of their merges, so these are roughly the
+most frequent. The verification of drafts makes the text exact, so nothing here has to be, and
+weights are rounded to a byte each: the time of a draft is that of reading them.
 
-Value predicts the nats a token of what comes: the harder, the fewer drafts. It seldom matters: what is kept of a draft
-hardly depends on it (benchmarks/LOG.md). Never here: sampling, the trunk, its cache.
+Value predicts the nats per token of what follows: the harder, the fewer drafts. It seldom matters,
+since the share of drafts kept hardly depends on it (benchmarks/LOG.md). Never here: sampling, the
+trunk, its cache.
 """
 
 from __future__ import annotations
@@ -24,14 +27,19 @@ from aux_heads.dynamics import Dynamics
 from aux_heads.value import Value
 
 NUM_TOKENS = 4096
-# The kernel of eight bits reads up to so many at a time, whether they are there or not.
+# The int8 kernel reads outputs and inputs in blocks of these sizes, even past the end.
 WHOLE_OUTPUTS, WHOLE_INPUTS = 4, 32
-ASKED_EVERY = 16  # tokens: value speaks of the next 32 as a whole, and takes as long as two drafts
-NATS = 16.0  # drafts are made for so many predicted nats, rounded, and for as many steps as were trained at most
+# Tokens between two queries: value predicts the next 32 as a whole, and takes
+# as long as two drafts.
+ASKED_EVERY = 16
+# Number of drafts times predicted nats per token, up to rounding; at most as many
+# drafts as trained steps.
+NATS = 16.0
 
 
 def rounded_linear(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map x (1, I) to (1, O), on a CPU with weights of eight bits and a scale for each output."""
+    """Return the map from x (1, I) to (1, O), on a CPU with int8 weights
+    and one scale per output."""
     num_outputs, num_inputs = weight_OI.shape
     if num_outputs % WHOLE_OUTPUTS or num_inputs % WHOLE_INPUTS or weight_OI.device.type != "cpu":
         return lambda x: F.linear(x, weight_OI)
@@ -41,7 +49,8 @@ def rounded_linear(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class HeadDrafter:
-    """`heads` as of `build_heads`, with dynamics and policy; without value there are always as many drafts as may be."""
+    """The drafter of `heads` (see `build_heads`), which include dynamics and policy. Without
+    value, it always drafts the maximum."""
 
     @torch.no_grad()
     def __init__(self, heads: nn.ModuleDict, embedding_VD: Tensor, output_VD: Tensor):
@@ -58,8 +67,8 @@ class HeadDrafter:
         self.ask_at, self.num_drafts = 0, UNROLL_STEPS
 
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
-        """How many tokens to draft behind `tokens`, all but the last of which `hidden_D` has seen; another list is another
-        text."""
+        """Return how many tokens to draft after `tokens`; `hidden_D` has seen all but the last.
+        Another list is another text."""
         self.latent_1D = hidden_D[None]
         if self.value is not None and (tokens is not self.text or len(tokens) >= self.ask_at):
             nats = float(self.value.expectation(self.value.logits(hidden_D)))
@@ -68,7 +77,7 @@ class HeadDrafter:
         return self.num_drafts
 
     def step(self, token: int) -> Tensor:
-        """(N,) logits of what follows `token`."""
+        """Return the logits (N,) of what follows `token`."""
         embedding_1D = self.embedding_VD[token : token + 1]
         z = torch.cat([F.normalize(x, dim=-1) for x in (self.latent_1D, embedding_1D)], dim=-1)
         linear, gate, up = self.transition(z).split(self.sizes, dim=-1)

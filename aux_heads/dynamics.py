@@ -1,21 +1,24 @@
-"""Dynamics: from the state h_t and the tokens that follow, predict the states that follow.
+"""Dynamics: predict the following states from the state h_t and the tokens that follow it.
 
     z = [RMSNorm(u^{k-1}) ; RMSNorm(sg E[x_{t+k}])],    u^0 = h_t,    u^k = A z + B (silu(G z) * (H z)),    k = 1..3
     loss = mean_{t,k} SmoothL1((u^k_t - sg h_{t+k}) / sigma)
 
-The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265, appendix G); the
-SmoothL1 to a detached target is NextLat's (arXiv 2511.05963). Its residual u^{k-1} + MLP(z) is not ours: in a small
-model the next state is more the token's than the last state's, and an MLP that has to take h_t away first ends behind
-linear regression (benchmarks/LOG.md). So the linear map is there from the start, and a SwiGLU that begins at zero adds
-to it. sigma, the standard deviation of the target states in this batch, makes the number comparable across widths and
-across training; without it the loss would follow the gain of the trunk's last norm.
+The unrolled latent and the halving of its gradient at every step are MuZero's (arXiv 1911.08265,
+appendix G); the SmoothL1 loss to a detached target is NextLat's (arXiv 2511.05963). NextLat's
+residual u^{k-1} + MLP(z) is not used: in a small model the next state depends more on the token
+than on the last state, and an MLP that first has to remove h_t ends behind linear regression
+(benchmarks/LOG.md). So there is a linear map from the start, and a SwiGLU initialised to zero adds
+to it. sigma, the standard deviation of the target states in this batch, makes the loss comparable
+across widths and across training; without it the loss would follow the gain of the trunk's final
+norm.
 
-`Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the policy is read from
-the unrolled latent; then the latent loss is left out. It never looks across the end of a document, and never past the
-row.
-Measures, k = 1..3: `error_k`, the share of the states' variance that is missed (1 is no better than the mean state;
-predicting h_t again is worse than that, so it would flatter), and `centred_cosine_k`, after subtracting the mean state
-(the raw cosine is flattered by the mean all states share).
+`Dynamics` is the transition itself. It also exists when only `enable_policy` is set, because the
+policy is read from the unrolled latent; the latent loss is then skipped. It never looks past the
+end of a document or of the row.
+Measures, k = 1..3: `error_k`, the share of the states' variance that is missed (1 is no better
+than the mean state; predicting h_t again is worse, so it would be a flattering baseline), and
+`centred_cosine_k`, after subtracting the mean state (the raw cosine is flattered by the mean that
+all states share).
 """
 
 from typing import NamedTuple
@@ -30,7 +33,8 @@ LATENT_GRADIENT_SCALE = 0.5  # per unrolled step
 
 
 class Unrolled(NamedTuple):
-    """Latents of the sampled positions; step 0 is h_t. `reached`: step k ends in the document in which it began."""
+    """Latents of the sampled positions; step 0 is h_t. `reached`: step k ends in the
+    document in which it began."""
 
     latents_KBSD: Tensor  # (K+1, B, S, D) float32
     reached_KBS: Tensor  # (K+1, B, S) bool
@@ -45,9 +49,10 @@ class Dynamics(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def step(self, latent: Tensor, embedding: Tensor) -> Tensor:
-        """(..., D) latent after one more token, given that token's (..., D) input embedding.
+        """Return the latent (..., D) after one more token, given that token's
+        input embedding (..., D).
 
-        `HeadDrafter.step` is this in fewer operations (a test compares them).
+        `HeadDrafter.step` computes the same in fewer operations (a test compares them).
         """
         width = latent.shape[-1:]
         z = torch.cat((F.rms_norm(latent, width), F.rms_norm(embedding, width)), dim=-1)
@@ -69,7 +74,7 @@ class Dynamics(nn.Module):
         return Unrolled(torch.stack(latents), torch.stack(reached))
 
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
-        """The latent loss."""
+        """Return the latent loss and its measures."""
         positions_BS = x.drawn["positions"]
         hidden_BTD = x.hidden_BTD.detach()
         targets_KBSD = torch.stack([at(hidden_BTD, positions_BS + k) for k in range(1, UNROLL_STEPS + 1)]).float()

@@ -1,14 +1,17 @@
 """Trunk and heads as the one module that DDP wraps.
 
-The trunk, and a callable for the language model's loss, are handed in; nothing here knows how they work. By default
-(`auxiliary.trunk_gradient` "none") the heads read detached states: the trunk's gradients are bit for bit what they are
-without heads. Trunk and heads are two compiled graphs, so that the trunk's does not depend on which heads are on.
+The trunk and a callable for the language model's loss are passed in; nothing here depends on how
+they work. By default (`auxiliary.trunk_gradient` "none") the heads read detached states: the
+trunk's gradients are bit for bit those without heads. Trunk and heads are two compiled graphs, so
+that the trunk's does not depend on which heads are on.
 
-What a weight does: `total = loss + num_tokens * sum_h weight_h * loss_h`, `loss` the language model's. Summed over
-micro-batches and divided by the step's token count, that is the exact mean of its loss plus token-weighted head losses.
-While the heads read detached states, a weight scales only the gradients of parameters no other loss reaches, and Muon and
-Adam divide such a scale out again: it then matters only through epsilon, the clip, and the ratio of `dynamics_weight` to
-`policy_kl_weight`, which share the transition. With a trunk gradient the weights trade the heads against the language model.
+The effect of a weight: `total = loss + num_tokens * sum_h weight_h * loss_h`, with `loss` the
+language model's. Summed over micro-batches and divided by the step's token count, this is the
+exact mean of its loss plus token-weighted head losses. While the heads read detached states, a
+weight scales only the gradients of parameters that no other loss reaches, and Muon and Adam divide
+such a scale out again: it then matters only through epsilon, the clipping, and the ratio of
+`dynamics_weight` to `policy_kl_weight`, which share the transition. With a trunk gradient the
+weights trade the heads off against the language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,31 +32,33 @@ from configs.schema import AuxiliaryConfig
 
 MIN_SEQ_LENGTH = 2 * HORIZON
 IGNORE_INDEX = -100
-# Share of what a compiled trunk would keep for its backward pass: attention's scores and the like, of many bytes and few
-# FLOPs, are computed again. At 384x5 and 512 tokens of context 18% less memory in all for 1% of the time. A GPU's fused
-# attention keeps no scores.
+# Share of the activations that a compiled trunk keeps for its backward pass: those of many bytes
+# and few FLOPs, such as attention scores, are recomputed. At 384x5 and 512 tokens of context this
+# takes 18% less memory in all for 1% of the time. A GPU's fused attention keeps no scores.
 CPU_ACTIVATION_BUDGET = 0.8
 
 Further = Sequence[tuple[Tensor, float]]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Further], tuple[Tensor, Tensor]]
-"""(hidden_ND, weight_VD, targets_N with -100 ignored, further targets of the same rows with their weights) -> (what to
-learn from: the sum of all of it, losses_N of the next tokens, detached)."""
+"""(hidden_ND, weight_VD, targets_N with -100 ignored, MTP targets of the same rows with their
+weights) -> (the sum of all losses, to call backward on; losses_N of the next tokens, detached)."""
 
 
 @dataclass(frozen=True)
 class JointOutput:
-    """`total` is what to call backward on; it and `loss_sum` are sums over targets, in nats."""
+    """The losses of a micro-batch. Call backward on `total`; it and `loss_sum` are
+    sums over targets, in nats."""
 
     total: Tensor
-    loss_sum: Tensor  # of next tokens alone
+    loss_sum: Tensor  # of next tokens only
     head_losses: dict[str, Tensor]  # by head, unweighted means, detached
     measures: dict[str, Tensor]  # "head/measure", detached scalars
 
 
 def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.ModuleDict:
-    """The heads that are on; empty if none is. Leaves torch's global random numbers as it found them.
+    """Build the heads that are on; empty if none is. Leaves torch's global random state unchanged.
 
-    `dynamics` is there for policy too. Raises UserError if rows are too short to look ahead in.
+    Policy needs `dynamics` too. Raises UserError if rows are too short for
+    the heads to look ahead.
     """
     heads = nn.ModuleDict()
     if not aux.any_head:
@@ -81,11 +86,12 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 
 class JointModel(nn.Module):
-    """`trunk(tokens_BT) -> hidden_BTD` is `trunk.forward_embedded(trunk.embed(tokens_BT))`, its output layer `trunk.output`;
-    `heads` of `build_heads`."""
+    """A trunk with its heads. `trunk(tokens_BT) -> hidden_BTD` is
+    `trunk.forward_embedded(trunk.embed(tokens_BT))`, its output layer is `trunk.output`;
+    `heads` comes from `build_heads`."""
 
     trunk: Any
-    heads: Any  # modules, which hide from a type checker what they have beyond a module
+    heads: Any  # modules: their type hides attributes beyond nn.Module's
 
     def __init__(
         self, trunk: nn.Module, heads: nn.ModuleDict, aux: AuxiliaryConfig, loss_fn: LossFunction, end_of_text: int = 0
@@ -106,16 +112,19 @@ class JointModel(nn.Module):
         self.heads_forward = self.heads_eagerly
 
     def compile_trunk_and_heads(self, **options: Any) -> None:
-        """Two graphs. The trunk itself stays eager, for callers with other shapes; parameter names stay as they are."""
-        if self.trunk.embed.weight.device.type == "cpu":  # read when a graph is first run
+        """Compile two graphs. The trunk itself stays eager, for callers with other shapes;
+        parameter names stay the same."""
+        if self.trunk.embed.weight.device.type == "cpu":  # read when a graph first runs
             torch._functorch.config.activation_memory_budget = CPU_ACTIVATION_BUDGET
         forward_embedded = torch.compile(self.trunk.forward_embedded, **options)
-        # Compiled, the embedding's gradient is a scatter of single numbers: slower on a CPU, and in no fixed order.
+        # The embedding stays eager: compiled, its gradient is an elementwise scatter, slower on a
+        # CPU and in no fixed order.
         self.trunk_forward = lambda tokens_BT: forward_embedded(self.trunk.embed(tokens_BT))
         self.heads_forward = torch.compile(self.heads_eagerly, fullgraph=True, **options)
 
     def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The random positions of one micro-batch, on the CPU: a function of the shapes and of `generator` alone."""
+        """Sample the positions of one micro-batch on the CPU, as a function of the shapes
+        and of `generator` alone."""
         drawn = {}
         if "dynamics" in self.heads or "value" in self.heads:
             drawn["positions"] = draw_positions(num_rows, seq_length, generator)
@@ -133,8 +142,11 @@ class JointModel(nn.Module):
         trunk_gradient_scale: float | Tensor = 0.0,
         further: Further = (),
     ) -> JointOutput:
-        """One micro-batch: `targets_BT` is tokens_BT1[:, 1:], with -100 where nothing is to be learnt; `drawn` is
-        what `draw` gave; `further` are more targets (B * T,) of the language model."""
+        """Compute the losses of one micro-batch.
+
+        `targets_BT` is tokens_BT1[:, 1:], with -100 where there is no target; `drawn` is returned
+        by `draw`; `further` holds MTP targets (B * T,) with their weights.
+        """
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.output.weight
         total, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten(), further)
@@ -164,9 +176,11 @@ class JointModel(nn.Module):
     def measure(
         self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What the heads lose ("head/loss") and measure on rows whose states and losses are known; {} without heads.
+        """Return the heads' losses ("head/loss") and measures on rows with known states and
+        losses; {} without heads.
 
-        Not compiled: that would be a graph of its own, for something done once in a while."""
+        Not compiled, since this would be another graph for something done rarely.
+        """
         if not self.heads:
             return {}
         num_rows, seq_length = valid_BT.shape
@@ -192,7 +206,8 @@ class JointModel(nn.Module):
         output_VD: Tensor,
         drawn: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(losses by head, measures by "head/measure"): tensors in, tensors out, one graph."""
+        """Return (losses by head, measures by "head/measure"): one graph
+        from tensors to tensors."""
         x = HeadInput(
             hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, drawn, self.end_of_text
         )

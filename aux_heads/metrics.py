@@ -1,7 +1,9 @@
-"""What tells whether a head works: each measure, what it must beat, and both in words. Nothing is computed here.
+"""The measures of the heads, the baseline that each must beat, and both in words.
+Nothing is computed here.
 
-`MEASURES` is for whoever shows a run (the bar, the report): the first of each head is the one to show where there is room
-for one. Baselines come with a head's own measures, from the same positions, or are constants.
+`MEASURES` is for the display of a run (progress bar, report): the first of each head is shown
+where there is room for one. Baselines are measured by the head itself, at the same positions, or
+are constants.
 """
 
 from collections.abc import Mapping
@@ -10,8 +12,8 @@ from typing import NamedTuple
 
 class Measure(NamedTuple):
     name: str  # "head/measure", as the heads report it
-    baseline: str | float  # the name of what must be beaten, or its value
-    short: str  # of the baseline, one word
+    baseline: str | float  # name of the measure to beat, or a value
+    short: str  # the baseline in one word
     meaning: str
     baseline_meaning: str
     less_is_better: bool = False
@@ -21,7 +23,7 @@ class Measure(NamedTuple):
         return self.name.partition("/")[0]
 
     def values(self, measured: Mapping[str, float | None]) -> tuple[float | None, float | None]:
-        """The measure and its baseline; None for what was not measured."""
+        """Return the measure and its baseline; None for values that were not measured."""
         known = measured.get(self.baseline) if isinstance(self.baseline, str) else self.baseline
         return measured.get(self.name), known
 
@@ -81,13 +83,13 @@ MEASURES = (
 
 
 def first_of_each_head(measured: Mapping[str, float | None]) -> list[Measure]:
-    """Of the heads that measured something."""
+    """Return the first measure of each head that has a value."""
     firsts = {measure.head: measure for measure in reversed(MEASURES) if measure.values(measured)[0] is not None}
     return [firsts[head] for head in dict.fromkeys(measure.head for measure in MEASURES) if head in firsts]
 
 
 def in_words(measured: Mapping[str, float | None]) -> str:
-    """ "value 0.61 (trailing 0.55), ..." of every head: a line for a log."""
+    """Format every head as "value 0.61 (trailing 0.55), ...": a line for a log."""
     parts = []
     for measure in first_of_each_head(measured):
         value, baseline = measure.values(measured)
@@ -97,7 +99,8 @@ def in_words(measured: Mapping[str, float | None]) -> str:
 
 
 def in_brief(measured: Mapping[str, float | None], turn: int) -> str:
-    """ "value .61>.55" of one head, each in its turn: a progress line has no room for more. "" if there is none."""
+    """Format one head, chosen by `turn`, as "value .61>.55": a progress line has no
+    room for more. "" if none."""
     measures = first_of_each_head(measured)
     if not measures:
         return ""

@@ -1,20 +1,25 @@
-"""Policy: what the language model would say k tokens from now, read from the latent that dynamics unrolled.
+"""Policy: predict the language model's distribution k tokens from now, from the
+latent that dynamics unrolled.
 
     loss = mean_{t,k} KL(p_{t+k} || softmax(W u^k_t)),    p_{t+k} = softmax(W h_{t+k}),    k = 1..3
 
-MuZero (arXiv 1911.08265) evaluates its policy on the unrolled latent, and so do we: at the same position the answer
-would be a copy of the unembedding and teach nothing. The KL through the frozen unembedding W is NextLat's (arXiv
-2511.05963) and EAGLE's (2401.15077). The head owns no parameters: W is the trunk's, detached, and what learns is the
-transition in `dynamics.py`. A readout of its own would cost a drafter one more matrix product a token and would let
-the latent drift from what the trunk means by it. Since dynamics and policy share the transition, the ratio of their
-gradients is a real choice: with equal weights the policy's is a tenth, which keeps as many drafts as ten times that and
-misses a quarter less of the states' variance (benchmarks/LOG.md).
+MuZero (arXiv 1911.08265) evaluates its policy on the unrolled latent, and so does this head: at
+the same position the answer would be a copy of the unembedding, and there would be nothing to
+train. The KL through the frozen unembedding W is NextLat's (arXiv 2511.05963) and EAGLE's
+(2401.15077). The head has no parameters: W is the trunk's, detached, and the loss trains the
+transition in `dynamics.py`. A readout of its own would cost a drafter one more matmul per token,
+and would let the latent drift from the trunk's representation. Since dynamics and policy share the
+transition, the ratio of their gradients matters: with equal weights the policy's is scaled by 0.1,
+which keeps as many drafts as a scale of 1 and misses a quarter less of the states' variance
+(benchmarks/LOG.md).
 
-The p are the model's own, detached. Products with W are the dearest thing a head can do, so the loss is taken on one
-position in sixteen, at most 2048 a micro-batch, each at one step k drawn at random.
-Measure, k = 1..3: `acceptance_k` = sum_x min(p, q), the probability that lossless speculative sampling keeps the draft
-(Leviathan et al., arXiv 2211.17192); beside it, where nothing is learnt (`no_grad`), `copy_acceptance_k`, the same with
-softmax(W h_t) for q, the latent not unrolled: one more product with W, too dear for every step.
+The p are the model's own, detached. Products with W are the most expensive part of any head, so
+the loss is taken at one position in sixteen, at most 2048 per micro-batch, each at one step k
+sampled at random.
+Measure, k = 1..3: `acceptance_k` = sum_x min(p, q), the probability that lossless speculative
+sampling keeps the draft (Leviathan et al., arXiv 2211.17192). Its baseline, measured only under
+`no_grad`, is `copy_acceptance_k`, the same with q = softmax(W h_t), the latent not unrolled: one
+more product with W, too expensive for every step.
 """
 
 import torch
@@ -25,12 +30,14 @@ from aux_heads.dynamics import Unrolled
 
 LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
 MAX_POSITIONS = 2048  # bounds the memory of the logits
-GRADIENT_SCALE = 0.1  # of what reaches the transition, and by way of it the trunk, if it feels the heads
+# Of the gradient to the transition, and through it to the trunk if that receives any.
+GRADIENT_SCALE = 0.1
 
 
 class Policy(nn.Module):
     def draw(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`policy_choices` (B, P): which of the S unrolled positions; `policy_steps` (B, P): at which step, 1..K."""
+        """Sample `policy_choices` (B, P), which of the S unrolled positions, and `policy_steps`
+        (B, P), at which step 1..K."""
         num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POSITIONS // num_rows))
         stride = num_latents // num_blocks
         offsets_BP = torch.randint(stride, (num_rows, num_blocks), generator=generator)

@@ -3,19 +3,20 @@
     a_i = P_a(h_{s-1}),    z_i = P_z(RMSNorm(mean_{j=s..s+7} sg E[x_j])),    P: D -> 2D -> 128, GELU
     loss = 1/2 (CE(a z^T / tau) + CE(z a^T / tau)),    the right answer on the diagonal
 
-InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions make it mean
-something in a causal model: the target is a mean of *token embeddings*, because pooled hidden states of the span
-contain the prefix and would reduce the task to recognising the document; and no input token is masked, because the
-language model's own loss would suffer. So `span_mask_fraction` is the share of tokens that lie in spans, and decides
-their number: spans are 8 tokens long, spread evenly, one at a random place in each equal block of the row.
-`span_contrastive_temperature` is tau; with `span_l2_normalize` a and z have unit length, without it the products are
-divided by sqrt(128).
+InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions
+make it meaningful in a causal model: the target is a mean of *token embeddings*, because pooled
+hidden states of the span contain the prefix and would reduce the task to recognising the document;
+and no input token is masked, because the language model's own loss would suffer. So
+`span_mask_fraction` is the share of tokens that lie in spans, and determines their number: spans
+are 8 tokens long, spread evenly, one at a random place in each equal block of the row.
+`span_contrastive_temperature` is tau; with `span_l2_normalize` a and z have unit length, without
+it the products are divided by sqrt(128).
 
-Candidates are the other spans of the micro-batch, in groups of at most 512. Spans of the same text are not each
-other's wrong answer. Spans that cross a document's end are left out.
-Measures: `top1`, how often the right span scores highest, beside `chance`; `top1_same_document` and
-`chance_same_document`, the same with only the spans of the anchor's own document as candidates, where the topic gives
-nothing away.
+Candidates are the other spans of the micro-batch, in groups of at most 512. Spans of the same text
+are not each other's negatives. Spans that cross a document's end are skipped.
+Measures: `top1`, how often the right span scores highest, and its baseline `chance`;
+`top1_same_document` and `chance_same_document`, the same with only the spans of the anchor's own
+document as candidates, where the topic gives nothing away.
 """
 
 import math
@@ -47,24 +48,24 @@ class SpanContrastive(nn.Module):
         self.l2_normalize = l2_normalize
 
     def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`span_anchors` (B, N): the positions just before the spans."""
+        """Sample `span_anchors` (B, N), the positions just before the spans."""
         num_spans = max(1, min(round(self.fraction * seq_length / SPAN_LENGTH), seq_length // SPAN_LENGTH))
         block = seq_length // num_spans
         offsets_BN = torch.randint(block - SPAN_LENGTH + 1, (num_rows, num_spans), generator=generator)
         return {"span_anchors": offsets_BN + block * torch.arange(num_spans)}
 
     def embed(self, projected: Tensor) -> Tensor:
-        """(..., 128): scaled so that a dot product is the similarity."""
+        """Scale projections (..., 128) so that a dot product is the similarity."""
         if self.l2_normalize:
             return F.normalize(projected.float(), dim=-1)
         return projected.float() / math.sqrt(math.sqrt(EMBEDDING_SIZE))
 
     def coming(self, hidden: Tensor) -> Tensor:
-        """(..., 128) of states (..., D): the text that they expect."""
+        """Embed states (..., D) as (..., 128): the text that they expect."""
         return self.embed(self.anchor(hidden))
 
     def of_text(self, mean_embedding: Tensor) -> Tensor:
-        """(..., 128) of the mean (..., D) of a text's token embeddings: the text itself."""
+        """Embed a text, given the mean (..., D) of its token embeddings, as (..., 128)."""
         return self.embed(self.target(F.rms_norm(mean_embedding, mean_embedding.shape[-1:])))
 
     def forward(self, x: HeadInput) -> HeadOutput:
@@ -94,7 +95,8 @@ class SpanContrastive(nn.Module):
     def _group(
         self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor
     ) -> dict[str, Tensor]:
-        """InfoNCE and measures of one group of spans, each a mean over its `num_spans` spans that count."""
+        """Compute InfoNCE and measures of one group of spans, each a mean over its
+        `num_spans` spans that count."""
         own_NN = torch.eye(len(counts_N), dtype=torch.bool, device=counts_N.device)
         same_text_NN = (tokens_NL[:, None] == tokens_NL[None]).all(-1)
         candidates_NN = own_NN | (counts_N[None] & counts_N[:, None] & ~same_text_NN)

@@ -1,21 +1,22 @@
-"""Value: how hard the next 32 tokens will be for this model, in nats a token.
+"""Value: predict how hard the next 32 tokens will be for this model, in nats per token.
 
     y_t  = mean_{i=0..31} l_{t+i},    l_t = -log p_t(x_{t+1}), the language model's own losses
     loss = CE(two-hot(y_t), v(h_t, r_t)) + 1/2 mean_k CE(two-hot(y_{t+k}), v(sg u^k_t)),    r_t = mean_{i=1..32} l_{t-i}
 
-v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their expectation. r_t, the
-loss of the last 32 tokens in the document, is known where the state is, and says what the state does not: it is added to
-the inner channels, each with a weight and an offset of its own, and left out where only a latent is known. A categorical
-value with a two-hot target, which puts y between its two neighbouring bins in proportion, is MuZero's
-(arXiv 1911.08265, appendix F); losses are small and positive, so its square-root transform is not needed. The second
-term, present when dynamics is, lets one ask a latent how hard it will get, without a pass of the trunk
+v is D -> 256 -> 64 logits over 64 evenly spaced values on [0, 10] nats; the prediction is their
+expectation. r_t, the loss of the last 32 tokens in the document, is known wherever the state is,
+and adds what the state lacks: it enters the inner channels, each with its own weight and bias, and
+is omitted where only a latent is known. A categorical value with a two-hot target, which splits y
+in proportion between its two neighbouring bins, is MuZero's (arXiv 1911.08265, appendix F); losses
+are small and positive, so its square-root transform is not needed. The second term, present when
+dynamics is, allows predictions from a latent, without a pass of the trunk
 (benchmarks/planning.py); it trains the value, not the latent.
 
-Positions with fewer than 32 counted tokens left in their document are left out. Low predicted loss is not a measure of
-good text: maximising it is the likelihood trap. Its use is to say where drafting will fail and which passages are
-hard.
-Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, what r_t alone, the strong
-and free baseline, reaches on the same positions.
+Positions with fewer than 32 counted tokens left in their document are skipped. Low predicted loss
+is not a measure of good text: optimising for it is the likelihood trap. Its use is to tell where
+drafting will fail and which passages are hard.
+Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, that
+of r_t alone, the strong and free baseline, on the same positions.
 """
 
 import torch
@@ -33,7 +34,8 @@ LATENT_LOSS_WEIGHT = 0.5
 
 
 def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
-    """(y_BT, counts_BT): the mean of the next 32 losses; whether all of them are in this document and this row."""
+    """Return (y_BT, counts_BT): the mean of the next 32 losses; whether this row's
+    document has all of them."""
     inside_BT = x.inside_document_BT()
     # The cumulative sums have a leading 0: entry t is the sum over positions < t.
     losses_BT1 = F.pad((x.token_losses_BT.detach().float() * inside_BT).cumsum(1), (1, 0))
@@ -45,7 +47,8 @@ def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
 
 
 def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherwise: Tensor) -> Tensor:
-    """(B, T): r_t, the mean of the up to 32 losses before t in its document; `otherwise` where there is none."""
+    """Return r_t (B, T), the mean of the up to 32 losses before t in its document;
+    `otherwise` where there is none."""
     sums_BT1 = F.pad(losses_BT.cumsum(1), (1, 0))
     index_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device).expand_as(inputs_BT)
     start_BT = torch.where(inputs_BT == end_of_text, index_BT, 0).cummax(1).values
@@ -56,13 +59,14 @@ def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherw
 
 
 def trailing_loss_of(x: HeadInput) -> Tensor:
-    """r_t of a batch, whose mean loss stands where there is none."""
+    """Return r_t of a batch, with its mean loss where there is none."""
     losses_BT = x.token_losses_BT.detach().float()
     return trailing_loss(losses_BT, x.tokens_BT1[:, :-1], x.end_of_text, masked_mean(losses_BT, x.valid_BT))
 
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(...) from logits (..., NUM_BINS) and target (...) in nats; targets outside [0, MAX_NATS] count as its ends."""
+    """Return (...) from logits (..., NUM_BINS) and target (...) in nats,
+    clamped to [0, MAX_NATS]."""
     log_probs = torch.log_softmax(logits, dim=-1)
     bin_position = target.clamp(0, MAX_NATS) * ((NUM_BINS - 1) / MAX_NATS)
     low = bin_position.floor().clamp(max=NUM_BINS - 2)
@@ -81,7 +85,8 @@ class Value(nn.Module):
         self.outer = nn.Linear(INNER_SIZE, NUM_BINS)
 
     def logits(self, state: Tensor, trailing: Tensor | None = None) -> Tensor:
-        """(..., NUM_BINS) from hidden states or unrolled latents (..., D), and, where it is known, r_t (...)."""
+        """Return logits (..., NUM_BINS) of hidden states or unrolled latents (..., D), given
+        r_t (...) where it is known."""
         inner = self.inner(F.rms_norm(state, state.shape[-1:]))
         if trailing is not None:
             inner = inner + trailing.unsqueeze(-1) * self.trailing_weight + self.trailing_bias
@@ -89,7 +94,7 @@ class Value(nn.Module):
 
     @staticmethod
     def expectation(logits: Tensor) -> Tensor:
-        """Predicted nats a token (...) from (..., NUM_BINS)."""
+        """Return the predicted nats per token (...) from logits (..., NUM_BINS)."""
         return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)).sum(-1)
 
     def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:

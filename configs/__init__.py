@@ -1,1 +1,1 @@
-"""Presets: what they may say (schema.py), the sources they may name (catalog.py), what was edited since (diff.py)."""
+"""Presets: their schema (schema.py), named sources (catalog.py) and differences (diff.py)."""

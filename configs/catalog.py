@@ -1,19 +1,20 @@
-"""The sources a preset may name with one word, and the column names that mean the same thing.
+"""The sources that a preset may name with one word, and the column names with the same meaning.
 
-Plain data: importing this opens nothing, and nothing here is downloaded until a preset asks for it. Every Hugging
-Face entry is a repository of Parquet or JSON files (datasets >= 4 runs no loading scripts). A dataset that is not
-listed works just as well: write the whole source object into the preset.
+Plain data: importing this module opens nothing, and nothing is downloaded until a preset asks for
+it. Every Hugging Face entry is a repository of Parquet or JSON files (datasets >= 4 runs no
+loading scripts). A dataset that is not listed works as well: write the whole source object into
+the preset.
 """
 
 from typing import Any, NamedTuple
 
 QUESTION_ANSWER = "Q: {question}\nA: {answer}"
-IDENTITY = ("type", "dataset", "config")  # of a source object: what tells one text from another
+IDENTITY = ("type", "dataset", "config")  # keys of a source object that identify its text
 
 
 class NamedSource(NamedTuple):
-    spec: dict[str, Any]  # the source object as a preset would spell it
-    licence: str  # SPDX identifier, or words; of the text, which is what a trained model inherits from
+    spec: dict[str, Any]  # the source object as written in a preset
+    licence: str  # of the text, as SPDX identifier or in words; a trained model inherits it
     about: str
 
 
@@ -103,14 +104,14 @@ NAMED_SOURCES: dict[str, NamedSource] = {
 
 
 def catalogued(source: Any) -> NamedSource | None:
-    """The entry about the text that a preset's source object reads, whatever its label and whichever columns it takes."""
+    """Return the entry for the text that a source object reads, whatever its label or columns."""
     wanted = tuple(getattr(source, key, None) for key in IDENTITY)
     known = (named for named in NAMED_SOURCES.values() if wanted == tuple(map(named.spec.get, IDENTITY)))
     return next(known, None)
 
 
-# Datasets disagree on what to call the two halves of a question and its answer. When a preset asks for a column that is
-# not there, the first of its aliases that is there takes its place, and the program says so (data/sources/hub.py).
+# Datasets name the two halves of a question and its answer differently. Where a preset's column is
+# missing, the first of its aliases that exists is used and reported (data/sources/hub.py).
 FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("query", "prompt"),
     "query": ("question", "prompt"),

@@ -1,4 +1,4 @@
-"""Two presets compared: what was edited since a run began, and whether the run can go on all the same."""
+"""Compares two presets: the changed settings, and whether a run can be resumed with them."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from configs.schema import ModelConfig, Preset
 
 Changes = dict[str, tuple[Any, Any]]
 
-# What the weights and the stream of a run were made for. Everything else may be edited between two sessions.
+# The weights and the stream of a run depend on these. All else may be edited between two sessions.
 FIXED = (
     "model.",
     "data.",
@@ -19,12 +19,15 @@ FIXED = (
     "auxiliary.enable_dynamics",
     "auxiliary.enable_span_contrastive",
 )
-FOLLOWING = ("model.vocab_size", "model.mlp_size")  # have defaults by the model's width
+FOLLOWING = ("model.vocab_size", "model.mlp_size")  # their defaults depend on the model's width
 
 
 def changes(old: Preset, new: Preset) -> Changes:
-    """Settings that differ, by their path in the JSON: (old value, new value). Names and sentences do not count, nor
-    FOLLOWING where both only follow from the width."""
+    """Return the settings that differ, by their path in the JSON: (old value, new value).
+
+    Names and sentences do not count, nor FOLLOWING where both values are the default for the
+    width.
+    """
     before, after = (_flat(json.loads(preset.to_json())) for preset in (old, new))
     return {
         key: (before.get(key), after.get(key))
@@ -36,7 +39,7 @@ def changes(old: Preset, new: Preset) -> Changes:
 
 
 def _follows(model: ModelConfig, key: str) -> bool:
-    """Whether that setting has the value that its default would be."""
+    """Return whether the setting has the value of its default."""
     name = key.removeprefix("model.")
     default = ModelConfig.model_fields[name].get_default(call_default_factory=True, validated_data=model.model_dump())
     return getattr(model, name) == default
@@ -47,17 +50,17 @@ def describe(changed: Changes) -> str:
 
 
 def fixed_changes(changed: Changes) -> Changes:
-    """Those that a run cannot go on with."""
+    """Return those changes with which a run cannot be resumed."""
     return {key: values for key, values in changed.items() if key.startswith(FIXED)}
 
 
 def check_continuable(old: Preset, changed: Changes) -> None:
-    """Raises PresetError if a run begun with preset `old` cannot go on with these settings changed."""
+    """Raise PresetError if a run with preset `old` cannot be resumed with these changes."""
     if fatal := fixed_changes(changed):
         raise PresetError(
             f"The unfinished run {old.name!r} cannot be continued with this preset: its weights or its stream were made for "
             f"other settings.\n{describe(fatal)}\n"
-            "Set these back to resume it, or choose the preset in the menu by name: that puts the unfinished run aside in "
+            "Set these back to resume it, or choose the preset in the menu by name: that archives the unfinished run in "
             "checkpoints/archive/ and starts a new one."
         )
 

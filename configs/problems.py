@@ -1,9 +1,10 @@
-"""Everything that can be wrong with a preset's text, found at once and said in words.
+"""Finds every problem in the text of a preset at once and describes it in words.
 
-`read_text` and `read_json` are stricter than `json.loads`: no duplicate keys, no NaN, no number too large for a float,
-no characters that could not be printed or opened. `explain` turns pydantic's errors into the same kind of `Problem`.
-Whatever the preset holds, the message is short and no line of it drives a terminal, and it is there in a moment.
-This file knows no knob by name; it asks the models it is given. It never opens anything but the one preset file.
+`read_text` and `read_json` are stricter than `json.loads`: no duplicate keys, no NaN, no number
+too large for a float, no characters that cannot be printed or opened. `explain` turns pydantic's
+errors into the same kind of `Problem`. Whatever the preset holds, the message is short, is ready
+at once and has no control characters. This module names no setting; it reads the models that it is
+given. It never opens anything but the one preset file.
 """
 
 import difflib
@@ -23,23 +24,25 @@ from pydantic.fields import FieldInfo
 from configs.errors import PresetError
 from configs.text import clip, counted
 
-MAX_BYTES = 100_000  # of a preset's file
-MAX_CHARACTERS = 1_000_000  # of its text: with every default written out it may be several times as long as the file
-MAX_DEPTH = 10  # braces and brackets around a value; a preset has five
+MAX_BYTES = 100_000  # of a preset file
+MAX_CHARACTERS = 1_000_000  # of its text; written-out defaults can make it several times as long
+MAX_DEPTH = 10  # nested objects and lists around a value; a preset has five
 LONGEST_MESSAGE = 2_000  # characters
-MAX_EXPLAINED = 100  # problems that are put into words; far more than a message has room for
+MAX_EXPLAINED = 100  # problems put into words, far more than fit into a message
 SHOWN_CHARS = 80
 
 
 class Problem(NamedTuple):
-    where: str  # path inside the JSON: data.sources[1].text_field; "" for the file as a whole
-    what: str  # what was found there and what is wrong with it
+    where: str  # path in the JSON: data.sources[1].text_field; "" for the whole file
+    what: str  # the value found and what is wrong with it
     hint: str = ""  # what is allowed, or the nearest valid spelling
 
 
 def preset_error(origin: str | Path, problems: list[Problem], *, num_problems: int = 0) -> PresetError:
-    """As many of the problems as fit into LONGEST_MESSAGE; of the others their number. `num_problems`: how many there
-    are, if `problems` are only the first of them."""
+    """Return an error with the problems that fit into LONGEST_MESSAGE; it counts the others.
+
+    `num_problems`: the number of all problems, if `problems` holds only the first of them.
+    """
     origin, num_problems = clip(str(origin), 300), max(num_problems, len(problems))
     message, listed = "", 0
     for problem in problems:
@@ -55,11 +58,11 @@ def preset_error(origin: str | Path, problems: list[Problem], *, num_problems: i
 
 
 def read_text(path: Path | str) -> str:
-    """The text of a preset file (UTF-8, with or without a byte order mark). Raises PresetError."""
+    """Read a preset file (UTF-8, with or without a byte order mark). Raises PresetError."""
     path = Path(path)
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")  # opening a FIFO would wait for ever
+            raise OSError(errno.EINVAL, "it is not a regular file")  # opening a FIFO would block
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -81,7 +84,7 @@ def _unusable(origin: str | Path, what: str, hint: str = "") -> PresetError:
 
 
 class _Object(dict):
-    """A JSON object that remembers which of its keys were written more than once."""
+    """A JSON object that records which of its keys occur more than once."""
 
     repeated: list[str]
 
@@ -93,7 +96,10 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 
 def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
-    """The JSON object in `text`, and what is wrong with it as JSON. Raises PresetError if there is no object at all."""
+    """Return the JSON object in `text` and its problems as JSON.
+
+    Raises PresetError if there is no object at all.
+    """
     if len(text) > MAX_CHARACTERS:
         raise _unusable(origin, f"larger than {MAX_CHARACTERS:,} characters", "a preset is a short JSON file")
     try:
@@ -102,11 +108,11 @@ def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
     except json.JSONDecodeError as error:
         before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip(", \n\r\t")
         comma = after[:1] in ("}", "]") and (before.endswith(",") or text[error.pos : error.pos + 1] == ",")
-        hint = "take away the comma before it: the last of a list or object has none" if comma else ""
+        hint = "remove the comma before it: the last item of a list or object has none" if comma else ""
         raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}", hint) from None
     except RecursionError:
         raise _unusable(origin, "nested too deeply", "a preset is five levels deep") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise _unusable(origin, f"not JSON: {error}") from None
     if not isinstance(value, dict):
         hint = 'a preset looks like {"name": ..., "model": ...}'
@@ -116,7 +122,7 @@ def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
 
 def _json_problems(value: Any, where: str, depth: int) -> Iterator[Problem]:
     if depth > MAX_DEPTH and isinstance(value, dict | list):
-        raise RecursionError  # as json.loads does, later: what looks at the value then has less room than it had
+        raise RecursionError  # json.loads allows more depth than the later code has stack for
     if isinstance(value, _Object):
         for key in value.repeated:
             yield Problem(_join(where, key), "is given more than once", "keep one of them")
@@ -138,14 +144,16 @@ def _printable(text: str) -> bool:
 
 
 def causes(error: ValidationError) -> list[Any]:
-    """pydantic's errors but those that follow from another: a default that could not be made, a key that is missing because
-    it is misspelt. What is misspelt comes first."""
+    """Return pydantic's errors without those that follow from another, misspelt keys first.
+
+    Such an error is a default that could not be made, or a missing key that is misspelt.
+    """
     errors = error.errors(include_url=False)
     missing: dict[tuple, list[str]] = {}
     for line in errors:
         if line["type"] == "missing":
             missing.setdefault(line["loc"][:-1], []).append(str(line["loc"][-1]))
-    meant = {  # each misspelling stands for one of them at most
+    meant = {  # each misspelt key explains at most one missing key
         (*place, *_close(str(key), missing.get(tuple(place), [])))
         for *place, key in (line["loc"] for line in errors if line["type"] == "extra_forbidden")
     }
@@ -158,7 +166,10 @@ def causes(error: ValidationError) -> list[Any]:
 
 
 def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]) -> Iterator[Problem]:
-    """One Problem for each of the first of `causes`. `kinds` maps the tags of the source union to their models."""
+    """Yield one Problem for each of the first MAX_EXPLAINED `causes`.
+
+    `kinds` maps the tags of the source union to their models.
+    """
     for line in islice(lines, MAX_EXPLAINED):
         where, model, field = _locate(line["loc"], root, kinds)
         given, kind = f"= {_show(line['input'])}", line["type"]
@@ -180,21 +191,21 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         elif kind == "literal_error" and isinstance(line["input"], str):
             choices = _literals(line["ctx"]["expected"])
             yield Problem(where, f"{given}: there is no such choice", _nearest(line["input"], choices))
-        elif kind in ("value_error", "assertion_error"):  # our own rules say what is allowed
+        elif kind in ("value_error", "assertion_error"):  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:
             yield Problem(where, given, _allowed(field, line["msg"], item=where.endswith("]")))
 
 
 def _literals(expected: str) -> list[str]:
-    """pydantic says: 'a', 'b' or 'c'."""
+    """Split pydantic's list of choices: 'a', 'b' or 'c'."""
     return [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
 def _locate(
     loc: tuple, root: type[BaseModel], kinds: Mapping[str, type[BaseModel]]
 ) -> tuple[str, type[BaseModel], Any]:
-    """pydantic's location -> (path as written in the JSON, the innermost model, the innermost field or None)."""
+    """Return (path in the JSON, innermost model, innermost field or None) for `loc`."""
     where, model, field = "", root, None
     previous: str | int = ""
     for step in loc:
@@ -202,7 +213,7 @@ def _locate(
             where += f"[{step}]"
         elif isinstance(previous, int):  # the tag of a union follows its index and is not in the JSON
             model, field = kinds.get(step, model), None
-        elif field and field.annotation is not model:  # which type of a union: neither is that
+        elif field and field.annotation is not model:  # a type of a union, and not in the JSON
             pass
         else:
             where = _join(where, step)
@@ -214,7 +225,10 @@ def _locate(
 
 
 def _allowed(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
-    """'allowed: a whole number from 16 to 8192', read off the field itself; of a list, for the whole or for an `item`."""
+    """Describe the values of a field: 'allowed: a whole number from 16 to 8192'.
+
+    For a list, those of the whole list or of one `item`.
+    """
     if field is None:
         return otherwise
     parts = get_args(field.annotation) or (field.annotation,)
@@ -259,7 +273,7 @@ def _join(where: str, key: str) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as JSON, in printable ASCII and short."""
+    """Return a value as short JSON in printable ASCII."""
     if isinstance(value, BaseModel):
         value = value.model_dump()
     shown = json.dumps(value, default=str)

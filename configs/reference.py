@@ -1,6 +1,6 @@
-"""Writes docs/presets.md, the reference of every key a preset may hold, from the schema itself.
+"""Writes docs/presets.md, the reference of every key that a preset may hold, from the schema.
 
-`python -m configs.reference` rewrites the file; tests/configs/test_reference.py fails when it is out of date.
+`python -m configs.reference` rewrites it; tests/configs/test_reference.py fails if it is outdated.
 """
 
 import json
@@ -33,7 +33,7 @@ NAMES = "## Named sources\n\nA source may be one of these names in place of an o
 
 
 def reference_text() -> str:
-    """Returns the text of docs/presets.md: the sections, the kinds of sources, the named sources."""
+    """Return the text of docs/presets.md: sections, kinds of sources, named sources."""
     parts = ["## Top level\n", _table(ROOT)]
     for key, field in ROOT.model_fields.items():
         if section := _section(field.annotation):
@@ -67,11 +67,12 @@ def _rows(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Returns the values of a field in words: those of an error message, also within a list and beside null."""
+    """Return the values of a field in words, as in an error message, also for lists and null."""
     annotation, parts = field.annotation, get_args(field.annotation)
     longest = next((limit.max_length for limit in field.metadata if hasattr(limit, "max_length")), None)
     if get_origin(annotation) in (Union, UnionType):
-        members = sorted(parts, key=lambda part: part is not NoneType)  # null first: it ends where the next one begins
+        # null first: after the words for a list it would read as one of the items.
+        members = sorted(parts, key=lambda part: part is not NoneType)
         return " or ".join("null" if part is NoneType else _member(part, field) for part in members)
     if get_origin(annotation) is list:
         item = "a source's name or object" if parts[0] == schema.SourceEntry else _member(parts[0])
@@ -84,14 +85,14 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _member(annotation: Any, union: FieldInfo | None = None) -> str:
-    """Returns `allowed` for one member of a union, which shares the union's limits, or for a list's items."""
+    """Return `allowed` for a list's items, or for a union's member, with the union's limits."""
     member = FieldInfo.from_annotation(annotation)
     member.metadata = [*(union.metadata if union else []), *member.metadata]
     return allowed(member)
 
 
 def _default(field: FieldInfo) -> str:
-    """Returns the default as JSON; some depend on other keys, and the description says how."""
+    """Return the default as JSON; some depend on other keys, and the description says how."""
     if field.is_required():
         return "required"
     if "default" in (field.description or ""):

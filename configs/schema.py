@@ -1,9 +1,11 @@
-"""Every knob of a run: its type, its unit, its range and one sentence. A preset is JSON in exactly this shape.
+"""Every setting of a run: its type, unit, range and one sentence. A preset is JSON in this shape.
 
-`load_preset` and `parse_preset` return a frozen Preset with every default filled in, or raise one PresetError that
-lists every problem (problems.py). Nothing here opens a source, looks at the machine or imports torch.
+`load_preset` and `parse_preset` return a frozen Preset with every default filled in, or raise one
+PresetError that lists every problem (problems.py). Nothing here opens a source, inspects the
+machine or imports torch.
 
-`python -m configs.schema` rewrites preset.schema.json, which editors use to complete and check presets.
+`python -m configs.schema` rewrites preset.schema.json, with which editors complete and check
+presets.
 """
 
 import json
@@ -50,9 +52,9 @@ __all__ = [
     "schema_text",
 ]
 
-TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, by definition of the task
-MICRO_BATCH_TOKENS = 16_384  # default micro-batch: enough to fill a consumer GPU, little enough for a laptop's memory
-MAX_SOURCES = 200  # a source's index is stored in one byte beside every token
+TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
+MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
+MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
 HeadWeight = Annotated[float, Field(ge=0, le=100)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
@@ -96,7 +98,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """Batch, schedule and how often things happen. Everything is counted in tokens."""
+    """Batch, schedule and intervals, counted in tokens."""
 
     per_gpu_batch_size: int = Field(
         default=64,
@@ -106,7 +108,7 @@ class TrainConfig(Section):
     )
     accumulation_steps: int = Field(default=1, ge=1, le=4096, description="Micro-batches summed into one step.")
     eval_tokens: Count = Field(
-        default=1_000_000, description="Held-out tokens set aside over all sources, at most 5% of a source."
+        default=1_000_000, description="Held-out tokens over all sources, at most 5% of each source."
     )
     seed: int = Field(default=1337, ge=0, le=2**32 - 1, description="Seed of initialisation, heads and samples.")
     save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints, at least.")
@@ -164,7 +166,7 @@ class DataConfig(Section):
     )
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
         default="round_robin",
-        description="One document a turn; each source to its end; or shares of tokens by source_weights.",
+        description="Round-robin by document; one source after another; or shares of tokens by source_weights.",
     )
     source_weights: list[Annotated[float, Field(gt=0, le=10**6)]] | None = Field(
         default=None,
@@ -172,7 +174,7 @@ class DataConfig(Section):
         description="One positive number a source, relative; default all equal.",
     )
     min_text_length: int = Field(
-        default=1, ge=0, le=10**6, description="Shorter documents are left out, in characters."
+        default=1, ge=0, le=10**6, description="Minimum length of a document, in characters; shorter ones are skipped."
     )
     tokenizer: str | None = Field(
         default=None,
@@ -199,7 +201,7 @@ class DataConfig(Section):
 
     @property
     def all_sources(self) -> list[Source]:
-        """Named sources looked up, in order, each with a label that no other has."""
+        """All sources in order, named ones looked up, each with a unique label."""
         specs = [look_up(entry) for entry in [*self.sources, *self.custom_sources]]
         return [
             spec.model_copy(update={"label": label}) for spec, label in zip(specs, unique_labels(specs), strict=True)
@@ -225,7 +227,7 @@ class AuxiliaryConfig(Section):
         default=False, description="Dynamics head: the next hidden state from this and a token."
     )
     enable_span_contrastive: bool = Field(
-        default=False, description="Span head: tell a span from others by its prefix."
+        default=False, description="Span head: identify a span among others from its prefix."
     )
     policy_kl_weight: HeadWeight = Field(
         default=0.05,
@@ -293,7 +295,7 @@ class Preset(Section):
     @model_validator(mode="before")
     @classmethod
     def _micro_batch_by_length(cls, given: Any) -> Any:
-        """The one default that needs two sections: rows in a micro-batch, so that it holds 16,384 tokens."""
+        """Set the one default that needs two sections: a micro-batch of 16,384 tokens."""
         if not isinstance(given, dict):
             return given
         model, train = given.get("model"), given.get("train", {})
@@ -311,7 +313,7 @@ class Preset(Section):
         return auxiliary
 
     def to_json(self) -> str:
-        """The preset with every default written out; parse_preset gives it back."""
+        """Return the preset with every default written out; `parse_preset` reads it back."""
         return self.model_dump_json(by_alias=True, indent=2)
 
 
@@ -321,7 +323,10 @@ def load_preset(path: Path | str) -> Preset:
 
 
 def parse_preset(text: str, origin: str) -> Preset:
-    """Check a preset's JSON text; `origin` names it in messages. Raises PresetError listing every problem."""
+    """Check the JSON text of a preset, named `origin` in messages.
+
+    Raises PresetError listing every problem.
+    """
     value, problems = read_json(text, origin)
     num_problems = len(problems)
     try:
@@ -342,7 +347,7 @@ def parse_preset(text: str, origin: str) -> Preset:
 
 
 def schema_text() -> str:
-    """The contents of preset.schema.json."""
+    """Return the contents of preset.schema.json."""
     return json.dumps(Preset.model_json_schema(), indent=2) + "\n"
 
 

@@ -1,6 +1,7 @@
-"""The kinds of source a preset may hold, and how a source gets its label.
+"""The kinds of source that a preset may hold, and the labels of sources.
 
-A source object says where text is; nothing here opens it (data/sources/opening.py does) or imports torch.
+A source object says where text is; nothing here imports torch or opens the source, which
+data/sources/opening.py does.
 """
 
 import os
@@ -14,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from configs.catalog import NAMED_SOURCES
 from configs.text import clip
 
-LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of files on this disk, as the datasets library names them
-LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters; messages hold them
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # local files, named as in `datasets`
+LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 MOST_FIELDS = 64
-MOST_PUT_IN = 100  # columns in one document: each cell may be long
+MOST_PUT_IN = 100  # columns in one document, since each cell may be long
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -35,7 +36,7 @@ class Section(BaseModel):
 
 
 class SourceSpec(Section):
-    """What every kind of source can say."""
+    """The keys that every kind of source has."""
 
     label: str = Field(
         default="",
@@ -45,12 +46,12 @@ class SourceSpec(Section):
     )
     max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
     repeat: Count | None = Field(
-        default=None, description="Epochs before the source counts as used up; default: no limit."
+        default=None, description="Epochs before the source is exhausted; default: no limit."
     )
 
 
 class HFSource(SourceSpec):
-    """A dataset on the Hugging Face Hub, streamed. A document is one column, or several put into a format."""
+    """A dataset on the Hugging Face Hub, streamed. A document is one column, or several columns rendered by format."""
 
     type: Literal["hf"] = Field(description="A dataset on the Hugging Face Hub, or in its form on this disk.")
     dataset: str = Field(
@@ -122,8 +123,8 @@ class HFSource(SourceSpec):
 
     @property
     def folder(self) -> Path | None:
-        """Where the dataset lies on this disk, if it is given as a folder."""
-        # Not Path.expanduser: it raises where there is no such user.
+        """The folder of the dataset on this disk, if it is given as one."""
+        # Path.expanduser would raise for an unknown user.
         return Path(os.path.expanduser(self.dataset)) if self.dataset.startswith(("/", "~", ".")) else None
 
     @property
@@ -136,7 +137,7 @@ class HFSource(SourceSpec):
 
 
 class PDFSource(SourceSpec):
-    """PDF files of one's own; text is taken out page by page."""
+    """PDF files of your own; text is extracted page by page."""
 
     type: Literal["pdf"] = Field(description="PDF files.")
     path: FilePath = Field(description="A PDF, or a folder read with its subfolders; ~ and relative paths work.")
@@ -147,7 +148,7 @@ class PDFSource(SourceSpec):
 
 
 class TextSource(SourceSpec):
-    """Text files of one's own, one document a file."""
+    """Text files of your own, one document per file."""
 
     type: Literal["text"] = Field(description="Text files.")
     path: FilePath = Field(description="A text file or a folder; ~ and relative paths work.")
@@ -197,7 +198,10 @@ SourceEntry = Annotated[
 
 
 def _check_format(form: str, fields: list[str]) -> None:
-    """Bare column names in braces, nothing else: str.format on a file's text could reach attributes or fill memory."""
+    """Raise ValueError unless `form` is text with bare column names in braces.
+
+    `str.format` on text from a file could reach attributes or fill memory.
+    """
     try:
         parts = list(string.Formatter().parse(form))
     except ValueError as error:
@@ -222,8 +226,10 @@ def look_up(entry: Any) -> Source:
 
 
 def unique_labels(specs: list[Source]) -> list[str]:
-    """The shortest of each source's names that no other source wants; if all are wanted, numbered: name#2. Printable:
-    a name may come from a path."""
+    """Return for each source its shortest name that no other has, or a numbered one: name#2.
+
+    Labels are printable, since a name may come from a path.
+    """
     names_of = [[clip(name, LONGEST_LABEL) for name in ([spec.label] if spec.label else spec.names)] for spec in specs]
     wanted = Counter(name for names in names_of for name in set(names))
     labels: list[str] = []

@@ -1,4 +1,4 @@
-"""Text for people: times, counts and sizes, lines of known width, and other people's text made fit to be shown."""
+"""Text for people: times, counts, sizes, lines of known width, foreign text made safe to show."""
 
 import itertools
 import math
@@ -6,27 +6,30 @@ import re
 import textwrap
 import unicodedata
 
-BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # would reorder the text around them
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder text
 
 
 def cells(character: str) -> int:
-    """Its width in a terminal."""
+    """Return the width of a character in a terminal: 2 cells if it is wide, else 1."""
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def clip(text: str, width: int) -> str:
-    """One printable line of at most `width` terminal cells: no control characters, a wide character counted as two."""
+    """Cut text to one printable line of at most `width` terminal cells."""
     text = "".join(character if character.isprintable() else " " for character in text)
     ends = list(itertools.accumulate(map(cells, text)))
     if not ends or ends[-1] <= width:
         return text
-    fitting = itertools.takewhile(lambda end: end < width, ends)  # "<": one cell for the "…"
+    fitting = itertools.takewhile(lambda end: end < width, ends)  # "<" leaves one cell for the "…"
     return text[: len(list(fitting))] + "…"
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` terminal cells, broken between words and indented as they were; a longer word stays whole."""
-    two_cells = "\0"  # stands behind a wide character, so that what counts characters counts cells
+    """Wrap text between words at `width` terminal cells, and keep the indentation of lines.
+
+    A longer word stays whole.
+    """
+    two_cells = "\0"  # follows each wide character, so that textwrap counts cells
     lines = (
         textwrap.fill(
             "".join(character + two_cells * (cells(character) - 1) for character in line),
@@ -41,12 +44,12 @@ def wrapped(text: str, width: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 layer, 2 layers, 6,104 layers."""
+    """Format a number with its noun: 1 layer, 2 layers, 6,104 layers."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def human_time(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min, 4.2 days."""
+    """Format a duration: 45 s, 12 min, 3 h 20 min, 4.2 days."""
     if not math.isfinite(seconds):
         return "unknown"
     if seconds < 60:
@@ -60,12 +63,12 @@ def human_time(seconds: float) -> str:
 
 
 def human_count(number: float) -> str:
-    """950, 17.5k, 15.1M, 2.0B."""
+    """Format a count: 950, 17.5k, 15.1M, 2.0B."""
     return _scaled(number, ["", "k", "M", "B", "T"])
 
 
 def human_bytes(number: float) -> str:
-    """512 B, 1.2 GB; decimal units, as on the disk's label."""
+    """Format a size in decimal units, as on a disk's label: 512 B, 1.2 GB."""
     return _scaled(number, [" B", " kB", " MB", " GB", " TB"])
 
 
@@ -77,13 +80,12 @@ def _scaled(number: float, units: list[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters (line breaks and tabs stay): a sample must not drive the reader's terminal."""
+    """Remove control characters except line breaks and tabs: text must not drive the terminal."""
     return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in BIDI_CONTROLS))
 
 
 def fenced(text: str) -> str:
-    """A Markdown code block that holds `text` whatever it contains: the fence is longer than any run of backticks in
-    it."""
+    """Return a Markdown code block; its fence is longer than any run of backticks in `text`."""
     text = printable(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -91,5 +93,5 @@ def fenced(text: str) -> str:
 
 
 def table_cell(text: str) -> str:
-    """Text for one cell of a Markdown table: one line, no cell borders."""
+    """Return text for one cell of a Markdown table: one line, without cell borders."""
     return " ".join(printable(text).split()).replace("|", "\\|")

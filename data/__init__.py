@@ -1,1 +1,1 @@
-"""Live text to rows of tokens: sources, mixing, tokenizer, packing, the journal and the process that fills it."""
+"""From live text to rows of tokens: sources, mixing, tokenizer, packing, journal and producer."""

@@ -1,9 +1,10 @@
-"""One source as the mixer sees it: usable documents, shuffled, encoded, one at a time, for as many epochs as allowed.
+"""One source as the mixer sees it: usable documents, shuffled and encoded, for the allowed epochs.
 
-Documents are read, shuffled and encoded a block at a time: neighbours in a source (questions on one paragraph, pages of
-one book) do not meet in one batch, and encoding many texts at once is several times faster. Blocks and their order are
-a function of the seed and the source's own order alone. `progress` is always the state after the last document handed
-out, never after those waiting; what is saved leads exactly to the next document by reading one block again.
+Documents are read, shuffled and encoded in blocks: neighbours in a source (questions about one
+paragraph, pages of one book) do not meet in one batch, and encoding many texts at once is several
+times faster. Blocks and their order depend only on the seed and the source's own order. `progress`
+is always the state after the last document returned, never after those still queued; a run that
+resumes from it reads one block again and continues with exactly the next document.
 """
 
 import json
@@ -21,17 +22,20 @@ from configs.errors import Retryable, SourceError
 from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two tries when the network is down
-LONGEST_SILENCE = 20.0  # seconds until it is said of a source that neither answers nor fails
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts when the network is down
+LONGEST_SILENCE = 20.0  # seconds until a source that neither answers nor fails is reported
 
-Encoded = TypeVar("Encoded", bound=Sized)  # a document, as `encode` gives it
-Status = Callable[[str], None]  # shows a message until the next one; "" shows none
+Encoded = TypeVar("Encoded", bound=Sized)  # a document as returned by `encode`
+Status = Callable[[str], None]  # shows a message until the next one; "" clears it
 
 
 @dataclass
 class Progress:
-    """Where a source stands. JSON by `asdict`. `position`: of the block being handed out in `epoch` (counted from 0);
-    `given`: how many of its documents were. `bytes`: of all text read, in UTF-8."""
+    """The progress of a source. `asdict` makes it JSON.
+
+    `position`: start of the current block of `epoch` (counted from 0). `given`: documents of that
+    block returned so far. `bytes`: size of all text read, in UTF-8.
+    """
 
     epoch: int = 0
     position: Position = None
@@ -45,7 +49,7 @@ class Progress:
 
 
 class Entry(NamedTuple, Generic[Encoded]):
-    """A document (None: the end of an epoch), where the source stands after it, and what was read to find it."""
+    """A document (None: end of an epoch), the progress after it, and what was read to find it."""
 
     document: Encoded | None
     position: Position
@@ -55,9 +59,13 @@ class Entry(NamedTuple, Generic[Encoded]):
 
 
 class Feed(Generic[Encoded]):
-    """`open_again()` gives the Source (and may raise Retryable); `encode(texts)` gives one `Encoded` a text;
-    `reason_to_skip(text)` says why a document is not used, or None; `status` hears of trouble, maybe from another
-    thread; `before_waiting()` is called between two documents when the network is down."""
+    """The usable documents of one source, encoded.
+
+    `open_again()` returns the Source and may raise Retryable. `encode(texts)` returns one
+    `Encoded` a text. `reason_to_skip(text)` returns why a document is not used, or None. `status`
+    receives messages about trouble, possibly from another thread. `before_waiting()` is called
+    between two documents when the network is down.
+    """
 
     def __init__(
         self,
@@ -76,17 +84,20 @@ class Feed(Generic[Encoded]):
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
         self._seed = seed
-        self._skipped: Counter[str] = Counter()  # for the block being read, by the source or by us
+        self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
 
     @property
     def finished(self) -> bool:
-        """Its `repeat` epochs are over: `next_document` must not be called again."""
+        """Whether all `repeat` epochs are over; `next_document` must then not be called again."""
         return self.repeat is not None and self.progress.epoch >= self.repeat
 
     def next_document(self) -> Encoded | None:
-        """The next document, encoded; None: the epoch has ended. Raises SourceError if the epoch had no document."""
+        """Return the next document, encoded, or None at the end of an epoch.
+
+        Raises SourceError if the epoch had no document.
+        """
         while not self._waiting:
             with watch(self.label, self._status) as self._say:
                 self._waiting.extend(next(self._blocks))
@@ -104,9 +115,9 @@ class Feed(Generic[Encoded]):
         return entry.document
 
     def _read(self) -> Iterator[list[Entry[Encoded]]]:
-        """Blocks from `progress` on, through all epochs allowed."""
+        """Yield the blocks from `progress` on, through all allowed epochs."""
         epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
-        used = self.progress.epoch_documents - given  # before the block
+        used = self.progress.epoch_documents - given  # of this epoch, before the block
         while self.repeat is None or epoch < self.repeat:
             documents, ended = self._documents(epoch, position), False
             while not ended:
@@ -135,10 +146,13 @@ class Feed(Generic[Encoded]):
     def _read_block(
         self, documents: Iterator[tuple[Document, Position]], room: int | None
     ) -> tuple[list[str], int, Counter[str], Position]:
-        """Usable texts, at most `room`; bytes read and documents left out for them; where the next block begins (None:
-        the epoch has ended)."""
+        """Read one block of at most `room` usable texts.
+
+        Return (texts, bytes read, documents skipped, start of the next block or None at the end of
+        the epoch).
+        """
         texts: list[str] = []
-        size, num_bytes = 0, 0  # of the block; of all that was read
+        size, num_bytes = 0, 0  # bytes in the block; bytes of all text read
         skipped = self._skipped = Counter()
         for document, after in documents:
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
@@ -154,12 +168,13 @@ class Feed(Generic[Encoded]):
         return texts, num_bytes, skipped, None
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
-        """One epoch, waiting as long as it takes when the network is down."""
+        """Yield the documents of one epoch; retry without limit while the network is down."""
         wait = FIRST_WAIT
         while True:
             try:
                 source = self._open()
-                # Only what is left out from here on counts: what followed the last document before a break is met again.
+                # Only documents skipped from here on count: those between the last document and an
+                # interruption are read again.
                 seen = source.skipped.copy()
                 for document, after in source.documents(epoch, position):
                     if source.skipped.total() > seen.total():
@@ -177,8 +192,11 @@ class Feed(Generic[Encoded]):
 
 @contextmanager
 def watch(label: str, status: Status) -> Iterator[Status]:
-    """For whatever asks a source: gives what to say trouble with; after LONGEST_SILENCE without a word says so itself,
-    whatever the source or its library is waiting for; in the end takes back what was said."""
+    """Yield a function that reports trouble with a source, for code that waits for the source.
+
+    Silence is reported after LONGEST_SILENCE, whatever the source or its library waits for. On
+    exit, what was reported is cleared.
+    """
     said = False
 
     def say(message: str) -> None:
@@ -195,13 +213,13 @@ def watch(label: str, status: Status) -> Iterator[Status]:
         yield say
     finally:
         timer.cancel()
-        timer.join()  # it may be speaking just now
+        timer.join()  # it may be reporting just now
         if said:
             status("")
 
 
 def pause(label: str, error: Retryable, seconds: float, say: Status) -> float:
-    """Say what is wrong and wait; returns how long to wait if it happens again."""
+    """Report the error and sleep for `seconds`. Return how long to sleep the next time."""
     say(f"{label}: {error}, retrying in {seconds:.0f} s")
     time.sleep(seconds)
     return min(2 * seconds, LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""Writes that survive a crash: whole files put in place at once, new names forced to the disk, a full disk in words."""
+"""Crash-safe writes: whole files replaced atomically, folders synced, DiskFull for a full disk."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def room_on_disk(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either what it held before or all of `content`, also after a crash. Raises DiskFull."""
+    """Replace the content of `path` as a whole or, after a crash, not at all. Raises DiskFull."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with room_on_disk(path), temporary.open("wb") as file:
@@ -32,14 +32,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except DiskFull:
-        temporary.unlink(missing_ok=True)  # there may have been no room for its name
+        temporary.unlink(missing_ok=True)  # missing if the disk had no space for its name
         raise
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Forces new names in `folder` to the disk: without it a power cut may undo a rename."""
+    """Force new names in `folder` to the disk; otherwise a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,11 +1,12 @@
 """Held-out text: chosen before training, spread over each source, never trained on.
 
-Rows are packed per source (no row mixes sources), as in training: EOT document EOT document ... EOT, so the end of
-every document is predicted too. The last row is padded with end-of-text tokens that no mask contains.
+Rows are packed per source (no row mixes sources), as in training: EOT document EOT document ...
+EOT, so that the end of every document is predicted too. The last row is padded with end-of-text
+tokens that no mask contains.
 
-Shapes, per source, n rows: rows (n, T+1) tokens; valid (n, T) targets that count; answer (n, T) targets that belong to
-the answer of a question; starts (m, 2) row and column of each document's opening end-of-text token. The target at
-[i, t] is rows[i, t + 1].
+Shapes, for a source with n rows and m documents: rows (n, T+1) tokens; valid (n, T) targets that
+count; answer (n, T) targets that belong to the answer of a question; starts (m, 2) row and column
+of each document's opening end-of-text token. The target at [i, t] is rows[i, t + 1].
 """
 
 import hashlib
@@ -22,18 +23,18 @@ from data.packing import row_dtype
 from data.sources.base import Document
 from data.tokenizer import end_of_text, vocab_size
 
-BYTES_PER_TOKEN = 3.5  # a guess, used where text must be measured before there is a tokenizer
+BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a tokenizer
 HASH_BYTES = 16
 
 
 def text_hash(text: str) -> bytes:
-    """Equal for texts that differ only in letter case and white space."""
+    """Return a hash that is equal for texts that differ only in letter case and white space."""
     normalised = " ".join(text.casefold().split())
     return hashlib.blake2b(normalised.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
-    """Documents until about `num_tokens` are there, each text once, by their hashes."""
+    """Return documents of about `num_tokens` in all, each text once, by their hashes."""
     chosen, wanted = {}, num_tokens * BYTES_PER_TOKEN
     for document in documents:
         if wanted <= 0:
@@ -48,7 +49,7 @@ def collect(documents: Iterable[Document], num_tokens: float, min_text_length: i
 
 @dataclass(frozen=True)
 class SourceRows:
-    """One source's held-out text (shapes: see the module)."""
+    """The held-out text of one source (shapes: see the module)."""
 
     label: str
     rows: np.ndarray
@@ -61,15 +62,18 @@ class SourceRows:
         return int(self.valid.sum())
 
     def select(self, kept: np.ndarray) -> "SourceRows":
-        """The rows numbered `kept`, ascending, and the documents that begin in them."""
+        """Return the rows `kept` (ascending numbers) and the documents that begin in them."""
         begins = np.isin(self.starts[:, 0], kept)
         starts = self.starts[begins].copy()
         starts[:, 0] = np.searchsorted(kept, starts[:, 0])
         return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
 
     def document(self, number: int) -> tuple[list[int], int]:
-        """Tokens of a document, a row's worth at least if it is as long, and how many of them come before its answer: 0
-        if it has none, or begins with it."""
+        """Return a document's tokens and how many of them precede its answer.
+
+        The tokens fill at least a row if the document is that long. The count is 0 if there is no
+        answer or the document begins with it.
+        """
         row, column = self.starts[number]
         tokens = self.rows[row : row + 2, :-1].ravel()[column:]
         ends = np.flatnonzero(tokens[1:] == tokens[0])
@@ -79,7 +83,7 @@ class SourceRows:
 
 
 class HeldOut:
-    """Held-out rows of every source, in the order of the preset, and the hashes of their texts."""
+    """The held-out rows of every source, in the preset's order, and the hashes of their texts."""
 
     def __init__(self, sources: Sequence[SourceRows], hashes: frozenset[bytes]):
         self.sources = list(sources)
@@ -90,8 +94,10 @@ class HeldOut:
         return sum(source.num_tokens for source in self.sources)
 
     def documents(self, count: int) -> list[tuple[str, list[int], int]]:
-        """(label, tokens, tokens before the answer) of `count` documents, see `SourceRows.document`, or fewer if there are
-        fewer: of the sources in turn, spread over each."""
+        """Return (label, tokens, tokens before the answer) of up to `count` documents.
+
+        They come from the sources round-robin, spread over each; see `SourceRows.document`.
+        """
         sources = [source for source in self.sources if len(source.starts)]
         count = min(count, sum(len(source.starts) for source in sources))
         found = []
@@ -101,16 +107,19 @@ class HeldOut:
         return found
 
     def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
-        """(label, first tokens) of such documents, to be continued: all before the answer, or half; `length` at most."""
+        """Return (label, first tokens) of `count` documents, to be continued.
+
+        All tokens before the answer, or half of the document, but at most `length`.
+        """
         return [
             (label, tokens[: min(length, before_answer or (len(tokens) + 1) // 2)])
             for label, tokens, before_answer in self.documents(count)
         ]
 
     def subset(self, num_tokens: int) -> "HeldOut":
-        """About `num_tokens` of it: always the same rows, evenly spread over each source, sources in proportion.
+        """Return about `num_tokens` of it: always the same rows, evenly spread over each source.
 
-        Every source that has rows keeps at least one.
+        Sources keep their proportions; every source that has rows keeps at least one.
         """
         share = min(1.0, num_tokens / max(1, self.num_tokens))
         chosen = []
@@ -141,7 +150,7 @@ class HeldOut:
 
 
 def pack(label: str, documents: Sequence[Document], tokenizer: Tokenizer, seq_length: int) -> SourceRows:
-    """Tokenize and pack one source's held-out documents."""
+    """Tokenize and pack the held-out documents of one source."""
     end = end_of_text(tokenizer)
     tokens: list[int] = []
     answer: list[bool] = []

@@ -1,11 +1,12 @@
-"""The record of every row a run has produced: append-only, one writer, any number of readers, no losses.
+"""The record of every row that a run has produced: append-only, one writer, any number of readers.
 
-    stream.json    header, written once: what the stream was made from (see data/prepare.py)
-    rows.bin       rows one after another (records of packing.row_dtype)
-    states.jsonl   one line an append: {"rows": rows in all, "state": of every source after them, "check": ...}
+    stream.json    header, written once: what the stream was made from (data/prepare.py)
+    rows.bin       the rows, one after another (records of packing.row_dtype)
+    states.jsonl   one line an append: {"rows": total, "state": of every source then, "check": ...}
 
-An append is there once its line in states.jsonl is: rows are on the disk before the line is written. Whatever a crash
-leaves behind that point is cut when a writer opens the journal. Nothing here is ever changed in place.
+An append is committed by its line in states.jsonl, which is written once its rows are on the disk.
+A writer that opens the journal cuts whatever a crash left after the last committed append. Nothing
+is ever changed in place, and no row is lost.
 """
 
 import fcntl
@@ -22,17 +23,20 @@ from configs.errors import DiskFull
 from data.files import room_on_disk, sync_folder, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
-RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (data/order.py)
+RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (order.py)
 _CHECK = ', "check": "'
 
 
 def run_ahead_rows(seq_length: int, token_budget: int) -> int:
-    """Rows produced beyond the last one consumed, at most; and so the delay with which new weights take effect."""
+    """Return how many rows may be produced beyond the last one consumed.
+
+    It is also the delay after which new weights take effect.
+    """
     return int(RUN_AHEAD * token_budget) // seq_length
 
 
 def read_header(folder: Path) -> dict | None:
-    """stream.json, or None if the stream was never begun in earnest."""
+    """Read stream.json. Return None if the stream was never fully prepared."""
     try:
         return json.loads((folder / HEADER).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -40,7 +44,7 @@ def read_header(folder: Path) -> dict | None:
 
 
 def begin(folder: Path, header: dict) -> None:
-    """An empty journal in `folder`; the header comes last, so a journal with a header is whole."""
+    """Create an empty journal. The header comes last: a journal with a header is complete."""
     for name in (ROWS, STATES):
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
@@ -56,16 +60,17 @@ def _to_line(entry: dict) -> bytes:
 
 
 def _from_line(line: bytes) -> dict | None:
-    """The entry, or None if the line is torn or damaged."""
+    """Return the entry, or None if the line is torn or damaged."""
     body, _, check = line.rpartition(_CHECK.encode())
     return json.loads(body + b"}") if check == f'{_digest(body)}"}}\n'.encode() else None
 
 
 class JournalWriter:
-    """Opens the journal in `folder` for appending, cut to its last whole append.
+    """The writer of the journal in `folder`, which it first cuts to its last committed append.
 
-    `num_rows`: rows in it. `state`: what came with the last append, None if there is none. Waits for another writer
-    to end: one that lost its trainer may live a moment longer.
+    `num_rows`: rows in the journal. `state`: the state of the last append, or None. The
+    constructor waits for another writer to end: one whose trainer was killed may live a moment
+    longer.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype):
@@ -83,7 +88,7 @@ class JournalWriter:
             return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
 
     def _last_append(self) -> tuple[int, dict | None, int]:
-        """(rows, state, size of states.jsonl) after the last append whose rows are all there."""
+        """Return (rows, state, size of states.jsonl) after the last append with all its rows."""
         num_rows, state, size, position = 0, None, 0, 0
         present = os.fstat(self._rows.fileno()).st_size // self.dtype.itemsize
         with (self.folder / STATES).open("rb") as lines:
@@ -102,7 +107,10 @@ class JournalWriter:
             os.fsync(file.fileno())
 
     def append(self, rows: np.ndarray, state: dict) -> None:
-        """Add `rows` (records) and the JSON `state` after them; both are on the disk on return. Raises DiskFull."""
+        """Append `rows` (records) and the JSON `state` after them. Raises DiskFull.
+
+        Both are on the disk on return.
+        """
         line = _to_line({"rows": self.num_rows + len(rows), "state": state})
         try:
             with room_on_disk(self.folder / ROWS):
@@ -122,23 +130,23 @@ class JournalWriter:
 
 def _write_all(file: io.FileIO, content: bytes) -> None:
     view = memoryview(content)
-    while view:  # a disk that fills up takes a part first
+    while view:  # a disk that fills up accepts a part first
         view = view[file.write(view) :]
     os.fsync(file.fileno())
 
 
 class JournalReader:
-    """Reads rows while a writer appends. Looking for new rows costs one `stat` when there are none."""
+    """A reader of rows while a writer appends. Without new rows, a check costs one `stat`."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
-        self._read = 0  # bytes of states.jsonl understood so far
+        self._read = 0  # bytes of states.jsonl parsed so far
         self._num_rows = 0
-        self._appends: list[tuple[int, int]] = []  # rows after each append, and where in states.jsonl its line begins
+        self._appends: list[tuple[int, int]] = []  # rows after each append, offset of its line
         self._mapped = np.empty(0, dtype=dtype)
 
     def num_rows(self) -> int:
-        """Rows committed by now."""
+        """Return the number of rows committed so far."""
         path = self.folder / STATES
         if path.exists() and path.stat().st_size > self._read:
             with path.open("rb") as states:
@@ -153,7 +161,10 @@ class JournalReader:
         return self._num_rows
 
     def state_with(self, num_rows: int) -> dict:
-        """The state after the first append that completes `num_rows` rows. Raises IndexError if there is none yet."""
+        """Return the state after the first append that completes `num_rows` rows.
+
+        Raises IndexError if there is none yet.
+        """
         if num_rows > self.num_rows():
             raise IndexError(f"row {num_rows} of {self._num_rows}")
         _, start = self._appends[bisect_left(self._appends, (num_rows, 0))]
@@ -164,7 +175,7 @@ class JournalReader:
         return entry["state"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """(count,) records, a view of the file. Raises IndexError if they are not all committed."""
+        """Return (count,) records, a view of the file. Raises IndexError for uncommitted rows."""
         if first + count > self.num_rows():
             raise IndexError(f"rows {first}..{first + count - 1} of {self._num_rows}")
         if first + count > len(self._mapped):

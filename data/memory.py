@@ -1,4 +1,4 @@
-"""Memory that a process has freed, back to the system."""
+"""Releases memory that the process has freed to the operating system."""
 
 import ctypes
 import gc
@@ -6,8 +6,10 @@ from contextlib import suppress
 
 
 def give_back_memory() -> None:
-    """To be called once after work that leaves garbage, or later buffers lie scattered around it. Does nothing where the C
-    library cannot (glibc can)."""
+    """Release freed memory, where the C library can (glibc can).
+
+    Call it once after work that leaves garbage: otherwise later buffers are scattered around it.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,10 +1,11 @@
-"""Documents to rows of T + 1 token ids, without a gap and without padding.
+"""Packs documents into rows of T + 1 token ids, without gaps or padding.
 
-The stream is EOT document EOT document ...: every document begins with the end-of-text token. Row i holds the stream's
-tokens i*T .. i*T + T, so it starts with the last token of row i - 1 and every token of the stream is predicted once.
+The stream is EOT document EOT document ...: every document begins with the end-of-text token. Row
+i holds the stream's tokens i*T .. i*T + T: it starts with the last token of row i - 1, and every
+token of the stream is predicted once.
 
-Shapes: a record is {"tokens": (T+1) uint16 or uint32, "source": (T+1) uint8}; `source` says which source a token came
-from (the end-of-text token belongs to the document it opens).
+Shapes: a record is {"tokens": (T+1) uint16 or uint32, "source": (T+1) uint8}; `source` is the
+index of each token's source (the end-of-text token belongs to the document that it opens).
 """
 
 import hashlib
@@ -13,13 +14,13 @@ import numpy as np
 
 
 def row_dtype(seq_length: int, vocab_size: int) -> np.dtype:
-    """One row as it lies in the journal."""
+    """Return the dtype of one row in the journal."""
     token = np.uint16 if vocab_size <= 2**16 else np.uint32
     return np.dtype([("tokens", token, (seq_length + 1,)), ("source", np.uint8, (seq_length + 1,))])
 
 
 class Packer:
-    """Collects documents; `take()` gives the whole rows so far and keeps what is left over.
+    """A buffer of documents; `take()` returns the whole rows so far and keeps the remainder.
 
     `num_rows`: rows produced since the beginning of the stream, taken or not.
     """
@@ -35,7 +36,7 @@ class Packer:
 
     @property
     def waiting(self) -> int:
-        """Whole rows that `take()` would give."""
+        """Whole rows that `take()` would return."""
         return max(0, self._length - 1) // self.seq_length
 
     @property
@@ -55,7 +56,7 @@ class Packer:
         self._length += len(tokens)
 
     def take(self) -> np.ndarray:
-        """(num_rows,) records: every whole row not taken before."""
+        """Return (waiting,) records: every whole row not taken before."""
         rows = np.empty(self.waiting, dtype=self.dtype)
         self._taken += len(rows)
         for field, parts in (("tokens", self._tokens), ("source", self._source)):
@@ -68,7 +69,7 @@ class Packer:
         return rows
 
     def state(self) -> dict:
-        """JSON: what is left over after `take()`, at most T tokens."""
+        """Return the remainder after `take()`, at most T tokens, as JSON."""
         assert not self.waiting, "take() the rows before asking for the state"
         tokens = np.concatenate(self._tokens) if self._tokens else np.empty(0)
         source = np.concatenate(self._source) if self._source else np.empty(0)
@@ -83,8 +84,10 @@ class Packer:
 
 
 def chain_digest(before: str, tokens: np.ndarray, num_tokens: int) -> str:
-    """`before` chained with rows (B, T+1) of which `num_tokens` are predicted: SHA-256 over all text seen in its order,
-    however it was cut into steps."""
+    """Return the digest `before` chained with rows (B, T+1) of which `num_tokens` are predicted.
+
+    It is SHA-256 over all text trained on in its order, however that was cut into steps.
+    """
     seq_length = tokens.shape[1] - 1
     for number, row in enumerate(tokens):
         seen = row[: min(seq_length, num_tokens - number * seq_length) + 1]

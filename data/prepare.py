@@ -1,8 +1,8 @@
-"""Before the first row: held-out text is chosen, the tokenizer trained or loaded, and both are written down.
+"""Prepares a new stream: chooses held-out text, trains or loads the tokenizer, and writes both.
 
-    <checkpoints>/tokenizer.json        stream/heldout.npz        stream/stream.json (last: it says the rest is whole)
+    <checkpoints>/tokenizer.json, stream/heldout.npz, stream/stream.json (written last)
 
-Everything here is a function of the preset and the sources, so a start cut short is simply made again.
+Everything here depends only on the preset and the sources: an interrupted start is repeated.
 """
 
 import math
@@ -26,9 +26,10 @@ from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
 from data.sources.base import Document, Source
 
-FORMAT = 4  # change it with whatever changes a preset's rows or their order: a stream begun otherwise is not continued
+# Change it when a preset's rows or their order change: streams of other formats are not resumed.
+FORMAT = 4
 HELD_OUT = "heldout.npz"
-TRAINING_CHARACTERS = 40_000_000  # the head of the mixture a tokenizer is trained on
+TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
 
 def tokenizer_path(stream_dir: Path) -> Path:
@@ -36,7 +37,7 @@ def tokenizer_path(stream_dir: Path) -> Path:
 
 
 def data_identity(preset: Preset) -> dict:
-    """What must be the same for a stream to be continued."""
+    """Return the settings that must be unchanged for a stream to be resumed."""
     return {
         "format": FORMAT,
         "seq_length": preset.model.seq_length,
@@ -47,7 +48,7 @@ def data_identity(preset: Preset) -> dict:
 
 
 def reason_to_skip(text: str, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
-    """Why a document is not trained on, or None."""
+    """Return why a document is not trained on, or None."""
     if not text.strip():
         return "empty"
     if len(text) < min_text_length:
@@ -58,7 +59,7 @@ def reason_to_skip(text: str, min_text_length: int, held_out: frozenset[bytes]) 
 def prepare_stream(
     preset: Preset, stream_dir: Path, sources: Sequence[Callable[[], Source]], token_budget: int, status: Status
 ) -> None:
-    """Write everything a new stream needs. Raises UserError; waits while the network is down."""
+    """Write all that a new stream needs; wait while the network is down. Raises UserError."""
     data, specs = preset.data, preset.data.all_sources
     with room_on_disk(stream_dir):
         stream_dir.mkdir(parents=True, exist_ok=True)
@@ -76,13 +77,13 @@ def prepare_stream(
     hashes = frozenset(key for documents in chosen for key in documents)
     if not hashes:
         labels = ", ".join(spec.label for spec in specs)
-        raise UserError(f"{labels}: no document can be held out to measure the model with; at least two are needed")
+        raise UserError(f"{labels}: no document can be held out for evaluation; at least two are needed")
 
     if data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)
     else:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
-        # The same mixture from the same beginning; nothing is encoded yet, so shares are counted in characters.
+        # The run's mixture from its beginning; nothing is encoded yet, so shares count characters.
         feeds = [
             Feed(spec, source, list, skip, status, seed=preset.train.seed)
             for spec, source in zip(specs, sources, strict=True)
@@ -111,7 +112,7 @@ def prepare_stream(
 
 
 def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
-    """The documents that `read()` gives, begun again where the network broke off."""
+    """Yield the documents of `read()`; after a network failure, read again from where it was."""
     documents: Iterator[Document] | None = None
     given = 0
     while True:
@@ -131,13 +132,16 @@ def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status
 
 
 def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, Document]:
-    """One document of a source so small that none in twenty came up; none if there is nothing else to train on."""
+    """Return one document of a source too small for 1 in 20 to be held out.
+
+    Return none if there would be nothing else to train on.
+    """
     usable = collect(islice(head, 100), math.inf, min_text_length)
     return dict(islice(usable.items(), int(len(usable) > 1)))
 
 
 def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
-    """Texts as the run will mix them; a source that ends is not read again. Says how far it is every quarter."""
+    """Yield texts as the run will mix them, each source once; report progress every quarter."""
     length, said = 0, -1
     while length < num_characters and not mixer.exhausted:
         if (quarter := 4 * length // num_characters) > said:
@@ -155,12 +159,12 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
 
 
 def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
-    """Raises UserError if the stream was made for something else than this preset."""
+    """Raise UserError if the stream was made with other settings than this preset's."""
     wanted = data_identity(preset)
     if header.get("format") != FORMAT:
         raise UserError(
-            f"{stream_dir} was begun by another version of this program, which orders documents otherwise; finish the run "
-            "with that version, or start a new one: this one is put aside, not lost"
+            f"{stream_dir} was started by another version of this program, which orders documents differently; finish the run "
+            "with that version, or start a new one: this one is archived, not lost"
         )
     differing = [
         f"  {key}: {header.get(key)!r} in the stream, {value!r} in the preset"
@@ -177,17 +181,20 @@ def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
         raise UserError(
             f"{stream_dir} was made for other data and cannot be continued with this preset:\n"
             + "\n".join(differing)
-            + "\nresume with the preset it began with, or start a new run"
+            + "\nresume with its original preset, or start a new run"
         )
 
 
 def load_tokenizer(header: dict, stream_dir: Path) -> Tokenizer:
-    """The stream's tokenizer. Raises UserError if tokenizer.json is not the one the stream was made with."""
+    """Load the stream's tokenizer.
+
+    Raises UserError if tokenizer.json is not the one that the stream was made with.
+    """
     path = tokenizer_path(stream_dir)
     tokenizer = bpe.load(path)
     if bpe.fingerprint(tokenizer) != header["tokenizer_sha256"]:
         raise UserError(
             f"{path} is not the tokenizer that {stream_dir} was made with "
-            f"(sha256 {header['tokenizer_sha256'][:16]}...); put that one back, or start a new run"
+            f"(sha256 {header['tokenizer_sha256'][:16]}...); restore that one, or start a new run"
         )
     return tokenizer

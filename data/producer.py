@@ -1,16 +1,19 @@
-"""The process that fills the journal: python -m data.producer, started and spoken to by data/producer_client.py.
+"""The process that fills the journal: python -m data.producer, run by data/producer_client.py.
 
-JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text, "stream_dir", "token_budget",
-"weight_changes": [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every other line is an object
-with what has changed of the last four. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
+"stream_dir", "token_budget", "weight_changes": [[from_row, weights], ...], "consumed": row,
+"wanted": row, "go": false}; every later line is an object with those of the last four that have
+changed. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
-1. Opens every source side by side and writes nothing.                                            -> source ..., opened
-2. On "go": a new stream is prepared (data/prepare.py), an existing one is checked against the preset and cut to
-   its last append.                                                                                            -> ready
-3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond what was consumed or is waited for.
+1. Opens every source in parallel and writes nothing.                        -> source ..., opened
+2. On "go": prepares a new stream (data/prepare.py), or checks an existing one
+   against the preset and cuts it to its last append.                                     -> ready
+3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond the rows that
+   were consumed or are wanted.
 
-It may be killed at any instant: started again it appends the very rows it would have. It ends when stdin closes, with
-exit code 2 after an error event, with 1 and a traceback on stderr for a defect. It never imports torch or main.
+It may be killed at any instant: restarted, it appends exactly the rows that it would have. It ends
+when stdin closes, with exit code 2 after an error event, or with 1 and a traceback on stderr for a
+defect. It never imports torch or main.
 """
 
 import json
@@ -43,11 +46,11 @@ from data.sources.opening import open_source
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
-OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on while the network is down
+OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on without the network
 
 
 class Events:
-    """What the trainer hears, from whichever thread: a JSON line each, in `channel`."""
+    """The events for the trainer, from any thread: one JSON line each, written to `channel`."""
 
     def __init__(self, channel: IO[str]):
         self._channel, self._lock = channel, threading.Lock()
@@ -61,7 +64,10 @@ class Events:
 
 
 class Orders:
-    """What the trainer said so far, kept current by a thread that ends the process when stdin closes."""
+    """The latest orders of the trainer.
+
+    A thread keeps them current, and ends the process when stdin closes.
+    """
 
     def __init__(self, request: dict, run_ahead: int):
         self.run_ahead = run_ahead
@@ -76,7 +82,7 @@ class Orders:
         for line in sys.stdin:
             try:
                 order = json.loads(line)
-            except ValueError:  # the trainer was killed in the middle of it
+            except ValueError:  # the trainer was killed while it wrote the line
                 break
             with self._news:
                 self.weight_changes = order.get("weight_changes", self.weight_changes)
@@ -84,7 +90,7 @@ class Orders:
                 self.wanted = max(self.wanted, order.get("wanted", 0))
                 self._go |= order.get("go", False)
                 self._news.notify()
-        os._exit(0)  # the trainer is gone; the journal bears being left at any instant
+        os._exit(0)  # the trainer is gone; the journal may be abandoned at any instant
 
     def wait_for_go(self) -> None:
         with self._news:
@@ -92,7 +98,7 @@ class Orders:
 
     @property
     def limit(self) -> int:
-        """Rows there may be by now, to within a document."""
+        """How many rows may exist now, to within a document."""
         return max(self.consumed + self.run_ahead, self.wanted)
 
     def wait_for_room(self, num_rows: int) -> None:
@@ -100,12 +106,12 @@ class Orders:
             self._news.wait_for(lambda: num_rows < self.limit)
 
     def weights(self, row: int) -> list[float] | None:
-        """Weights for a document chosen when `row` rows are produced; None: those of the preset."""
+        """Return the weights for a document chosen after `row` rows, or None for the preset's."""
         return next((weights for from_row, weights in reversed(self.weight_changes) if from_row <= row), None)
 
 
 class OpenSource:
-    """A source of the preset, opened at the start or, if the network is down then, when it is first needed."""
+    """A source of the preset, opened at the start or, if the network is down then, when needed."""
 
     def __init__(self, spec: schema.Source, seed: int):
         self.spec, self.seed = spec, seed
@@ -123,7 +129,7 @@ class OpenSource:
 
 
 class Producer:
-    """Phase 3: chooses documents, packs them, appends rows."""
+    """Phase 3: the loop that chooses documents, packs them and appends rows."""
 
     def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
@@ -185,7 +191,7 @@ class Producer:
         tokens = feed.next_document()
         if tokens is not None:
             self.packer.add(tokens, index)
-            self.mixer.charge(index, len(tokens) + 1)  # with the end-of-text token that opens it
+            self.mixer.charge(index, len(tokens) + 1)  # plus the end-of-text token that opens it
         elif feed.finished:
             self.mixer.drop(index)
         else:
@@ -206,7 +212,7 @@ class Producer:
 
 
 def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenSource]:
-    """Phase 1. Raises UserError listing every source that cannot be used."""
+    """Run phase 1. Raises UserError listing every source that cannot be used."""
     header = read_header(stream_dir)
     sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
     if header and [entry["label"] for entry in header["sources"]] == [source.spec.label for source in sources]:
@@ -228,7 +234,7 @@ def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenS
 
 
 def _describe(opened: OpenSource, status: Status) -> dict:
-    """Open a source and read its first document: what the start card shows."""
+    """Open a source and read its first document. Return what the start card shows."""
     label, wait, tries = opened.spec.label, FIRST_WAIT, 0
     with watch(label, status) as say:
         while True:
@@ -237,7 +243,7 @@ def _describe(opened: OpenSource, status: Status) -> dict:
                 document, _ = next(source.documents(0), (None, None))
                 break
             except Retryable as error:
-                if opened.pinned is not None:  # there are rows to train on until it is back
+                if opened.pinned is not None:  # an existing stream has rows to train on
                     return {"label": label, "size": f"not reachable now ({error})", "first_line": "", "notices": []}
                 tries += 1
                 if tries == OPENING_TRIES:
@@ -259,13 +265,13 @@ def _describe(opened: OpenSource, status: Status) -> dict:
 
 
 def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, events: Events) -> None:
-    """Phase 2: afterwards the stream has its header, tokenizer and held-out text."""
+    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text."""
     header = read_header(stream_dir)
     if header:
         check_identity(header, preset, stream_dir)
     for i, source in enumerate(sources):
         pinned = header["sources"][i]["pinned"] if header else None
-        # Only now may anything be written; and a run started anew does not keep the revision of the one before it.
+        # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
     if not header:
@@ -273,18 +279,21 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
 
 
 def give_way() -> None:
-    """The training step comes first. Linux shares the cores among sessions before it looks at their processes'
-    niceness, and we are a session of our own."""
+    """Lower the priority of this process below the training step's.
+
+    Linux shares the cores among sessions before it considers the niceness of their processes, and
+    this process is a session of its own.
+    """
     os.nice(10)
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves and then lets us go
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer: it saves and ends us
     give_way()
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1))
-    os.dup2(2, 1)  # whatever a library prints goes to stderr, not into the protocol
+    os.dup2(2, 1)  # output of libraries goes to stderr, not into the protocol
     try:
         request = json.loads(sys.stdin.readline())
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
@@ -293,7 +302,7 @@ def main() -> int:
         events.emit("opened")
         orders.wait_for_go()
         prepare(preset, stream_dir, sources, request["token_budget"], events)
-        give_back_memory()  # what preparing left behind: 100 MB
+        give_back_memory()  # preparing leaves 100 MB behind
         producer = Producer(preset, stream_dir, sources, orders, events)
         events.emit(
             "ready",
@@ -302,7 +311,7 @@ def main() -> int:
             rows=producer.journal.num_rows,
         )
         producer.run(-(-request["token_budget"] // preset.model.seq_length))
-        threading.Event().wait()  # all is produced; the trainer decides when to part
+        threading.Event().wait()  # all rows are produced; the trainer ends this process
     except UserError as error:
         events.emit("error", message=str(error))
         return 2
@@ -315,4 +324,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # without waiting for threads that a silent network may hold
+    os._exit(main())  # does not wait for threads that a silent network may block

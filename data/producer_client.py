@@ -1,8 +1,8 @@
-"""The life of the data process: started, told what to do, heard, and started again when it dies.
+"""Starts the data process, sends it orders, receives its events, and restarts it if it dies.
 
-Lives on global rank 0 only. What is told and heard is in data/producer.py. An error that it reports, or that it cannot
-be kept alive, is raised only while something is waited for that is not there: rows that are committed can be read
-whatever happens to it.
+Runs on global rank 0 only. data/producer.py documents the orders and events. An error that the
+process reports, or that it cannot be kept alive, is raised only by a wait for something that does
+not exist yet: rows that are committed can be read in any case.
 """
 
 import json
@@ -21,25 +21,26 @@ from typing import IO, Any, NamedTuple, TypeVar
 from configs.errors import ProducerDied, UserError
 from data.sources.hub_client import without_secrets
 
-MOST_DEATHS = 3  # in a row without a new row between them
-SHORTEST_POLL, LONGEST_POLL = 0.002, 0.1  # seconds between two looks while waiting
+MOST_DEATHS = 3  # consecutive, without a new row between them
+SHORTEST_POLL, LONGEST_POLL = 0.002, 0.1  # seconds between two checks while waiting
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCER_ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "TOKENIZERS_PARALLELISM": "true",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives back what a large row group took; Arrow's own pool keeps 200 MB of it
+    # Releases the memory of a large row group; Arrow's own pool keeps 200 MB of it.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 
 Found = TypeVar("Found")
 
 
 class Stopped(Exception):
-    """`should_stop` said so while waiting."""
+    """The wait ended because `should_stop` returned true."""
 
 
 class SourceInfo(NamedTuple):
-    """A source as the start card shows it. `notices`: sentences to read once. `text_bytes`: of its text, if known."""
+    """A source on the start card. `notices`: to read once. `text_bytes`: of its text, if known."""
 
     label: str
     size: str
@@ -49,11 +50,12 @@ class SourceInfo(NamedTuple):
 
 
 class ProducerProcess:
-    """`python -m data.producer` at work on `request`, which `tell` keeps current for the one that is started next.
+    """A running `python -m data.producer`, restarted with the current `request` if it dies.
 
-    `sources` (by their numbers), `opened`, `ready`, `exhausted`: what the one at work has said. `status`: what it is
-    busy or in trouble with, or "". `epochs`: how often each source label has begun anew. `num_rows()`: rows committed
-    by now, to be set once there is a journal: one that dies after new rows has not died in vain.
+    `tell` keeps the request current. `sources` (by their numbers), `opened`, `ready`, `exhausted`:
+    the events of the current process. `status`: its current work or trouble, or "". `epochs`:
+    epochs that each source label has completed. `num_rows()`: rows committed so far, to be set
+    once there is a journal; a death after new rows restarts the count of deaths.
     """
 
     def __init__(self, request: dict[str, Any]):
@@ -77,7 +79,8 @@ class ProducerProcess:
         self._last_words: deque[str] = deque(maxlen=20)
         paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "data.producer"],  # -P: a folder "data" where the user stands is not ours
+            # -P: a folder "data" in the working directory must not be imported.
+            [sys.executable, "-P", "-m", "data.producer"],
             env={**os.environ, **PRODUCER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,19 +100,19 @@ class ProducerProcess:
         self._send(self._request)
 
     def tell(self, **news: Any) -> None:
-        """Parts of the request that have changed."""
+        """Send the parts of the request that have changed."""
         self._request |= news
         self._send(news)
 
     def _send(self, order: dict[str, Any]) -> None:
-        if self.stdin.closed:  # it ended with an error, which waits until a row is needed that is not there
+        if self.stdin.closed:  # it ended with an error, raised once a missing row is needed
             return
-        with suppress(BrokenPipeError):  # it is dead: `look` will notice, and a new one is told everything
+        with suppress(BrokenPipeError):  # it is dead; `look` will send a new one the whole request
             self.stdin.write(json.dumps(order) + "\n")
             self.stdin.flush()
 
     def look(self) -> None:
-        """Take in what it said since the last look; start it again if it died."""
+        """Handle the events since the last call; restart the process if it died."""
         while True:
             try:
                 event = self._events.get_nowait()
@@ -144,13 +147,13 @@ class ProducerProcess:
         self._rows_at_death = rows
         if self._deaths < MOST_DEATHS:
             self._start()
-            self.status = f"the data process ended with code {code} and was started again"
+            self.status = f"the data process ended with code {code} and was restarted"
         else:
             said = "".join(self._last_words) or "(nothing)"
             self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
 
     def end(self) -> int:
-        """Close stdin, at which a living producer ends, and give back all it held. Returns its exit code."""
+        """Close stdin, which ends the process, and free its resources. Return its exit code."""
         with suppress(BrokenPipeError):
             self.stdin.close()
         try:
@@ -165,8 +168,11 @@ class ProducerProcess:
     def wait(
         self, look_for: Callable[[], Found | None], should_stop: Callable[[], bool], on_status: Callable[[str], Any]
     ) -> Found:
-        """What `look_for()` finds once it is there; short sleeps, so that signal handlers run. `on_status` hears every
-        status once. Raises what the producer reported, ProducerDied, Stopped."""
+        """Poll `look_for()` until it finds something, and return that.
+
+        Sleeps are short, so that signal handlers run. `on_status` receives every status once.
+        Raises the error that the producer reported, ProducerDied or Stopped.
+        """
         poll, said = SHORTEST_POLL, ""
         while True:
             self.look()
@@ -184,7 +190,7 @@ class ProducerProcess:
 
 
 def _listen(stdout: IO[str], events: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
-    with stdout, suppress(ValueError):  # a sudden death may cut the last line
+    with stdout, suppress(ValueError):  # a killed process may leave a partial last line
         for line in stdout:
             events.put(json.loads(line))
     events.put(None)
@@ -193,6 +199,6 @@ def _listen(stdout: IO[str], events: "queue.SimpleQueue[dict[str, Any] | None]")
 def _repeat(stderr: IO[str], last_words: deque[str]) -> None:
     with stderr:
         for line in stderr:
-            line = without_secrets(line)  # a library's log or a traceback, with the address it read
+            line = without_secrets(line)  # a log line or traceback may hold the address it read
             last_words.append(line)
             sys.stderr.write(line)

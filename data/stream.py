@@ -1,7 +1,7 @@
-"""The trainer's side of the stream: rows by their numbers, in an order that is shuffled within windows (data/order.py).
+"""The trainer's side of the stream: rows by number, shuffled within windows (data/order.py).
 
-Lives on global rank 0 only. It never reads a source, tokenizes or writes a row: data/producer.py does, in a process of
-its own (data/producer_client.py).
+Runs on global rank 0 only. It never reads a source, tokenizes or writes a row: data/producer.py
+does, in a process of its own (data/producer_client.py).
 
 Shapes: B rows, T seq_length: rows are (B, T+1) token ids and (B, T+1) source numbers.
 """
@@ -23,7 +23,7 @@ from data.producer_client import ProducerProcess, SourceInfo
 
 
 class StreamEnded(Exception):
-    """Every source is used up. `num_rows`: all the rows there will ever be."""
+    """Every source is used up. `num_rows`: the final number of rows."""
 
     def __init__(self, num_rows: int):
         super().__init__(f"the sources are used up after {num_rows} rows")
@@ -46,13 +46,15 @@ def ignore(status: str) -> None:
 
 
 class Stream:
-    """The run's rows, from the first to `token_budget`. Creating it starts the producer, which writes nothing before
-    `begin()`; rows and `held_out` are there from then on.
+    """The rows of a run, up to `token_budget` tokens.
 
-    `start_row`: rows already trained on. `weight_changes`: [(from_row, weights)] so far, as given to change_weights.
-    `begun_windows`: what `windows_begun(start_row)` was. `wait_seconds`: time spent blocked in rows().
+    Creating it starts the producer, which writes nothing before `begin()`; rows and `held_out`
+    exist from then on. `start_row`: rows already trained on. `weight_changes`: the (from_row,
+    weights) passed to change_weights so far. `begun_windows`: the earlier result of
+    `windows_begun(start_row)`. `wait_seconds`: time spent blocked in rows().
 
-    What waits may be left by `should_stop` (Stopped) and tells `on_status` what is being waited for.
+    Methods that wait raise Stopped once `should_stop` is true, and pass `on_status` what they wait
+    for.
     """
 
     held_out: HeldOut
@@ -88,24 +90,30 @@ class Stream:
 
     @property
     def status(self) -> str:
-        """What the producer is busy or in trouble with, or ""."""
+        """The current work or trouble of the producer, or ""."""
         return self._process.status
 
     @property
     def epochs(self) -> dict[str, int]:
-        """How often each source label has begun anew."""
+        """The number of epochs that each source label has completed."""
         return self._process.epochs
 
     def wait_opened(
         self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore
     ) -> list[SourceInfo]:
-        """Every source, in the order of the preset. Raises UserError naming all that cannot be used."""
+        """Return every source, in the order of the preset, once all are open.
+
+        Raises UserError naming all that cannot be used.
+        """
         self._process.wait(lambda: self._process.opened, should_stop, on_status)
         return [info for _, info in sorted(self._process.sources.items())]
 
     def begin(self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore) -> StreamInfo:
-        """From here on the producer writes into the checkpoint folder. Returns when held-out text and tokenizer are
-        there and rows are coming. Raises what wait_opened does."""
+        """Let the producer write into the checkpoint folder from here on.
+
+        Return once tokenizer and held-out text exist and rows follow. Raises what wait_opened
+        does.
+        """
         self._process.tell(go=True)
         ready = self._process.wait(lambda: self._process.ready, should_stop, on_status)
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
@@ -121,10 +129,10 @@ class Stream:
         should_stop: Callable[[], bool] = never,
         on_status: Callable[[str], Any] = ignore,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows first .. first + count - 1: (count, T+1) tokens and (count, T+1) uint8 sources; waits for the end of their
-        window.
+        """Return (count, T+1) tokens and uint8 sources of rows first .. first + count - 1.
 
-        Raises StreamEnded if they will never be, UserError if the producer could not go on, Stopped.
+        Wait for the end of their window. Raises StreamEnded if they will never exist, UserError if
+        the producer failed, or Stopped.
         """
         end = max(self._order.window(first + count - 1)[1], first + count)
         if end > self._reader.num_rows():
@@ -146,26 +154,29 @@ class Stream:
         return np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
 
     def consumed(self, row: int) -> None:
-        """Rows before `row` are trained on: the producer may run ahead of it."""
+        """Report rows before `row` as trained on: the producer may run ahead of it."""
         self._process.tell(consumed=row)
 
     def change_weights(self, weights: Sequence[float], from_row: int) -> None:
-        """New effective weights for documents chosen once `from_row` rows are produced.
+        """Set new effective weights for documents chosen once `from_row` rows are produced.
 
-        To stay deterministic, decide at row c and call this with from_row = c + run_ahead_rows before consumed(c).
+        For determinism, decide at row c and call this with from_row = c + run_ahead_rows before
+        consumed(c).
         """
         self._weight_changes.append((from_row, list(weights)))
         self._process.tell(weight_changes=self._weight_changes)
 
     def windows_begun(self, row: int) -> list[int]:
-        """The edges of the windows that rows before `row` are from: a run that is resumed reads these to their end, also
-        if it is given another budget."""
+        """Return the edges of the windows that hold rows before `row`.
+
+        A resumed run reads these to their end, also with another budget.
+        """
         return self._order.edges_begun(row)
 
     def progress(self, num_rows: int) -> list[dict[str, Any]]:
-        """What had been taken from each source when the journal had `num_rows` rows, or a little later (feeds.Progress)."""
+        """Return each source's feed.Progress at `num_rows` journal rows, or a little later."""
         return self._reader.state_with(num_rows)["sources"]
 
     def close(self) -> None:
-        """End the producer. Rows not yet committed are made again next time."""
+        """End the producer. Rows not yet committed are produced again next time."""
         self._process.end()

@@ -1,7 +1,7 @@
-"""Byte-level BPE: trained on the head of the mixture, or any tokenizer.json that says where a document ends.
+"""Byte-level BPE trained on the mixture's head, or a tokenizer.json with an end-of-text token.
 
-Text of a document never becomes a special token: "<|endoftext|>" inside a document is encoded as the bytes it is made
-of. Nothing is downloaded.
+Text of a document never becomes a special token: "<|endoftext|>" inside a document is encoded as
+its bytes. Nothing is downloaded.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from configs.errors import UserError
 from configs.schema import Preset
 
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
-LONGEST_WORD = 100  # characters of a word that training looks at
+LONGEST_WORD = 100  # characters of a word that training uses
 _ENDLESS = re.compile(rf"(\S{{{LONGEST_WORD}}})\S+|(\s{{{LONGEST_WORD}}})\s+")
-# What well-known tokenizers call the token that ends a document, most specific first.
+# Names of the token that ends a document in well-known tokenizers, most specific first.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "[SEP]")
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of at most `vocab_size` tokens (fewer if the text has too few repeated pairs)."""
+    """Train byte-level BPE of at most `vocab_size` tokens (fewer if too few pairs repeat)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,21 +40,24 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def without_endless_words(text: str) -> str:
-    """Of a word without end, or of such a space, the beginning.
+    """Cut each word, and each run of white space, to LONGEST_WORD characters.
 
-    Training holds every different word in memory and its time grows with the square of their length: 7 MB without a
-    space took 575 MB and 49 s, 7 million emoji 1.8 GB.
+    Training holds every different word in memory, and its time grows with the square of their
+    length: 7 MB without a space took 575 MB and 49 s, 7 million emoji 1.8 GB.
     """
-    longest = max(map(len, text.split()), default=0)  # many times faster than the expression, which few texts need
+    longest = max(map(len, text.split()), default=0)  # much faster than the regex, which few need
     if longest > LONGEST_WORD or re.search(rf"\s{{{LONGEST_WORD + 1}}}", text):
         return _ENDLESS.sub(r"\1\2", text)
     return text
 
 
 def load(path: Path | str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises UserError if it cannot be read or has no end-of-text token."""
+    """Load a tokenizer.json.
+
+    Raises UserError if it cannot be read or has no usable end-of-text token.
+    """
     path = Path(os.path.expanduser(path))
-    if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a device may never end
         raise UserError(f"tokenizer {path}: not a file; give the path of a tokenizer.json")
     try:
         tokenizer = _ready(Tokenizer.from_file(str(path)))
@@ -77,7 +80,7 @@ def load(path: Path | str) -> Tokenizer:
 
 
 def _ready(tokenizer: Tokenizer) -> Tokenizer:
-    """Documents are encoded whole, alone, and with special tokens taken for the text they are."""
+    """Make the tokenizer encode documents whole and alone, with special tokens as plain text."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -89,7 +92,10 @@ def _specials(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def end_name(tokenizer: Tokenizer) -> str:
-    """The special token that ends a document. Raises LookupError if there is none: never for a tokenizer of `load`."""
+    """Return the special token that ends a document. Raises LookupError if there is none.
+
+    Every tokenizer of `load` has one.
+    """
     specials = _specials(tokenizer)
     for name in END_NAMES:
         if name in specials:
@@ -98,33 +104,34 @@ def end_name(tokenizer: Tokenizer) -> str:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """Its id."""
+    """Return the id of the token that ends a document."""
     return _specials(tokenizer)[end_name(tokenizer)]
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
-    """Rows an embedding needs: the largest id + 1 (a foreign vocabulary may have holes)."""
+    """Return the rows an embedding needs: the largest id + 1 (a vocabulary may have gaps)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 (hex) of what it does, whatever the layout of its file."""
+    """Return the SHA-256 (hex) of the tokenizer's content, independent of its file's layout."""
     canonical = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
-    """Token ids of each text, uint32, without any special token."""
+    """Yield the token ids of each text, uint32, without special tokens."""
     for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
         yield np.array(encoding.ids, dtype=np.uint32)
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) int64: bytes of UTF-8 text behind each id, 0 for special tokens: turns nats per token into bits per byte.
+    """Return (V,) int64: bytes of UTF-8 text behind each id, 0 for special tokens.
 
-    Exact for byte-level tokenizers, where every character of a token stands for one byte. For others (SentencePiece,
-    WordPiece) it counts the token as it is written, with the word mark taken for a space: normalisation and spaces
-    that such a tokenizer drops are not counted, so its bits per byte are an upper estimate.
+    They convert nats per token into bits per byte. Exact for byte-level tokenizers, where every
+    character of a token stands for one byte. For others (SentencePiece, WordPiece) it counts the
+    token as written, with the word mark as a space: normalisation and spaces that such a tokenizer
+    drops are not counted, so its bits per byte are an upper estimate.
     """
     lengths = np.zeros(vocab_size(tokenizer), dtype=np.int64)
     described = json.loads(tokenizer.to_str())
@@ -143,7 +150,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def vocabulary(preset: Preset) -> tuple[int, int]:
-    """(vocabulary size, end-of-text token) of the preset's own tokenizer, or of the one that will be trained."""
+    """Return (vocabulary size, end-of-text id) of the preset's tokenizer or the one to train."""
     if not preset.data.tokenizer:
         return preset.model.vocab_size, 0
     given = load(preset.data.tokenizer)

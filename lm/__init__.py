@@ -1,1 +1,1 @@
-"""The language model and everything that trains, stores and uses it."""
+"""The language model and the code that trains, stores and uses it."""

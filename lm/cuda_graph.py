@@ -1,8 +1,9 @@
-"""A function of tensors, recorded once as a CUDA graph and played again.
+"""CUDA graphs: a function of tensors, captured once and then replayed.
 
-A step of a small model is hundreds of kernels of a few microseconds each, and launching them takes a program longer than
-running them takes a GPU. A graph is launched at once. What is recorded reads and writes the same memory each time: inputs
-are copied to where they were, and whatever else the function changes (gradients, weights) has to stay where it is.
+A step of a small model is hundreds of kernels of a few microseconds each, and launching them takes
+the program longer than running them takes a GPU; a graph is a single launch. A replay reads and
+writes the memory that was used during capture: inputs are copied into static buffers, and every
+other tensor that the function changes (gradients, weights) must keep its address.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ Recorded = Callable[[Sequence[Tensor]], Tensor]
 
 
 class NotRecordable(Exception):
-    """What some driver or kernel does not allow: the function has to be called as it is."""
+    """A driver or a kernel does not support capture: the function must be called eagerly."""
 
 
-WARM_UPS = 3  # what a first call makes, compiled code among it, must not be recorded (torch's notes on CUDA graphs)
+# Eager calls before capture, so that one-time work such as compilation is not captured
+# (torch's CUDA graph notes).
+WARM_UPS = 3
 
 
 class Graph:
-    """`graph(inputs)` does what `function(inputs)` does; the tensor it returns is overwritten by the next call.
+    """A captured `function`: `graph(inputs)` does the same as `function(inputs)`, but the tensor
+    it returns is overwritten by the next call.
 
-    `function` is called WARM_UPS times and then recorded, on `inputs`; `reset` undoes what these calls changed. Graphs that
-    share a `pool` use the same memory for what they compute in between. Raises NotRecordable, and whatever the function
-    raises.
+    `function` is called WARM_UPS times on `inputs` and then captured; `reset` undoes the changes
+    of these calls. Graphs that share a `pool` share the memory of their intermediate results.
+    Raises NotRecordable, and any exception that the function raises.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Graph:
             with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.output = function(self.inputs)
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # torch does not, if ending the recording fails as well
+            torch.cuda.set_stream(current)  # torch does not if ending the capture fails too
             cause = error.__context__ or error
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None

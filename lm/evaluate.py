@@ -1,8 +1,10 @@
-"""Held-out loss: nats a token, bits a byte, per source, with standard errors, and on answers alone.
+"""Held-out loss per source in nats per token and bits per byte, with standard
+errors, and on answers alone.
 
-Bits per byte (nats / ln 2 / bytes of text predicted) is what runs with different tokenizers share. Every batch has one
-shape, so that a compiled trunk is compiled once for evaluation. Never here: choosing held-out text, training state, how
-ranks talk (a `reduce` that sums over them is handed in), what else is to be known of the states (a `look` is).
+Bits per byte (nats / ln 2 / bytes of predicted text) is comparable across tokenizers. Every batch
+has the same shape, so that a compiled trunk is compiled only once for evaluation. Never here: the
+choice of held-out text, training state, communication between ranks (the caller passes a `reduce`
+that sums over them), other measurements on the hidden states (the caller passes a `look`).
 
 Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V vocabulary.
 """
@@ -25,12 +27,12 @@ from lm.loss import IGNORE, linear_cross_entropy, padded
 LN2 = math.log(2)
 
 Look = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; rows that only fill it up have nothing valid."""
+"""(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; padding rows have nothing valid."""
 
 
 @dataclass(frozen=True)
 class SourceEvaluation:
-    loss: float  # nats a token
+    loss: float  # nats per token
     bits_per_byte: float
     stderr: float | None  # of bits_per_byte, over rows; None with fewer than two rows
     tokens: int
@@ -43,11 +45,11 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     tokens: int
-    per_source: dict[str, SourceEvaluation]  # sources without held-out text are left out
+    per_source: dict[str, SourceEvaluation]  # skips sources without held-out text
 
     def to_json(self) -> dict[str, Any]:
-        """The `eval` object of metrics.jsonl; what does not apply (answers, a standard error of one row) is left
-        out."""
+        """Return the `eval` object of metrics.jsonl, without values that do not apply (those of
+        answers, the standard error of a single row)."""
 
         def without_none(values: dict[str, Any]) -> dict[str, Any]:
             return {key: value for key, value in values.items() if value is not None}
@@ -71,12 +73,13 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     look: Look = lambda *batch: None,
 ) -> Evaluation | None:
-    """Evaluate the (perhaps compiled) trunk on held-out rows, `batch_rows` at a time; None if `should_stop` said so.
+    """Evaluate the trunk, compiled or not, on held-out rows, `batch_rows` at a time.
 
-    `look` sees every batch, sources mixed as in training.
-    `token_bytes` (V,) is 0 for special tokens, which count in the loss but not in bits per byte. Each rank takes every
-    `world_size`-th row; `reduce` sums one float64 CPU tensor over the ranks and is called exactly once, stopped or not:
-    ranks may have different numbers of rows, none included, and notice a stop at different times.
+    Returns None if `should_stop` returned True on any rank. `look` receives every batch, in which
+    sources are mixed as in training. `token_bytes` (V,) is 0 for special tokens, which count in
+    the loss but not in bits per byte. Each rank evaluates every `world_size`-th row; `reduce` sums
+    one float64 CPU tensor over the ranks and is called exactly once, stopped or not, because ranks
+    may have different numbers of rows, even none, and notice a stop at different times.
     """
     source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])
     own = np.random.default_rng(0).permutation(len(source))[rank::world_size]
@@ -102,7 +105,8 @@ def _losses(
     should_stop: Callable[[], bool],
     look: Look,
 ) -> tuple[np.ndarray, bool]:
-    """The loss of every target, (n, T) float64 (0 where not valid), and whether evaluation was stopped on the way."""
+    """Return the loss of every target, (n, T) float64 (0 where not valid), and whether
+    evaluation was stopped early."""
     losses = np.zeros(valid.shape)
     weight_VD = output_weight_VD.detach()
     for first in range(0, len(rows), batch_rows):
@@ -121,7 +125,7 @@ def _losses(
     return losses, False
 
 
-# What is summed per source; the last five, over rows, give the standard error of the ratio nats / bytes.
+# Summed per source; the last four, over rows, give the standard error of the ratio nats / bytes.
 COLUMNS = (
     "nats", "tokens", "text_nats", "bytes", "answer_nats", "answer_tokens", "answer_text_nats", "answer_bytes",
     "rows", "nats2", "nats_bytes", "bytes2",
@@ -137,7 +141,7 @@ def _sums(
     num_sources: int,
     token_bytes: np.ndarray,
 ) -> np.ndarray:
-    """COLUMNS of each source over these rows, (S, columns) float64: everything that ranks add up."""
+    """Sum COLUMNS of each source over these rows, (S, columns) float64: all that ranks add up."""
     answer = answer & valid
     num_bytes = token_bytes[rows[:, 1:]] * valid
     text_losses = losses * (num_bytes > 0)
@@ -180,8 +184,11 @@ def _summary(sums: np.ndarray, labels: Sequence[str]) -> Evaluation:
 
 
 def _ratio_stderr(s: dict[str, float]) -> float | None:
-    """Standard error of R = sum(nats) / sum(bytes) in bits: sqrt(n / (n - 1) * sum((nats - R bytes)^2)) / sum(bytes)
-    (Cochran, Sampling Techniques, 6.4); the squares expanded, so that ranks need only add sums."""
+    """Return the standard error, in bits, of R = sum(nats) / sum(bytes); None for n < 2 rows.
+
+    It is sqrt(n / (n - 1) * sum((nats - R bytes)^2)) / sum(bytes) (Cochran, Sampling Techniques,
+    6.4), with the squares expanded, so that ranks only need to add sums.
+    """
     n, ratio = s["rows"], s["text_nats"] / s["bytes"]
     if n < 2:
         return None

@@ -1,6 +1,6 @@
-"""What learns: the model with its heads, their loss, their optimizers and the step over them, as this machine runs them.
+"""The learner: model, heads, loss, optimizers and training step, configured for this machine.
 
-Everything random in it is a function of `train.seed` and of the row in the stream.
+Everything random in it is a function of `train.seed` and of the row's index in the stream.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lm.train_step import TrainStep
 
 
 class Learner:
-    """The state that training changes (`state`, `load_state`), and `train_step`, which changes it."""
+    """State that training changes (`state`, `load_state`) and the `train_step` that changes it."""
 
     def __init__(self, preset: Preset, world: World, *, vocab_size: int, end_of_text: int, tokens_per_step: int):
-        """Raises UserError for a model that memory cannot hold, or heads without room."""
+        """Raises UserError if memory cannot hold the model, or if rows are too short for heads."""
         model, train, aux = preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
@@ -43,7 +43,7 @@ class Learner:
         check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
-        torch.set_float32_matmul_precision("high")  # TF32 where there is hardware for it
+        torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
         torch.manual_seed(train.seed)
         self.trunk = Transformer(model, vocab_size).to(world.device)
         self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
@@ -69,7 +69,7 @@ class Learner:
 
     @property
     def decisions(self) -> list[tuple[str, str]]:
-        """What the start card says of this machine, once the trial is over, and why."""
+        """(decision, reason) pairs for the start card; complete only after the dry run."""
         if self.device_type == "cpu":
             return self._decisions
         reason = self.train_step.not_recorded
@@ -85,12 +85,13 @@ class Learner:
         return {
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
-            # Moments only. Rates and decay are functions of the preset, which may be edited, and of the tokens seen.
+            # Moments only: rates and decay are functions of the preset, which may be edited,
+            # and of the tokens seen.
             "optimizer": [{"state": optimizer.state_dict()["state"]} for optimizer in self.optimizers],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError for a state that is not of such a model."""
+        """Load a checkpoint's state; raises UserError if it does not fit this model."""
         if misfit := next(self._misfits(state), None):
             raise UserError(
                 f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has changed it, "
@@ -104,7 +105,7 @@ class Learner:
         self.train_step.forget_graphs()
 
     def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
-        """Names of what has not the shape of what it is to become."""
+        """Yield the names of entries whose shape is not that of the tensor they belong to."""
         for part, saved in ((self.trunk, state["model"]), (self.heads, state["heads"])):
             shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
             yield from (name for name in shapes.keys() | saved.keys() if shapes.get(name) != _shape(saved.get(name)))
@@ -114,7 +115,8 @@ class Learner:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for number, moments in saved["state"].items():
                 known = isinstance(number, int) and number < len(parameters)
-                fitting = (parameters[number].shape, torch.Size()) if known else ()  # the second is that of a count
+                # The second shape is that of a step count.
+                fitting = (parameters[number].shape, torch.Size()) if known else ()
                 yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in fitting)
 
 

@@ -1,14 +1,16 @@
-"""Cross-entropy straight from hidden states, without ever holding all logits or their gradient.
+"""Cross-entropy computed from hidden states, without ever holding all logits or their gradient.
 
-`linear_cross_entropy` projects rows of hidden states in chunks, and because it is always the last thing in the graph it
-makes the gradients of hidden states and weight while each chunk's logits are still in the cache: one pass instead of
-three. Only the work on one chunk is ever compiled, so compiling takes as long for a large batch as for a small one.
+`linear_cross_entropy` projects hidden states in chunks of rows. Because it is always the last
+operation of the graph, it computes the gradients of hidden states and weight while each chunk's
+logits are still in the cache: one pass instead of three. Only the work on one chunk is compiled,
+so compiling takes as long for a large batch as for a small one.
 
-A row may have further targets, tokens beyond the next (multi-token prediction after Gloeckle et al., arXiv 2404.19737, but
-without their layer for each distance). They share its logits, so that two cost nothing to measure; and since one
-distribution then has to serve all distances, their weights have to end before the run does.
+A row may have multi-token prediction (MTP) targets, the tokens beyond the next (Gloeckle et al.,
+arXiv 2404.19737, but without their extra layer per distance). They share the row's logits, so two
+of them add no measurable cost; and since one distribution then has to serve all distances, their
+weights must reach 0 before the run ends.
 
-Shapes: N rows, D hidden size, V vocabulary, K targets a row.
+Shapes: N rows, D hidden size, V vocabulary, K targets per row.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-# A core's cache holds the logits of a few hundred rows; a GPU wants large products, and has the memory.
+# A CPU core's cache holds the logits of a few hundred rows; a GPU needs large
+# matmuls, and has the memory.
 CHUNK_ROWS = {"cpu": 512, "cuda": 32_768}
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -32,8 +35,11 @@ ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tens
 def chunk_loss(
     hidden_ND: Tensor, weight_VD: Tensor, targets_NK: Tensor, scales_NK: Tensor, grad_weight_VD: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses (N, K) of one chunk, each times its scale (0 where there is no target), and, if there is a
-    `grad_weight_VD` to add the sum's gradient to, that of the hidden states."""
+    """Return the losses (N, K) of one chunk, each times its scale (0 where there is no target).
+
+    With `grad_weight_VD`, also add the gradient of their sum to it in place, and return
+    that of the hidden states.
+    """
     logits = (hidden_ND @ weight_VD.T).float()
     largest_N1 = logits.amax(-1, keepdim=True)
     exponentials = torch.exp(logits - largest_N1)
@@ -42,8 +48,9 @@ def chunk_loss(
     losses_NK = -log_likelihoods_NK * scales_NK
     if grad_weight_VD is None:
         return losses_NK, None
-    # sum of the scales * softmax - scales * one_hots: each exponential is taken once, and only the entries of targets are
-    # touched again. Those are made whole in fp32; two targets of a row that are one token write the same there.
+    # The gradient of the logits is sum of scales * softmax - scales * one_hots. Each exponential
+    # is computed once, and only the entries of targets are overwritten. These are computed
+    # completely in fp32, so two targets of a row that are the same token write the same value.
     scale_N1 = scales_NK.sum(1, keepdim=True)
     grad_logits = (exponentials * (scale_N1 / sum_N1)).to(hidden_ND.dtype)
     same_NKK = targets_NK.unsqueeze(2) == targets_NK.unsqueeze(1)
@@ -93,13 +100,14 @@ def linear_cross_entropy(
     *,
     chunk: ChunkLoss = chunk_loss,
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of `targets_N` under softmax(hidden @ weight.T), in nats, and of `further` targets of the
-    same rows, each times its weight.
+    """Compute the negative log-likelihood of targets under softmax(hidden @ weight.T), in nats.
 
-    Returns the sum of all over targets that are not `IGNORE` (a scalar with gradient) and the losses of `targets_N` one
-    by one (detached, 0 where ignored). Logits are computed in the autocast dtype, everything after them in fp32.
+    `further` holds the MTP targets of the same rows; the losses of each are multiplied by its
+    weight. Returns the sum over all targets that are not `IGNORE` (a scalar with gradient) and the
+    losses of `targets_N` per row (detached, 0 where ignored). Logits are computed in the autocast
+    dtype, everything after them in fp32.
     """
-    # Asked here: inside the function grad mode is always off, and ctx.needs_input_grad knows nothing of no_grad.
+    # Checked here: in the function grad mode is off, and ctx.needs_input_grad ignores no_grad.
     need_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     targets_NK = torch.stack([targets_N, *(targets for targets, _ in further)], 1)
     weights = [1.0, *(weight for _, weight in further)]
@@ -113,7 +121,8 @@ def linear_cross_entropy(
 
 
 def further_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
-    """Given the next tokens, those 2, 3, ... ahead, flattened (B * T,) and with their weights; a row's end has none."""
+    """Return the targets 2, 3, ... tokens ahead, given the next tokens: flattened (B * T,),
+    with their weights, and `IGNORE` at the end of each row."""
     return [
         (F.pad(targets_BT[:, distance:], (0, distance), value=IGNORE).flatten(), weight)
         for distance, weight in enumerate(weights, 1)
@@ -121,8 +130,11 @@ def further_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> li
 
 
 def padded(rows: np.ndarray, learnt: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, T + 1) as a batch of `batch_rows`, one shape however many there are: tokens (B, T + 1), and targets (B, T),
-    `IGNORE` in the rows that fill up and where `learnt` (n, T) is false."""
+    """Pad rows (n, T + 1) to a batch of `batch_rows`, so that all batches have one shape.
+
+    Returns tokens (B, T + 1) and targets (B, T), which are `IGNORE` in padding rows and where
+    `learnt` (n, T) is False.
+    """
     tokens = np.zeros((batch_rows, rows.shape[1]), dtype=np.int64)
     targets = np.full((batch_rows, learnt.shape[1]), IGNORE, dtype=np.int64)
     tokens[: len(rows)] = rows
@@ -131,5 +143,5 @@ def padded(rows: np.ndarray, learnt: np.ndarray, batch_rows: int) -> tuple[np.nd
 
 
 def compiled_linear_cross_entropy() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`linear_cross_entropy` with its work on a chunk compiled."""
+    """Return `linear_cross_entropy` with its work on a chunk compiled."""
     return partial(linear_cross_entropy, chunk=torch.compile(chunk_loss, dynamic=False))

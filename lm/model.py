@@ -1,10 +1,13 @@
-"""The trunk: a decoder in exactly the form of `Qwen3ForCausalLM`, so that an export needs no custom code anywhere.
+"""The trunk: a decoder with exactly the architecture of `Qwen3ForCausalLM`, so that
+exports need no custom code.
 
-RMSNorm before each block, rotary positions, RMS-normalised queries and keys (QK-norm), SwiGLU, no biases, no dropout. The
-forward pass stops after the final norm: losses and heads read hidden states and `output.weight`, so nobody has to hold
-(B, T, V) logits. Never here: losses, sampling, device placement.
+RMSNorm before each block, rotary position embeddings, RMS-normalised queries and keys (QK-norm),
+SwiGLU, no biases, no dropout. The forward pass ends after the final norm: losses and heads read
+hidden states and `output.weight`, so that (B, T, V) logits are never materialised. Never here:
+losses, sampling, device placement.
 
-Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D), F mlp size, V vocabulary.
+Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D),
+F mlp size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from configs.schema import ModelConfig
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
 CPU_ATTENTION_BLOCKS = 4
-MASKED = -1e4  # added to a score: QK-norm keeps scores below a few dozen, so exp of it is 0
+MASKED = -1e4  # added to masked scores: QK-norm keeps scores below a few dozen, so their exp is 0
 
 
 class RMSNorm(nn.Module):
@@ -35,14 +38,16 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (length, K / 2), for `rotate`; the two halves of a head form the pairs (arXiv 2104.09864)."""
+    """Return cos and sin, each (length, K / 2), for `rotate`; the two halves of a head form the
+    pairs (arXiv 2104.09864)."""
     frequencies = ROPE_THETA ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Each of the P = K / 2 pairs turned by its angle. On a CPU half by half, since a flipped copy of the whole costs more."""
+    """Rotate each of the P = K / 2 pairs by its angle; on a CPU half by half, since a flipped
+    copy of the whole costs more."""
     if x_BHTK.device.type == "cuda":
         return rotate_flipped(x_BHTK, cos_TP, sin_TP)
     first, second = x_BHTK.chunk(2, dim=-1)
@@ -51,24 +56,27 @@ def rotate(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
 
 
 def rotate_flipped(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """`rotate` without joining halves, for which a GPU's compiler writes slow kernels."""
+    """Do the same as `rotate` without joining halves, for which a GPU's
+    compiler writes slow kernels."""
     flipped = x_BHTK.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     cos_TK, sin_TK = torch.cat((cos_TP, cos_TP), dim=-1), torch.cat((-sin_TP, sin_TP), dim=-1)
     return (x_BHTK * cos_TK + flipped * sin_TK).to(x_BHTK.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of every position over itself and those before; q, k and v (B, H, T, K)."""
+    """Compute causal softmax attention; q, k and v are (B, H, T, K)."""
     if q.shape[-2] % CPU_ATTENTION_BLOCKS == 0 and q.device.type == "cpu" and torch.compiler.is_compiling():
         return blocked_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention as a few row blocks of plain matmul and fp32 softmax; block i sees keys 0 .. its own end.
+    """Compute causal attention in a few row blocks of plain matmuls and fp32 softmax; block i
+    sees keys 0 .. its own end.
 
-    The CPU's fused kernel is the slow part of a small model's step; compiled, this takes less than half of its time
-    and skips most of the masked half. `baddbmm` adds the mask within the product, which saves a pass over the scores.
+    The CPU's fused kernel is the slow part of a small model's step; compiled, this takes less than
+    half of its time and skips most of the masked half. `baddbmm` adds the mask within the matmul,
+    which saves a pass over the scores.
     """
     (B, H, length, K), size = q.shape, q.shape[-2] // CPU_ATTENTION_BLOCKS
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -101,8 +109,11 @@ class Attention(nn.Module):
 
 
 def products(x: Tensor, weight: Tensor, parts: int) -> list[Tensor]:
-    """`F.linear(x, weight)` in parts, each a product of its own: of parts cut from one the gradients would be joined, which
-    takes a GPU longer than the larger product saves."""
+    """Compute `F.linear(x, weight)` in `parts` separate matmuls.
+
+    If one product were split instead, its backward would concatenate the parts' gradients, which
+    takes a GPU longer than the larger matmul saves.
+    """
     return [F.linear(x, part) for part in weight.chunk(parts)]
 
 
@@ -134,7 +145,8 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) to hidden states (B, T, D) after the final norm; logits are `hidden @ output.weight.T`."""
+    """A decoder from token ids (B, T) to hidden states (B, T, D) after the final norm; logits
+    are `hidden @ output.weight.T`."""
 
     cos: Tensor
     sin: Tensor
@@ -155,7 +167,8 @@ class Transformer(nn.Module):
             self.output.weight = self.embed.weight
 
     def initialize(self, layers: list[Layer]) -> None:
-        """Blocks begin as the identity (zero output projections) and the first prediction is nearly uniform."""
+        """Initialise the weights: blocks start as the identity (zero output projections), and
+        the first prediction is nearly uniform."""
         width = self.config.hidden_size
         nn.init.normal_(self.embed.weight, std=0.02 if self.config.tie_embeddings else 1.0)
         nn.init.normal_(self.output.weight, std=0.001)
@@ -168,13 +181,15 @@ class Transformer(nn.Module):
                 nn.init.constant_(norm.weight, 1.2)  # sharper attention than QK-norm's unit gain allows
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Errors: positions past `seq_length` have no rotary table; the caller keeps within it."""
+        """Return hidden states (B, T, D). The caller keeps T within `seq_length`: there are no
+        rotary tables beyond it."""
         return self.forward_embedded(self.embed(tokens_BT))
 
     def forward_embedded(self, x_BTD: Tensor) -> Tensor:
-        """All that comes after the embedding: what is compiled."""
+        """Compute everything after the embedding; this is the part that is compiled."""
         length, device = x_BTD.shape[1], x_BTD.device.type
-        if torch.is_autocast_enabled(device):  # else the stream from layer to layer would be fp32, twice the traffic
+        # Otherwise the residual stream would be fp32, with twice the memory traffic.
+        if torch.is_autocast_enabled(device):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))
         cos, sin = self.cos[:length], self.sin[:length]
         for layer in self.layers:

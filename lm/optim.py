@@ -1,9 +1,10 @@
-"""Muon for hidden matrices, AdamW for everything else, and a learning rate that is a pure function of tokens seen.
+"""Muon for hidden matrices and AdamW for everything else, with learning rates that are a pure
+function of tokens seen.
 
-Muon (Jordan et al., kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by its nearest semi-orthogonal
-matrix, found with five Newton-Schulz iterations. Matrices of one shape are stacked and orthogonalised in one batch of
-products; `torch.optim.Muon` does the same one tensor at a time and is the reference of the tests. Never here:
-gradients, clipping, when to step.
+Muon (Jordan et al., kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by its
+nearest semi-orthogonal matrix, approximated with five Newton-Schulz iterations. Matrices of one
+shape are stacked and orthogonalised in one batch of matmuls; `torch.optim.Muon` does the same one
+tensor at a time and is the reference of the tests. Never here: gradients, clipping, when to step.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from torch import Tensor, nn
 from configs.schema import TrainConfig
 from lm.model import Transformer
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at 0 that stays near 1 (Jordan et al.)
+# Quintic with the steepest slope at 0 that stays near 1 (Jordan et al.).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
-BATCH_SIZE = 2**24  # numbers in the matrices of a batch: several copies of them are made
+BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
 
 
 def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The nearest semi-orthogonal matrix of each of N matrices (R, C), approximately: bf16 is precise enough."""
+    """Approximate the nearest semi-orthogonal matrix of each of N matrices
+    (R, C); bf16 is precise enough."""
     a, b, c = NEWTON_SCHULZ
     x = matrices_NRC.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -41,20 +44,22 @@ def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> 
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay that shrinks only what the update shrinks too.
+    """Orthogonalised Nesterov momentum, with decoupled weight decay only where the
+    update shrinks a weight too.
 
-    A parameter (R, C) holding `parts` matrices below each other (queries, keys and values; gate and up) counts as that
-    many matrices. The step of a matrix is lr * sqrt(max(1, R / C)) times the orthogonal matrix. `groups`: dicts with
-    `params`, `parts`, `lr`, `weight_decay`; `lr` may be changed at any time, and the decay is scaled by lr as in AdamW.
+    A parameter that stacks `parts` matrices (R, C) (queries, keys and values; gate and up) counts
+    as that many matrices. The step of a matrix is lr * sqrt(max(1, R / C)) times the
+    orthogonalised matrix. `groups`: dicts with `params`, `parts`, `lr`, `weight_decay`; `lr` may
+    be changed at any time, and the decay is scaled by lr as in AdamW.
     """
 
     def __init__(self, groups: Iterable[dict], dtype: torch.dtype = torch.bfloat16):
         super().__init__(groups, {"parts": 1, "lr": 0.02, "weight_decay": 0.0})
-        self.dtype = dtype  # of the products; float32 where the hardware is slow at bfloat16
-        self.found_inf: Tensor | None = None  # set before a step: if it is not 0 then, nothing is changed
+        self.dtype = dtype  # of the matmuls; float32 where the hardware is slow at bfloat16
+        self.found_inf: Tensor | None = None  # set before a step: if not 0, nothing changes
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to be called
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
         batches: dict[tuple, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         rates: dict[float | int, Tensor] = {}
         for group in self.param_groups:
@@ -79,14 +84,14 @@ class Muon(torch.optim.Optimizer):
     def _step(
         self, members: list[tuple[Tensor, Tensor, Tensor]], lr: Tensor, scale: float, weight_decay: float
     ) -> None:
-        """(gradient, momentum, matrix) of each of some matrices of one shape."""
+        """Update matrices of one shape, given (gradient, momentum, matrix) of each."""
         _, momenta, matrices = lists = list(zip(*members, strict=True))
         gradient, momentum, matrix = map(torch.stack, lists)
         new_momentum = momentum.lerp(gradient, 1 - MUON_MOMENTUM)
         direction = orthogonalize(gradient.lerp_(new_momentum, MUON_MOMENTUM), self.dtype).to(matrix.dtype)
         new_matrix = matrix.addcmul(direction, lr, value=-scale)
         if weight_decay:
-            shrinks = direction * matrix > 0  # cautious decay: never against the update's own direction
+            shrinks = direction * matrix > 0  # cautious decay: never against the update
             new_matrix.addcmul_(matrix * shrinks, lr, value=-weight_decay)
         if self.found_inf is not None:
             sound = self.found_inf == 0
@@ -96,10 +101,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
-    """Peak rates by group; what a preset gives is taken as it is.
+    """Return the peak learning rate of each group; rates set in the preset are used unchanged.
 
-    Rates for 524k tokens a step, which scale with the square root of the step's size, and those of embedding and output
-    with 1/sqrt(width). That of the output layer is four times what is used for billions of tokens (benchmarks/LOG.md).
+    The defaults are for 524k tokens per step and scale with the square root of that number; those
+    of embedding and output also scale with 1/sqrt(width). The output layer's is four times the one
+    used for billions of tokens (benchmarks/LOG.md).
     """
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
     defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.032 * width * batch}
@@ -116,14 +122,15 @@ def build_optimizers(
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
-    """[Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads' biases, Muon for the heads'
-    matrices if there are any]. Each group keeps its peak rate as `peak_lr`.
+    """Build Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads'
+    biases, and Muon for the heads' matrices if there are any.
 
-    The heads' own Muon, since what is orthogonalised in one batch of products may differ in the last bit by the batch.
+    Each group keeps its peak rate as `peak_lr`. The heads have their own Muon, since the last bit
+    of what is orthogonalised in one batch of matmuls may depend on the batch.
     """
     peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
     device = trunk.embed.weight.device
-    on_gpu = device.type == "cuda"  # there a step is recorded, and finds its rate in memory
+    on_gpu = device.type == "cuda"  # there captured steps read the rate from memory
     matrices: dict[int, list[nn.Parameter]] = defaultdict(list)
     scalars: list[nn.Parameter] = []
     tied = trunk.output.weight is trunk.embed.weight

@@ -1,4 +1,5 @@
-"""All that is a function of the tokens seen, decided once, before the step: its rows, its rates, what fades."""
+"""The plan of a step, made before it: all that is a function of the tokens seen
+(rows, rates, fading weights)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import NamedTuple
 
 from configs.schema import AuxiliaryConfig, Preset
 
-FADED_OUT = 2 / 3  # of the run: what fades ends here
+FADED_OUT = 2 / 3  # share of the run after which fading weights are 0
 
 
 class StepPlan(NamedTuple):
@@ -15,32 +16,33 @@ class StepPlan(NamedTuple):
     num_tokens: int  # targets: num_rows * T, fewer in the run's last step
     learning_rate_factor: float = 1.0  # of the peak rates
     trunk_gradient: float = 0.0  # scale of the heads' gradient into the trunk
-    multi_token_weights: tuple[float, ...] = ()  # of the targets 2, 3, ... tokens ahead
+    multi_token_weights: tuple[float, ...] = ()  # of the MTP targets 2, 3, ... tokens ahead
 
 
 def plan_step(preset: Preset, tokens_seen: int, token_budget: int, rows_per_step: int) -> StepPlan:
-    """The step after `tokens_seen`, over `rows_per_step` rows unless it is the last."""
+    """Plan the step after `tokens_seen`, with `rows_per_step` rows unless it is the last."""
     train, progress = preset.train, tokens_seen / token_budget
     return rows_of_step(tokens_seen, token_budget, rows_per_step, preset.model.seq_length)._replace(
         learning_rate_factor=learning_rate_factor(progress, train.warmup_fraction, train.decay_fraction),
         trunk_gradient=trunk_gradient(preset.auxiliary, progress),
-        # As many to the end, if only zeros: another number would be another graph.
+        # Weights that have faded stay as zeros: another number of targets would be another graph.
         multi_token_weights=tuple(weight * fading(progress) for weight in train.multi_token_weights),
     )
 
 
 def rows_of_step(tokens_seen: int, token_budget: int, rows_per_step: int, seq_length: int) -> StepPlan:
-    """The rows after `tokens_seen`, which is a whole number of rows. The last step is shortened, within a row if need be,
-    so that the budget is met to the token."""
+    """Return the rows after `tokens_seen`, which is a whole number of rows. The last step is
+    shortened, within a row if necessary, so that the run meets its budget to the token."""
     assert tokens_seen % seq_length == 0, "every step but the last ends with a row"
     num_tokens = min(rows_per_step * seq_length, token_budget - tokens_seen)
     return StepPlan(tokens_seen // seq_length, -(-num_tokens // seq_length), num_tokens)
 
 
 def learning_rate_factor(progress: float, warmup_fraction: float, decay_fraction: float) -> float:
-    """Share of the peak learning rate: linear warm-up, plateau, linear decay to 0 at the end of the budget.
+    """Return the share of the peak learning rate: linear warmup, plateau, linear decay to 0
+    at the end of the budget.
 
-    The warm-up is counted from its first step on, so the first step already moves; the last one still does, a little.
+    It is above 0 in the first step, where a warmup starts at 0.1, and still in the last.
     """
     warmup = progress / warmup_fraction + 0.1 if warmup_fraction else 1.0
     decay = (1 - progress) / decay_fraction if decay_fraction else 1.0
@@ -48,10 +50,10 @@ def learning_rate_factor(progress: float, warmup_fraction: float, decay_fraction
 
 
 def fading(progress: float) -> float:
-    """1 at the beginning of a run, 0 from two thirds of it on, a line between."""
+    """Return 1 at the beginning of a run and 0 from two thirds of it on, linear in between."""
     return max(0.0, 1.0 - progress / FADED_OUT)
 
 
 def trunk_gradient(aux: AuxiliaryConfig, progress: float) -> float:
-    """How much of the heads' gradient reaches the trunk."""
+    """Return the scale of the heads' gradient that reaches the trunk."""
     return {"none": 0.0, "constant": 1.0, "annealed": fading(progress)}[aux.trunk_gradient]

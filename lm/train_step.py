@@ -1,10 +1,10 @@
-"""One optimizer step: rows in, an updated model out; the guard against numbers that went wrong.
+"""One optimizer step: rows in, updated model out, with a guard against non-finite numbers.
 
-The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank) divided by their
-number. Micro-batches have one shape, filled up with masked rows, so that nothing is compiled twice. Never here: where
-rows come from, when to save, what is printed.
+The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank)
+divided by their number. Micro-batches are padded to one shape with masked rows, so that nothing is
+compiled twice. Never here: where rows come from, when to save, what is printed.
 
-Shapes: n rows of this rank in the step, B rows a micro-batch, T seq_length.
+Shapes: n rows of this rank in the step, B rows per micro-batch, T seq_length.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from lm.runtime.distributed import World
 from lm.schedule import StepPlan
 
 MAX_SKIPPED_IN_A_ROW = 5
-# No sound step has such a loss (nats a token) or gradient norm of the trunk: on text they stay below 12 and 4, and a batch of
-# one token over and over has a norm of 20, or 28 with further tokens to be learnt. Clipping would bound such a step, but it
-# still moves weights and momenta by a fault.
+# Divergence limit of the loss (nats per token) and of the trunk's gradient norm. On text they stay
+# below 12 and 4, and a batch of one repeated token has a norm of 20, or 28 with MTP targets.
+# Clipping would bound a step above the limit, but a fault would still move weights and momenta.
 ABSURD = 1_000.0
 
 
 def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
-    """A rank's part of a step's rows: consecutive, sizes differing by one at most."""
+    """Return a rank's part of a step's rows: consecutive, sizes differing by one at most."""
     return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
 
 
 class MicroBatch(NamedTuple):
     tokens_BT1: Tensor  # int64, on the device
-    targets_BT: Tensor  # int64, IGNORE where nothing is to be learnt
-    first_row: int  # in the stream: seeds the heads' random positions
+    targets_BT: Tensor  # int64, IGNORE where there is no target
+    first_row: int  # in the stream: seeds the sampling of the heads' positions
 
 
 def micro_batches(tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int) -> Iterator[MicroBatch]:
-    """This rank's part of a step, given the rows (num_rows, T + 1) of the whole step; at least one micro-batch."""
+    """Yield this rank's part of a step, given the rows (num_rows, T + 1) of the whole step;
+    at least one micro-batch."""
     part = rows_of_rank(plan.num_rows, world.rank, world.size)
     seq_length = tokens.shape[1] - 1
     num_targets = np.clip(plan.num_tokens - np.arange(plan.num_rows) * seq_length, 0, seq_length)
@@ -62,27 +63,28 @@ def _to(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class Launched(NamedTuple):
-    """A step that the device has been given; it may not be through with it."""
+    """A step that was launched on the device and may not have finished."""
 
     num_tokens: int
-    names: list[str]  # what the heads measure
-    values: Tensor  # what `_finish` returns, on the CPU once it has `arrived`
-    arrived: torch.cuda.Event | None  # None: at once
+    names: list[str]  # of the heads' losses and measures
+    values: Tensor  # returned by `_finish`; on the CPU once it has `arrived`
+    arrived: torch.cuda.Event | None  # None: already there
 
 
 @dataclass(frozen=True)
 class StepResult:
-    loss: float  # mean nats a token over the whole step
-    gradient_norm: float  # of the trunk, before clipping, further tokens included
-    skipped: bool  # the loss or a gradient was not finite, or absurdly large: nothing was changed
+    loss: float  # mean nats per token over the whole step
+    gradient_norm: float  # of the trunk, before clipping, including MTP targets
+    skipped: bool  # loss or gradient not finite or above the divergence limit: nothing was changed
     heads: dict[str, float] = field(default_factory=dict)  # "head/loss" and "head/measure", means over micro-batches
 
 
 class TrainStep:
-    """`step(tokens, plan)` on every rank together.
+    """The training step: `step(tokens, plan)`, called on every rank together.
 
-    `model` is the joint model, wrapped by DDP or not; `trunk` and `heads` are its parts, clipped apart so that no
-    head can shrink the trunk's step. Raises UserError when MAX_SKIPPED_IN_A_ROW steps in a row had to be skipped.
+    `model` is the joint model, wrapped by DDP or not; its parts `trunk` and `heads` are clipped
+    separately, so that no head can shrink the trunk's step. Raises UserError after
+    MAX_SKIPPED_IN_A_ROW skipped steps in a row.
     """
 
     def __init__(
@@ -104,32 +106,33 @@ class TrainStep:
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
-        # Of the step's mean loss, the trunk's gradient norm and the heads'; NaN is below nothing.
+        # Of the step's mean loss and the gradient norms of trunk and heads. NaN is below no bound.
         self.bounds = torch.tensor([ABSURD, ABSURD, math.inf], dtype=torch.float64, device=world.device)
         self.skipped_in_a_row = 0
-        self.measures: list[str] = []  # of the heads
-        self.not_recorded = "" if world.device.type == "cuda" else "there is no GPU"  # why
+        self.measures: list[str] = []  # names of the heads' losses and measures
+        self.not_recorded = "" if world.device.type == "cuda" else "there is no GPU"  # the reason
         if world.gradients is not None:
             self.not_recorded = "torchrun's processes average their gradients on the way"
         self._pool = None if self.not_recorded else torch.cuda.graph_pool_handle()
-        self._recorded: tuple[torch.Size, bool] | None = None  # what the two graphs are for
+        self._recorded: tuple[torch.Size, bool] | None = None  # key of the two graphs
         self._learn_graph: Graph | None = None
         self._finish_graph: Graph | None = None
 
     def __call__(
         self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> StepResult | None:
-        """`launch`, waited for."""
+        """Launch a step (see `launch`) and wait for its result."""
         launched = self.launch(tokens, plan, should_stop)
         return launched and self.result_of(launched)
 
     def launch(
         self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> Launched | None:
-        """Rows (num_rows, T + 1) of the whole step, on every rank. Nothing here waits for a GPU, so that it never waits for
-        the program: its results are to be asked for a step later.
+        """Launch a step over the rows (num_rows, T + 1) of the whole step, the same on every rank.
 
-        None: `should_stop` said so on one of the ranks, and the step was given up. Nothing is changed then.
+        This never waits for a GPU; results are collected one step later, so that the GPU never
+        waits for the program. Returns None, with nothing changed, if `should_stop` returned True
+        on any rank.
         """
         set_learning_rate(self.optimizers, plan.learning_rate_factor)
         accumulated = self.accumulate(tokens, plan, should_stop)
@@ -147,17 +150,20 @@ class TrainStep:
         return Launched(plan.num_tokens, list(heads), values, arrived)
 
     def _finish(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Given this rank's sums and the step's number of targets: clips, and updates if the step was sound. Returns the
-        sums over all ranks, the trunk's gradient norm, and whether it was."""
+        """Clip the gradients, and update the parameters if the step was finite.
+
+        Given this rank's sums and the step's number of targets, returns the sums over all ranks,
+        the trunk's gradient norm, and whether the step was finite and below the divergence limit.
+        """
         sums, num_tokens = inputs
         norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
-        # Loss and gradients are sums over ranks then: every rank has the same numbers and does the same.
+        # From here on loss and gradients are sums over ranks, so every rank decides the same.
         sums = self.world.sum(sums)
         checked = torch.cat([sums[:1] / num_tokens, torch.stack(norms)])
         sound = (checked < self.bounds[: len(checked)]).all()
-        if sound.device.type == "cuda":  # is not asked: its kernels look for themselves
+        if sound.device.type == "cuda":  # no sync: as with torch.amp, the kernels check found_inf
             for optimizer in self.optimizers:
-                optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]  # as torch.amp tells it
+                optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
                 optimizer.step()
         elif sound:
             for optimizer in self.optimizers:
@@ -165,12 +171,12 @@ class TrainStep:
         return torch.cat([sums, checked[1:2], sound.unsqueeze(0)])
 
     def result_of(self, launched: Launched) -> StepResult:
-        """What a step came to, once it is over: to be asked once for each, in their order."""
+        """Wait for a launched step and return its result; to be called once each, in order."""
         if launched.arrived:
             launched.arrived.synchronize()
         total, *means, trunk_norm, sound = launched.values.tolist()
         self._count(not sound)
-        # What a head found nothing to measure in is NaN.
+        # A measure is NaN if the head had nothing to measure it on.
         measured = {
             name: mean / self.world.size
             for name, mean in zip(launched.names, means, strict=True)
@@ -191,9 +197,11 @@ class TrainStep:
     def accumulate(
         self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Forward and backward over this rank's micro-batches; gradients are then those of the step's mean loss.
+        """Run forward and backward over this rank's micro-batches; gradients are then those
+        of the step's mean loss.
 
-        Returns the sum of this rank's losses and the means of what its heads measured; None if asked to stop.
+        Returns the sum of this rank's losses and the means of the heads' losses and
+        measures; None if asked to stop.
         """
         measured = []
         *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows)
@@ -202,7 +210,8 @@ class TrainStep:
                 break
             with self.world.no_sync(self.model):
                 measured.append(self.learn(batch, plan))
-        # Ranks meet in the last micro-batch, and may have been asked at different times: they go there together, or none.
+        # Ranks synchronise in the last micro-batch, and may notice a stop at different times: all
+        # of them run it, or none.
         if self.world.any(should_stop()):
             return None
         measured.append(self.learn(last, plan))
@@ -210,8 +219,11 @@ class TrainStep:
         return sums_M.sum(), {name: values_M.nanmean() for name, values_M in zip(self.measures, heads_M, strict=True)}
 
     def learn(self, batch: MicroBatch, plan: StepPlan) -> Tensor:
-        """Forward and backward over one micro-batch: its sum of losses and what its heads measured (float64), by the names
-        in `measures`. The heads' random positions are a function of seed and row."""
+        """Run forward and backward over one micro-batch.
+
+        Returns its sum of losses, then the heads' losses and measures (float64), which `measures`
+        names. The heads' sampled positions are a function of seed and row.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
         drawn = self.draw(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
         positions = [_to(positions.numpy(), self.world.device) for positions in drawn.values()]
@@ -245,10 +257,11 @@ class TrainStep:
                 return forward_backward(inputs)
             self._recorded = key
         assert self._learn_graph, "recorded"
-        return self._learn_graph(inputs).clone()  # what a graph returns may be another's scratch memory
+        return self._learn_graph(inputs).clone()  # graphs share memory: it may be overwritten
 
     def _record(self, forward_backward: Recorded, inputs: Sequence[Tensor]) -> None:
-        """Anew, since two graphs of a micro-batch would need the memory of two."""
+        """Capture both graphs, after freeing the previous ones: both pairs
+        would need twice the memory."""
         self.forget_graphs()
         self._learn_graph = Graph(forward_backward, inputs, self.clear, self._pool)
         unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
@@ -258,7 +271,8 @@ class TrainStep:
         return _to(np.array(numbers, np.float32), self.world.device)
 
     def clear(self) -> None:
-        """No gradients; where steps are recorded, they stay where they are, as zeros."""
+        """Clear the gradients; where steps are captured they are set to zero in place, since
+        graphs need fixed addresses."""
         parameters = [parameter for part in self.clipped_apart for parameter in part]
         if self._pool is not None and (gradients := [p.grad for p in parameters if p.grad is not None]):
             torch._foreach_zero_(gradients)
@@ -266,11 +280,11 @@ class TrainStep:
             self._drop_gradients()
 
     def forget_graphs(self) -> None:
-        """To be called when the optimizers' state is no longer where it was."""
+        """Drop the graphs; to be called when the optimizers' state has moved in memory."""
         if self.world.device.type == "cuda":
-            torch.cuda.synchronize()  # the last step may not be over
+            torch.cuda.synchronize()  # the last step may still be running
         self._recorded = self._learn_graph = self._finish_graph = None
-        if self._pool is not None:  # a pool whose graphs are gone is gone itself
+        if self._pool is not None:  # a pool is freed with its graphs
             self._pool = torch.cuda.graph_pool_handle()
         self._drop_gradients()
 

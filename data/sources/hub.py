@@ -1,15 +1,18 @@
 """Documents from Hugging Face datasets, on the Hub or on this disk, streamed row by row.
 
-The `datasets` library is used as a reader of rows and nothing else: its shuffle buffer and its `state_dict` do not
-resume exactly. Order and position are ours. The smallest thing it can open is a *group*: a row group of a Parquet
-file, or a whole file of any other format. An epoch visits groups in rounds: in each round every file gives one group,
-files and the groups of each file in hash order. So a run that sees a hundredth of a dataset has seen some of all files.
+The `datasets` library only reads rows: its shuffle buffer and its `state_dict` do not resume
+exactly, so order and position are ours. The smallest unit it can open is a *group*: a row group of
+a Parquet file, or a whole file of any other format. An epoch visits groups in rounds: each round
+takes one group of every file; files, and the groups of each file, are in hash order. So a run that
+sees a hundredth of a dataset has seen some of all files.
 
-Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming opens one file and
-skips rows of one group: of a compressed file all that came before is read again (MODEL_INSTRUCTIONS.md).
+Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming
+opens one file and skips rows of one group; a compressed file is read again up to there
+(MODEL_INSTRUCTIONS.md).
 
-Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone surrogate, "\\ud800") ends
-its file there, counted as unreadable; in the first of a file it is an error with the library's words.
+Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone
+surrogate, "\\ud800") ends its file there, counted as unreadable, or is an error with the library's
+message if no column can be found without it.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +34,7 @@ from data.sources.hub_client import (
     without_secrets,
 )
 
-HELD_OUT_AT_ONCE = 4  # files read side by side for held-out text, so that one endless file does not provide all of it
+HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
 
 
 class HubSource(Source):
@@ -48,10 +51,10 @@ class HubSource(Source):
             columns = self._translate(self._open)
         except UnreadableFile as error:
             raise SourceError(
-                f"source {self.label}: cannot open {spec.dataset}: {error}; mend that file, or name others in data_files"
+                f"source {self.label}: cannot open {spec.dataset}: {error}; repair that file, or name others in data_files"
             ) from error
         self._num_files = self._dataset.num_shards
-        self._groups: dict[int, Any] = {}  # file -> the file with one shard a group
+        self._groups: dict[int, Any] = {}  # file -> its dataset, with one shard a group
         self.pinned["files"] = self._num_files
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
@@ -76,12 +79,12 @@ class HubSource(Source):
                     start = pieces_read if resumed and number == first_row else 0
                     for piece, document in enumerate(islice(self._render(row), start, None), start + 1):
                         yield document, [turn, key, number, piece]
-            # A round that was resumed in its middle says nothing about the files before it: look once more.
+            # A round resumed in its middle says nothing about the files before it: try one more.
             if not groups_read and (turn > first_round or not first_key):
                 return
 
     def held_out(self) -> Iterator[Document]:
-        """Every twentieth row of the groups, a few files side by side."""
+        """Yield every twentieth row of the groups, from a few files alternately."""
         groups = (group for turn in count() for group in self._round(turn))
         readers: list[Iterator[tuple[int, dict]]] = []
         while True:
@@ -100,7 +103,7 @@ class HubSource(Source):
         return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
 
     def _round(self, turn: int) -> Iterator[Any]:
-        """Groups of one held-out round; ends everything (None) when no file has any left."""
+        """Yield the groups of a held-out round, or None, which ends all, if no file has any."""
         found = False
         for _, file in self._order("held out"):
             if (group := self._group(file, turn, "held out")) is not None:
@@ -110,15 +113,15 @@ class HubSource(Source):
             yield None
 
     def _group(self, file: int, turn: int, epoch: int | str) -> Any | None:
-        """The dataset of one group: the one that `file` gives in round `turn` of `epoch`; None if it has no more."""
+        """Return the group of `file` in round `turn` of `epoch`, or None if it has no more."""
         if file not in self._groups:
             one_file = self._dataset.shard(num_shards=self._num_files, index=file)
             try:
                 self._groups[file] = self._translate(one_file.reshard)
-            except UnreadableFile:  # damaged or gone: no reason to stop the run
+            except UnreadableFile:  # a damaged or missing file does not stop the run
                 self._groups[file] = None
         groups = self._groups[file]
-        if groups is None and turn == 0:  # once an epoch, also if it was found out before
+        if groups is None and turn == 0:  # counted once an epoch, even if known before
             self.skipped["unreadable file"] += 1
         if groups is None or turn >= groups.num_shards:
             return None
@@ -126,11 +129,11 @@ class HubSource(Source):
         return groups.shard(num_shards=groups.num_shards, index=order[turn])
 
     def _rows(self, group: Any | None, start: int) -> Iterator[tuple[int, dict]]:
-        """(number, row) of the rows of a group from number `start` on."""
+        """Yield (number, row) of the rows of a group from number `start` on."""
         if group is None:
             return
         number = start
-        for read in (iter, with_replacements):  # the second from the row on at which the first meets what is not UTF-8
+        for read in (iter, with_replacements):  # the second from the first row that is not UTF-8
             rows = islice(read(group), number, None)
             try:
                 while (row := self._translate(partial(next, rows, None))) is not None:
@@ -139,11 +142,11 @@ class HubSource(Source):
                 return
             except UnreadableFile as error:
                 if read is with_replacements or not isinstance(error.__cause__, UnicodeDecodeError):
-                    self.skipped["unreadable file"] += 1  # damaged or gone: no reason to stop the run
+                    self.skipped["unreadable file"] += 1  # and the run goes on without it
                     return
 
     def _render(self, row: dict) -> Iterator[Document]:
-        """The row as a document, in pieces if it is long; none (and counted) if a cell holds no text."""
+        """Yield the row as a document in pieces, or count it as skipped if a cell is no text."""
         cells: dict[str, str] = {}
         for field, column in self._columns.items():
             if (text := cell_text(row[column])) is None:
@@ -158,7 +161,7 @@ class HubSource(Source):
             yield from Document(text).pieces()
 
     def _find_columns(self, there: list[str]) -> dict[str, str]:
-        """Field -> column of the dataset, through FIELD_ALIASES where a name is not there."""
+        """Map fields to columns of the dataset, through FIELD_ALIASES where a name is missing."""
         columns = {}
         for field in self.spec.fields or [self.spec.text_field or "text"]:
             column = next((name for name in (field, *FIELD_ALIASES.get(field, ())) if name in there), None)
@@ -173,7 +176,10 @@ class HubSource(Source):
         return columns
 
     def _open(self) -> list[str]:
-        """Pins the newest revision, if none is, opens the dataset there and returns the names of its columns."""
+        """Open the dataset at the pinned revision and return the names of its columns.
+
+        Pin the newest revision if none is pinned.
+        """
         import datasets
         from huggingface_hub import HfApi
 
@@ -190,11 +196,11 @@ class HubSource(Source):
         if hasattr(builder.config, "encoding_errors"):  # csv, text
             builder.config.encoding_errors = "replace"
         self._dataset = builder.as_streaming_dataset(split=self.spec.split)
-        tables = self._dataset.with_format("arrow")  # nothing is decoded for them
+        tables = self._dataset.with_format("arrow")  # no cell is decoded
         return self._dataset.column_names or next((table.column_names for table in tables), [])
 
     def _translate(self, call: Callable[[], Any]) -> Any:
-        """`call()` of the library, with its many errors as three: SourceError, Retryable, UnreadableFile."""
+        """Run the library's `call()`; raise only SourceError, Retryable or UnreadableFile."""
         last_failure.error = None
         try:
             return call()
@@ -207,11 +213,11 @@ class HubSource(Source):
 
 
 class UnreadableFile(Exception):
-    """One file is damaged or gone."""
+    """A file is damaged or missing."""
 
 
 def advice_for(error: Exception, spec: HFSource) -> str | None:
-    """What is wrong and what the user can do about it, if it is the user who can."""
+    """Return what is wrong and how to fix it if the user can, else None."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     chain, line = causes(error), first_line(error)
@@ -235,7 +241,10 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
 
 
 def is_network_trouble(error: Exception) -> bool:
-    """Whether it may pass by itself. Not NoAnswer alone: a connection can also break in the middle of a long file."""
+    """Return whether the error may pass by itself.
+
+    NoAnswer is not the only such error: a connection can also break in the middle of a long file.
+    """
     kinds = NoAnswer | ConnectionError | TimeoutError
     return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
 
@@ -253,13 +262,13 @@ def status_of(error: BaseException) -> int | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What it says, fit to be shown: its words may come from a library or from a server."""
+    """Return the first line of a message, safe to show: it may come from a library or server."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return without_secrets("".join(character for character in line if character.isprintable()))
 
 
 def with_replacements(group: Any) -> Iterator[dict]:
-    """Its rows, with U+FFFD for what is not UTF-8 in a text: for a group in which the library meets such bytes."""
+    """Yield a group's rows with U+FFFD for bytes that are not UTF-8, where the library fails."""
     import pyarrow as pa
 
     bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
@@ -272,7 +281,7 @@ def with_replacements(group: Any) -> Iterator[dict]:
 
 
 def cell_text(cell: Any) -> str | None:
-    """A cell as text: numbers as written, lists line by line; None if there is nothing to read."""
+    """Return a cell as text: numbers as written, lists line by line; None if there is no text."""
     if isinstance(cell, str):
         return cell
     if isinstance(cell, int | float):
@@ -283,9 +292,10 @@ def cell_text(cell: Any) -> str | None:
 
 
 def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
-    """`form` with {name} replaced by cells[name]; where `answer` is put in is the document's answer_start.
+    """Return `form` with cells[name] for {name}; answer_start is where `answer` is inserted.
 
-    Never str.format: preset text could reach attributes or fill memory. The schema allows bare names only.
+    `str.format` is never used: preset text could reach attributes or fill memory. The schema
+    allows bare names only.
     """
     text, answer_start = "", None
     for literal, name, _, _ in Formatter().parse(form):

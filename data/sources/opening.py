@@ -1,5 +1,8 @@
-"""The source of documents that a preset names, opened: text files (text.py), PDFs (pdf.py), a dataset in Hugging Face
-form (hub.py), or the Python source on this machine."""
+"""Opens the source of documents that a preset names.
+
+Text files (text.py), PDFs (pdf.py), a dataset in Hugging Face form (hub.py), or the Python source
+on this machine.
+"""
 
 import sysconfig
 from collections.abc import Iterator
@@ -11,12 +14,13 @@ from data.sources.text import FileSource, find_files
 
 
 def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
-    """The source that `spec` (configs.schema) describes, opened. `cache_dir` keeps extracted text (None: nowhere).
+    """Open the source that `spec` describes. `cache_dir` keeps extracted text (None: nowhere).
 
-    Raises SourceError when it cannot be used and Retryable when the network is down for the moment.
+    Raises SourceError when it cannot be used and Retryable when the network is temporarily down.
     """
     if spec.type == "hf":
-        from data.sources.hub import HubSource  # imports `datasets`, two seconds that runs on local text need not pay
+        # Imports `datasets`, which takes two seconds that runs on local text avoid.
+        from data.sources.hub import HubSource
 
         return HubSource(spec, seed=seed, pinned=pinned)
     if spec.type == "pdf":
@@ -28,15 +32,15 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
 
 
 def python_roots() -> list[Path]:
-    """The standard library and the site-packages of the running interpreter."""
+    """Return the standard library and the site-packages of the running interpreter."""
     return list(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 
 
 def python_files() -> Iterator[Path]:
-    """Every Python source file of the running interpreter and its installed packages."""
+    """Yield every Python source file of the running interpreter and its installed packages."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     for root in python_roots():
         for path in root.glob("**/*.py"):
-            # An interpreter keeps its packages inside its library; in a virtual environment they are not ours.
+            # An interpreter's packages lie inside its library; a virtual environment has others.
             if root != stdlib or not {"site-packages", "dist-packages"} & set(path.relative_to(root).parts):
                 yield path

@@ -1,11 +1,12 @@
-"""Text out of PDFs. A PDF is untrusted and pypdf can be slow or hungry, so each file is read by a child process.
+"""Extracts text from PDFs, which are untrusted: a child process reads each file.
 
-    PDFSource -> Extraction (one a file, as many at once as there are cores) -> data/sources/pdf_worker.py -> JSON lines
-              -> documents: consecutive pages without running headers, words whole again
+    PDFSource -> Extraction (one a file, as many at once as cores) -> data/sources/pdf_worker.py
+              -> JSON lines -> documents: consecutive pages, no running headers, whole words
 
-What a child wrote is cached in `cache_dir` under the file's content digest, whatever ended it: a run that resumes gets
-the same pages and the same reasons, and no file is read twice. Only one page is held in memory. No images are read: a
-page with next to no text is counted as one that may be a scan.
+A child bounds the time and memory that pypdf may take. Its output is cached in `cache_dir` under
+the file's content digest, whatever ended it: a resumed run gets the same pages and the same
+reasons, and no file is read twice. Only one page is held in memory. No images are read: a page
+with almost no text is counted as a possible scan.
 """
 
 import errno
@@ -31,11 +32,12 @@ from data.sources.text import FileSource, find_files, is_binary, split
 
 
 class Limits(NamedTuple):
-    """Of one child. A page that breaks one is lost; a file that does keeps the pages before."""
+    """Limits of one child. A page that exceeds one is lost; a file keeps the pages before."""
 
     page_seconds: float = 20  # of CPU time
     file_seconds: int = 120  # of CPU time
-    patience_seconds: float = 600  # of real time: for a file that hangs without working; training takes the cores first
+    # Of real time, for a file that hangs without working; long, as training takes the cores first.
+    patience_seconds: float = 600
     memory_bytes: int = 1 << 30  # of address space
     page_characters: int = 1_000_000
     text_characters: int = 20_000_000
@@ -43,12 +45,12 @@ class Limits(NamedTuple):
 
 LIMITS = Limits()
 CORES = os.cpu_count() or 1
-AHEAD = 4 * CORES  # files that may be extracted before they are needed; more than the cores, as one may take long
+AHEAD = 4 * CORES  # files extracted before they are needed; more than cores, as one may take long
 MIN_PAGE_CHARACTERS = 20
-RULES_VERSION = 2  # part of the cache's file names: change it with what a child writes
+RULES_VERSION = 2  # part of the cache's file names: change it with a child's output
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
 LONGEST_HEADER = 200  # characters
-MOST_COMPOUNDS = 100_000  # words with a hyphen remembered of a file
+MOST_COMPOUNDS = 100_000  # words with a hyphen remembered per file
 
 NO_TEXT = "page without text (a scan? needs OCR)"
 
@@ -58,14 +60,14 @@ _BROKEN = re.compile(r"\b([^\W\d_]{1,40})([-\u00ad\u2010])\n([^\W\d_]{1,40})")
 
 
 class PDFSource(FileSource):
-    """The PDFs of a folder. The files that come next are extracted ahead, on all cores."""
+    """The PDFs of a folder. Upcoming files are extracted ahead, on all cores."""
 
     noun = "PDFs"
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
         super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
         self.cache_dir = cache_dir
-        self.text_bytes = None  # a file's bytes tell little about its text
+        self.text_bytes = None  # a file's size says little about its text
 
     def read_ahead(
         self, order: list[tuple[str, str]], skipped: Counter[str]
@@ -88,7 +90,7 @@ class PDFSource(FileSource):
 
 
 class Extraction:
-    """One PDF on its way to text: waits for a free thread of the pool, which then waits for its child."""
+    """The extraction of one PDF by a child process, for which a thread of the pool waits."""
 
     def __init__(self, path: Path, digest: str, cache_dir: Path | None, pool: ThreadPoolExecutor):
         self.path, self.cache_dir = path, cache_dir
@@ -98,7 +100,7 @@ class Extraction:
         self._output = pool.submit(self._run)
 
     def result(self) -> BinaryIO:
-        """The child's lines, the last one with the problem. Raises DiskFull, never for what is in the file."""
+        """Return the child's lines, the last with the problem. Raises DiskFull, no PDF errors."""
         where = self.cache_dir or Path(tempfile.gettempdir())
         with room_on_disk(where):
             output = self._output.result()
@@ -118,15 +120,15 @@ class Extraction:
             return self._cache.open("rb")
         if self.cache_dir:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-        output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (who reads it closes it)
+        output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (the reader closes it)
         self._child = subprocess.Popen(
             [sys.executable, "-m", "data.sources.pdf_worker", str(self.path.absolute()), json.dumps(LIMITS._asdict())],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
-            stdout=output,  # a file and not a pipe: the child never waits for us
+            stdout=output,  # a file, not a pipe: the child never blocks
             stderr=subprocess.DEVNULL,
         )
-        if self._cancelled:  # between the look above and now
+        if self._cancelled:  # before there was a child to kill
             self._child.kill()
         try:
             status = self._child.wait(LIMITS.patience_seconds)
@@ -137,7 +139,7 @@ class Extraction:
         if status == os.EX_IOERR:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if status == os.EX_NOINPUT:
-            self._cache = None  # it may be there again another time
+            self._cache = None  # not cached, as the file may be back later
         if status:
             reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
             end_for_child(output, reasons.get(status, "PDF crashed its reader"))
@@ -145,7 +147,7 @@ class Extraction:
 
 
 def end_for_child(output: BinaryIO, problem: str) -> None:
-    """Cut the line in which a child was ended and write the one it owed."""
+    """Cut the line in which a child was killed, and write the child's last line for it."""
     output.seek(0)
     size = sum(len(line) for line in output if line.endswith(b"\n"))
     output.truncate(size)
@@ -154,7 +156,7 @@ def end_for_child(output: BinaryIO, problem: str) -> None:
 
 
 def is_whole(cache: Path) -> bool:
-    """Whether the file is there and ends with the line that tells the problem."""
+    """Return whether the file exists and ends with the line about the problem."""
     try:
         with cache.open("rb") as file:
             file.seek(-2, os.SEEK_END)
@@ -164,9 +166,9 @@ def is_whole(cache: Path) -> bool:
 
 
 def documents(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
-    """Consecutive pages as documents of at most PIECE_CHARACTERS; `skipped` counts what is left out, by reason.
+    """Yield consecutive pages as documents of at most PIECE_CHARACTERS; count those `skipped`.
 
-    Reads the lines twice: what repeats in a file is known only at its end.
+    The lines are read twice, since repetitions in a file are known only at its end.
     """
     with lines:
         running, compounds = survey(pages(lines, Counter()))
@@ -184,25 +186,25 @@ def documents(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
 
 
 def pages(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
-    """The pages that can be read, from the first on."""
+    """Yield the pages that can be read, from the first on."""
     lines.seek(0)
     for line in lines:
         value = json.loads(line)
         if isinstance(value, dict):
             if value["problem"]:
                 skipped[value["problem"]] += 1
-        elif value is None or is_binary(value):  # a font that does not say which letters it draws
+        elif value is None or is_binary(value):  # a font that does not map to letters
             skipped["page cannot be read"] += 1
         else:
             yield value
 
 
 def survey(pages: Iterable[str]) -> tuple[set[str], set[str]]:
-    """What repeats in a file: the shapes of its running headers and footers, and its words with a hyphen.
+    """Return what repeats: shapes of running headers and footers, and words with a hyphen.
 
-    A header is a margin line that, numbers aside, stands in the margins of three pages, each at most two pages after
-    the one before: chapters are short, and left and right pages may differ. Code repeats a "}" there by chance, but not
-    on pages so near to each other.
+    A header is a margin line that, numbers aside, occurs in the margins of three pages, each at
+    most two pages after the one before: chapters are short, and left and right pages may differ.
+    Code repeats a "}" there by chance, but not on pages so close together.
     """
     last_page: dict[str, int] = {}
     near: Counter[str] = Counter()
@@ -217,13 +219,13 @@ def survey(pages: Iterable[str]) -> tuple[set[str], set[str]]:
 
 
 def margins(page: str) -> Iterator[str]:
-    """The first and the last MARGIN_LINES lines."""
+    """Yield the first and the last MARGIN_LINES lines."""
     yield from page.split("\n", MARGIN_LINES)[:MARGIN_LINES]
     yield from page.rsplit("\n", MARGIN_LINES)[-MARGIN_LINES:]
 
 
 def shape(line: str) -> str:
-    """The line without what differs from page to page; a long line is its own beginning and no header's."""
+    """Return the line with # for numbers; of a long line, which is no header, the beginning."""
     line = line.strip()
     return _NUMBER.sub("#", line) if len(line) <= LONGEST_HEADER else line[: LONGEST_HEADER + 1]
 
@@ -239,8 +241,11 @@ def without_running_lines(page: str, running: set[str]) -> str:
 
 
 def join_words(text: str, compounds: set[str]) -> str:
-    """Words broken at a line end are whole again. A hyphen stays where the file writes the word with one elsewhere
-    ("well-known") and before a capital ("Anglo-Saxon")."""
+    """Join words that are broken at a line end.
+
+    A hyphen stays if the file has the word with one elsewhere ("well-known"), or before a capital
+    ("Anglo-Saxon").
+    """
 
     def join(match: re.Match) -> str:
         left, hyphen, right = match.groups()

@@ -1,11 +1,13 @@
-"""Reads one PDF in a process of its own: `python -m data.sources.pdf_worker FILE LIMITS`, started and killed by pdf.py.
+"""Reads one PDF in its own process: python -m data.sources.pdf_worker FILE LIMITS, run by pdf.py.
 
-Writes JSON lines to stdout, each at once, so that what was read before a limit ends the process survives: a page's text,
-or null for a page that cannot be read; at the end {"problem": reason or null}. It imports only pypdf and the standard
-library, which takes 0.15 s. It never writes a file and ends after the page in hand when its parent is gone.
+Writes JSON lines to stdout, each at once, so that pages read before a limit survive the process: a
+page's text, or null for a page that cannot be read; at the end {"problem": reason or null}. It
+imports only pypdf and the standard library, which takes 0.15 s. It never writes a file, and ends
+after the current page when its parent is gone.
 
-Time is CPU time, kept by the kernel: what a file gives does not depend on how busy the machine is, and C code that never
-comes back to Python is ended too. macOS may refuse the memory limit; then time is the only one.
+Time is CPU time, limited by the kernel: the result does not depend on the load of the machine, and
+C code that never returns to Python is ended too. macOS may refuse the memory limit; then only time
+is limited.
 """
 
 import contextlib
@@ -25,11 +27,11 @@ _LIGATURES = re.compile("[\ufb00-\ufb06\u0132\u0133\u01c7-\u01cc\u01f1-\u01f3]")
 
 
 class PageTimeout(BaseException):
-    """Not an Exception: pypdf catches those where it reads on after damage."""
+    """A page took too long. No Exception, since pypdf catches those to read on after damage."""
 
 
 def main(path: str, limits: dict) -> None:
-    """`limits`: data.sources.pdf.Limits as a dict."""
+    """Write the pages of the PDF at `path`. `limits`: data.sources.pdf.Limits as a dict."""
     limit_resources(limits)
     parent = os.getppid()
     try:
@@ -49,7 +51,7 @@ def main(path: str, limits: dict) -> None:
             return end("PDF needs too much memory")
         except PageTimeout:
             return end("PDF took too long")
-        except Exception:  # pypdf raises what the damage happens to cause: KeyError, RecursionError, struct.error ...
+        except Exception:  # damage makes pypdf raise KeyError, RecursionError, struct.error ...
             return end("damaged PDF")
         num_characters = 0
         for number in range(num_pages):
@@ -68,7 +70,7 @@ def main(path: str, limits: dict) -> None:
 
 
 def tidy(text: str, most: int) -> str:
-    """A page without what only looks like text: ligatures, lone surrogates of broken fonts, space at line ends."""
+    """Return a page without ligatures, lone surrogates of broken fonts and space at line ends."""
     if len(text) > most:
         raise ValueError("no page of a document is as long as this")
     text = text.encode("utf-8", "ignore").decode("utf-8")
@@ -84,13 +86,13 @@ def write(value: str | dict | None) -> None:
     try:
         sys.stdout.buffer.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         sys.stdout.buffer.flush()
-    except OSError as error:  # a full disk is not the PDF's fault: the parent must not count it as damaged
+    except OSError as error:  # with a full disk, the parent must not count the PDF as damaged
         os._exit(os.EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1)
 
 
 @contextlib.contextmanager
 def page_time(seconds: float) -> Iterator[None]:
-    """Raises PageTimeout in what runs longer, and again every second if that was swallowed."""
+    """Raise PageTimeout in a longer body, and again every second if that was swallowed."""
     signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     try:
         yield

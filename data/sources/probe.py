@@ -1,6 +1,7 @@
-"""Do the sources of a preset answer right now? Asked for the menu: side by side, and never for longer than promised.
+"""Checks for the menu which sources of a preset answer now: in parallel, within a fixed time.
 
-Imports neither `datasets` nor `huggingface_hub`: the menu should appear at once. Downloads no data.
+Imports neither `datasets` nor `huggingface_hub`, so that the menu appears at once. Downloads no
+data.
 """
 
 import os
@@ -18,7 +19,7 @@ from data.sources.hub_client import BAD_TOKEN
 
 
 class Probe(NamedTuple):
-    """Whether a source answers, and in a few words why not ("" if it does)."""
+    """Whether a source answers, and a short reason if it does not ("" if it does)."""
 
     label: str
     ok: bool
@@ -26,7 +27,7 @@ class Probe(NamedTuple):
 
 
 def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
-    """One Probe a source, in order, after at most `seconds` in all, even if the network swallows every packet."""
+    """Return one Probe a source, in order, after at most `seconds`, even if packets are lost."""
     specs = list(specs)
     answers = [Probe(spec.label, False, f"no answer within {seconds:g} s") for spec in specs]
     deadline = time.monotonic() + seconds
@@ -34,7 +35,7 @@ def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
     def ask(index: int) -> None:
         answers[index] = probe_one(specs[index], seconds)
 
-    # Daemon threads: one that hangs in the system's name look-up cannot be interrupted, only left behind.
+    # Daemon threads, since one that hangs in the system's name look-up cannot be interrupted.
     threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(specs))]
     for thread in threads:
         thread.start()
@@ -54,8 +55,8 @@ def probe_one(spec: schema.Source, seconds: float) -> Probe:
                 problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
             case "text":
                 problem = path_problem(spec.path, spec.glob)
-    except Exception as error:  # also of what is no path or no answer; never its words: they may hold the token
-        problem = getattr(error, "strerror", None) or f"cannot be asked ({type(error).__name__})"
+    except Exception as error:  # its message is not shown, as it may contain the token
+        problem = getattr(error, "strerror", None) or f"cannot be checked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
@@ -76,7 +77,7 @@ def dataset_problem(spec: schema.HFSource, seconds: float) -> str:
     if token := os.environ.get("HF_TOKEN", "").strip():
         if not (token.isascii() and token.isprintable()):
             return BAD_TOKEN
-        # Not sent on to wherever the Hub redirects.
+        # Not sent to the target of a redirect.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=seconds):

@@ -1,4 +1,7 @@
-"""Documents from plain text files, whatever their encoding. Never here: which files a preset means, other formats' text."""
+"""Documents from plain text files in any encoding.
+
+Never decides which files a preset means, and never reads the text of other formats.
+"""
 
 import hashlib
 import io
@@ -23,7 +26,7 @@ from data.sources.base import (
     in_words,
 )
 
-# A byte that is not UTF-8 in a file that otherwise is: read as Windows-1252, by itself, so nothing else is lost.
+# A byte that is not UTF-8 in a file that otherwise is: it alone is read as Windows-1252.
 _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
@@ -32,8 +35,9 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 class FileSource(Source):
     """Text files. Position: [order key of the file, number of its next piece].
 
-    Files are known by their content: a copy is a duplicate whatever its name, and a file added, renamed or removed
-    between two starts leaves the order of all others as it was, so a run resumes with the files that are the same.
+    Files are identified by their content: a copy is a duplicate whatever its name, and a file
+    added, renamed or removed between two starts does not change the order of the others, so a run
+    resumes with the files that are the same.
     """
 
     noun = "files"
@@ -42,7 +46,7 @@ class FileSource(Source):
         super().__init__(label)
         self.seed = seed
         self._files: dict[str, Path] = {}  # content digest -> path
-        self._left_out: Counter[str] = Counter()  # files found to be of no use while opening, by reason
+        self._left_out: Counter[str] = Counter()  # files skipped while opening, by reason
         self._num_bytes = 0
         for path in files:
             self._index(path)
@@ -63,7 +67,7 @@ class FileSource(Source):
     def _index(self, path: Path) -> None:
         try:
             status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would block
                 reason = "not a regular file"
             elif status.st_size == 0:
                 reason = "empty"
@@ -81,15 +85,19 @@ class FileSource(Source):
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
-        left_out = f"; left out: {in_words(self._left_out)}" if self._left_out else ""
+        left_out = f"; skipped: {in_words(self._left_out)}" if self._left_out else ""
         return f"{len(self._files):,} {noun}, {human_bytes(self._num_bytes)}{left_out}"
 
     def order(self, epoch: int | str) -> list[tuple[str, str]]:
-        """(order key, content digest) of every file, in the order of this epoch."""
+        """Return (order key, content digest) of every file, in the order of this epoch."""
         return sorted((hash_key(self.seed, epoch, digest), digest) for digest in self._files)
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
-        """A file is counted in `skipped` once, however many epochs meet it and however often the run resumes."""
+        """Yield the documents of an epoch.
+
+        A file is counted in `skipped` once, however many epochs meet it and however often the run
+        resumes.
+        """
         skipped = self.skipped if epoch == 0 else Counter()
         if position is None:
             skipped.update(self._left_out)
@@ -100,7 +108,7 @@ class FileSource(Source):
             if key == start_key:
                 counted = skipped.copy()
                 deque(islice(numbered, start_piece), maxlen=0)
-                skipped.clear()  # of what was counted before the position
+                skipped.clear()  # removes the counts from before the position
                 skipped.update(counted)
             for number, text in numbered:
                 if text.strip():
@@ -115,14 +123,14 @@ class FileSource(Source):
     def read_ahead(
         self, order: list[tuple[str, str]], skipped: Counter[str]
     ) -> Iterator[tuple[str, str, Iterator[str]]]:
-        """(order key, digest, pieces) of each file in turn; `skipped` counts what is left out of them, by reason."""
+        """Yield (order key, digest, pieces) of each file in `order`; count those `skipped`."""
         for key, digest in order:
             yield key, digest, self._pieces(self._files[digest], skipped)
 
     def _pieces(self, path: Path, skipped: Counter[str]) -> Iterator[str]:
         blank = True
         try:
-            with io.BufferedReader(io.FileIO(path), 1 << 20) as file:  # as much as `decode` looks at
+            with io.BufferedReader(io.FileIO(path), 1 << 20) as file:  # what `decode` inspects
                 for text in split(decode(file)):
                     if is_binary(text):
                         skipped["binary"] += 1
@@ -136,7 +144,7 @@ class FileSource(Source):
 
 
 def decode(file: "io.BufferedReader[io.FileIO]") -> io.TextIOWrapper:
-    """A text stream over a binary one: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
+    """Wrap a binary stream as text: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
 
     A mostly UTF-8 file keeps its stray bytes as surrogates, which `split` reads as Windows-1252.
     """
@@ -152,7 +160,7 @@ def decode(file: "io.BufferedReader[io.FileIO]") -> io.TextIOWrapper:
 
 
 def split(stream: io.TextIOBase) -> Iterator[str]:
-    """The stream's text in pieces of at most PIECE_CHARACTERS; joined they are the text again."""
+    """Yield the text in pieces of at most PIECE_CHARACTERS; joined, they are the text again."""
     buffer = ""
     while True:
         while len(buffer) <= PIECE_CHARACTERS and (more := stream.read(PIECE_CHARACTERS * 16)):
@@ -165,16 +173,17 @@ def split(stream: io.TextIOBase) -> Iterator[str]:
 
 
 def is_binary(text: str) -> bool:
-    """A NUL character, or more than one control character in a hundred."""
+    """Return whether there is a NUL, or more than one control character in a hundred."""
     return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
 
 
 def find_files(label: str, path: str, pattern: str) -> list[Path]:
-    """The files under the folder `path` that match `pattern`, or `path` itself if it is a file.
+    """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
 
-    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there is no file.
+    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there
+    is none.
     """
-    root = Path(os.path.expanduser(path))  # not Path.expanduser: it raises where there is no such user
+    root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
     if not os.path.exists(root):
         raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")

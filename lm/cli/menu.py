@@ -95,7 +95,7 @@ def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[
         passed_over.append(f"{entry.path.stem}: {obstacle}")
     reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
     raise UserError(
-        f"no preset is ready to be started by Enter:{reasons}\nchoose one by number or name, or mend its sources"
+        f"no preset is ready to be started by Enter:{reasons}\nchoose one by number or name, or fix its sources"
     )
 
 
@@ -106,10 +106,10 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
-        head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run puts it aside)"]
+        head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run archives it)"]
     for index, run in enumerate(menu.archived[:4], start=1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
-        tail += [f"a{index}  take up     {clip(run.name, 20)}, {_progress(run)}, {when}"]
+        tail += [f"a{index}  restore     {clip(run.name, 20)}, {_progress(run)}, {when}"]
     if len(menu.archived) > 4:
         tail += [f"    ... up to a{len(menu.archived)}"]
     letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
@@ -235,7 +235,7 @@ def _ready(entry: MenuEntry) -> Choice:
     silent = [f"\n  {source.label}: {source.detail or 'no answer'}" for source in entry.sources if not source.ok]
     if silent:
         raise UserError(
-            f"{entry.path.stem} cannot start: {entry.obstacle}{''.join(silent)}\nmend that or choose another"
+            f"{entry.path.stem} cannot start: {entry.obstacle}{''.join(silent)}\nfix that or choose another"
         )
     return Choice("preset", entry.path)
 

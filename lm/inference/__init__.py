@@ -1,1 +1,1 @@
-"""Using a trained model: decoding, sampling, drafting, talking."""
+"""Inference with a trained model: decoding, sampling, drafting, chat."""

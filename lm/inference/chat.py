@@ -1,7 +1,7 @@
-"""A terminal loop around a trained model: it continues what you type, token by token.
+"""A terminal loop around a trained model: it continues the user's text, token by token.
 
-Never here: loading models, tokenizers (`encode` and `decode` are handed in), memory of earlier prompts: a base model
-continues text, and every prompt stands alone.
+Never here: loading models, tokenizers (`encode` and `decode` are passed in), memory of earlier
+prompts: a base model continues text, and every prompt stands alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELP = (
     "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
     "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
 )
-SETTINGS = {  # type, smallest, largest
+SETTINGS = {  # type, minimum, maximum
     "temperature": (float, 0, 10),
     "top_p": (float, 0, 1),
     "length": (int, 1, 1_000_000),
@@ -34,7 +34,7 @@ SETTINGS = {  # type, smallest, largest
 
 
 def change_setting(command: str, settings: dict[str, Any]) -> str:
-    """Apply a line such as "/top_p 0.9" to `settings`; what to tell the user."""
+    """Apply a line such as "/top_p 0.9" to `settings` and return the reply to the user."""
     name, _, value = command[1:].partition(" ")
     if name == "help":
         return f"{HELP}\nNow: {', '.join(f'{setting} = {value}' for setting, value in settings.items())}"
@@ -72,10 +72,10 @@ def talk(
     ask: Callable[[str], str] = input,
     write: Callable[[str], None] = write_now,
 ) -> None:
-    """Prompt, continuation, prompt, ... until an empty line, /quit or end-of-file.
+    """Read a prompt and write its continuation, until an empty line, /quit or end-of-file.
 
-    `encode` gives a prompt's tokens, the token that begins a document included; `decode` takes all tokens of a
-    continuation. A `drafter` changes the speed and nothing else.
+    `encode` returns a prompt's tokens, including the one that begins a document; `decode` takes
+    all tokens of a continuation. A `drafter` changes only the speed.
     """
     settings: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
     generator = torch.Generator()

@@ -1,17 +1,19 @@
-"""The trunk in the form that continues one sequence: a key-value cache, few and small operations, weights laid out for it.
+"""The trunk for decoding one sequence: a key-value cache, few and small operations, and
+weights laid out for them.
 
-`Decoder(model)` computes what `Transformer.forward` computes, in the precision of the weights: outside of autocast. A
-token of a small model is mostly the overhead of single operations, so here norms take three, queries and keys are
-normalised and rotated together, and the weight of their norm is part of the rotary tables. On a CPU linear maps are
-packed by oneDNN, which takes hardly longer for five positions than for one and uses every thread for either. On a GPU a
-pass for one position is recorded, and reads the whole cache behind a mask: that takes less time than launching its
-operations one by one.
+`Decoder(model)` computes what `Transformer.forward` computes, in the precision of the weights,
+without autocast. In a small model the time per token is mostly the overhead of single operations,
+so here norms take three, queries and keys are normalised and rotated together, and their norm's
+weight is folded into the rotary tables. On a CPU the weights of linear layers are packed by
+oneDNN, which takes hardly longer for five positions than for one and uses every thread for either.
+On a GPU a pass for one position is captured as a CUDA graph that reads the whole cache behind a
+mask: this takes less time than launching its operations one by one.
 
-Made anew after the model has been trained on: some weights are copies, some are not. Never here: sampling, training, more than
-one sequence.
+Build a new one after further training of the model: some weights are copies, some are not. Never
+here: sampling, training, more than one sequence.
 
-Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size, H heads, K head
-dimension, V vocabulary.
+Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size,
+H heads, K head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from torch import Tensor, nn
 from lm.cuda_graph import Graph, NotRecordable
 from lm.model import NORM_EPS, Layer, Transformer
 
-PACKED_FOR = 4  # positions in a pass, about: the blocking that oneDNN chooses depends on it
+PACKED_FOR = 4  # typical number of positions in a pass: oneDNN chooses its blocking by it
 
 Linear = Callable[[Tensor], Tensor]
 
 
 def linear(weight: Tensor) -> Linear:
-    """x (T, in) to (T, out) for a weight (out, in)."""
+    """Return the map from x (T, in) to (T, out) for a weight (out, in)."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return lambda x: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
@@ -40,17 +42,19 @@ def linear(weight: Tensor) -> Linear:
 
 
 def rms_norm(x: Tensor, smallest: Tensor) -> Tensor:
-    """x / rms(x) / sqrt(size), where `smallest` is sqrt(size * epsilon): one operation less than taking the mean."""
+    """Return x / rms(x) / sqrt(size), where `smallest` is sqrt(size * epsilon): one operation
+    fewer than taking the mean."""
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), smallest)
 
 
 class CachedLayer(NamedTuple):
-    """A layer's weights and its cache of keys and values. Norm weights include the sqrt(size) that `rms_norm` leaves out."""
+    """A layer's weights and its key-value cache. Norm weights include the factor
+    sqrt(size) that `rms_norm` omits."""
 
     attention_norm: Tensor
     qkv: Linear
-    turn_SGK: Tensor  # queries' and keys' heads, G = 2H: norm weight times cosine,
-    turn_other_SGK: Tensor  # and times sine, for the other one of each pair
+    turn_SGK: Tensor  # heads of queries and keys, G = 2H: norm weight times cosine,
+    turn_other_SGK: Tensor  # and times sine, for the other element of each pair
     proj: Linear
     mlp_norm: Tensor
     gate_up: Linear
@@ -60,10 +64,11 @@ class CachedLayer(NamedTuple):
 
 
 class Decoder:
-    """Hidden states of a sequence's next tokens, given those before; `length` positions are in the cache.
+    """A decoder of one sequence: hidden states of its next tokens, with the `length`
+    positions before them in a cache.
 
-    S is fixed: positions past the training length have no meaning to a rotary model, so whoever decodes must `rollback`
-    and begin again before the cache overflows (`generate` does).
+    S is fixed: positions past the training length have no meaning to a rotary model, so the caller
+    must `rollback` and start again before the cache overflows (`generate` does).
     """
 
     @torch.no_grad()
@@ -87,7 +92,7 @@ class Decoder:
         attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
         norms = attention.q_norm.weight, attention.k_norm.weight
         weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
-        # Zeros: a recorded pass reads what was never written, times 0, and 0 times NaN is NaN.
+        # Zeros: a captured pass reads unwritten slots with weight 0, and 0 times NaN is NaN.
         cache = torch.zeros(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
         return CachedLayer(
             layer.attention_norm.weight * scale,
@@ -102,13 +107,14 @@ class Decoder:
         )
 
     def rollback(self, length: int) -> None:
-        """Forget everything after the first `length` positions, at no cost."""
+        """Drop everything after the first `length` positions, at no cost."""
         assert 0 <= length <= self.length
         self.length = length
 
     @torch.inference_mode()
     def __call__(self, tokens: Sequence[int]) -> Tensor:
-        """(T, D): the states after the final norm, of `tokens` placed behind the cached positions."""
+        """Return states (T, D) after the final norm of `tokens`, appended
+        to the cached positions."""
         assert not torch.is_autocast_enabled(self.device.type), "packed weights have one precision"
         end = self.length + len(tokens)
         assert end <= self.max_length, "the caller begins again before the cache overflows"
@@ -123,7 +129,7 @@ class Decoder:
         return states_TD
 
     def _play(self, token: int) -> Tensor | None:
-        """(1, D) of one token from the recording; None if there can be none."""
+        """Replay the graph for one token and return its state (1, D); None if capture fails."""
         inputs = torch.tensor([token], device=self.device), torch.tensor([self.length], device=self.device)
         try:
             self._graph = self._graph or Graph(self._state, inputs)
@@ -133,14 +139,14 @@ class Decoder:
         return self._graph(inputs).clone()
 
     def _state(self, inputs: Sequence[Tensor]) -> Tensor:
-        """(1, D) of one token, given it and its position, (1,) each."""
+        """Return the state (1, D) of one token, given the token and its position, (1,) each."""
         token_1, position_1 = inputs
         behind_1E = torch.arange(self.max_length, device=self.device).unsqueeze(0) > position_1
         mask_1E = torch.zeros(1, self.max_length, device=self.device).masked_fill_(behind_1E, float("-inf"))
         return self._states(token_1, position_1, self.max_length, mask_1E)
 
     def _states(self, tokens_T: Tensor, places: slice | Tensor, end: int, mask_TE: Tensor | None) -> Tensor:
-        """Of tokens at `places` of the cache, which is read up to `end`."""
+        """Return the states of tokens at `places` of the cache, which is read up to `end`."""
         x_TD = self.embedding_VD[tokens_T]
         for layer in self.layers:
             normed_TD = rms_norm(x_TD, self.smallest) * layer.attention_norm
@@ -162,7 +168,7 @@ class Decoder:
         q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], layer.keys_SHK[:end], layer.values_SHK[:end]))
         if mask_TE is None:
             y_HTK = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=T > 1)[0]
-        else:  # a few positions behind others: by hand in less time
+        else:  # a few positions behind others: plain matmuls take less time
             scores_HTE = torch.baddbmm(mask_TE, q, k.transpose(1, 2), alpha=self.head_dim**-0.5)
             y_HTK = torch.bmm(scores_HTE.softmax(dim=-1), v)
         return layer.proj(y_HTK.transpose(0, 1).reshape(T, -1))

@@ -1,11 +1,11 @@
-"""Tokens back into text while they arrive."""
+"""Streaming detokenization: tokens to text as they arrive."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 
 def text_pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[tuple[int, str]]:
-    """(tokens so far, the text that they add) as tokens arrive. A character whose bytes are not all there yet (decoded as
-    U+FFFD) is held back."""
+    """Yield (number of tokens so far, the text that they add) as tokens arrive. A character
+    whose bytes are incomplete (decoded as U+FFFD) is held back."""
     seen: list[int] = []
     text, shown = "", 0
     for token in tokens:

@@ -1,7 +1,8 @@
-"""How hard a model expects its text to get, for the eye: colours in a terminal, marks under each line in a file.
+"""How hard a model expects its text to get, made visible: as colours in a terminal, as marks
+under each line in a file.
 
-A piece of text goes with the nats a token that are expected of what follows it (the value head predicts them), or None.
-Never here: predicting them.
+A piece is text with the nats per token predicted for what follows it (by the value head), or None.
+Never here: the prediction.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from configs.text import printable
 from lm.inference.detokenize import text_pieces
 
 MARKS = "▁▂▃▄▅▆▇█"
-# Of xterm's 256, from blue over grey to orange: read by the colour-blind.
+# Of xterm's 256 colours, from blue over grey to orange: distinct to the colour-blind.
 COLOURS = (33, 74, 109, 145, 180, 215, 208, 202)
-NATS_A_MARK = 0.75  # the last mark is all above 5.25: what a model of a few million tokens expects of hard text
-LINE = 96  # characters of a line with marks
+# The last mark is all above 5.25, which a model of a few million tokens predicts for hard text.
+NATS_A_MARK = 0.75
+LINE = 96  # characters per line with marks
 
 Piece = tuple[str, float | None]
 LEGEND = f"{MARKS[0]} below {NATS_A_MARK} nats a token to {MARKS[-1]} above {NATS_A_MARK * (len(MARKS) - 1)}"
 
 
 def level(nats: float) -> int:
-    """0 .. 7."""
+    """Return the index of a mark, 0 .. 7."""
     return min(int(nats / NATS_A_MARK), len(MARKS) - 1)
 
 
 def pieces_of(tokens: Sequence[int], nats: Sequence[float | None], decode: Callable[[list[int]], str]) -> list[Piece]:
-    """The text of each token with what is expected after it; a token that ends within a character adds none yet."""
+    """Return the text of each token with the prediction for what follows; a token that ends
+    within a character adds no text yet."""
     pieces = text_pieces(tokens[: len(nats)], decode)
     return [(printable(text), nats[number - 1]) for number, text in pieces]
 
@@ -41,7 +44,8 @@ def coloured(pieces: Sequence[Piece]) -> str:
 
 
 def marked_lines(pieces: Sequence[Piece]) -> str:
-    """Lines of text, cut at LINE characters, each with a line of marks below it; spaces for tabs, so that they meet."""
+    """Return lines of text, cut at LINE characters, each with a line of marks below it. Tabs
+    become spaces, so that both align."""
     lines: list[str] = []
     text = marks = ""
 
@@ -62,5 +66,5 @@ def marked_lines(pieces: Sequence[Piece]) -> str:
 
 
 def shows_colours() -> bool:
-    """Whether a person looks, and has not asked for none (no-color.org)."""
+    """Return whether stdout is a colour terminal and the user allows colours (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

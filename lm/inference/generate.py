@@ -1,10 +1,12 @@
-"""Text from a trained trunk, with or without drafts: the loop around decoder, sampler and drafter.
+"""Text generation from a trained trunk, with or without drafts: the loop over
+decoder, sampler and drafter.
 
-A drafter guesses a few tokens; one pass of the trunk gives the logits after each of them, and the sampler keeps a
-beginning of the guesses and adds one token of its own. The text is distributed exactly as without a drafter, and with
-temperature 0 it is the same text. Never here: text (tokens in, tokens out), training, how drafts are made.
+A drafter proposes a few tokens; one pass of the trunk gives the logits after each of them, and the
+sampler accepts a prefix of the proposal and adds one token of its own. The distribution of the
+text is exactly that without a drafter, and with temperature 0 the text is the same. Never here:
+text (tokens in, tokens out), training, how drafts are made.
 
-Shapes: D hidden size, N tokens a drafter knows, T positions, V vocabulary.
+Shapes: D hidden size, N vocabulary of the drafter, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, Draft, NgramB
 
 class Drafter(Protocol):
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
-        """How many tokens to draft behind `tokens`; `hidden_D` is the trunk's state just before the last of them."""
+        """Return how many tokens to draft after `tokens`; `hidden_D` is the trunk's state just
+        before the last of them."""
 
     def step(self, token: int) -> Tensor:
-        """(N,) logits of what follows `token`, which follows what was seen before."""
+        """Return the logits (N,) of what follows `token`, which follows all tokens seen before."""
 
 
 @dataclass
 class Drafting:
-    """A drafter, and how it fared: numbers of drafts by their place in a pass, 0 the first, and of passes."""
+    """A drafter with its statistics: drafted and kept tokens by their position in a pass, from
+    0, and the number of passes."""
 
     drafter: Drafter
     drafted: Counter[int] = field(default_factory=Counter)
@@ -44,7 +48,7 @@ class Drafting:
         return self.kept.total() / max(1, self.drafted.total())
 
     def drafts(self, hidden_D: Tensor, sampler: Sampler, limit: int) -> list[Draft]:
-        """At most `limit` drafts of what follows the sampler's text, which is left as it was."""
+        """Draft at most `limit` tokens after the sampler's text, which is left unchanged."""
         text, drafts = sampler.text, []
         length = len(text.tokens)
         for _ in range(min(limit, self.drafter.begin(hidden_D, text.tokens))):
@@ -72,11 +76,13 @@ def generate(
     stop_token: int | None = None,
     drafting: Drafting | None = None,
 ) -> Iterator[int]:
-    """Continue `prompt_tokens` (at least one), one token at a time, until `stop_token` (not yielded) or the limit.
+    """Continue `prompt_tokens` (at least one), one token at a time, until `stop_token`
+    (not yielded) or the limit.
 
-    Attention reaches back over at most the model's seq_length: when the window is full, it starts again with its last
-    half, with drafts at the same token as without. `block_ngram` 0 blocks nothing. `generator` lives on the CPU;
-    without one, a fresh generator is seeded from the operating system.
+    Attention reaches back over at most the model's seq_length: when the window is full, it
+    restarts with its last half, at the same token with and without drafts. `block_ngram` 0 blocks
+    nothing. `generator` is on the CPU; without one, a new generator is seeded from the operating
+    system.
     """
     assert len(prompt_tokens) > 0, "a prompt has at least one token: the end-of-text token begins a document"
     if generator is None:

@@ -1,4 +1,5 @@
-"""A trained model out of a checkpoint: the model, its tokenizer, its heads, and what they are for."""
+"""Loading a trained model from a checkpoint: the model, its tokenizer, its
+heads, and what uses them."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lm.model import Transformer
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
-    """The model of a checkpoint's `state`, its tokenizer, and the token that begins a document."""
+    """Return the model of a checkpoint's `state`, its tokenizer, and the
+    token that begins a document."""
     tokenizer = bpe.load(folder / "tokenizer.json")
     model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
     model.load_state_dict(state["model"])
@@ -27,7 +29,7 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
 
 
 def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
-    """The heads of a checkpoint's `state`; empty if it has none."""
+    """Return the heads of a checkpoint's `state`; empty if it has none."""
     preset = parse_preset(state["preset"], "the checkpoint")
     heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
     heads.load_state_dict(state["heads"])
@@ -35,10 +37,12 @@ def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
 
 
 class PassageEmbedder:
-    """Texts as unit vectors (N, 128), by the span-contrastive head of the run in `folder`; their products compare them.
+    """An embedder of texts: unit vectors (N, 128) from the span-contrastive head of the run in
+    `folder`, to be compared by their dot products.
 
-    `of` tells what texts say, from their words alone; `coming` what is to follow them, from the model's state at their
-    end. So `embedder.coming([text]) @ embedder.of(others).T` is largest for what would best go on from `text`.
+    `of` embeds what texts say, from their words alone; `coming` embeds what is expected to follow
+    them, from the model's state at their end. So `embedder.coming([text]) @ embedder.of(others).T`
+    is largest for the best continuation of `text`.
     """
 
     def __init__(self, folder: Path | str):
@@ -63,7 +67,8 @@ class PassageEmbedder:
 
     @torch.no_grad()
     def coming(self, texts: list[str]) -> Tensor:
-        """Of each text as many of the last tokens as the model can read."""
+        """Embed what follows each text, read from as many of its last
+        tokens as the model can take."""
         room = self.model.config.seq_length - 1
         read = [torch.tensor([[self.end_of_text, *self.tokens(text)[-room:]]]) for text in texts]
         states = [self.model(tokens)[0, -1] for tokens in read]
@@ -71,7 +76,7 @@ class PassageEmbedder:
 
 
 def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
-    """Of the heads of a checkpoint's `state`, if it has those that draft."""
+    """Return the drafter of a checkpoint's `state`, or None if it has no heads that draft."""
     heads = load_heads(state)
     if "policy" not in heads:
         return None

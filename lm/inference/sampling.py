@@ -1,12 +1,13 @@
-"""The rule that turns logits into the next token, and what makes it exact for drafted tokens too.
+"""The rule that turns logits into the next token, and the acceptance rule that keeps it
+exact for drafted tokens.
 
-`process_logits` is the whole sampling rule as one pure function, with the n-grams of the text as it would be at that
-place; drafts go through it too, with settings of their own. `Sampler.settle` then keeps or replaces a draft such that the
-text is distributed as without drafts (Leviathan et al., arXiv 2211.17192). Everything here happens on the CPU in fp32, so
-that a seed gives the same text on every device whose logits agree. Never here: models, the global random
-generators.
+`process_logits` is the whole sampling rule as one pure function, with the n-grams of the text as
+it would be at that position; drafts go through it too, with their own settings. `Sampler.settle`
+then keeps or replaces a draft such that the distribution of the text is that without drafts
+(Leviathan et al., arXiv 2211.17192). Everything runs on the CPU in fp32, so that a seed gives the
+same text on every device whose logits agree. Never here: models, global random generators.
 
-Shapes: V vocabulary, N tokens a drafter knows, the first of the vocabulary.
+Shapes: V vocabulary, N vocabulary of the drafter (the first N of the V tokens).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TEMPERATURE, TOP_P, BLOCK_NGRAM = 0.8, 0.95, 3  # unless the caller wants others
+TEMPERATURE, TOP_P, BLOCK_NGRAM = 0.8, 0.95, 3  # defaults
 
 
 class NgramBlocker:
-    """A text, and which tokens would repeat an n-gram of it: for every n-1 tokens seen, what followed them. With n = 0
-    there are none.
+    """A text and the tokens that would repeat one of its n-grams: for every n-1 tokens seen, those
+    that followed them. With n = 0 there are none.
 
-    The lists are stacks, so that `rollback` undoes `append` exactly, as a rejected draft needs it.
+    The lists are stacks, so that `rollback` undoes `append` exactly, as a rejected draft requires.
     """
 
     def __init__(self, tokens: Sequence[int] = (), n: int = 3):
@@ -45,19 +46,19 @@ class NgramBlocker:
         self.tokens.append(token)
 
     def rollback(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Drop everything after the first `length` tokens."""
         while len(self.tokens) > length:
             self.tokens.pop()
             if self.n and len(self.tokens) >= self.n - 1:
                 self._followers[self._context()].pop()
 
     def banned(self) -> list[int]:
-        """The tokens that must not come next."""
+        """Return the tokens that must not come next."""
         return self._followers.get(self._context(), []) if self.n else []
 
 
 def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
-    """If every token is banned, none is: a repeated n-gram is better than no text."""
+    """Mask banned tokens, unless all are banned: a repeated n-gram is better than no text."""
     known = sorted({token for token in banned if token < len(logits_V)})
     if not 0 < len(known) < len(logits_V):
         return logits_V
@@ -65,16 +66,17 @@ def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
 
 
 def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float, top_p: float) -> Tensor:
-    """The distribution the next token is drawn from, (V,) in fp32: ban, temperature, softmax, nucleus.
+    """Return the distribution of the next token, (V,) in fp32: ban, temperature, softmax, nucleus.
 
-    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et al., arXiv 1904.09751),
-    with whatever is as probable as its last one; never empty. `temperature` 0 is greedy: all mass on the best token.
-    On the CPU, without gradients.
+    The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et
+    al., arXiv 1904.09751), with all tokens as probable as its last; never empty. `temperature` 0
+    is greedy: all mass on the best token. On the CPU, without gradients.
     """
     logits_V = ban(logits_V.float(), banned)
     if temperature == 0:
         return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    # A temperature that fp32 does not know would divide by 0, and a tiny one overflow if the largest were not taken off.
+    # A temperature that underflows in fp32 would divide by 0, and a tiny one would overflow
+    # without subtracting the maximum.
     temperature = max(temperature, torch.finfo(torch.float32).tiny)
     probabilities_V = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     if top_p >= 1:
@@ -88,7 +90,8 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
 
 
 def draw(weights_V: Tensor, generator: torch.Generator) -> int:
-    """A token with probability proportional to its weight; `torch.multinomial` takes 20 times as long."""
+    """Sample a token with probability proportional to its weight;
+    `torch.multinomial` takes 20 times as long."""
     mass_V = weights_V.cumsum(-1, dtype=torch.float64)
     point = torch.rand((), dtype=torch.float64, generator=generator) * mass_V[-1]
     return int(torch.searchsorted(mass_V, point, right=True))
@@ -96,11 +99,11 @@ def draw(weights_V: Tensor, generator: torch.Generator) -> int:
 
 class Draft(NamedTuple):
     token: int
-    distribution_N: Tensor | None  # that it was drawn from; None: it was the best token
+    distribution_N: Tensor | None  # that it was sampled from; None: greedy
 
 
 class Sampler:
-    """Chooses the tokens that follow `text`, which the caller extends by what is chosen."""
+    """The sampler of the tokens that follow `text`, to which the caller appends them."""
 
     def __init__(self, text: NgramBlocker, temperature: float, top_p: float, generator: torch.Generator):
         self.text, self.temperature, self.top_p, self.generator = text, temperature, top_p, generator
@@ -109,16 +112,18 @@ class Sampler:
         return int(ban(logits_V, self.text.banned()).argmax())
 
     def draft(self, logits_N: Tensor) -> Draft:
-        """Drawn without the nucleus, which would be half of a draft's time: a temperature lowered by `top_p` cuts away about
-        as much, and as many drafts are kept (benchmarks/LOG.md)."""
+        """Sample a draft without the nucleus, which would take half of a draft's time: a
+        temperature lowered by the factor `top_p` cuts off about as much, and as many drafts are
+        kept (benchmarks/LOG.md)."""
         if self.temperature == 0:
             return Draft(self._best(logits_N), None)
         q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)
         return Draft(draw(q_N, self.generator), q_N)
 
     def settle(self, logits_V: Tensor, draft: Draft | None) -> int:
-        """The next token, by the trunk's logits. A draft y ~ q is kept with probability min(1, p(y) / q(y)), or else
-        replaced by one drawn from max(0, p - q): either way the token is distributed as p."""
+        """Return the next token, by the trunk's logits. A draft y ~ q is kept with probability
+        min(1, p(y) / q(y)), or else replaced by a sample from max(0, p - q): either way the
+        token is distributed as p."""
         if self.temperature == 0:
             return self._best(logits_V)
         p_V = process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
@@ -131,4 +136,5 @@ class Sampler:
         rest_V = p_V.clone()
         rest_V[: len(q_N)] -= q_N
         rest_V.clamp_(min=0)
-        return draw(rest_V if rest_V.any() else p_V, self.generator)  # none is left if p is q but for rounding
+        # Nothing is left if p and q differ only by rounding.
+        return draw(rest_V if rest_V.any() else p_V, self.generator)

@@ -1,1 +1,1 @@
-"""A run: its training loop's parts, its state, and what happens between steps."""
+"""A run: the parts of its training loop, its state, and the scheduled events between steps."""

@@ -1,8 +1,9 @@
-"""Real steps before anything is written: they compile, take all the memory a run will need, and show the speed.
+"""The dry run: real steps before anything is written. They compile, take all the memory a run
+needs, and show its speed.
 
-Evaluation is compiled here too: nothing is later on, when the compiler would keep a signal waiting.
-
-Leaves no trace: learning rates are 0 and the optimizers' states are thrown away.
+Evaluation is compiled here too, so that nothing is later, when the compiler would delay the
+handling of signals. Leaves no trace: learning rates are 0, and the optimizers' states are
+discarded.
 """
 
 import time
@@ -19,13 +20,16 @@ from lm.runtime.estimate import batch_sizes, how_to_set
 from lm.runtime.machine import device_name
 from lm.schedule import plan_step
 
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")  # in the words of torch's CPU allocator and of oneDNN
+# Messages of torch's CPU allocator and of oneDNN.
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")
 
 
 def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> float:
-    """Steps over `num_rows` random rows, optimizer included; returns the seconds of the last.
+    """Run steps, optimizer included, over `num_rows` random rows and return
+    the seconds of the last.
 
-    They compile and allocate everything a step needs. Raises UserError with a batch size that does fit.
+    They compile and allocate everything that a step needs. Raises UserError
+    with a batch size that fits.
     """
     seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
     if seconds is None:
@@ -33,17 +37,21 @@ def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> fl
     for optimizer in learner.optimizers:
         optimizer.state.clear()
     learner.train_step.forget_graphs()
-    give_back_memory()  # what compiling left lies among the buffers of a step: 4% of all with every head (benchmarks/LOG.md)
+    # Compiling leaves garbage between the buffers of a step: 4% of all memory with every
+    # head (benchmarks/LOG.md).
+    give_back_memory()
     return seconds
 
 
 def _try_steps(preset: Preset, world: World, learner: Learner, num_rows: int, batch_rows: int) -> float | None:
-    """Seconds of a step over `num_rows` rows, compiled before; None if memory cannot hold it."""
+    """Return the seconds of a compiled step over `num_rows` rows; None
+    if memory cannot hold it."""
     length = preset.model.seq_length
     tokens = np.random.default_rng(0).integers(learner.vocab_size, size=(num_rows, length + 1))
     learner.train_step.batch_rows = batch_rows
     plan = plan_step(preset, 0, num_rows * length, num_rows)._replace(learning_rate_factor=0.0)
-    # The end first: when no gradient of the heads reaches the trunk any more, theirs is another graph.
+    # The end of a run first: when the heads' gradient no longer reaches the trunk, the
+    # heads run another graph.
     plans = [plan._replace(trunk_gradient=0.0)] if preset.auxiliary.trunk_gradient == "annealed" else []
     seconds = 0.0
     try:
@@ -66,9 +74,11 @@ def _try_steps(preset: Preset, world: World, learner: Learner, num_rows: int, ba
 
 
 def _too_large(preset: Preset, world: World, learner: Learner) -> str:
-    """The message for a micro-batch that memory cannot hold, with the largest that makes the same step and fits.
+    """Return the message for a micro-batch that does not fit, with the largest one that does and
+    that makes the same step.
 
-    With several processes the first smaller one is named untried: ranks that lost a step cannot be led into another.
+    With several processes the next smaller one is suggested untried: ranks that failed in a
+    step cannot start another.
     """
     train = preset.train
     smaller = [size for size in batch_sizes(train) if size <= train.per_gpu_batch_size // 2]
@@ -76,7 +86,7 @@ def _too_large(preset: Preset, world: World, learner: Learner) -> str:
     if smaller:
         candidates = () if world.gradients else smaller
         fitting = next((size for size in candidates if _fits(preset, world, learner, size)), None)
-        # A failed step can leave memory in pieces too small for one that would fit by itself.
+        # A failed step can fragment memory until a size that would fit by itself does not.
         size, verb = (fitting, "fits") if fitting else (smaller[0], "may fit")
         advice = f"{size} {verb}: {how_to_set(train, size)}"
     return (

@@ -1,7 +1,8 @@
 """Scheduled events between two steps: save, evaluate, adapt the mixture, sample.
 
-In this order, so that nothing that may fail comes before the save. Called on every rank together. Each is a pure function
-of the weights, the held-out text and the seed: done again after a resume, it gives the same.
+They run in this order, so that nothing that may fail comes before the save, and on every rank
+together. Each is a pure function of the weights, the held-out text and the seed: repeated after a
+resume, it gives the same result.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def run_events(trainer: Trainer) -> None:
-    """Those that are scheduled after the last step."""
+    """Run the events that are due after the last step."""
     train, aux, state = trainer.preset.train, trainer.preset.auxiliary, trainer.state
     if is_due(trainer, trainer.saved_at, train.save_every_tokens) and trainer.may_save() and trainer.is_finite():
         trainer.save()
@@ -52,14 +53,15 @@ def run_events(trainer: Trainer) -> None:
 
 
 def is_due(trainer: Trainer, last: int, every: int) -> bool:
-    """Whether a multiple of `every` tokens was reached since `last`; not after the last step: the end has its own."""
+    """Return whether a multiple of `every` tokens was reached since `last`. After the last step
+    nothing is due: the end of a run has its own events."""
     return trainer.state.tokens_seen // every > last // every and not trainer.done
 
 
 def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
-    """Held-out loss per source and what the heads measure, recorded and logged; on a fixed subset, or on everything.
-    None: asked to stop."""
-    trainer.collect_results()  # before the clock stops
+    """Evaluate held-out loss per source and the heads' measures, on a fixed subset or on
+    everything; record and log them. Returns None if asked to stop."""
+    trainer.collect_results()  # before the training clock stops
     held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS)
     heads = HeldOutHeads(trainer)
     evaluation = evaluate(
@@ -88,10 +90,11 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
 
 
 class HeldOutHeads:
-    """What the heads measure on the text that `evaluate` reads: means over its batches, weighted by their tokens.
+    """The heads' measures on the text that `evaluate` reads: means over its batches,
+    weighted by their tokens.
 
-    A batch has its own spans as candidates and its own mean as a baseline, so with another number of processes, which
-    deals the rows out otherwise, the numbers differ a little.
+    The candidates of a span and the baseline mean are those of its batch, so the numbers differ a
+    little with another number of processes, which distributes the rows differently.
     """
 
     def __init__(self, trainer: Trainer):
@@ -104,9 +107,10 @@ class HeldOutHeads:
         self.batches.append((valid_BT.sum(), measured))
 
     def means(self) -> dict[str, float]:
-        """Of all ranks; the first has the names, since it alone is sure to have rows."""
+        """Return the means over all ranks. The names are the first rank's, the only one
+        that is sure to have rows."""
         names = self.trainer.world.from_first(lambda: list(self.batches[0][1]))
-        totals = torch.zeros(2, len(names), dtype=torch.float64)  # sums, and tokens of batches where something counted
+        totals = torch.zeros(2, len(names), dtype=torch.float64)  # weighted sums, tokens counted
         for tokens, measured in self.batches:
             values = torch.tensor([float(measured[name]) for name in names], dtype=torch.float64)
             totals += torch.stack((values.nan_to_num(), ~values.isnan())) * tokens.cpu()
@@ -115,8 +119,9 @@ class HeldOutHeads:
 
 
 def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
-    """What was read from each source for the rows so far. The stream notes it now and then, so it may tell of a few
-    rows more. `asked` and `realised`: shares of tokens; of documents with round_robin."""
+    """Return the progress of each source for the rows so far. The stream stores it at
+    intervals, so it may include a few later rows. `asked` and `realised` are shares of tokens,
+    or of documents with round_robin."""
     strategy, weights = trainer.preset.data.mix_strategy, trainer.preset.data.weights
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     entries = stream.progress(num_rows)
@@ -132,7 +137,8 @@ def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
 
 
 def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
-    """New factors on the sources' weights, in force a run-ahead later, so that every resume makes the same rows."""
+    """Set new factors on the sources' weights, in force a run-ahead later, so that every
+    resume makes the same rows."""
     if evaluation is None:
         return
     data, seq_length, state = trainer.preset.data, trainer.preset.model.seq_length, trainer.state
@@ -159,9 +165,10 @@ def decide(
     before: Mapping[str, Measured],
     now: Mapping[str, Measured],
 ) -> tuple[list[float], list[str]]:
-    """New factors by the preset's rule, and for each source the reason in words.
+    """Return new factors by the preset's rule, and for each source the reason in words.
 
-    `before`, `now`: held-out bits per byte with their standard errors at the last decision and at this one.
+    `before`, `now`: held-out bits per byte with their standard errors at the last
+    decision and at this one.
     """
     limits = {"smoothing": aux.adaptive_smoothing, "low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
     if aux.adaptive_rule == "relative_loss":
@@ -178,8 +185,8 @@ def decide(
 
 
 def sample(trainer: Trainer) -> None:
-    """Continues held-out documents, the same ones every time, and keeps the results in samples.md, unless asked to stop:
-    then it is done after the resume."""
+    """Continue held-out documents, the same ones every time, and write the results to
+    samples.md. If asked to stop, writes nothing: the sampling is repeated after the resume."""
     trainer.collect_results()
     if trainer.state.sampled == trainer.state.tokens_seen:
         return
@@ -208,8 +215,9 @@ def sample(trainer: Trainer) -> None:
 
 @torch.inference_mode()
 def difficulty(value: nn.Module, decoder: Decoder, tokens: list[int]) -> list[float | None]:
-    """For each token the nats a token that the value head expects of the text after it; None for tokens too far back for
-    the model to read them together with the last. The first token is the one that begins documents."""
+    """Return the value head's prediction, in nats per token, for the text after each token;
+    None for tokens too far back to share a context window with the last. The first token is the
+    one that begins documents."""
     assert isinstance(value, Value)
     window = tokens[-decoder.max_length :]
     decoder.rollback(0)
@@ -218,7 +226,7 @@ def difficulty(value: nn.Module, decoder: Decoder, tokens: list[int]) -> list[fl
     if len(window) > 1:
         window_1T = torch.tensor([window], device=states_TD.device)
         losses_T = F.cross_entropy(decoder.output(states_TD[:-1]).float(), window_1T[0, 1:], reduction="none")
-        losses_1T = F.pad(losses_T, (0, 1))[None]  # that of the last token is not known, and not needed
+        losses_1T = F.pad(losses_T, (0, 1))[None]  # the last token's is unknown, and not needed
         trailing_T = trailing_loss(losses_1T, window_1T, end_of_text=tokens[0], otherwise=losses_T.mean())[0]
     expected_T = value.expectation(value.logits(states_TD, trailing_T))
     return [None] * (len(tokens) - len(window)) + expected_T.tolist()

@@ -1,4 +1,4 @@
-"""How far a run is: one line in tokens that a terminal shows again and again, or a line now and then in a log.
+"""The progress of a run in tokens: a bar in a terminal, or a line now and then in a log.
 
 On ranks other than the first it shows nothing.
 """
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     from lm.train.trainer import Trainer
 
-LOG_SECONDS = 30  # between two lines when nobody watches a terminal
-SECONDS_A_HEAD = 5  # the line shows one at a time
+LOG_SECONDS = 30  # between two lines if stderr is not a terminal
+SECONDS_A_HEAD = 5  # the line shows one head at a time
 
 
 def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
-    """A context manager with what the loop in main.py needs: `update` and `set_postfix_str`."""
+    """Return a context manager with the methods that the loop in main.py needs:
+    `update` and `set_postfix_str`."""
     from tqdm import tqdm
 
     if not trainer.world.is_first:
@@ -43,8 +44,9 @@ def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
 
 
 def headline(trainer: Trainer) -> str:
-    """The end of the line: loss, what is in the way if something is, the heads' measures, one head at a time (of held-out
-    text, or before the first evaluation of a step), and the model FLOPs utilization."""
+    """Return the end of the line: loss, skipped steps, epochs, the stream's status, the heads'
+    measures (one head at a time; of held-out text, or of the last step before the first
+    evaluation), and the model FLOPs utilization."""
     result, records = trainer.result, trainer.records
     parts = [f"loss {result.loss:.3f}"] if result else []
     if trainer.state.skipped_steps:
@@ -69,7 +71,7 @@ class Silent:
 
 
 class LogLines:
-    """A whole line each time, on stderr: tqdm moves the cursor even where there is none."""
+    """Progress as whole lines on stderr, since tqdm moves the cursor even where there is none."""
 
     def __init__(self, total: int, seen: int):
         self.total, self.seen, self.postfix = total, seen, ""
@@ -88,7 +90,8 @@ class LogLines:
             self._say()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """`refresh`: it stands in the way of the next step, so it is said at once."""
+        """Set the end of the line. `refresh` means that the next step is waiting for something:
+        the text is printed at once."""
         self.postfix = text
         if refresh:
             print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""Before the first step: what is resumed, what is built. All that would fail later fails here, before anything is written."""
+"""Setup before the first step: load, build and check. All that would fail later fails here,
+before anything is written."""
 
 from __future__ import annotations
 
@@ -33,19 +34,23 @@ Checkpoint = dict[str, Any]
 
 
 def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> tuple[Checkpoint | None, TrainState]:
-    """The checkpoint of the unfinished run in `folder`, if there is one and it is not to be a `fresh` run, and the state to
-    go on from. Raises PresetError if its weights do not fit the preset."""
+    """Load the checkpoint of the unfinished run in `folder`, if there is one and
+    no `fresh` run is wanted.
+
+    Returns it, or None, and the state to start from. Raises PresetError if its
+    weights do not fit the preset.
+    """
     state = TrainState.new(len(preset.data.all_sources), preset.train.rows_per_process * world.size)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
         rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint)
-        if edited & BATCH_KEYS:  # else the step stays as it is, however many processes there are now
+        if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
     return checkpoint, state
 
 
 def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, set[str]]:
-    """Also the keys of the preset that were edited since it began."""
+    """Return the checkpoint, or None, and the keys of the preset edited since the run began."""
     if not store.latest_exists(folder):
         return None, set()
     checkpoint, notice = store.load(folder)
@@ -60,20 +65,21 @@ def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, s
 
 
 def is_finished(folder: Path, checkpoint: Checkpoint, token_budget: int) -> bool:
-    """Whether nothing is left to do: trained to the end, and reported."""
+    """Return whether nothing is left to do: trained to the end, and reported."""
     trained = checkpoint["exhausted"] or checkpoint["tokens_seen"] >= token_budget
     return trained and (folder / "report.md").exists()
 
 
 def build_learner(preset: Preset, world: World, state: TrainState) -> Learner:
-    """Raises UserError for a model that memory cannot hold, a tokenizer that cannot be read, heads without room."""
+    """Build the learner. Raises UserError for a model that memory cannot hold, a tokenizer that
+    cannot be read, or rows too short for the heads."""
     vocab_size, end_of_text = world.from_first(bpe.vocabulary, preset)
     tokens_per_step = state.global_batch_rows * preset.model.seq_length
     return Learner(preset, world, vocab_size=vocab_size, end_of_text=end_of_text, tokens_per_step=tokens_per_step)
 
 
 def open_stream(preset: Preset, folder: Path, token_budget: int, state: TrainState) -> Stream:
-    """Starts the process that reads the sources, which writes nothing before `Stream.begin`."""
+    """Start the process that reads the sources; it writes nothing before `Stream.begin`."""
     return Stream(
         preset,
         folder,
@@ -94,8 +100,12 @@ def check(
     token_budget: int,
     fresh: bool,
 ) -> Machine:
-    """Disk, sources, memory and a real step; then the start card, and the first things written: a run that was there is
-    archived if this one is `fresh`, the speed is remembered. `stream` is a face of the first rank's (World.on_first)."""
+    """Check disk, sources, memory and a real step, show the start card, and then
+    write for the first time.
+
+    With `fresh` an existing run is archived; the measured speed is saved. `stream` is the first
+    rank's (World.on_first).
+    """
     needed = estimate.disk_bytes(preset, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     sources = stream.wait_opened(on_status=log.info)
@@ -136,13 +146,15 @@ def _introduce(card: StartCard, folder: Path, fresh: bool) -> Machine:
     if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset)):
         log.info("The run that was here is archived in %s.", put_aside(folder))
     machine = load_machine(folder) or measure_machine()
-    if card.rows_per_step == preset.train.rows_per_process * card.world_size:  # else it is the batch of another run
+    # Not for a resumed run that keeps another batch: its speed is not that of the preset.
+    if card.rows_per_step == preset.train.rows_per_process * card.world_size:
         machine = estimate.record_speed(machine, preset, card.tokens_per_second, card.world_size)
         save_machine(folder, machine)
     return machine
 
 
 def _stream_of_another(folder: Path, preset: Preset) -> bool:
-    """Whether a run killed before its first checkpoint has left a stream that `preset` cannot use."""
+    """Return whether a run killed before its first checkpoint left a stream
+    that `preset` cannot use."""
     header = read_header(folder / "stream")
     return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())

@@ -1,4 +1,4 @@
-"""The start card: everything that was decided before the first step, in at most 80 columns. Words only."""
+"""The start card: everything decided before the first step, in at most 80 columns; text only."""
 
 import math
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from configs.text import clip, counted, human_bytes, human_count, human_time, wr
 from data.producer_client import SourceInfo
 
 WIDTH = 80  # columns
-BYTES_PER_TOKEN = 3.5  # of text, about: English or source code, with some thousands of tokens
+# Of text, approximately: English or source code, with a vocabulary of a few thousand tokens.
+BYTES_PER_TOKEN = 3.5
 
 
 @dataclass(frozen=True)
 class StartCard:
     preset: Preset
     sources: list[SourceInfo]
-    shares: list[float]  # of the tokens, each source's; zeros where nobody knows yet
+    shares: list[float]  # of the tokens, by source; zeros where they are not known yet
     tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
     num_parameters: int
     rows_per_step: int
     world_size: int
     token_budget: int
     tokens_seen: int  # more than 0 when a run is resumed
-    decisions: list[tuple[str, str]]  # (what was decided, why): ("bf16", "this CPU has AVX512-BF16")
-    peak_memory_bytes: int  # of a real trial step
+    decisions: list[tuple[str, str]]  # (decision, reason): ("bf16", "this CPU has AVX512-BF16")
+    peak_memory_bytes: int  # of the dry run
     disk_needed_bytes: int
     disk_free_bytes: int
-    tokens_per_second: float  # of the same trial, or an estimate
+    tokens_per_second: float  # of the dry run, or an estimate
 
     @property
     def tokens_per_step(self) -> int:
@@ -34,13 +35,13 @@ class StartCard:
 
 
 def how_much(source: SourceInfo, share: float, token_budget: int) -> str:
-    """How much a source has, and how often it will be read if it gives `share` of the budget."""
+    """Return how much a source has, and how often it is read for `share` of the budget."""
     times = share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
     return f"{source.size}, to be read about {times:,.0f} times" if times >= 2 else source.size
 
 
 def render_card(card: StartCard) -> str:
-    """The start card: everything decided before the first step, in at most 80 columns."""
+    """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
     remaining = card.token_budget - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"

@@ -1,4 +1,4 @@
-"""What a run remembers: the only definition of what a checkpoint holds beside tensors. Nobody else keeps a copy."""
+"""The state of a run: the only definition and copy of what a checkpoint holds besides tensors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ Measured = tuple[float, float]  # bits per byte, its standard error
 
 @dataclass
 class TrainState:
-    """Lists have one entry a source, in the order of the preset."""
+    """Progress of a run. Lists have one entry per source, in the order of the preset."""
 
-    global_batch_rows: int  # of one step over all processes: kept when their number changes
-    source_tokens: list[int]  # of each source, in the rows seen so far
-    factors: list[float]  # on each source's weight, as adapted so far
+    global_batch_rows: int  # per step over all processes: kept when their number changes
+    source_tokens: list[int]  # by source, in the rows seen so far
+    factors: list[float]  # of each source's weight, as adapted so far
     tokens_seen: int = 0
     num_steps: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0  # of training
-    exhausted: bool = False  # the sources are used up
-    text_digest: str = ""  # of all text seen, in its order
+    exhausted: bool = False  # the sources ran out
+    text_digest: str = ""  # of all text seen, in order
     windows_begun: list[int] = field(default_factory=lambda: [0])  # data/order.py: RowOrder.edges_begun
-    weight_changes: list[tuple[int, list[float]]] = field(default_factory=list)  # (from the journal's row, weights)
-    adapted_on: dict[str, Measured] = field(default_factory=dict)  # held-out text's measures at the last adaptation
+    # (first row in the journal, weights)
+    weight_changes: list[tuple[int, list[float]]] = field(default_factory=list)
+    # held-out measures at the last adaptation
+    adapted_on: dict[str, Measured] = field(default_factory=dict)
     # Tokens seen when each event last happened.
     evaluated: int = 0
     adapted: int = 0
@@ -57,7 +59,7 @@ class TrainState:
         )
 
     def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
-        """Its part of a checkpoint (lm/checkpoint/file.py: CONTENTS)."""
+        """Return its part of a checkpoint (lm/checkpoint/file.py: CONTENTS)."""
         return {
             "global_batch_rows": self.global_batch_rows,
             "tokens_seen": self.tokens_seen,

@@ -1,6 +1,8 @@
-"""One run while it trains: rows from the stream, one step after another, its state, and what is saved of it.
+"""The trainer of a run: it reads rows from the stream, runs step after step,
+keeps the state and saves it.
 
-A step is launched and its result collected apart, one step later on a GPU, so that it never waits for the program.
+Launching a step and collecting its result are separate: on a GPU the result is collected one step
+later, so that the GPU never waits for the program.
 """
 
 from __future__ import annotations
@@ -33,26 +35,28 @@ from lm.schedule import StepPlan, plan_step
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
 
-STEPS_AHEAD = {"cpu": 0, "cuda": 1}  # launched, and not collected yet: a GPU has the next step before it ends one
+# Steps launched but not yet collected: a GPU gets the next one before it ends one.
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 
 
 class Step(NamedTuple):
     plan: StepPlan
     tokens: np.ndarray  # (rows, T + 1) token ids
-    source: np.ndarray  # (rows, T + 1) index of the source of each
-    waited: float = 0.0  # seconds it took to get them
+    source: np.ndarray  # (rows, T + 1) source index of each token
+    waited: float = 0.0  # seconds spent waiting for them
 
 
 class Pending(NamedTuple):
-    """A launched step whose result is to be collected."""
+    """A launched step whose result has not been collected."""
 
     launched: Launched
-    num_bytes: int  # of text
-    line: dict[str, Any] | None  # the beginning of the line of metrics.jsonl that ends with it, if one does
+    num_bytes: int  # of predicted text
+    line: dict[str, Any] | None  # start of the metrics.jsonl line that this step ends, if any
 
 
 class Trainer:
-    """`next_step` and `train_on`, until it is `done`. `stream`: the first rank's alone, None on the others."""
+    """A run: `next_step` and `train_on`, until it is `done`. `stream` is None on
+    all ranks but the first."""
 
     def __init__(
         self,
@@ -68,9 +72,11 @@ class Trainer:
         stop: StopRequest,
         matmul_flops: float,
     ):
-        """`stream` has begun, which is where `info` is from. Loads the weights of `checkpoint`, and cuts the logs in
-        `folder` back to it. `matmul_flops`: a second, the peak of one device. Raises UserError for a checkpoint that does
-        not fit."""
+        """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
+
+        `info` was returned by `stream.begin`. `matmul_flops` is the peak of one device per second.
+        Raises UserError for a checkpoint that does not fit.
+        """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
         self.labels = [source.label for source in preset.data.all_sources]
@@ -84,7 +90,7 @@ class Trainer:
         utilization = self._flops_per_token / (matmul_flops * world.size)
         self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
         self.saved_at = state.tokens_seen  # tokens seen at the last save
-        self.result: StepResult | None = None  # of the last step that was collected
+        self.result: StepResult | None = None  # of the last collected step
         self._saver = Saver(folder)
         self._pending: deque[Pending] = deque()
         self._learning_rate = 0.0
@@ -92,7 +98,8 @@ class Trainer:
             self.records.write_resumed(self.machine)
 
     def _token_bytes(self) -> np.ndarray:
-        """(V,) bytes behind each id; a tokenizer trained on little text has fewer tokens than the model has room for."""
+        """Return the bytes of each token id (V,). A tokenizer trained on little text has fewer
+        tokens than the model's vocabulary."""
         known = bpe.token_bytes(self.tokenizer)
         return np.pad(known, (0, self.learner.vocab_size - len(known)))
 
@@ -104,15 +111,15 @@ class Trainer:
             )
         self.learner.load_state(checkpoint)
 
-    # ---- a step -------------------------------------------------------------------------------------------------
+    # ---- steps ----------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
         return self.state.tokens_seen >= self.token_budget or self.state.exhausted
 
     def next_step(self, on_status: Callable[[str], Any]) -> Step | None:
-        """The next rows to train on; None when asked to stop, or when the sources are used up (`exhausted`). `on_status`
-        gets what is in the way while there are none."""
+        """Return the next rows to train on, or None if asked to stop or if the sources ran out
+        (`exhausted`). `on_status` receives the reason while there are none."""
         began = time.perf_counter()
         state = self.state
         plan = plan_step(self.preset, state.tokens_seen, self.token_budget, state.global_batch_rows)
@@ -137,7 +144,8 @@ class Trainer:
             return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
 
     def train_on(self, step: Step) -> bool:
-        """False: asked to stop, and the step given up; the run is as it was before it."""
+        """Train on a step. Returns False, with the run unchanged, if asked
+        to stop during the step."""
         began = time.perf_counter()
         plan, state = step.plan, self.state
         launched = self.learner.train_step.launch(step.tokens, plan, self.stop)
@@ -156,8 +164,8 @@ class Trainer:
         return True
 
     def collect_results(self, ahead: int = 0) -> None:
-        """Waits for the results of the steps launched, all but the last `ahead` of them (as many on every rank: it raises
-        UserError, if too many were skipped)."""
+        """Wait for the results of launched steps, all but the last `ahead`, which is the same
+        number on every rank: if too many were skipped in a row, this raises UserError."""
         while len(self._pending) > ahead:
             began = time.perf_counter()
             launched, num_bytes, line = self._pending.popleft()
@@ -169,18 +177,19 @@ class Trainer:
                 self.records.write_steps(line)
 
     def is_finite(self) -> bool:
-        """Whether the last step was not skipped: else weights that may be to blame would replace good ones."""
+        """Return whether the last step was not skipped: otherwise weights that may be the cause
+        would replace good ones."""
         self.collect_results()
         return not self.learner.train_step.skipped_in_a_row
 
     def record(self) -> None:
-        """One line of metrics.jsonl for the steps since the last one, if there were any."""
+        """Write a line of metrics.jsonl for the steps since the last one, if there were any."""
         self.collect_results()
         if self.records.interval.num_steps:
             self.records.write_steps(self._line())
 
     def _line(self) -> dict[str, Any]:
-        """How a line begins that is written when its last step is collected."""
+        """Return the start of a line, which is written when its last step is collected."""
         state = self.state
         return {
             "tokens": state.tokens_seen,
@@ -190,17 +199,18 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.world.device.type),
         }
 
-    # ---- what is saved of it ------------------------------------------------------------------------------------
+    # ---- checkpoints ----------------------------------------------------------------------------
 
     def save(self, *, last: bool = False) -> None:
-        """Has a new checkpoint written while training goes on; a failure is logged, and `next_step` raises the third in a
-        row. The `last` save before the program ends is waited for, and its failure raised."""
+        """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
+        the third in a row; the `last` save before the program ends is waited for, and its
+        failure raised."""
         self.saved_at = self.state.tokens_seen
         self.collect_results()
         self.world.from_first(self._save, last)
 
     def may_save(self) -> bool:
-        """Whether the saver is ready, on every rank alike."""
+        """Return whether the saver is ready, the same on every rank."""
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool) -> None:
@@ -209,7 +219,8 @@ class Trainer:
             self._saver.check_last()
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything a checkpoint holds (lm/checkpoint/file.py adds the format); on the first rank."""
+        """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
+        format); on the first rank only."""
         assert self.stream, "the first rank's"
         seq_length, state = self.preset.model.seq_length, self.state
         state.windows_begun = self.stream.windows_begun(state.tokens_seen // seq_length)
@@ -229,7 +240,7 @@ class Trainer:
         return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.decisions[0][0]}"
 
     def facts(self) -> dict[str, str]:
-        """For the report and the model card: what was trained, on what, where."""
+        """Return what was trained, on what and where, for the report and the model card."""
         model, state = self.preset.model, self.state
         skipped = (
             f", {state.skipped_steps:,} of them skipped: their numbers had gone wrong" if state.skipped_steps else ""

@@ -269,7 +269,7 @@ def test_a_stream_is_not_continued_with_other_data(tmp_path, started):
     header = tmp_path / "stream" / "stream.json"
     (written := json.loads(header.read_text()))["format"] -= 1
     header.write_text(json.dumps(written))
-    with pytest.raises(UserError, match=r"begun by another version of this program"):
+    with pytest.raises(UserError, match=r"started by another version of this program"):
         read_all(started(make_preset(), tmp_path, 100 * T), 100)
     header.write_text(json.dumps(written | {"format": FORMAT}))
     other = bpe.train(["some other text"], 300)

@@ -192,7 +192,7 @@ def test_bytes_that_are_not_utf8_cost_a_character_and_not_a_row(hub, kind, bad):
 def test_a_lone_surrogate_in_json_is_one_message_or_one_file_less(hub):
     lone = b'{"text": "high \\ud800 alone"}\n'
     hub.add("poison/all", {"train.jsonl": lone})
-    with pytest.raises(SourceError, match=r"cannot open poison/all: .*surrogate.*; mend that file, or name others"):
+    with pytest.raises(SourceError, match=r"cannot open poison/all: .*surrogate.*; repair that file, or name others"):
         open_hub("poison/all")
     good = b"".join(b'{"text": "row %d"}\n' % number for number in range(20))
     hub.add("poison/one", {"data/train-0.jsonl": good, "data/train-1.jsonl": lone, "data/train-2.jsonl": good})

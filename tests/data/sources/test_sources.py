@@ -104,7 +104,7 @@ def test_nothing_in_a_folder_stops_the_run(tmp_path):
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     source = open_text(tmp_path)
-    left_out = source.size().partition("; left out: ")[2].split(", ")
+    left_out = source.size().partition("; skipped: ")[2].split(", ")
     assert sorted(left_out) == ["1 empty", "1 not a regular file", "2 unreadable"]
     assert texts(source) == ["Good text."]
     assert texts(source, 1) == ["Good text."]

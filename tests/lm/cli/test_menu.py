@@ -236,7 +236,7 @@ def test_the_menu_shows_what_a_choice_costs_and_needs():
     shown = render_menu(dataclasses.replace(MENU, entries=[entry("00_a", silent=("c4",)), BROKEN]))
     for part in ("00  a", "15.1M", "1.2 GB", "1 h 0 min", "✓ wikipedia", "✗ connection refused: c4", "One sentence"):
         assert part in shown
-    for part in ("03_mine", "✗ name is missing; allowed: text", "r  resume", "34.0M of 100M", "a1  take up", "t  talk"):
+    for part in ("03_mine", "✗ name is missing; allowed: text", "r  resume", "34.0M of 100M", "a1  restore", "t  talk"):
         assert part in shown
     assert "e  export" in shown
 
@@ -362,9 +362,12 @@ def test_preset_files_are_numbered_and_in_order(tmp_path):
 
 
 def test_text_that_will_be_read_again_and_again_is_said():
-    assert how_much("3 files, 700 kB", 700_000, 0.5, 100_000_000) == "3 files, 700 kB, to be read about 250 times"
-    assert how_much("3 files, 700 MB", 700_000_000, 0.5, 100_000_000) == "3 files, 700 MB"
-    assert how_much("41 shards", None, 0.5, 100_000_000) == "41 shards"
+    small, large, unknown = (
+        SourceInfo("notes", "3 files", "", [], text_bytes) for text_bytes in (700_000, 700_000_000, None)
+    )
+    assert how_much(small, 0.5, 100_000_000) == "3 files, to be read about 250 times"
+    assert how_much(large, 0.5, 100_000_000) == "3 files"
+    assert how_much(unknown, 0.5, 100_000_000) == "3 files"
 
 
 def test_numbers_for_people():

@@ -63,7 +63,7 @@ def embedder(folder, monkeypatch, **auxiliary) -> PassageEmbedder:
         torch.manual_seed(2)
         randomize(heads, 0.3)
     state = {"preset": preset.to_json(), "model": model.state_dict(), "heads": heads.state_dict()}
-    monkeypatch.setattr("use.checkpoint.load", lambda path: (state, ""))
+    monkeypatch.setattr("lm.checkpoint.store.load", lambda path: (state, ""))
     return PassageEmbedder(folder)
 
 
