@@ -34,7 +34,7 @@ try:
     from configs.errors import UserError
     from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
-    from lm.checkpoint.archive import restore
+    from lm.checkpoint.archive import archived_in, restore
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
@@ -121,7 +121,7 @@ def start(choice: Choice) -> None:
 def unarchive(archived: Path) -> None:
     with FolderLock(CHECKPOINTS):
         if aside := restore(CHECKPOINTS, archived):
-            tell(f"The run that was here is archived in {aside}.")
+            tell(archived_in(aside))
 
 
 # ---- train -----------------------------------------------------------------------------------------------------

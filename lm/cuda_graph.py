@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Recorded = Callable[[Sequence[Tensor]], Tensor]
+CapturedFunction = Callable[[Sequence[Tensor]], Tensor]
 
 
-class NotRecordable(Exception):
+class NotCapturable(Exception):
     """A driver or a kernel does not support capture: the function must be called eagerly."""
 
 
@@ -32,11 +32,15 @@ class Graph:
 
     `function` is called WARM_UPS times on `inputs` and then captured; `reset` undoes the changes
     of these calls. Graphs that share a `pool` share the memory of their intermediate results.
-    Raises NotRecordable, and any exception that the function raises.
+    Raises NotCapturable, and any exception that the function raises.
     """
 
     def __init__(
-        self, function: Recorded, inputs: Sequence[Tensor], reset: Callable[[], None] = lambda: None, pool: Any = None
+        self,
+        function: CapturedFunction,
+        inputs: Sequence[Tensor],
+        reset: Callable[[], None] = lambda: None,
+        pool: Any = None,
     ):
         self.inputs = [tensor.clone() for tensor in inputs]
         stream = torch.cuda.Stream()
@@ -55,7 +59,7 @@ class Graph:
             cause = error.__context__ or error
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
-            raise NotRecordable(str(cause).partition("\n")[0]) from cause
+            raise NotCapturable(str(cause).partition("\n")[0]) from cause
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):

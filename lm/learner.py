@@ -72,7 +72,7 @@ class Learner:
         """(decision, reason) pairs for the start card; complete only after the dry run."""
         if self.device_type == "cpu":
             return self._decisions
-        reason = self.train_step.not_recorded
+        reason = self.train_step.not_captured
         recorded = (
             ("no CUDA graphs", reason) if reason else ("CUDA graphs", "a GPU is not kept waiting between kernels")
         )

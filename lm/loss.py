@@ -120,7 +120,7 @@ def linear_cross_entropy(
     return total, losses_NK[:, 0]
 
 
-def further_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
+def mtp_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> list[tuple[Tensor, float | Tensor]]:
     """Return the targets 2, 3, ... tokens ahead, given the next tokens: flattened (B * T,),
     with their weights, and `IGNORE` at the end of each row."""
     return [

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from lm.cuda_graph import Graph, NotRecordable, Recorded
-from lm.loss import further_targets, padded
+from lm.cuda_graph import CapturedFunction, Graph, NotCapturable
+from lm.loss import mtp_targets, padded
 from lm.optim import set_learning_rate
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
@@ -30,7 +30,7 @@ MAX_SKIPPED_IN_A_ROW = 5
 # Divergence limit of the loss (nats per token) and of the trunk's gradient norm. On text they stay
 # below 12 and 4, and a batch of one repeated token has a norm of 20, or 28 with MTP targets.
 # Clipping would bound a step above the limit, but a fault would still move weights and momenta.
-ABSURD = 1_000.0
+DIVERGENCE_LIMIT = 1_000.0
 
 
 def rows_of_rank(num_rows: int, rank: int, world_size: int) -> slice:
@@ -107,14 +107,16 @@ class TrainStep:
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
         # Of the step's mean loss and the gradient norms of trunk and heads. NaN is below no bound.
-        self.bounds = torch.tensor([ABSURD, ABSURD, math.inf], dtype=torch.float64, device=world.device)
+        self.bounds = torch.tensor(
+            [DIVERGENCE_LIMIT, DIVERGENCE_LIMIT, math.inf], dtype=torch.float64, device=world.device
+        )
         self.skipped_in_a_row = 0
         self.measures: list[str] = []  # names of the heads' losses and measures
-        self.not_recorded = "" if world.device.type == "cuda" else "there is no GPU"  # the reason
+        self.not_captured = "" if world.device.type == "cuda" else "there is no GPU"  # the reason
         if world.gradients is not None:
-            self.not_recorded = "torchrun's processes average their gradients on the way"
-        self._pool = None if self.not_recorded else torch.cuda.graph_pool_handle()
-        self._recorded: tuple[torch.Size, bool] | None = None  # key of the two graphs
+            self.not_captured = "torchrun's processes average their gradients on the way"
+        self._pool = None if self.not_captured else torch.cuda.graph_pool_handle()
+        self._captured: tuple[torch.Size, bool] | None = None  # key of the two graphs
         self._learn_graph: Graph | None = None
         self._finish_graph: Graph | None = None
 
@@ -189,9 +191,10 @@ class TrainStep:
         if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             rate = self.optimizers[0].param_groups[0].get("peak_lr")
             raise UserError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped: their loss or gradients were not finite, or beyond "
-                f"{ABSURD:,.0f}. The weights are those before them and the last checkpoint is intact. Lower the learning "
-                f"rates in the preset, train.matrix_learning_rate first (it is {rate:.3g} now: try half), then resume."
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row were skipped: their loss or gradients were not finite, or above "
+                f"{DIVERGENCE_LIMIT:,.0f}. The weights are those before them and the last checkpoint is intact. Lower "
+                f"the learning rates in the preset, train.matrix_learning_rate first (it is {rate:.3g} now: try half), "
+                "then resume."
             )
 
     def accumulate(
@@ -234,7 +237,7 @@ class TrainStep:
         def forward_backward(inputs: Sequence[Tensor]) -> Tensor:
             tokens_BT1, targets_BT, numbers, *positions = inputs
             share, scale_, *weights = numbers.unbind()
-            further = further_targets(targets_BT, weights)
+            further = mtp_targets(targets_BT, weights)
             with self.autocast():
                 output = self.model(
                     tokens_BT1, targets_BT, dict(zip(drawn, positions, strict=True)), scale_ if scale else 0.0, further
@@ -248,18 +251,18 @@ class TrainStep:
         if self._pool is None:
             return forward_backward(inputs)
         key = (batch.tokens_BT1.shape, scale == 0)
-        if key != self._recorded:  # in the first micro-batch of a step: there are no gradients yet
+        if key != self._captured:  # in the first micro-batch of a step: there are no gradients yet
             try:
                 self._record(forward_backward, inputs)
-            except NotRecordable as error:
-                self.not_recorded, self._pool = str(error), None
+            except NotCapturable as error:
+                self.not_captured, self._pool = str(error), None
                 self.forget_graphs()
                 return forward_backward(inputs)
-            self._recorded = key
+            self._captured = key
         assert self._learn_graph, "recorded"
         return self._learn_graph(inputs).clone()  # graphs share memory: it may be overwritten
 
-    def _record(self, forward_backward: Recorded, inputs: Sequence[Tensor]) -> None:
+    def _record(self, forward_backward: CapturedFunction, inputs: Sequence[Tensor]) -> None:
         """Capture both graphs, after freeing the previous ones: both pairs
         would need twice the memory."""
         self.forget_graphs()
@@ -283,7 +286,7 @@ class TrainStep:
         """Drop the graphs; to be called when the optimizers' state has moved in memory."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()  # the last step may still be running
-        self._recorded = self._learn_graph = self._finish_graph = None
+        self._captured = self._learn_graph = self._finish_graph = None
         if self._pool is not None:  # a pool is freed with its graphs
             self._pool = torch.cuda.graph_pool_handle()
         self._drop_gradients()

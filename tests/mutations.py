@@ -114,7 +114,7 @@ MUTATIONS = {
         "tests/lm/test_bad_numbers.py",
     ),
     "a fault of a billion is learnt": Mutation(
-        "lm/train_step.py", "ABSURD = 1_000.0", "ABSURD = math.inf", "tests/lm/test_bad_numbers.py"
+        "lm/train_step.py", "DIVERGENCE_LIMIT = 1_000.0", "DIVERGENCE_LIMIT = math.inf", "tests/lm/test_bad_numbers.py"
     ),
     "a rank gives a step up alone": Mutation(
         "lm/train_step.py", "if self.world.any(should_stop()):", "if should_stop():", "tests/lm/test_bad_numbers.py"

@@ -112,9 +112,9 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     result = program.run("other\n")
     assert result.code == 0, result.err
     (aside,) = (program.checkpoints / "archive").iterdir()
-    assert f"is put aside in checkpoints/archive/{aside.name}." in result.out
+    assert f"is archived in checkpoints/archive/{aside.name}." in result.out
     assert (inspect(aside).name, inspect(aside).tokens_seen) == ("tiny", seen)
-    assert inspect(program.checkpoints)["name"] == "other"
+    assert inspect(program.checkpoints).name == "other"
 
     preset_file = next((program.checkpoints.parent / "configs").glob("00_*.json"))
     preset_file.write_text(preset_file.read_text().replace("{", "", 1))
@@ -124,8 +124,8 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
         f"No preset in configs/ is named 'tiny' ({preset_file.name}: broken): the run goes on with the settings it had."
     )
     assert goes_on in result.out
-    assert "The run that was here is put aside in checkpoints/archive/other" in result.out
-    assert inspect(program.checkpoints)["name"] == "tiny"
+    assert "The run that was here is archived in checkpoints/archive/other" in result.out
+    assert inspect(program.checkpoints).name == "tiny"
     assert program.state()["tokens_seen"] == budget
     (aside,) = (program.checkpoints / "archive").iterdir()
     assert (inspect(aside).name, inspect(aside).tokens_seen) == ("other", budget)
@@ -156,7 +156,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
     assert not (program.checkpoints / "lm_current.pth").exists()
     result = program.run("1\n")
     assert result.code == 0, result.err
-    assert inspect(program.checkpoints)["name"] == "other"
+    assert inspect(program.checkpoints).name == "other"
 
 
 def test_closed_stdin_is_enter(program):

@@ -3,7 +3,7 @@
 A run's files are first linked into the other place, all of them, and only then removed from the first. How far that has
 come is written in the name of the archive's folder, and each change of that name is one atomic rename:
 
-    <run>.linking     put_aside is filling it; the originals are all there, so an interrupted one is thrown away
+    <run>.linking     archive_run is filling it; the originals are all there, so an interrupted one is thrown away
     <run>.leaving     complete; the originals are being removed
     <run>             put aside
     <run>.returning   complete; restore is linking the files back, and removes this folder when it has them all
@@ -30,7 +30,7 @@ ARTEFACTS = (
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 
 
-def put_aside(folder: Path) -> Path:
+def archive_run(folder: Path) -> Path:
     """Moves the run in `folder` into its archive; returns its place there. CheckpointError if the disk refuses."""
     finish_interrupted(folder)
     summary = inspect(folder)
@@ -54,10 +54,15 @@ def put_aside(folder: Path) -> Path:
     return target
 
 
+def archived_in(place: Path) -> str:
+    """Return the sentence for a run that was archived in `place`, from its checkpoint folder down."""
+    return f"The run that was here is archived in {place.relative_to(place.parents[2])}."
+
+
 def restore(folder: Path, archived: Path) -> Path | None:
     """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first: where."""
     finish_interrupted(folder)
-    aside = put_aside(folder) if _artefacts(folder) else None
+    aside = archive_run(folder) if _artefacts(folder) else None
     try:
         os.rename(archived, archived.with_name(archived.name + RETURNING))
         sync_folder(archived.parent)
@@ -71,7 +76,7 @@ def restore(folder: Path, archived: Path) -> Path | None:
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Completes or undoes what a killed `put_aside` or `restore` left half done; call it before looking at `folder`."""
+    """Completes or undoes what a killed `archive_run` or `restore` left half done; call it before looking at `folder`."""
     for entry in sorted((folder / "archive").glob("*.*")):
         if entry.suffix == LINKING:
             shutil.rmtree(entry)

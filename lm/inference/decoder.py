@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lm.cuda_graph import Graph, NotRecordable
+from lm.cuda_graph import Graph, NotCapturable
 from lm.model import NORM_EPS, Layer, Transformer
 
 PACKED_FOR = 4  # typical number of positions in a pass: oneDNN chooses its blocking by it
@@ -133,7 +133,7 @@ class Decoder:
         inputs = torch.tensor([token], device=self.device), torch.tensor([self.length], device=self.device)
         try:
             self._graph = self._graph or Graph(self._state, inputs)
-        except NotRecordable:
+        except NotCapturable:
             self.recorded = False
             return None
         return self._graph(inputs).clone()

@@ -17,7 +17,7 @@ from data.mixing import shares
 from data.prepare import data_identity
 from data.stream import Stream
 from lm.checkpoint import store
-from lm.checkpoint.archive import put_aside
+from lm.checkpoint.archive import archive_run, archived_in
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
@@ -144,7 +144,7 @@ def _introduce(card: StartCard, folder: Path, fresh: bool) -> Machine:
     preset = card.preset
     log.info("%s", render_card(card))
     if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset)):
-        log.info("The run that was here is archived in %s.", put_aside(folder))
+        log.info("%s", archived_in(archive_run(folder)))
     machine = load_machine(folder) or measure_machine()
     # Not for a resumed run that keeps another batch: its speed is not that of the preset.
     if card.rows_per_step == preset.train.rows_per_process * card.world_size:

@@ -13,7 +13,7 @@ import torch
 
 from configs.schema import ModelConfig
 from lm.checkpoint.file import Snapshot
-from lm.cuda_graph import WARM_UPS, NotRecordable
+from lm.cuda_graph import WARM_UPS, NotCapturable
 from lm.inference.decoder import Decoder
 from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
 from lm.runtime.distributed import World
@@ -106,16 +106,16 @@ def test_a_recorded_step_that_is_given_up_leaves_no_trace():
 
 
 def refuse(*_):
-    raise NotRecordable("operation not permitted when stream is capturing")
+    raise NotCapturable("operation not permitted when stream is capturing")
 
 
 def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
     plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
     plain, refused = make_step(ALL_HEADS), make_step(ALL_HEADS)
     monkeypatch.setattr("lm.train_step.Graph", refuse)
-    refused.not_recorded, refused._pool = "", (0, 0)
+    refused.not_captured, refused._pool = "", (0, 0)
     assert refused(rows_of(0), plan) == plain(rows_of(0), plan)
-    assert refused.not_recorded == "operation not permitted when stream is capturing"
+    assert refused.not_captured == "operation not permitted when stream is capturing"
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 

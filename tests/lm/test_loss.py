@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import loss
-from lm.loss import IGNORE, further_targets, linear_cross_entropy
+from lm.loss import IGNORE, linear_cross_entropy, mtp_targets
 
 HIDDEN, VOCAB = 16, 50
 
@@ -51,7 +51,7 @@ def test_equals_torch_cross_entropy(num_rows, ignored):
 @pytest.mark.parametrize("weights", [(0.5, 0.25), (0.0, 0.0), (2.0,)])
 def test_further_targets_are_learnt_by_their_weights_and_not_reported(weights):
     hidden_ND, weight_VD, targets_N = inputs = make_inputs(37)
-    further = further_targets(targets_N.view(1, -1), weights)
+    further = mtp_targets(targets_N.view(1, -1), weights)
     further[0][0][3] = targets_N[3] = 5  # one token twice in a row
     expected = reference(*inputs).sum()
     for distance, weight in enumerate(weights, 1):  # the row's tokens, `distance` beyond the next
@@ -68,7 +68,7 @@ def test_further_targets_are_learnt_by_their_weights_and_not_reported(weights):
 
 def test_further_targets_are_tokens_of_the_same_row():
     targets_BT = torch.tensor([[1, 2, 3, IGNORE], [5, 6, 7, 8]])
-    (two, weight), (three, _) = further_targets(targets_BT, (0.5, 0.25))
+    (two, weight), (three, _) = mtp_targets(targets_BT, (0.5, 0.25))
     assert weight == 0.5
     assert two.tolist() == [2, 3, IGNORE, IGNORE, 6, 7, 8, IGNORE]
     assert three.tolist() == [3, IGNORE, IGNORE, IGNORE, 7, 8, IGNORE, IGNORE]
@@ -101,7 +101,7 @@ def test_one_product_without_gradients_and_three_with_them(weights):
     hidden_ND, weight_VD, targets_N = make_inputs(24)
     product = 2 * 24 * HIDDEN * VOCAB
     with FlopCounterMode(display=False) as with_gradients:
-        linear_cross_entropy(hidden_ND, weight_VD, targets_N, further_targets(targets_N.view(2, -1), weights))
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, mtp_targets(targets_N.view(2, -1), weights))
     assert with_gradients.get_total_flops() == 3 * product
     with torch.no_grad(), FlopCounterMode(display=False) as without:
         measured, _ = linear_cross_entropy(hidden_ND, weight_VD, targets_N)

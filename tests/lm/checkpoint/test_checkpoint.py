@@ -536,7 +536,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_put_aside_comes_back_whole(tmp_path):
     make_run(tmp_path, "first: one/two", 5)
     first = contents(tmp_path)
-    place = archive.put_aside(tmp_path)
+    place = archive.archive_run(tmp_path)
     assert contents(tmp_path) == {}
     assert (tmp_path / "machine.json").exists()
     assert contents(place) == first
@@ -552,14 +552,14 @@ def test_a_run_put_aside_comes_back_whole(tmp_path):
     assert (run.name, contents(run.folder)) == ("second", second)
 
 
-@pytest.mark.parametrize("action", ["put_aside", "restore"])
+@pytest.mark.parametrize("action", ["archive_run", "restore"])
 def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch, action):
     origin = tmp_path / "origin"
     make_run(origin, "first", 5)
     first = contents(origin)
     second: dict[str, bytes] = {}
     if action == "restore":
-        archive.put_aside(origin)
+        archive.archive_run(origin)
         make_run(tmp_path / "other", "second", 8)
         second = contents(tmp_path / "other")
         shutil.copytree(tmp_path / "other", origin, dirs_exist_ok=True)
@@ -568,8 +568,8 @@ def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch
         folder = tmp_path / "run"
         shutil.copytree(origin, folder)
         with crash_at(call, monkeypatch) as dead:
-            if action == "put_aside":
-                archive.put_aside(folder)
+            if action == "archive_run":
+                archive.archive_run(folder)
             else:
                 (place,) = (run.folder for run in archive.archived_runs(folder))
                 archive.restore(folder, place)
@@ -583,7 +583,7 @@ def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch
         expected = [run for run in (first, second) if run]
         assert sorted(runs, key=str) == sorted(expected, key=str), f"after a crash at call {call}"
         if not died:
-            assert here == ({} if action == "put_aside" else first)
+            assert here == ({} if action == "archive_run" else first)
         shutil.rmtree(folder)
         call += 1
     assert call > 20
