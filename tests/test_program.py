@@ -48,7 +48,9 @@ def test_without_anybody_to_ask_enter_is_taken_and_said(finished):
     assert "Enter: start 00_tiny" in finished.first.out
     assert f"Done: {BUDGET:,} tokens" in finished.first.out
     assert "✓ small  ✓ large" in finished.first.out
-    assert re.search(r"\n20\.0k of 20\.0k tokens, \S+ tokens/s, 0 s left, loss \S+\n", "\n" + finished.first.err)
+    assert re.search(
+        r"\n20\.0k of 20\.0k tokens, \S+ tokens/s, 0 s left, loss \S+, MFU \d+%\n", "\n" + finished.first.err
+    )
     assert all(line.isprintable() for line in finished.first.err.split("\n"))  # a log: nothing moves a cursor
     assert finished.state()["tokens_seen"] == BUDGET
     assert not list(finished.elsewhere.iterdir())

@@ -71,7 +71,7 @@ def check_trained(program: Program, result: Ended, name: str) -> None:
     assert "Traceback" not in result.out + result.err
     assert result.out.count(f"Done: {BUDGET:,} tokens") == 1
     assert result.out.count("Small language models") == 1  # only the first process asks
-    assert inspect(program.checkpoints)["name"] == name
+    assert inspect(program.checkpoints).name == name
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

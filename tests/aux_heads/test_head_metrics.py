@@ -9,6 +9,8 @@ from aux_heads.base import at
 from aux_heads.metrics import MEASURES, in_brief, in_words
 from tests.aux_heads.small_trunk import ALL_HEADS, generator, joint_model, let_it_copy, text_batches
 
+pytestmark = pytest.mark.core
+
 MEASURED = {
     "value/correlation": 0.614,
     "value/trailing_correlation": 0.551,

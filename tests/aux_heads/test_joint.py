@@ -143,6 +143,7 @@ def test_a_micro_batch_without_targets_still_gives_every_head_a_finite_gradient(
         assert not parameter.grad.any(), name
 
 
+@pytest.mark.slow
 def test_every_head_learns_from_real_text():
     model = joint_model(**ALL_HEADS)
     before = held_out(model)
@@ -184,6 +185,7 @@ def test_compiled_heads_equal_eager_ones(backend):
         torch.testing.assert_close(twin.grad, parameter.grad, rtol=1e-3, atol=1e-2, msg=name)
 
 
+@pytest.mark.slow
 def test_a_compiled_trunk_keeps_no_scores_of_its_attention():
     """They grow with the square of the context, and would be most of what a long row needs."""
     rows, length, num_heads = 2, 1024, 2

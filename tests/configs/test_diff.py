@@ -8,6 +8,8 @@ from configs.diff import changes, check_continuable, describe
 from configs.errors import PresetError, UserError
 from configs.schema import Preset, parse_preset
 
+pytestmark = pytest.mark.core
+
 PRESET = {
     "name": "small",
     "model": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64},

@@ -12,6 +12,8 @@ from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.machine import Machine
 
+pytestmark = pytest.mark.core
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = preset_paths(CONFIGS)
 

@@ -6,6 +6,8 @@ from configs import schema
 from configs.catalog import NAMED_SOURCES
 from configs.reference import PATH, reference_text
 
+pytestmark = pytest.mark.core
+
 SECTIONS = [field.annotation for field in schema.Preset.model_fields.values() if isinstance(field.annotation, type)]
 MODELS = [
     schema.Preset,

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from configs.errors import PresetError, UserError
 from configs.schema import Preset, load_preset, parse_preset
 
+pytestmark = pytest.mark.core
+
 MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64}
 QA = {"type": "hf", "dataset": "owner/qa", "fields": ["question", "answer"], "format": "{question} {answer}"}
 
@@ -207,8 +209,8 @@ def test_text_comes_from_one_column_or_from_a_format():
         ("[1]", "[1] is not an object"),
         ("", "line 1, column 1: not JSON"),
         ('{"name": "a",}', "not JSON"),
-        ('{"name": "a" , }', "take away the comma before it"),
-        ('{"name": ["a",]}', "take away the comma before it"),
+        ('{"name": "a" , }', "remove the comma before it"),
+        ('{"name": ["a",]}', "remove the comma before it"),
         ('{"name": "a"', "not JSON"),
         ('{"a":' * 50_000, "nested too deeply"),
         (" " * 1_000_001, "larger than"),

@@ -13,6 +13,8 @@ from data.feed import Feed, Progress
 from data.prepare import reason_to_skip
 from data.sources.base import Document, Source
 
+pytestmark = pytest.mark.core
+
 
 class Numbers(Source):
     """Documents "<epoch>:<n>", one in four unusable; the connection breaks before those numbered in `breaks`."""

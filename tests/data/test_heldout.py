@@ -8,6 +8,8 @@ from data.prepare import first_of_two
 from data.sources.base import Document
 from data.sources.opening import open_source
 
+pytestmark = pytest.mark.core
+
 T = 16
 QUESTIONS = [(f"Q: What is {n} and {n}?\nA: ", f"It is {2 * n}, naïvely.") for n in range(40)]
 ANSWERED = [Document(question + answer, len(question)) for question, answer in QUESTIONS]

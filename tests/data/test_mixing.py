@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from data.mixing import LARGEST_MOVE, Mixer, base_weights, loss_slope, relative_loss, shares_asked
 
+pytestmark = pytest.mark.core
+
 
 def mix(mixer, sizes, num_documents):
     """Tokens taken from each source when a document of source i costs sizes[i]()."""

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from data.journal import run_ahead_rows
 from data.order import RowOrder, window_edges
 
+pytestmark = pytest.mark.core
+
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 900), st.integers(0, 2**32 - 1), st.integers(1, 700))

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from data.packing import Packer, chain_digest, row_dtype
 
+pytestmark = pytest.mark.core
+
 END, T = 0, 8
 documents = st.lists(st.tuples(st.lists(st.integers(1, 65_535), max_size=40), st.integers(0, 3)), max_size=30)
 

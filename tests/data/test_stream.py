@@ -165,6 +165,7 @@ def test_every_kind_of_source_goes_on_exactly_after_three_kills(strategy, all_ki
     check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (1, 1500, 4000), changes)
 
 
+@pytest.mark.slow
 def test_rows_are_shuffled_and_the_same_from_wherever_they_are_read_on(tmp_path, started):
     num_rows = 1600  # windows of 8, 16, 32 and 64 rows, the last of 8
     stream = started(make_preset(), tmp_path, num_rows * T)

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from configs.errors import UserError
 from data import tokenizer as bpe
 
+pytestmark = pytest.mark.core
+
 TEXTS = [inspect.getsource(module) for module in (inspect, json)]
 HARD = f"naïve café 🧪 日本語\r\n\t\x00 {bpe.END_OF_TEXT} e\u0301"
 

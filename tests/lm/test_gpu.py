@@ -27,7 +27,7 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 NUM_STEPS, UNSOUND, FORGOTTEN = 12, 5, 7
 
 
-class NotRecorded:
+class NotCaptured:
     """Calls what `Graph` would record, as often and from the same memory."""
 
     def __init__(self, function, inputs, reset=lambda: None, pool=None):
@@ -45,8 +45,8 @@ class NotRecorded:
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     if not GPU:
-        for room in ("train_step", "decoder"):
-            monkeypatch.setattr(f"lm.{room}.Graph", NotRecorded)
+        for module in ("train_step", "inference.decoder"):
+            monkeypatch.setattr(f"lm.{module}.Graph", NotCaptured)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from configs.schema import ModelConfig
 from lm.model import Transformer, blocked_attention, causal_attention
 
+pytestmark = pytest.mark.core
+
 VOCAB = 500
 
 

@@ -18,6 +18,8 @@ from lm.optim import (
     set_learning_rate,
 )
 
+pytestmark = pytest.mark.core
+
 ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 
 

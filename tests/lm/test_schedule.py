@@ -11,6 +11,8 @@ from configs.schema import AuxiliaryConfig, parse_preset
 from lm.schedule import learning_rate_factor, plan_step, trunk_gradient
 from tests.program import preset_json
 
+pytestmark = pytest.mark.core
+
 
 def test_annealed_trunk_gradient_ends_at_two_thirds():
     annealed = AuxiliaryConfig(trunk_gradient="annealed")

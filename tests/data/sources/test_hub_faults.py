@@ -111,6 +111,7 @@ def written(folder: Path, num_rows: int) -> dict[str, bytes]:
     return content
 
 
+@pytest.mark.slow
 def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_path):
     add_datasets(hub)
     (stream := start("whole", ROWS)).begin()

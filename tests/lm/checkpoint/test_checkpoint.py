@@ -163,6 +163,7 @@ def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkey
     assert events[1:] == [PREVIOUS, ALIAS, CURRENT, "folder"]  # and nothing but names after it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard_links", [True, False])
 @pytest.mark.parametrize("earlier", range(4))
 def test_current_is_whole_after_a_crash_at_every_call_twice_in_a_row(tmp_path, monkeypatch, earlier, hard_links):
@@ -238,6 +239,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_instants(tmp_path):
     script = KILLED.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
@@ -262,6 +264,7 @@ FULL = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_everything_as_it_was(tmp_path):
     for tokens in (1, 2, 3):
         save(tmp_path, make_state(tokens, size=200))

@@ -27,6 +27,8 @@ from lm.cli.menu import (
 )
 from lm.train.start_card import StartCard, how_much, render_card
 
+pytestmark = pytest.mark.core
+
 HOUR = 3600.0
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from lm.inference.difficulty import LINE, MARKS, coloured, level, marked_lines, pieces_of, shows_colours
 
+pytestmark = pytest.mark.core
+
 
 def decode(tokens: list[int]) -> str:
     return bytes(tokens).decode("utf-8", "replace")

@@ -130,6 +130,7 @@ class Ignorant:
         return torch.tensor([0.0, 0.5, 1.0, 2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_ngram", [0, 3])
 def test_greedy_text_is_the_same_with_drafts(model, block_ngram):
     """64 prompts of 1 to 20 tokens, beyond the window of 16; drafts that are kept, and drafts that are not."""
@@ -162,6 +163,7 @@ def enumerated(model, prompt, length, settings) -> dict[tuple[int, ...], float]:
     return found | ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "temperature", "top_p", "block_ngram", "prompt", "stop_token"),
     [

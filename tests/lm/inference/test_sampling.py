@@ -7,6 +7,8 @@ import torch
 
 from lm.inference.sampling import NgramBlocker, Sampler, draw, process_logits
 
+pytestmark = pytest.mark.core
+
 
 def reference_nucleus(probabilities: list[float], top_p: float) -> set[int]:
     """The definition, in exact sums: take tokens by falling probability until their mass reaches top_p."""

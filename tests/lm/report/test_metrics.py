@@ -10,6 +10,8 @@ from configs.text import fenced, printable
 from lm.report.metrics import MetricsLog, NullLog, read_metrics
 from lm.report.samples import Sample, SampleLog, read_samples
 
+pytestmark = pytest.mark.core
+
 NASTY = "```text\n## 5 tokens\n`````\n<script>\n\u202eevil\x1b[2J\r\x07\x9b\ttab | é 漢"
 
 
@@ -73,12 +75,12 @@ def test_samples_are_cut_back_and_a_torn_section_dropped(tmp_path):
     for tokens in (10, 20, 30):
         log.write(tokens, [Sample("s", NASTY, f"text {tokens}")])
     whole = path.read_text(encoding="utf-8")
-    log.keep(lambda line: line["tokens"] <= 20)
+    log.truncate_after(20)
     assert path.read_text(encoding="utf-8") == whole[: whole.index("## 30 tokens")]
     path.write_text(whole[: whole.index("text 20") + 4], encoding="utf-8")  # died while writing the second section
-    log.keep(lambda line: line["tokens"] <= 20)
+    log.truncate_after(20)
     assert path.read_text(encoding="utf-8") == whole[: whole.index("## 20 tokens")]
-    log.keep(lambda line: line["tokens"] <= 0)
+    log.truncate_after(0)
     assert read_samples(path) == []
 
 

@@ -115,6 +115,7 @@ STEP = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the estimate is fitted to what torch takes on Linux")
 def test_memory_is_near_what_a_process_really_takes(preset):
     rows = 8

@@ -131,14 +131,14 @@ def trains(started: Started) -> None:
 
 
 def saves(started: Started) -> None:
-    begun = inspect(started.program.checkpoints)["tokens_seen"]
-    started.wait_for(lambda: inspect(started.program.checkpoints)["tokens_seen"] > begun)
+    begun = inspect(started.program.checkpoints).tokens_seen
+    started.wait_for(lambda: inspect(started.program.checkpoints).tokens_seen > begun)
 
 
 def ends(started: Started) -> None:
     """The second time all is trained already."""
     started.wait_for("tokens of context")
-    started.wait_for(lambda: inspect(started.program.checkpoints)["finished"])
+    started.wait_for(lambda: inspect(started.program.checkpoints).trained)
 
 
 # Phase: how to wait for it, and the seconds within which the signal then comes.

@@ -9,6 +9,8 @@ import pytest
 
 from lm.runtime.terminal import SIZE, size_of, tell
 
+pytestmark = pytest.mark.core
+
 MESSAGE = "the preset cannot start:\n    its folder \x1b[2J/home/somebody/with/a/long/name does not exist"
 
 
