@@ -1,11 +1,12 @@
 """Train a small language model on 100,000,000 tokens of real text.
 
     python main.py                              one process: a GPU, or the CPU
-    torchrun --nproc_per_node=8 main.py         one process a GPU
+    torchrun --nproc_per_node=8 main.py         one process per GPU
 
-Both ask which preset to train; Enter takes the one that suits this machine, or goes on with the run that was
-interrupted. Ctrl-C saves and leaves; the same command and Enter continue with the very next token. There are no flags:
-everything is set in the presets under configs/. What a run leaves behind is in checkpoints/.
+Both ask which preset to train; Enter takes the one that suits this machine, or resumes the
+interrupted run. Ctrl-C saves and leaves; the same command and Enter resume with the very next
+token. There are no flags: everything is set in the presets under configs/. Results are in
+checkpoints/.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if __name__ == "__main__":
     leave_on_signals()  # before the slow imports
 
 try:
-    from lm.runtime.watch import end_with_parent, peer_has_ended, watch  # first: it notes whose child this is
+    from lm.runtime.watch import end_with_parent, peer_has_ended, watch  # first: notes our parent
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
@@ -53,7 +54,10 @@ log = logging.getLogger("lm")
 
 
 def main() -> int:
-    """Exit code: 0 done, or saved on request; 2 the user must change something; 1 a defect or a lost machine."""
+    """Run the program and return its exit code.
+
+    0: done, or saved on request. 2: the user must change something. 1: a defect or a lost machine.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
@@ -67,7 +71,7 @@ def main() -> int:
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # it is every rank's, and said once
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # raised on every rank: print it once
             tell(f"\n{error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -101,7 +105,7 @@ def report_defect() -> int:
 
 
 def start(choice: Choice) -> None:
-    """What was chosen, done. The choice is the first rank's, which tells the others."""
+    """Do what was chosen; the choice is the first rank's, which sends it to the others."""
     from lm.cli.use import use
     from lm.runtime.distributed import World
 
@@ -130,10 +134,12 @@ def unarchive(archived: Path) -> None:
 def train(
     preset: Preset, *, token_budget: int = TOKEN_BUDGET, checkpoint_dir: Path | str = CHECKPOINTS, fresh: bool = False
 ) -> None:
-    """One whole run of `token_budget` tokens, or the rest of the unfinished one in `checkpoint_dir`, without questions.
+    """Train one whole run of `token_budget` tokens, or the rest of the unfinished one in
+    `checkpoint_dir`, without questions.
 
-    A finished run returns at once. With `fresh` a run that is there is archived first. Raises PresetError if the
-    unfinished run's weights do not fit the preset, UserError for whatever else the user can fix.
+    Returns at once if the run is finished. With `fresh`, an existing run is archived first. Raises
+    PresetError if the unfinished run's weights do not fit the preset, UserError for everything
+    else that the user can fix.
     """
     from lm.runtime.distributed import World
     from lm.runtime.log import close_run_log, open_run_log, show_log
@@ -167,7 +173,7 @@ def train(
                 stop,
                 machine.matmul_flops,
             )
-            del checkpoint  # the learner has taken what it needs
+            del checkpoint  # the learner has loaded it
             try:
                 learn(trainer)
             finally:
@@ -179,7 +185,7 @@ def train(
 
 
 def learn(trainer: Trainer) -> None:
-    """The training loop: step after step to the last token, with the scheduled events in between."""
+    """Run the training loop: step after step to the last token, scheduled events in between."""
     from configs.errors import ProducerDied
     from lm.runtime.profiler import profiler
     from lm.train.events import run_events
@@ -191,13 +197,13 @@ def learn(trainer: Trainer) -> None:
             run_events(trainer)
             try:
                 step = trainer.next_step(bar.set_postfix_str)
-            except (UserError, ProducerDied):  # a source that is gone, a full disk: what was learnt so far is kept
+            except (UserError, ProducerDied):  # a lost source, a full disk: keep the steps so far
                 trainer.save()
                 raise
             if step is None:
                 break
             if not trainer.train_on(step):
-                trainer.stop.ask()  # as another process of the job was
+                trainer.stop.ask()  # the request may have come to another rank
                 break
             bar.set_postfix_str(headline(trainer), refresh=False)
             bar.update(step.plan.num_tokens)
@@ -212,7 +218,7 @@ def learn(trainer: Trainer) -> None:
 
 
 def finish(trainer: Trainer) -> None:
-    """The end of a run: saved first, then measured on everything held out, reported and exported."""
+    """Finish a run: save first, then evaluate on all held-out text, export and report."""
     from aux_heads.metrics import MEASURES
     from lm.report.export import export
     from lm.report.report import write_report
@@ -220,17 +226,18 @@ def finish(trainer: Trainer) -> None:
 
     state, folder = trainer.state, trainer.folder
     trainer.record()
-    if state.tokens_seen > trainer.saved_at or state.exhausted:  # else it was saved before, and its report is missing
+    # Otherwise it was saved before, and only its report is missing.
+    if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
     evaluation = measure(trainer, everything=True)
-    if evaluation is None:  # asked to stop in the last step
+    if evaluation is None:  # asked to stop during the last step
         log.info("%s", trainer.stop.farewell)
         return
     sample(trainer)
     if trainer.world.is_first:
         exported = export(trainer.checkpoint(), folder)
-        # Last: its report marks a run as finished.
+        # The report comes last: it marks the run as finished.
         path = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
         talk = "\n  talk to it            python main.py, then t" if folder == CHECKPOINTS else ""
         log.info(

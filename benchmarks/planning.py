@@ -1,4 +1,4 @@
-"""Whether planning ahead writes better text: lm/plan.py with its value, without it, and with values of other candidates.
+"""Whether planning ahead writes better text: plan.py with its value, without it, with values of others.
 
     python -m benchmarks.planning RUN JUDGE [PROMPTS]
 

@@ -2,7 +2,7 @@
 
     for n in 2 4 8 16; do torchrun --nproc_per_node=$n -m benchmarks.scatter; done
 
-Every rank gets the rows of a whole step, as `Run.next_step` sends them. Nothing is trained, so this is the cost alone;
+Every rank gets the rows of a whole step, as `Trainer.next_step` sends them. Nothing is trained, so this is the cost alone;
 with more ranks than cores, wall time is that of the ranks taking turns, and CPU seconds are what to read.
 """
 

@@ -147,7 +147,7 @@ MUTATIONS = {
         "tests/test_skipped_steps.py",
     ),
     "a move of the mixture written twice": Mutation(
-        "lm/report/records.py", 'state.adapted if "adapted" in line else ', "", "tests/lm/train/test_trainer.py"
+        "lm/train/records.py", 'state.adapted if "adapted" in line else ', "", "tests/lm/train/test_trainer.py"
     ),
     "a silent rank is waited for": Mutation(
         "lm/runtime/watch.py",
@@ -156,7 +156,7 @@ MUTATIONS = {
         "tests/test_torchrun.py",
     ),
     "the final evaluation written twice": Mutation(
-        "lm/report/records.py",
+        "lm/train/records.py",
         'state.evaluated if "eval" in line else ',
         "",
         "tests/test_program.py",

@@ -123,7 +123,7 @@ def test_another_preset_puts_the_run_aside_and_a1_takes_it_up(program):
     result = program.run("a1\n")
     assert result.code == 0, result.err
     goes_on = (
-        f"No preset in configs/ is named 'tiny' ({preset_file.name}: broken): the run goes on with the settings it had."
+        f"No preset in configs/ is named 'tiny' ({preset_file.name}: broken): the run resumes with its own settings."
     )
     assert goes_on in result.out
     assert "The run that was here is archived in checkpoints/archive/other" in result.out

@@ -1,1 +1,1 @@
-"""Checkpoints that survive anything, and archived runs."""
+"""Crash-safe checkpoints, and archived runs."""

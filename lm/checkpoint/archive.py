@@ -1,15 +1,17 @@
-"""Runs put aside in `checkpoints/archive/` and brought back, without a moment in which a run is nowhere.
+"""Archives runs in `checkpoints/archive/` and restores them; one place always has all of a run.
 
-A run's files are first linked into the other place, all of them, and only then removed from the first. How far that has
-come is written in the name of the archive's folder, and each change of that name is one atomic rename:
+A run's files are first linked into the new place, all of them, and only then removed from the old
+one. The name of the archive's folder records the progress, and each change of that name is one
+atomic rename:
 
-    <run>.linking     archive_run is filling it; the originals are all there, so an interrupted one is thrown away
+    <run>.linking     archive_run is filling it; the originals are complete, so it is deleted if
+                      interrupted
     <run>.leaving     complete; the originals are being removed
-    <run>             put aside
-    <run>.returning   complete; restore is linking the files back, and removes this folder when it has them all
+    <run>             archived
+    <run>.returning   complete; restore is linking the files back, then removes this folder
 
-`finish_interrupted` reads these names and does the rest. Every caller holds the FolderLock of the folder. Files that
-belong to no run (machine.json, .lock) are never touched.
+`finish_interrupted` reads these names and completes or undoes the move. Every caller holds the
+FolderLock of the folder. Files that belong to no run (machine.json, .lock) are never touched.
 """
 
 import os
@@ -31,14 +33,17 @@ LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 
 
 def archive_run(folder: Path) -> Path:
-    """Moves the run in `folder` into its archive; returns its place there. CheckpointError if the disk refuses."""
+    """Move the run in `folder` into its archive and return its path there.
+
+    Raises CheckpointError if the disk refuses.
+    """
     finish_interrupted(folder)
     summary = inspect(folder)
     name = summary.name if summary else "unreadable" if latest_exists(folder) else "unsaved"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] + time.strftime("-%Y%m%dT%H%M%SZ", time.gmtime())
     archive = folder / "archive"
     while (target := archive / name).exists():
-        name += "x"  # two within one second
+        name += "x"  # the second archived within one second
     linking = archive / (name + LINKING)
     try:
         linking.mkdir(parents=True)
@@ -48,19 +53,22 @@ def archive_run(folder: Path) -> Path:
         finish_interrupted(folder)
     except OSError as error:
         raise CheckpointError(
-            f"Putting the run in {folder} aside failed: {error}\nNothing is lost. Free some space or check the disk, "
+            f"Archiving the run in {folder} failed: {error}\nNothing is lost. Free some space or check the disk, "
             "then start again: the move is finished or undone first."
         ) from error
     return target
 
 
 def archived_in(place: Path) -> str:
-    """Return the sentence for a run that was archived in `place`, from its checkpoint folder down."""
+    """Return the message about a run archived in `place`, shown from the checkpoint folder on."""
     return f"The run that was here is archived in {place.relative_to(place.parents[2])}."
 
 
 def restore(folder: Path, archived: Path) -> Path | None:
-    """Brings `archived`, one of `archived_runs`, back into `folder`; the run that is there is put aside first: where."""
+    """Restore `archived`, one of `archived_runs`, into `folder`.
+
+    A run in `folder` is archived first; returns its path in the archive, or None.
+    """
     finish_interrupted(folder)
     aside = archive_run(folder) if _artefacts(folder) else None
     try:
@@ -69,14 +77,14 @@ def restore(folder: Path, archived: Path) -> Path | None:
         finish_interrupted(folder)
     except OSError as error:
         raise CheckpointError(
-            f"Bringing {archived} back failed: {error}\nNothing is lost. Free some space or check the disk, then start "
+            f"Restoring {archived} failed: {error}\nNothing is lost. Free some space or check the disk, then start "
             "again: the move is finished first."
         ) from error
     return aside
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Completes or undoes what a killed `archive_run` or `restore` left half done; call it before looking at `folder`."""
+    """Complete or undo a move whose process was killed; call it before reading `folder`."""
     for entry in sorted((folder / "archive").glob("*.*")):
         if entry.suffix == LINKING:
             shutil.rmtree(entry)
@@ -92,19 +100,19 @@ def finish_interrupted(folder: Path) -> None:
 
 
 def archived_runs(folder: Path) -> list[SavedRun]:
-    """The runs put aside that can be read, newest first."""
+    """Return the archived runs that can be read, newest first."""
     summaries = (inspect(entry) for entry in (folder / "archive").glob("*") if entry.is_dir())
     return sorted((summary for summary in summaries if summary), key=lambda summary: summary.saved_at, reverse=True)
 
 
 def _artefacts(folder: Path) -> list[Path]:
-    """A run's files and folders in `folder`, with `lm_current.pth`, the sign that a run is there, at the end."""
+    """Return the files and folders of a run in `folder`; `lm_current.pth`, its mark, is last."""
     found = [path for pattern in ARTEFACTS for path in sorted(folder.glob(pattern))]
     return sorted(found, key=lambda path: path.name == CURRENT)
 
 
 def _link_run(source: Path, target: Path) -> None:
-    """Links every artefact of `source` into `target`, forced to the disk; doing it again only adds."""
+    """Link every artefact of `source` into `target` and sync them; may be repeated."""
     for artefact in _artefacts(source):
         if not artefact.is_dir():
             link_as(artefact, target / artefact.name)

@@ -1,11 +1,12 @@
-"""One checkpoint file: what it holds, how it is written, and how it is read when nothing about it can be trusted.
+"""One checkpoint file: its content, how it is written, and how it is read without trusting it.
 
-A `torch.save` file of plain types and CPU tensors: it opens with `torch.load(path, weights_only=True)` and no
-allow-list. `torch.load` does not notice damaged tensors (288 of 300 flipped bits went unseen), so the file, a zip
-archive, ends with a comment that zip readers skip: the SHA-256 of all that comes before it, which `read` checks first.
+It is a `torch.save` file of plain types and CPU tensors: `torch.load(path, weights_only=True)`
+opens it without an allow-list. `torch.load` does not detect damaged tensors (288 of 300 flipped
+bits went undetected), so the file, a zip archive, ends with a comment that zip readers skip: the
+SHA-256 of everything before it, which `read` checks first.
 
-Names, generations and what to do about a bad file are in lm/checkpoint/store.py. torch is imported inside functions only: the
-menu lists runs before anything heavy is loaded.
+Names, generations and the handling of bad files are in lm/checkpoint/store.py. torch is imported
+only inside functions, since the menu lists runs before anything heavy is loaded.
 """
 
 import hashlib
@@ -25,9 +26,11 @@ CONTENTS = {
 
 
 class Snapshot:
-    """`state` as it is now, as a checkpoint holds it: training may go on and change its own tensors. A GPU makes the copy
-    itself, after the steps it has been given and before the next; only `contents` waits for it. (Into pinned memory, of
-    which torch keeps what was used before, until a graph is recorded: the first save after that takes longer.)
+    """A copy of `state` in the form a checkpoint stores: training may then change its own tensors.
+
+    A GPU makes the copy itself, after the steps launched so far and before the next; only
+    `contents` waits for it. The copy is in pinned memory, which torch caches until a CUDA graph is
+    captured: the first save after a capture takes longer.
 
     `state` has every key of CONTENTS but `format_version`.
     """
@@ -40,8 +43,11 @@ class Snapshot:
         self._copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
 
     def contents(self) -> dict[str, Any]:
-        """What is to be written, once it is all there. Raises UserError if a weight or a moment is not finite: the good
-        ones on the disk are kept."""
+        """Wait for the copy and return what is to be written.
+
+        Raises UserError if a weight or a moment is not finite, so that finite ones on the disk are
+        kept.
+        """
         if self._copied:
             self._copied.synchronize()
         if where := _not_finite(self._contents):
@@ -53,21 +59,25 @@ class Snapshot:
 
 
 def write_file(path: Path, contents: dict[str, Any]) -> None:
-    """What a checkpoint holds to the disk, all of it there when this returns. Raises OSError or, torch's own, RuntimeError."""
+    """Write the contents of a checkpoint; they are on the disk when this returns.
+
+    Raises OSError or, from torch, RuntimeError.
+    """
     import torch
 
     with path.open("wb") as file:
         digesting = _DigestingFile(file)
-        torch.save(contents, digesting)  # type: ignore[arg-type]  # it needs no more of a file than this one has
+        torch.save(contents, digesting)  # type: ignore[arg-type]  # it calls only write and flush
         digesting.end()
         file.flush()
         os.fsync(file.fileno())
 
 
 class _DigestingFile:
-    """Hands on what `torch.save` writes and puts its digest behind it, as the comment of the zip archive.
+    """A file for `torch.save` that appends the digest of its content as the zip archive's comment.
 
-    The last two bytes of an archive are the length of its comment, 0: they are held back and written as another.
+    The last two bytes of an archive are the length of its comment, 0: they are held back and
+    replaced by the length of the digest.
     """
 
     def __init__(self, file: io.BufferedWriter):
@@ -91,13 +101,13 @@ class _DigestingFile:
 
 
 def _ending(sha256: Any) -> bytes:
-    """The last bytes of a checkpoint: the length of the comment, and the comment."""
+    """Return the last bytes of a checkpoint: the length of the comment, and the comment."""
     digest = sha256.hexdigest().encode()
     return len(digest).to_bytes(2, "little") + digest
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is what `write_file` made of it, to the last bit."""
+    """Return whether a file is as `write_file` wrote it, to the last bit."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size - len(_ending(sha256))
@@ -108,9 +118,11 @@ def is_whole(path: Path) -> bool:
 
 
 def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
-    """A copy of `value` in plain containers, numbers, text and CPU tensors: what `weights_only=True` opens.
+    """Return a copy of `value` in types that `weights_only=True` opens: plain containers, numbers,
+    text and CPU tensors.
 
-    `copies`: of tensors met so far, so that what shares its memory (a tied embedding) is copied and stored once.
+    `copies`: the copies of earlier tensors, so that tensors that share memory (a tied embedding)
+    are copied and stored once.
     """
     import torch
 
@@ -138,7 +150,7 @@ def _problem_with(state: dict[str, Any]) -> str | None:
 
 
 def _not_finite(value: Any, where: str = "") -> str | None:
-    """Where in a state's weights and moments the first number is that is none."""
+    """Return the path of the first weight or moment that is not finite, or None."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -151,10 +163,10 @@ def _not_finite(value: Any, where: str = "") -> str | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in one checkpoint file.
+    """Read the state in one checkpoint file.
 
-    Raises FileNotFoundError, CheckpointError (another format, no permission) or Damaged, for which `load` takes the
-    generation before.
+    Raises FileNotFoundError, CheckpointError (another format, no permission) or Damaged, after
+    which `load` tries the generation before.
     """
     import torch
 
@@ -166,7 +178,7 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
-    except Exception as error:  # whatever damaged bytes make of zipfile, pickle and torch
+    except Exception as error:  # damaged bytes can raise anything in zipfile, pickle and torch
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise Damaged(f"damaged ({reason})") from error
     if not isinstance(state, dict) or not isinstance(state.get("format_version"), int):
@@ -174,7 +186,7 @@ def read(path: Path) -> dict[str, Any]:
     if state["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {state['format_version']}, and this version of the program reads format "
-            f"{FORMAT_VERSION}: use the version that wrote it, or move the run elsewhere to begin anew."
+            f"{FORMAT_VERSION}: use the version that wrote it, or move the run elsewhere to start a new one."
         )
     if problem := _problem_with(state) or (_not_finite(state) and "its weights are not numbers throughout"):
         raise Damaged(problem)

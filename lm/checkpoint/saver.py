@@ -1,6 +1,7 @@
-"""Saving while training goes on: a copy of the state is taken at once, a thread of its own brings it to the disk.
+"""Saving in the background: the state is copied at once, and a thread writes the copy to the disk.
 
-At most one checkpoint is being written; a save that comes before the last one is on the disk waits for it.
+At most one checkpoint is being written; a save that comes before the last one is on the disk waits
+for it.
 """
 
 import logging
@@ -15,11 +16,13 @@ from lm.checkpoint import store
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # in a row
-REST = 5  # times as long as the last save took: with a GPU they come so soon that the disk would do nothing else
+# Pause after a save, in multiples of its duration: on a GPU saves would otherwise be due so soon
+# that the disk would do nothing else.
+REST = 5
 
 
 class Saver:
-    """Writes into `folder`, whose lock the caller holds."""
+    """The writer of checkpoints into `folder`, whose lock the caller holds."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -29,7 +32,10 @@ class Saver:
         self._rested_at = 0.0
 
     def save(self, state: dict[str, Any]) -> None:
-        """Returns as soon as `state` may change. A failure to write it is logged; training goes on, until `check`."""
+        """Copy `state` and start writing it; it may change once this returns.
+
+        A failure to write it is logged, and training continues until `check` raises.
+        """
         self.wait()
         snapshot = store.Snapshot(state)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="saver")
@@ -44,9 +50,9 @@ class Saver:
             self._rested_at = ended + REST * (ended - began)
         except CheckpointError as error:
             error.__cause__ = None
-            self._failures.append(error.with_traceback(None))  # whose frames hold a copy of the state
+            self._failures.append(error.with_traceback(None))  # its frames hold the snapshot
             log.error("%s", error)
-        except BaseException as error:  # a thread cannot raise it to anybody
+        except BaseException as error:  # nobody would catch it in a thread: `check` raises it
             self._defect = error
 
     @property
@@ -54,23 +60,23 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def is_ready(self) -> bool:
-        """Whether the last save is on the disk, and has been for REST times as long as it took."""
+        """Return whether the last save has ended, and REST times its duration has passed since."""
         return not self.writing and time.monotonic() >= self._rested_at
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread:
             self._thread.join()
 
     def check(self) -> None:
-        """Raises SavingFailed if MAX_FAILURES saves in a row have failed by now, and whatever else went wrong in one."""
+        """Raise SavingFailed after MAX_FAILURES failures in a row, or a defect that a save met."""
         if self._defect:
             raise self._defect
         if len(self._failures) >= MAX_FAILURES:
             raise SavingFailed(f"{MAX_FAILURES} saves in a row failed. The last of them: {self._failures[-1]}")
 
     def check_last(self) -> None:
-        """Waits, and raises the CheckpointError of the last save, if it failed."""
+        """Wait for the last save, and raise its CheckpointError if it failed."""
         self.wait()
         self.check()
         if self._failures:

@@ -1,13 +1,13 @@
-"""Checkpoints that survive anything: a crash at any instruction, a full disk, a flipped bit.
+"""Checkpoints that survive a crash at any instruction, a full disk and a flipped bit.
 
-A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.pth`, `lm_prev2.pth`;
-`simple_lm_trained.pth` is another name of the newest. A save writes a temporary file beside them, forces it to the
-disk, reads it back, gives the older generations their new names as hard links, and only then puts the new file in place
-with one `os.replace`. So at no instant is `lm_current.pth` missing or torn, and a failed save leaves the last good one
-where it was.
+A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.pth` and
+`lm_prev2.pth`; `simple_lm_trained.pth` is another name of the newest. A save writes a temporary
+file beside them, syncs it to the disk, reads it back, gives the older generations their new names
+as hard links, and only then moves the new file into place with one `os.replace`. So
+`lm_current.pth` is never missing or torn, and a failed save leaves the last good one where it was.
 
-What is in a file is for lm/checkpoint/file.py. This one never decides what to save, never starts a fresh run in place of
-a damaged one, and never deletes what it cannot read.
+The content of a file is defined in lm/checkpoint/file.py. This module never decides what to save,
+never starts a fresh run in place of a damaged one, and never deletes a file that it cannot read.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ ALIAS = "simple_lm_trained.pth"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run on the disk, as the menu shows it: the one in `checkpoints/`, or an archived one."""
+    """A run on the disk, as shown in the menu: the one in `checkpoints/`, or an archived one."""
 
     folder: Path
     name: str  # of the preset
     preset: str  # the preset itself, as JSON text
     tokens_seen: int
     token_budget: int
-    trained: bool  # the budget is reached, or the sources ended before it (`exhausted` in the checkpoint)
-    reported: bool  # it has its report, the last thing that a run writes
+    trained: bool  # the budget is reached, or the sources ran out (`exhausted` in the checkpoint)
+    reported: bool  # it has its report, the last file that a run writes
     saved_at: float  # seconds since the epoch
 
     @property
@@ -49,24 +49,26 @@ class SavedRun:
 
 
 def write(folder: Path, snapshot: Snapshot) -> None:
-    """Puts a snapshot on the disk as the newest generation in `folder`, whose lock the caller holds.
+    """Write a snapshot as the newest generation in `folder`, whose lock the caller holds.
 
-    Raises CheckpointError when the disk refuses, UserError for numbers that are not finite; the earlier generations then
-    stay as they were, and training may go on and try again later.
+    Raises CheckpointError when the disk refuses, UserError for non-finite numbers; the earlier
+    generations are then unchanged, and training may continue and try again later.
     """
     contents = snapshot.contents()
     temporary = temporary_name(folder / CURRENT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_temporaries(folder)  # left by a kill
+        _remove_temporaries(folder)  # of a killed save
         write_file(temporary, contents)
         if not is_whole(temporary):
             raise OSError("what was written reads back otherwise")
         names = [*_rotation(folder), (temporary, folder / ALIAS)]
-        links = [(link_beside(source, target), target) for source, target in names]  # all that needs room comes first
+        # Everything that needs disk space comes first.
+        links = [(link_beside(source, target), target) for source, target in names]
         for link, target in links:
             os.replace(link, target)
-        os.replace(temporary, folder / CURRENT)  # the commit: before it the old generations stand, after it the new one
+        # The commit: before it the old generations are valid, after it the new one is.
+        os.replace(temporary, folder / CURRENT)
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
@@ -87,25 +89,27 @@ def _remove_temporaries(folder: Path) -> None:
 
 
 def _rotation(folder: Path) -> list[tuple[Path, Path]]:
-    """The names that the older generations get, in order: prev becomes prev2 as well, and then current prev."""
+    """Return (file, additional name) in order: prev also becomes prev2, then current also prev."""
     current, previous, previous_2 = (folder / name for name in GENERATIONS)
     if not current.exists() or same_file(current, previous):
-        return []  # nothing to rotate, or a save was killed after it had rotated: once more would lose a generation
+        # Nothing to rotate, or a save was killed after its rotation: a second one would lose a
+        # generation.
+        return []
     older = previous.exists() and not same_file(previous, previous_2)
     return [(previous, previous_2), (current, previous)] if older else [(current, previous)]
 
 
 def latest_exists(folder: Path) -> bool:
-    """Whether `folder` holds a run, readable or not: if so, no fresh run may be started over it."""
+    """Return whether `folder` holds a run, readable or not; no fresh run may overwrite it."""
     return any((folder / name).exists() for name in GENERATIONS)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:
-    """The newest state that can be read, and a notice ("" if all is well) for the user.
+    """Load the newest readable state; returns it with a notice for the user ("" if all is well).
 
-    The caller holds the folder's lock. When `lm_current.pth` is missing or damaged, the next generation takes its
-    place, and what is damaged is kept as `<name>.bad-<n>`. When no generation can be read, CheckpointError, and nothing
-    is changed.
+    The caller holds the folder's lock. When `lm_current.pth` is missing or damaged, the next
+    generation takes its place, and damaged files are kept as `<name>.bad-<n>`. Raises
+    CheckpointError, and changes nothing, when no generation can be read.
     """
     problems: dict[str, str] = {}
     for name in GENERATIONS:
@@ -125,10 +129,10 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]) -> str:
-    """Makes generation `used` the current one, keeps the damaged ones under other names, and says so."""
+    """Make generation `used` the current one, keep the damaged ones, and return the notice."""
     kept = [_keep_aside(folder / name) for name, why in problems.items() if why != "missing"]
     link_as(folder / used, folder / CURRENT)
-    link_as(folder / used, folder / ALIAS)  # a save killed just before its commit leaves it ahead
+    link_as(folder / used, folder / ALIAS)  # ahead if a save was killed just before its commit
     for name in problems:
         if name != CURRENT:
             (folder / name).unlink(missing_ok=True)
@@ -141,7 +145,7 @@ def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]
 
 
 def _keep_aside(damaged: Path) -> str:
-    """Gives a damaged file the further name `<name>.bad-<n>`, which it returns."""
+    """Give a damaged file the additional name `<name>.bad-<n>`, and return that."""
     number = 1
     while (target := damaged.with_name(f"{damaged.name}.bad-{number}")).exists():
         number += 1
@@ -150,9 +154,10 @@ def _keep_aside(damaged: Path) -> str:
 
 
 def inspect(folder: Path) -> SavedRun | None:
-    """What the newest readable generation in `folder` says about its run; None if there is none.
+    """Return a summary of the run in `folder` by its newest readable generation; None without one.
 
-    Reads the pickle inside the file with every tensor left out, so it needs neither torch nor the weights.
+    Reads the pickle inside the file and skips every tensor, so it needs neither torch nor the
+    weights.
     """
     for path in (folder / name for name in GENERATIONS):
         try:
@@ -170,13 +175,13 @@ def inspect(folder: Path) -> SavedRun | None:
                 reported=(folder / "report.md").exists(),
                 saved_at=path.stat().st_mtime,
             )
-        except Exception:  # damaged in any way: `load` is where it is reported; a list of runs only leaves it out
+        except Exception:  # damaged in any way: `load` reports it, a list of runs only skips it
             continue
     return None
 
 
 class _WithoutTensors(pickle.Unpickler):
-    """Opens the pickle of a checkpoint without running anything it names: every function it calls returns None."""
+    """An unpickler that runs no code a checkpoint names: every function it calls returns None."""
 
     def find_class(self, module: str, name: str) -> Any:
         return lambda *_: None
@@ -185,15 +190,10 @@ class _WithoutTensors(pickle.Unpickler):
         return None
 
 
-def required_bytes(checkpoint_bytes: int) -> int:
-    """Disk space for three distinct generations and the temporary file of the next (the alias is a hard link)."""
-    return 4 * checkpoint_bytes
-
-
 def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
-    """Raises UserError unless the run in `folder` can grow to `needed` bytes, counting what it already occupies.
+    """Raise UserError unless the run in `folder` can grow to `needed` bytes, including its files.
 
-    `beside`: a new run, next to what is there.
+    `beside`: the run is new, and the files in `folder` are not its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = (path.stat() for pattern in ("lm_*.pth", "stream/*") for path in folder.glob(pattern) if path.is_file())

@@ -1,1 +1,1 @@
-"""What is asked and answered before training: the menu, and what a trained model is used for."""
+"""The dialogue with the user: the menu before a run, and the uses of a trained model."""

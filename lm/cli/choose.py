@@ -1,7 +1,7 @@
-"""The menu's facts and the user's answer, before anything heavy is loaded.
+"""The menu's facts and the user's choice, before anything heavy is loaded.
 
-Which sources answer, what each preset costs on this machine, which runs there are: gathered here, put into words by
-lm/cli/menu.py. Runs on the first rank only.
+The sources that answer, the cost of each preset on this machine and the existing runs are gathered
+here and rendered by lm/cli/menu.py. Runs on the first rank only.
 """
 
 import os
@@ -24,17 +24,17 @@ from lm.runtime.terminal import is_terminal, size_of, tell
 
 
 def choose(folder: Path, configs: Path) -> Choice:
-    """The menu over the presets in `configs` and the runs in `folder`, and what the user wants.
+    """Show the menu of presets in `configs` and runs in `folder`, and return the user's choice.
 
     Comes before the first collective: other ranks wait for it as long as it takes.
     """
     with FolderLock(folder):
         finish_interrupted(folder)
         if store.latest_exists(folder) and store.inspect(folder) is None:
-            store.load(folder)  # says what is wrong: a damaged run is never taken for none
+            store.load(folder)  # raises the reason: a damaged run is never treated as no run
     menu = gather_menu(folder, configs)
     person = is_terminal(sys.stdin)
-    # Whoever types the answer reads the question, also when what comes after it goes to a file.
+    # The user who types the answer must see the question, even if the output goes to a file.
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
         size = size_of(sys.stdout)
@@ -43,7 +43,7 @@ def choose(folder: Path, configs: Path) -> Choice:
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:
-    """The menu's facts: which sources answer (two seconds at most), what presets cost here, which runs there are."""
+    """Gather the menu's facts: sources that answer within two seconds, costs of presets, runs."""
     presets = presets_in(configs)
     answers: dict[Path, list[Probe]] = {}
     asking = [
@@ -52,7 +52,7 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     ]  # fmt: skip
     for thread in asking:
         thread.start()
-    machine = load_machine(folder)  # measured while the sources are asked
+    machine = load_machine(folder)  # measured while the sources are probed
     if machine is None:
         machine = measure_machine()
         save_machine(folder, machine)
@@ -85,7 +85,8 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list[Probe], m
 
 
 def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
-    """The chosen preset; to go on with a run: the preset file of that name as it is today, or else the run's own."""
+    """Load the chosen preset; for a resumed run, the preset file of that name as it is today, or
+    else the run's own."""
     if choice.action == "preset":
         return load_preset(choice.path)
     current = store.inspect(folder)
@@ -96,18 +97,18 @@ def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
         changed = changes(own, preset)
         return bool(fixed_changes(changed)), len(changed)
 
-    # A copy that kept its original's name is told apart by what the run's weights need.
+    # Of several files with that name, the one that fits the run's weights is meant.
     presets = presets_in(configs)
     namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == own.name]
     if not namesakes:
         broken = [path.name for path, preset in presets.items() if isinstance(preset, PresetError)]
         errors = f" ({', '.join(broken)}: broken)" if broken else ""
-        tell(f"No preset in {configs.name}/ is named {own.name!r}{errors}: the run goes on with the settings it had.")
+        tell(f"No preset in {configs.name}/ is named {own.name!r}{errors}: the run resumes with its own settings.")
     return min(namesakes, key=edits, default=own)
 
 
 def presets_in(configs: Path) -> dict[Path, Preset | PresetError]:
-    """Every preset file of the menu, in its order; for a broken one what is wrong with it."""
+    """Load every preset file of the menu, in its order; a broken one yields its PresetError."""
     presets: dict[Path, Preset | PresetError] = {}
     for path in preset_paths(configs):
         try:

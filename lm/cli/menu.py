@@ -1,7 +1,8 @@
-"""What is asked before training: the menu and the answer. Words only.
+"""The menu before training and the user's answer, as text only.
 
-Every fact (sizes, speeds, which sources answer, which runs exist) is handed in; nothing here measures, opens or starts
-anything. `ask` reads through the callable it is given, so a test can be the user.
+Every fact (sizes, speeds, which sources answer, which runs exist) is passed in; nothing here
+measures, opens or starts anything. `ask` reads through the callable passed to it, so that a test
+can act as the user.
 """
 
 import difflib
@@ -22,12 +23,12 @@ from lm.checkpoint.store import SavedRun
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
 Size = tuple[int, int]  # of a terminal, columns and lines
-SMALLEST: Size = (80, 24)  # that the menu must fit
+SMALLEST: Size = (80, 24)  # the menu must fit into it
 
 
 @dataclass(frozen=True)
 class MenuEntry:
-    """One preset file. `error` is the PresetError's message when the file is broken; the numbers are then unused."""
+    """A preset file. `error`: the message of its PresetError; the numbers are then unused."""
 
     path: Path
     preset: Preset | None = None
@@ -35,7 +36,7 @@ class MenuEntry:
     num_parameters: int = 0
     memory_bytes: int = 0
     seconds: float = math.inf  # of the whole token budget on this machine
-    measured: bool = False  # such a run was timed here; else `seconds` is a guess
+    measured: bool = False  # whether such a run was timed here; else `seconds` is an estimate
     sources: list[Probe] = field(default_factory=list)
 
     @property
@@ -48,7 +49,7 @@ class MenuEntry:
 
     @property
     def obstacle(self) -> str:
-        """Why it cannot start now, or ""."""
+        """The reason why it cannot start now, or ""."""
         if self.error:
             return "the file has errors"
         silent = [source.label for source in self.sources if not source.ok]
@@ -61,25 +62,26 @@ class MenuEntry:
 class Menu:
     entries: list[MenuEntry]
     current: SavedRun | None = None  # the run in checkpoints/, finished or not
-    archived: list[SavedRun] = field(default_factory=list)  # unfinished runs put aside
-    has_model: bool = False  # there is something to talk to and to export
+    archived: list[SavedRun] = field(default_factory=list)  # unfinished archived runs
+    has_model: bool = False  # whether there is a model to talk to and to export
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user wants. `path`: the preset file ("preset") or the run's folder ("resume", "restore"), else unused."""
+    """The user's choice. `path`: the preset file ("preset") or the run's folder ("resume",
+    "restore"), else unused."""
 
     action: Literal["preset", "resume", "restore", "talk", "export", "quit"]
     path: Path = Path()
 
 
 def preset_paths(folder: Path) -> list[Path]:
-    """NN_*.json, in the order of the menu."""
+    """Return the files NN_*.json, in the order of the menu."""
     return sorted(path for path in folder.glob("*.json") if re.fullmatch(r"\d+_.+", path.stem))
 
 
 def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[Choice, str]:
-    """What Enter does, and why. Raises UserError when there is nothing Enter could start."""
+    """Return the choice of Enter and its reason. Raises UserError if there is nothing to start."""
     if current and current.finished:
         return Choice("quit"), f"leave; {clip(current.name, 40)} is finished"
     if current:
@@ -100,7 +102,8 @@ def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[
 
 
 def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
-    """The menu for a terminal of that size, with room for the prompt below it: what matters least goes first."""
+    """Return the menu for a terminal of that size, with room for the prompt below it: the least
+    important lines are dropped first."""
     columns, height = map(max, size, SMALLEST)
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
@@ -129,8 +132,8 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
 
 
 def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
-    """Most important first: what it is and costs, whether it can start, the sentence. A name that several presets have does
-    not tell which it is: then the file's."""
+    """Return an entry's lines, most important first: name and cost, sources, description. A name
+    that several presets share is replaced by the file's."""
     name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
     title = f"{entry.number:02d}  {clip(name, 22):<22}"
     if entry.preset is None:
@@ -146,7 +149,7 @@ def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
 
 
 def _sources_in_words(sources: list[Probe]) -> list[str]:
-    """Those that are there, and the others by what is wrong with them."""
+    """Return the sources that answer, and the others grouped by their problem."""
     silent: dict[str, list[str]] = {}
     for source in sources:
         if not source.ok:
@@ -158,10 +161,12 @@ def _sources_in_words(sources: list[Probe]) -> list[str]:
 def ask(
     menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
 ) -> Choice:
-    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, in one of that `size`.
+    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, on
+    a terminal of that `size`.
 
-    End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready, and, without a
-    terminal, for one that is not or does not exist. KeyboardInterrupt passes through.
+    End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready
+    and, without a terminal, for a preset that is not ready or does not exist. KeyboardInterrupt
+    passes through.
     """
     while True:
         try:
@@ -169,7 +174,7 @@ def ask(
             say(f"Enter: {reason}")
         except UserError as error:
             default, nothing_ready = None, error
-            if terminal:  # or else it is raised, and said, in a moment
+            if terminal:  # otherwise it is raised below
                 say(str(error))
         try:
             answer = read("> ").strip()
@@ -197,7 +202,10 @@ def ask(
 
 
 def _understand(answer: str, menu: Menu) -> Choice:
-    """An answer that is not empty -> Choice. Raises LookupError (unknown, with the nearest), UserError (not ready)."""
+    """Return the choice for a non-empty answer.
+
+    Raises LookupError (unknown, with the nearest name) or UserError (not ready).
+    """
     word = answer.lower().removesuffix(".json")
     choices: dict[str, Choice] = {"q": Choice("quit")}
     if menu.current and not menu.current.finished:
@@ -223,13 +231,14 @@ def _understand(answer: str, menu: Menu) -> Choice:
 
 
 def _spellings(entry: MenuEntry) -> dict[str, str]:
-    """What a person may call a preset, in lower case."""
+    """Return the names by which a user may choose a preset, in lower case."""
     stem = entry.path.stem.lower()
     return {"number": str(entry.number), "stem": stem, "name": entry.preset.name.lower() if entry.preset else stem}
 
 
 def _ready(entry: MenuEntry) -> Choice:
-    """A preset asked for by name or number starts or is an error: it is never swapped for another."""
+    """Return the choice of a preset that the user named. Raises UserError if it cannot start: it
+    is never replaced by another."""
     if entry.error:
         raise UserError(entry.error)
     silent = [f"\n  {source.label}: {source.detail or 'no answer'}" for source in entry.sources if not source.ok]

@@ -1,4 +1,4 @@
-"""What a trained model is used for: talk to it, or export it. Reads checkpoints, writes only the export."""
+"""The uses of a trained model: talking to it and exporting it. Only the export is written."""
 
 import json
 import select
@@ -19,7 +19,8 @@ from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
 from lm.runtime.terminal import tell
 
-DRAFTING_PAYS_FROM = 3  # layers: below, drafts may cost more than the passes that they spare (benchmarks/LOG.md)
+# Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
+DRAFTING_PAYS_FROM = 3
 
 
 def use(action: str, folder: Path) -> None:
@@ -32,7 +33,7 @@ def use(action: str, folder: Path) -> None:
         if action == "export":
             obstacle = gguf_obstacle(run / "tokenizer.json")
             tell(f"exported to {export(state, run, gguf=not obstacle)}")
-            tell(obstacle or "in it model.gguf is for llama.cpp, all else for transformers and its kin")
+            tell(obstacle or "model.gguf is for llama.cpp, the other files for transformers")
             return
     model, tokenizer, end_of_text = load_model(state, run)
     name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]
@@ -49,8 +50,8 @@ def use(action: str, folder: Path) -> None:
 
 
 def pick(folder: Path) -> Path:
-    """The folder of the run that is meant: the only one, or the user's choice; Enter takes the one in `folder`, or else
-    the newest. Raises UserError for a run that is not there."""
+    """Return the folder of the only run, or of the user's choice; Enter takes the one in `folder`,
+    or else the newest. Raises UserError for a run that does not exist."""
     current = store.inspect(folder)
     runs = ([current] if current else []) + archived_runs(folder)
     if len(runs) < 2:
@@ -72,7 +73,7 @@ def pick(folder: Path) -> Path:
 
 
 def ask(question: str) -> str:
-    """Like `input`, but no Ctrl-C is missed: `input` overlooks one that comes just before it waits."""
+    """Read a line as `input` does, without missing a Ctrl-C that comes just before it waits."""
     print(question, end="", flush=True)
     while sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
         pass

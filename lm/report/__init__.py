@@ -1,1 +1,1 @@
-"""What a run leaves behind for people and for other programs: metrics, samples, curves, the report, exports."""
+"""The results of a run: metrics, samples and curves, the report, exports for other programs."""

@@ -1,8 +1,9 @@
-"""A finished run as a folder that transformers, and whatever else reads `Qwen3ForCausalLM`, opens without custom code.
+"""The export of a run: a folder that transformers and other readers of `Qwen3ForCausalLM` open
+without custom code.
 
-The trunk is that architecture already: exporting renames tensors and cuts our fused matrices apart, bit for bit. The
-folder is written beside an older one and takes its place whole. Never here: loading checkpoints, uploading, changing
-weights.
+The trunk already has that architecture: exporting renames tensors and splits our fused matrices,
+bit for bit. The folder is written beside an older one and replaces it as a whole. Never here:
+loading checkpoints, uploading, changing weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lm.report.metrics import read_metrics
 from lm.report.model_card import RunFacts, SourceFacts, write_model_card
 from lm.report.samples import read_samples
 
-LAYER_NAMES = {  # ours: theirs; several names: our matrix is theirs stacked, in this order
+LAYER_NAMES = {  # ours: theirs; where there are several, ours stacks theirs in this order
     "attention_norm": ("input_layernorm",),
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.q_norm": ("self_attn.q_norm",),
@@ -43,8 +44,8 @@ OUTER_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "output": "l
 
 
 def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    """`Transformer.state_dict()` under the names of `Qwen3ForCausalLM`, fp32; a tied output layer is left out, as
-    there."""
+    """Return `Transformer.state_dict()` under the names of `Qwen3ForCausalLM`, in fp32; a tied
+    output layer is omitted, as it is there."""
     exported = {}
     for name, tensor in model_state.items():
         if tied and name == "output.weight":
@@ -61,7 +62,7 @@ def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, T
 
 
 def qwen3_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    """config.json. `rope_theta` stands both where transformers 5 and where older readers look for it."""
+    """Return config.json, with `rope_theta` where transformers 5 and where older readers look."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -101,9 +102,10 @@ def export_huggingface(
 ) -> Path:
     """Write `out_dir` (config, weights, tokenizer, generation settings, model card) and return it.
 
-    `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` the token every document of the
-    stream began with; `run` what the card is made from; `aux_heads` go beside the weights, in a file that the other
-    readers ignore; with `gguf`, so does model.gguf. An earlier export there is replaced, once the new one is complete.
+    `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` is the token
+    that began every document of the stream; the model card is made from `run`; `aux_heads` are
+    written beside the weights, in a file that other readers ignore; with `gguf`, model.gguf is
+    too. An earlier export is replaced once the new one is complete.
     """
     tokenizer_id = Tokenizer.from_file(str(tokenizer_path)).token_to_id(end_of_text)
     assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
@@ -129,7 +131,8 @@ def export_huggingface(
         write_gguf(temporary / "model.gguf", config, state, tokenizer_path, name=preset.name)
     write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
     for file in temporary.iterdir():
-        file.chmod((temporary / "config.json").stat().st_mode)  # safetensors' files are the owner's alone
+        # safetensors lets only the owner read its files.
+        file.chmod((temporary / "config.json").stat().st_mode)
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     if out_dir.exists():
@@ -141,7 +144,7 @@ def export_huggingface(
 
 
 def generation_config(end_of_text_id: int) -> dict[str, Any]:
-    """The sampling that `lm.inference.generate.generate` uses by default."""
+    """Return the sampling settings that `lm.inference.generate.generate` uses by default."""
     return {
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
@@ -155,7 +158,7 @@ def generation_config(end_of_text_id: int) -> dict[str, Any]:
 
 
 def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
-    """Read tokenizer.json as it is: no cleaning up of spaces, no inputs that the model does not take."""
+    """Return tokenizer_config.json: no cleaning up of spaces, only inputs that the model takes."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end_of_text,
@@ -168,7 +171,7 @@ def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
 
 
 def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
-    """The model of a checkpoint's `state` as `folder/hf`, for transformers and whatever else reads Qwen3."""
+    """Export a checkpoint's `state` to `folder/hf`, for all programs that read Qwen3."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
     tokenizer = bpe.load(path)
@@ -185,7 +188,7 @@ def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
 
 
 def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
-    """What the model card is made from: the run's records up to the checkpoint, which may be older than the last."""
+    """Return the facts for the model card. Records after the checkpoint do not count."""
     seen, facts = state["tokens_seen"], state["facts"]
     if seen < state["token_budget"] and not state["exhausted"]:
         facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
@@ -195,7 +198,7 @@ def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
 
 
 def source_facts(source: Source) -> SourceFacts:
-    """Of a preset's source: what the catalogue knows about it, or where to look."""
+    """Return what the catalogue knows about a preset's source, or where to find out."""
     dataset = source.dataset if source.type == "hf" and not source.is_local else ""  # on the Hub
     if known := catalogued(source):
         return SourceFacts(source.label, known.about, known.licence, dataset)
@@ -203,4 +206,4 @@ def source_facts(source: Source) -> SourceFacts:
         return SourceFacts(
             source.label, f"https://huggingface.co/datasets/{dataset}", "see the dataset's page", dataset
         )
-    return SourceFacts(source.label, "files of whoever trained it", "not stated")
+    return SourceFacts(source.label, "local files", "not stated")

@@ -1,7 +1,7 @@
-"""The pictures of a run: its curves, and its heads' measures beside what they must beat.
+"""The figures of a run: its curves, and its heads' measures beside their baselines.
 
-Drawn from the records of metrics.jsonl on an off-screen canvas, never on a display; matplotlib is imported only when a
-figure is drawn.
+Drawn from the records of metrics.jsonl on an off-screen canvas, never on a display; matplotlib is
+imported only when a figure is drawn.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from aux_heads.metrics import Measure
 
 Record = dict[str, Any]
-# Okabe & Ito's palette without yellow: told apart on white, by colour-blind readers too; repeated with dashes beyond 7.
+# Okabe & Ito's palette without yellow: distinct on white, also to colour-blind readers; beyond 7
+# the colours repeat with dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
 LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without names
 
 
 def draw(records: list[Record], path: Path) -> None:
-    """Four panels over tokens: loss, held-out bits per byte per source, mixture, tokens per second."""
+    """Draw four panels over tokens: loss, held-out bits per byte by source, mixture, speed."""
     from matplotlib.ticker import EngFormatter
 
     figure = _figure(8.4)
@@ -75,7 +76,7 @@ def draw(records: list[Record], path: Path) -> None:
 
 
 def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -> None:
-    """A panel a head over tokens: its measures, and in the same colour, dashed, what they must beat."""
+    """Draw a panel per head over tokens: its measures and, dashed in their colour, baselines."""
     measured = [record for record in records if record.get("heads")]
     known = [
         measure for measure in measures if any(measure.values(record["heads"])[0] is not None for record in measured)
@@ -95,7 +96,7 @@ def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -
             name = measure.name.partition("/")[2].replace("_", " ")
             _line(panel, *_columns([pair[:2] for pair in pairs]), f"{name}; dashed: {baseline}", colour, marker="o")
             _line(panel, *_columns([pair[::2] for pair in pairs]), "", colour, linestyle="--")
-        # An r2 of the first steps would flatten all the rest.
+        # The r2 of the first steps would flatten everything else.
         last = [value for value in (measure.values(measured[-1]["heads"])[0] for measure in own) if value is not None]
         panel.set_ylim(bottom=max(panel.get_ylim()[0], min([-1, *last])))
         panel.legend(frameon=False, fontsize="x-small")
@@ -131,7 +132,7 @@ def _title(panel: Axes, text: str) -> None:
 
 
 def _source_line(panel: Axes, points: list[tuple[int, float | None]], index: int, label: str, num_sources: int) -> None:
-    """One source keeps its colour and dashes in every panel."""
+    """Draw one source, with the same colour and dashes in every panel."""
     named = num_sources <= LINES_TO_LABEL
     colour = COLOURS[index % len(COLOURS)] if named else "#9A9A9A"
     style = STYLES[index // len(COLOURS) % len(STYLES)] if named else "-"
@@ -147,12 +148,12 @@ def _series(records: list[Record], key: str) -> tuple[list[int], list[float]]:
 
 
 def _columns(points: list[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
-    """Points as x and y, without those that were not measured or not finite."""
+    """Return points as x and y, without those that were not measured or not finite."""
     kept = [(x, y) for x, y in points if y is not None]
     return [x for x, _ in kept], [y for _, y in kept]
 
 
 def _running_median(values: list[float]) -> list[float]:
-    """Over a window of 2% of the points: robust against a single bad step."""
+    """Return the median over a window of 2% of the points, robust against a single bad step."""
     half = max(1, len(values) // 100)
     return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

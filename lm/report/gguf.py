@@ -1,8 +1,9 @@
-"""The exported model as one GGUF file, which llama.cpp and what is built on it open.
+"""The exported model as one GGUF file, for llama.cpp and programs built on it.
 
-Weights stay fp32, so nothing is lost; `llama-quantize` makes smaller files of it. The tokenizer is written out with the
-name of the rule that cuts text into words, since converters guess that name from vocabularies they have seen before.
-The package `gguf` (the extra of that name) is imported only when a file is written.
+Weights stay fp32, so nothing is lost; `llama-quantize` makes smaller files of it. The tokenizer is
+written with the name of its pre-tokenizer, the rule that splits text into words, since converters
+guess that name from vocabularies they know. The package `gguf` (the extra of that name) is
+imported only when a file is written.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ PLAIN_BPE = {
 
 
 def gguf_obstacle(tokenizer_path: Path) -> str:
-    """Why no GGUF file can be written of a model with this tokenizer, and what to do about it; "" if one can."""
+    """Return why no GGUF file can be written with this tokenizer, and the fix; "" if one can."""
     tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
-    words = {"use_regex": True} | (tokenizer["pre_tokenizer"] or {})  # older files leave out what is usual
+    words = {"use_regex": True} | (tokenizer["pre_tokenizer"] or {})  # absent in older files
     model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
     known = GPT_2_WORDS.items() <= words.items() and PLAIN_BPE.items() <= model.items()
     if not known or tokenizer["normalizer"]:
         return (
-            "No GGUF file for llama.cpp: it would cut text otherwise than this tokenizer, which is not byte-level BPE with "
+            "No GGUF file for llama.cpp: it would split text differently from this tokenizer, which is not byte-level BPE with "
             "the word rule of GPT-2. convert_hf_to_gguf.py of llama.cpp knows some others."
         )
     if not find_spec("gguf"):
@@ -45,7 +46,10 @@ def gguf_obstacle(tokenizer_path: Path) -> str:
 def write_gguf(
     path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], tokenizer_path: Path, *, name: str
 ) -> None:
-    """`config` and `state` as in config.json and model.safetensors of the export; no `gguf_obstacle`."""
+    """Write `config` and `state`, as in the export's config.json and model.safetensors, to `path`.
+
+    There must be no `gguf_obstacle`.
+    """
     from gguf import MODEL_ARCH, GGUFWriter, LlamaFileType, get_tensor_name_map
 
     writer = GGUFWriter(path, "qwen3")
@@ -71,7 +75,7 @@ def write_gguf(
     writer.add_token_merges(merges)
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
-    writer.add_add_bos_token(True)  # every document it learnt from began with that token
+    writer.add_add_bos_token(True)  # every training document began with that token
     writer.add_add_eos_token(False)
 
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, config["num_hidden_layers"])
@@ -86,10 +90,10 @@ def write_gguf(
 
 
 def gguf_tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int], list[str]]:
-    """(token of each id, its type, merges as "left right") of a tokenizer.json.
+    """Return (token of each id, its type, merges as "left right") of a tokenizer.json.
 
-    A special token is "control": text never becomes one. An id that the model has room for and the tokenizer does not
-    use needs a name too.
+    A special token is "control": text never becomes one. An id of the model that the tokenizer
+    does not use needs a name too.
     """
     from gguf import TokenType
 

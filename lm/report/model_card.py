@@ -1,7 +1,7 @@
-"""The model card of an export: README.md and its figure, made from what the run wrote down about itself.
+"""The model card of an export: README.md and its figure, made from the records of the run.
 
-It says what the model read and under which licences, how well it predicts text it has not read, and what it is not good
-for. Nothing is measured here.
+It says what the model was trained on and under which licences, how well it predicts held-out text,
+and what its limits are. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class SourceFacts(NamedTuple):
     label: str
     about: str
     licence: str
-    dataset: str = ""  # its name on the Hub, if it is there
+    dataset: str = ""  # its name on the Hub, if it has one
 
 
 class RunFacts(NamedTuple):
-    facts: Mapping[str, str]  # what was trained, on what, where; in order
+    facts: Mapping[str, str]  # rows of the first table, in order: what was trained, on what, where
     sources: Sequence[SourceFacts]
     records: Sequence[dict[str, Any]]  # of metrics.jsonl
     samples: Sequence[Section]  # of samples.md
 
 
 def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFacts, *, gguf: bool) -> None:
-    """README.md in `folder`, and the curves beside it if there are records to draw."""
+    """Write README.md into `folder`, and the curves beside it if there are records to draw."""
     figure = f"![loss, bits per byte, mixture and speed over tokens]({FIGURE})"
     if run.records:
         draw(list(run.records), folder / FIGURE)
@@ -61,7 +61,7 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
 
 
 def _front_matter(sources: Sequence[SourceFacts]) -> str:
-    """What the Hub reads. No licence: that is for whoever publishes the model to choose."""
+    """Return the metadata for the Hub, without a licence: the publisher has to choose one."""
     datasets = list(dict.fromkeys(source.dataset for source in sources if source.dataset))
     listed = ["datasets:", *(f"- {dataset}" for dataset in datasets)] if datasets else []
     return "\n".join(["---", "library_name: transformers", "pipeline_tag: text-generation", *listed, "---"])
@@ -118,4 +118,4 @@ def _limits(preset: Preset) -> str:
 - It has never seen a position beyond {preset.model.seq_length} tokens.
 - Measured is how well it predicts held-out documents of the same sources, and nothing else: no benchmark, no test of
   safety or bias.
-- The licences above are the text's. Under which terms the model may be passed on is for whoever does so to settle."""
+- The licences above are the text's. Whoever redistributes the model must determine the terms."""

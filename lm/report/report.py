@@ -1,7 +1,8 @@
-"""The report of a run: report.md with its pictures (lm/report/figures.py), made from metrics.jsonl and samples.md alone.
+"""The report of a run: report.md and its figures (lm/report/figures.py), made from metrics.jsonl
+and samples.md alone.
 
-What the heads' measures mean, and what each must beat, is handed in. May be written at any time, also for an unfinished
-run. Never here: measuring anything, the network.
+The meanings of the heads' measures and their baselines are passed in. May be written at any time,
+also for an unfinished run. Never here: measuring, the network.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from lm.runtime.files import replace_text
 def write_report(
     checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
 ) -> Path:
-    """Write `report.md` and its pictures into `checkpoint_dir` and return the path of report.md.
+    """Write `report.md` and its figures into `checkpoint_dir` and return the path of report.md.
 
-    `facts` are the rows of the first table, in order: machine, versions, time, and whatever else a reader should know;
-    `measures` the rows of the table of heads.
+    `facts` are the rows of the first table, in order (machine, versions, time, ...); `measures`
+    are the rows of the table of heads.
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
     if records:
@@ -42,7 +43,8 @@ def write_report(
 
 
 def table(header: tuple[str, ...], rows: Any, *, numbers: bool | None = None) -> str:
-    """A Markdown table; the first column left, the others too unless they are `numbers` (default: if there are two)."""
+    """Return a Markdown table. The first column is left-aligned, the others too unless they are
+    `numbers` (default: if there are at least two others)."""
     numbers = len(header) > 2 if numbers is None else numbers
     align = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
     lines = [header, align, *rows]
@@ -54,7 +56,7 @@ def number(value: float | None) -> str:
 
 
 def held_out_table(records: Sequence[Record]) -> list[str]:
-    """The last evaluation: a heading and a table, if there was one."""
+    """Return a heading and a table of the last evaluation; [] if there was none."""
     evaluated = [record for record in records if record.get("eval")]
     if not evaluated:
         return []
@@ -78,7 +80,7 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
 
 
 def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:
-    """What each head measured last on held-out text, beside what it must beat; nothing without heads."""
+    """Return the heads' last held-out measures beside their baselines; [] without heads."""
     measured = [record for record in records if record.get("heads")]
     if not measured:
         return []
@@ -111,7 +113,7 @@ def _read(records: list[Record]) -> list[str]:
 
 
 def _sources(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    header = ("source", "asked", "realised", "documents", "tokens", "MB read", "begun anew", "retries", "left out")
+    header = ("source", "target share", "share", "documents", "tokens", "MB read", "epochs", "retries", "skipped")
     rows = []
     for label, values in sources.items():
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in values["skipped"].items())
@@ -125,11 +127,11 @@ def _interruptions(records: list[Record]) -> list[str]:
     resumed = [(f"{record['tokens']:,}", record["resumed"]) for record in records if record.get("resumed")]
     if not resumed:
         return ["The run was never interrupted."] if records else []
-    return ["## Taken up again", table(("at token", "when, on what"), resumed)]
+    return ["## Resumed", table(("at token", "when, on what"), resumed)]
 
 
 def _samples(checkpoint_dir: Path) -> list[str]:
-    """The first, a middle and the last section of samples.md."""
+    """Return the first, a middle and the last section of samples.md."""
     sections = read_samples(checkpoint_dir / "samples.md")
     chosen = sorted({0, len(sections) // 2, len(sections) - 1}) if sections else []
     parts = [f"### After {sections[i].tokens:,} tokens\n\n{sections[i].text.strip()}" for i in chosen]

@@ -1,6 +1,6 @@
-"""The text a run writes down while it trains: samples.md, append-only.
+"""The samples of a run: samples.md, append-only.
 
-It is cut back on resume, so that nothing stands there twice, and survives a torn last section.
+It is cut back on resume, so that nothing is recorded twice, and survives a torn last section.
 """
 
 import re
@@ -16,7 +16,7 @@ class Sample(NamedTuple):
     source: str  # label of the source whose held-out text the prompt is
     prompt: str
     continuation: str
-    marked: str = ""  # the same with marks of difficulty below each line, and their legend
+    marked: str = ""  # the continuation with marks of difficulty below each line, and their legend
 
 
 class Section(NamedTuple):
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 
 class SampleLog:
-    """Appends sections headed "## 12,000,000 tokens" with fenced prompts and continuations to samples.md."""
+    """The writer of samples.md: fenced prompts and continuations under "## 12,000,000 tokens"."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,15 +41,15 @@ class SampleLog:
             file.write("\n".join(parts) + "\n")
 
     def truncate_after(self, tokens_seen: int) -> list[Section]:
-        """Cut the sections with more tokens than that, and a torn one; returns those left."""
+        """Cut the sections after `tokens_seen` tokens, and a torn one; returns those left."""
         kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
         replace_text(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept))
         return kept
 
 
 def read_samples(path: Path) -> list[Section]:
-    """The sections of a samples.md, in order. Headings inside fences are somebody's text, not ours; a section that ends
-    inside a fence was torn by a crash and is left out."""
+    """Return the sections of a samples.md in order. Headings inside fences are part of a sample; a
+    section that ends inside a fence was torn by a crash and is skipped."""
     sections: list[Section] = []
     fence = ""
     for line in whole_lines(path):

@@ -1,8 +1,8 @@
-"""What metrics.jsonl holds, for TensorBoard: event files whose x is tokens, if the package `tensorboard` is installed.
+"""metrics.jsonl as event files over tokens, if the package `tensorboard` is installed.
 
-A mirror, nothing more: they are written anew from metrics.jsonl whenever a run begins or is taken up, so whatever was cut
-there is cut here, and a run that began without TensorBoard shows its whole curve. Not by TensorBoard's own means: version
-2.21 shows what lies beyond a `purge_step` all the same.
+They are a mirror, rewritten from metrics.jsonl whenever a run starts or resumes: lines cut there
+are cut here, and a run that began without TensorBoard shows its whole curve. TensorBoard's own
+`purge_step` is not used, since version 2.21 shows the points beyond it all the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from lm.report.metrics import NullLog
 
 STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "skipped_steps")
-FLUSH_SECONDS = 30  # how far behind a picture may be; a thread of its own writes
+FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 
 def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
-    """The event files in `folder`, replaced by ones that hold `records`; none without TensorBoard."""
+    """Replace the event files in `folder` by ones with `records`; by none without TensorBoard."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +36,7 @@ class EventLog:
         self._writer = writer
 
     def write(self, record: dict[str, Any]) -> None:
-        """`record`: a line of metrics.jsonl."""
+        """Write the points of `record`, a line of metrics.jsonl."""
         for name, value in scalars(record):
             self._writer.add_scalar(name, value, record["tokens"])
 
@@ -45,7 +45,7 @@ class EventLog:
 
 
 def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The curves that a line of metrics.jsonl adds a point to: name, "group/curve", and value."""
+    """Yield ("group/curve", value) for each curve that a line of metrics.jsonl adds a point to."""
     held_out = record.get("eval") or {}
     per_source = (held_out.get("per_source") or {}).items()
     groups = {

@@ -1,1 +1,1 @@
-"""The machine that a run is on: processes, devices, signals, files, the terminal, estimates of cost."""
+"""The machine of a run: processes, devices, signals, files, the terminal, and cost estimates."""

@@ -1,8 +1,8 @@
-"""One process or many: the same calls either way, so that nothing else in the program asks how many there are.
+"""Communication between ranks, with the same calls for one process as for many.
 
-`World.start()` reads what torchrun put into the environment. Small Python objects travel over a gloo group of their own,
-gradients over NCCL or gloo. The first rank is the only one that reads stdin, sources or `checkpoints/`: what it finds
-out, or the exception it meets, reaches the others through `from_first`.
+`World.start()` reads the environment that torchrun set. Small Python objects travel over a gloo
+group of their own, gradients over NCCL or gloo. Only the first rank reads stdin, sources or
+`checkpoints/`: its results, or the exception it meets, reach the others through `from_first`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from configs.errors import UserError
 
 Result = TypeVar("Result")
-STEP_TIMEOUT = timedelta(minutes=10)  # a forward and backward pass takes far less: longer means that a rank is lost
-FIRST_TIMEOUT = timedelta(days=1)  # the first rank may wait for its user at the menu, or for a network that is down
+# A forward and backward pass takes far less time: if it takes longer, a rank is lost.
+STEP_TIMEOUT = timedelta(minutes=10)
+# The first rank may wait for its user at the menu, or for a network that is down.
+FIRST_TIMEOUT = timedelta(days=1)
 
 
 class World:
-    """Rank, size and device of this process."""
+    """The ranks of a job, seen from one of them: its rank, their number, its device."""
 
     def __init__(self, rank: int, local_rank: int, size: int, device: torch.device):
         self.rank, self.local_rank, self.size, self.device = rank, local_rank, size, device
@@ -35,13 +37,13 @@ class World:
         if dist.is_initialized():
             self.objects = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
             self.gradients = dist.new_group(timeout=STEP_TIMEOUT)
-            self.places = [""] * size  # of each rank, in words
+            self.places = [""] * size  # where each rank runs, in words
             here = f"Rank {rank} (process {os.getpid()} on {socket.gethostname()})"
             dist.all_gather_object(self.places, here, group=self.objects)
 
     @classmethod
     def start(cls) -> World:
-        """Joins the job that torchrun started; alone otherwise."""
+        """Join the job that torchrun started; without torchrun, this process is alone."""
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         size = int(os.environ.get("WORLD_SIZE", 1))
@@ -55,7 +57,7 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         if (size > 1 or "TORCHELASTIC_RUN_ID" in os.environ) and not dist.is_initialized():
-            # The first rank comes last, from the menu: who is not there in a while is lost.
+            # The first rank joins last, after the menu: ranks missing STEP_TIMEOUT later are lost.
             timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
@@ -71,7 +73,7 @@ class World:
         return self.rank == 0
 
     def from_first(self, make: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """What `make(...)` returns on the first rank, on every rank; an Exception it raises is raised on every rank."""
+        """Call `make` on the first rank; every rank returns its result or raises its Exception."""
         if self.objects is None:
             return make(*args, **kwargs)
         outcome: list[Any] = [None, None]
@@ -86,22 +88,26 @@ class World:
         return outcome[0]
 
     def on_first(self, target: Result | None) -> Result:
-        """A face of what lives on the first rank (None on the others): its methods are called on every rank together,
-        run there, and return, or raise, the same on each."""
+        """Return a proxy of the first rank's `target` (None on the others).
+
+        Its methods are called on every rank together, run on the first, and return or raise the
+        same on each.
+        """
         return cast(Result, target if self.objects is None else _OnFirst(self, target))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks of a small tensor, in place, on its device."""
+        """Sum a small tensor over ranks, in place, on its device; returns it."""
         if self.objects is not None:
             dist.all_reduce(tensor, group=self.objects if tensor.device.type == "cpu" else self.gradients)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether it is set on at least one rank: the same answer for all."""
+        """Return whether `flag` is set on at least one rank: the same answer for all."""
         return bool(self.sum(torch.tensor(float(flag))))
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
-        """`model`, or its DDP wrapper that averages gradients over ranks after each synchronised backward."""
+        """Return `model`, or its DDP wrapper that averages gradients over ranks after each
+        synchronised backward."""
         if self.gradients is None:
             return model
         wrapped = nn.parallel.DistributedDataParallel(
@@ -110,7 +116,8 @@ class World:
             process_group=self.gradients,
             gradient_as_bucket_view=True,
         )
-        # They are functions of the preset; and a rank that gives up a step would leave the others waiting for them.
+        # Buffers are functions of the preset; and the others would wait for those of a rank that
+        # abandons a step.
         wrapped.broadcast_buffers = False
         return wrapped
 

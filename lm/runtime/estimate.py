@@ -1,10 +1,11 @@
-"""What a preset costs before anything of it is built: parameters, FLOPs, memory, disk and time.
+"""The cost of a preset before anything is built: parameters, FLOPs, memory, disk and time.
 
-Pure arithmetic over a preset and a Machine (lm/runtime/machine.py), without torch, so the menu can show it first. Time and
-memory are guesses until a trial step or a run has measured them: `record_speed` keeps what was measured for the next
-menu.
+Pure arithmetic over a preset and a Machine (lm/runtime/machine.py), without torch, so that the
+menu can show it. Time and memory are estimates until a dry run measures them: `record_speed` keeps
+the measured speed for the next menu.
 
-D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
+D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs
+twice forward.
 """
 
 import dataclasses
@@ -12,48 +13,51 @@ import statistics
 
 from configs.errors import UserError
 from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig
-from lm.checkpoint.store import required_bytes
 from lm.runtime.machine import Machine, available_memory
 
-# The heads' shapes that matter for cost (aux_heads/): one position in eight, three tokens ahead.
+# The heads' shapes that determine cost (aux_heads/): one position in eight, three tokens ahead.
 UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 8, 1 / 16
-TRANSITION_SQUARES = 12  # weights of dynamics, in squares of the width
+TRANSITION_SQUARES = 12  # weights of dynamics, in units of D^2
 VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
 POLICY_POSITIONS = 2048
 
-# Fitted to compiled bf16 steps on a CPU, 64 to 1024 wide, 256 to 4,096 tokens of context, 1,024 to 32,768 tokens in the
-# vocabulary (benchmarks/growing.py).
-# Bytes kept for the backward pass: for each token, layer and channel (a CPU computes some of it again), and for each
-# attention score. Factors without bf16 and without torch.compile.
+# Fitted to compiled bf16 steps on a CPU: 64 to 1024 wide, 256 to 4,096 tokens of context, 1,024 to
+# 32,768 tokens in the vocabulary (benchmarks/growing.py).
+# Bytes kept for the backward pass per token, layer and channel (a CPU recomputes some of them),
+# and per attention score. The factors apply without bf16 and without torch.compile.
 LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
-LOGIT_BYTES, LOGIT_ROWS = 4, 32_768  # of a GPU's chunk of the loss, in bf16 with its gradient; that of a CPU is small
+# Of a GPU's chunk of the loss: logits in bf16 and their gradient. A CPU's chunk is small.
+LOGIT_BYTES, LOGIT_ROWS = 4, 32_768
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
 PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
-MEMORY_TOLERANCE = 1.3  # an estimate that much above what is free may still fit, and a trial step will tell
+MEMORY_TOLERANCE = 1.3  # an estimate above free memory by this factor may fit: the dry run decides
 
-MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5  # of the matmul peak; eagerly with all the rest of a step
-# Work bound by memory, as the FLOPs of a matrix product that take as long: for a layer's channel, an attention score, a logit.
+# Shares of the matmul peak; the eager one includes the rest of a step.
+MATMUL_EFFICIENCY, EAGER_CPU_EFFICIENCY = 0.88, 0.5
+# Memory-bound work, as the matmul FLOPs that take as long: per channel of a layer, per attention
+# score, per logit.
 CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
-MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003  # whatever their size, by hand: Python, and threads that begin and end
-# Narrower models have more work bound by memory; within a fifth for six shapes on an H200.
+# At any size, fitted: Python, and threads that start and end.
+MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003
+# Narrower models have more memory-bound work; within a fifth for six shapes on an H200.
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
-    """Parameters of the blocks' matrices, which Muon updates."""
+    """Return the number of parameters in the blocks' matrices, which Muon updates."""
     return model.num_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size)
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Every parameter of the trunk, the embedding included; heads are not counted."""
+    """Return the number of parameters of the trunk, with the embedding and without the heads."""
     tables = (1 if model.tie_embeddings else 2) * vocab_size * model.hidden_size
     norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim) + model.hidden_size
     return num_matrix_parameters(model) + tables + norms
 
 
 def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple[int, int]:
-    """Parameters of the heads that are on: in matrices, in biases."""
+    """Return the numbers of parameters of the heads that are on: in matrices, in biases."""
     width, matrices, biases = model.hidden_size, 0, 0
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         matrices += TRANSITION_SQUARES * width**2
@@ -67,17 +71,20 @@ def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple
 def flops_per_token(
     model: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig, tokens_per_step: int | None = None
 ) -> float:
-    """Forward and backward of trunk, output layer and heads, and the optimizer's share if `tokens_per_step` is given.
+    """Return the FLOPs per token of forward and backward through trunk, output layer and heads;
+    with `tokens_per_step`, the optimizer's share is added.
 
-    6 for each matmul parameter, and causal attention, where a token sees T/2 others on average (PaLM, arXiv 2204.02311,
-    appendix B). Muon: five Newton-Schulz steps a matrix and step, each 4 r^2 c + 2 r^3, r the shorter side (lm/optim.py).
+    6 per matmul parameter, plus causal attention, where a token sees T/2 others on average (PaLM,
+    arXiv 2204.02311, appendix B). Muon: five Newton-Schulz iterations per matrix and step, each
+    4 r^2 c + 2 r^3, where r is the shorter side (lm/optim.py).
     """
     width, inner = model.hidden_size, model.mlp_size
     flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
     flops += 6.0 * model.num_layers * width * model.seq_length
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         flops += 6 * TRANSITION_SQUARES * width**2 * UNROLL_STEPS * POSITION_SHARE
-    if auxiliary.enable_policy:  # what the model says, forward; what the latent says, forward and to the latent only
+    if auxiliary.enable_policy:
+        # Logits of the trunk, forward; of the latent, forward and backward to the latent only.
         flops += 6 * width * vocab_size * POLICY_SHARE
     if auxiliary.enable_value:
         flops += 6 * VALUE_SIZE * (width + VALUE_BINS) * (1 + UNROLL_STEPS) * POSITION_SHARE
@@ -85,27 +92,37 @@ def flops_per_token(
         short, long = min(width, inner), max(width, inner)
         orthogonalized = 4 * 6 * width**3 + 3 * (4 * short**2 * long + 2 * short**3)
         flops += 5 * model.num_layers * orthogonalized / tokens_per_step
-        # Of the heads' matrices dynamics' are the largest by far: (D, 2D) twice and (4D, 2D).
+        # By far the largest matrices of the heads are those of dynamics: (D, 2D) twice, (4D, 2D).
         if auxiliary.enable_dynamics or auxiliary.enable_policy:
             flops += 5 * width**3 * (2 * (4 * 2 + 2) + (4 * 16 + 2 * 8)) / tokens_per_step
     return flops
 
 
 def scores_per_token(model: ModelConfig) -> float:
-    """Attention scores that a CPU computes for a token: its four row blocks see 5/8 of a row (lm/model.py)."""
+    """Return the attention scores that a CPU computes per token: its four row blocks see 5/8 of a
+    row (lm/model.py)."""
     return model.num_layers * model.num_heads * model.seq_length * 5 / 8
 
 
 def checkpoint_bytes(preset: Preset) -> int:
-    """Weights in fp32, one momentum for Muon's matrices, two moments for the rest."""
+    """Return the bytes of fp32 weights, with one momentum for Muon's matrices and two moments for
+    the rest."""
     matrices = num_matrix_parameters(preset.model)
     others = num_parameters(preset.model, preset.model.vocab_size) - matrices
     head_matrices, head_biases = num_head_parameters(preset.model, preset.auxiliary)
     return 8 * (matrices + head_matrices) + 12 * (others + head_biases)
 
 
+def required_bytes(checkpoint_bytes: int) -> int:
+    """Return the disk space for three generations and the temporary file of the next.
+
+    The alias is a hard link and takes none.
+    """
+    return 4 * checkpoint_bytes
+
+
 def disk_bytes(preset: Preset, token_budget: int) -> int:
-    """A whole run: checkpoints, the journal of every row, and the export."""
+    """Return the disk space of a whole run: checkpoints, the journal of every row, the export."""
     model = preset.model
     token_width = 2 if model.vocab_size <= 2**16 else 4
     num_rows = -(-token_budget // model.seq_length)
@@ -114,22 +131,23 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 
 
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
-    """Peak memory of training with the preset's micro-batch: of the GPU for "cuda", of all our processes for "cpu".
+    """Return the peak memory of training with the preset's micro-batch: of the GPU for "cuda", of
+    all our processes for "cpu".
 
-    Within a seventh of compiled bf16 steps, about a third of others; a trial step knows better.
+    Within a seventh for compiled bf16 steps, about a third for others; the dry run measures it.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
     gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
     per_token = model.num_layers * model.hidden_size * LAYER_BYTES[device]
-    if device == "cpu":  # the fused kernel of a GPU has no scores; our row blocks have 5/8 of them
+    if device == "cpu":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
         per_token += int(scores_per_token(model) * SCORE_BYTES)
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
     positions = min(POLICY_POSITIONS, int(num_tokens * POLICY_SHARE)) if aux.enable_policy else 0
     policy = 4 * 4 * positions * model.vocab_size
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":
-        fixed += PRODUCER_BYTES + state  # and what is being saved while training goes on
+        fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
         logits = 0
     else:
         logits = LOGIT_BYTES * min(LOGIT_ROWS, num_tokens) * model.vocab_size
@@ -137,7 +155,7 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
 
 
 def batch_sizes(train: TrainConfig) -> list[int]:
-    """Rows a micro-batch may have for the same step, most first."""
+    """Return the possible rows per micro-batch for the same step, largest first."""
     rows = train.rows_per_process
     return [size for size in range(rows, 0, -1) if rows % size == 0]
 
@@ -148,8 +166,10 @@ def how_to_set(train: TrainConfig, batch_size: int) -> str:
 
 
 def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices: bool) -> int:
-    """The largest number of rows a micro-batch that fits into `available` bytes and makes the same step in whole
-    micro-batches: a divisor of per_gpu_batch_size * accumulation_steps, 0 if not even one row fits.
+    """Return the largest number of rows per micro-batch that fits into `available` bytes and makes
+    the same step in whole micro-batches.
+
+    It is a divisor of per_gpu_batch_size * accumulation_steps; 0 if not even one row fits.
     """
     for candidate in batch_sizes(preset.train):
         train = preset.train.model_copy(update={"per_gpu_batch_size": candidate})
@@ -159,9 +179,9 @@ def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices
 
 
 def check_memory(preset: Preset, device: str, **choices: bool) -> None:
-    """Raises UserError, with the batch size that would fit, when a CPU run would take more memory than there is.
+    """Raise UserError, with a batch size that fits, if a CPU run needs more memory than is free.
 
-    A GPU says so itself in the trial step; on a CPU the system would kill the process instead.
+    On a GPU the dry run would fail; on a CPU the system would kill the process.
     """
     if device != "cpu":
         return
@@ -181,7 +201,7 @@ def check_memory(preset: Preset, device: str, **choices: bool) -> None:
 
 
 def speed_key(preset: Preset, world_size: int = 1) -> str:
-    """All that the speed of a run depends on, but the machine."""
+    """Return everything that the speed of a run depends on, except the machine."""
     model = ",".join(f"{name}={value}" for name, value in preset.model.model_dump().items())
     aux = preset.auxiliary.model_dump()
     heads = "+".join(name for name, value in aux.items() if name.startswith("enable_") and value is True)
@@ -190,8 +210,11 @@ def speed_key(preset: Preset, world_size: int = 1) -> str:
 
 
 def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world_size: int = 1) -> float:
-    """Seconds of training; from the measured speed of such a run, or else guessed, and corrected by how right guesses were
-    (their median, the guess that was never tried counted as one that was right)."""
+    """Return the seconds of training, by the measured speed of such a run or else an estimate.
+
+    Estimates are divided by the median of 1.0 and the paces (measured / estimated speed) of the
+    runs tried on this machine.
+    """
     if speed := machine.speeds.get(speed_key(preset, world_size)):
         return token_budget / speed
     pace = statistics.median([1.0, *machine.paces.values()])
@@ -199,7 +222,7 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
 
 
 def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> float:
-    """From FLOPs and the machine's matmul speed."""
+    """Estimate from FLOPs and the machine's matmul speed."""
     model, train = preset.model, preset.train
     tokens_per_step = train.rows_per_process * model.seq_length * world_size
     flops = flops_per_token(model, model.vocab_size, preset.auxiliary, tokens_per_step)
@@ -216,7 +239,7 @@ def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> flo
 
 
 def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
-    """`machine` with one more measured speed, of all processes together, for `save_machine`."""
+    """Return `machine` with one more measured speed, that of all processes, for `save_machine`."""
     key, pace = speed_key(preset, world_size), tokens_per_second * _seconds_per_token(preset, machine, world_size)
     speeds, paces = machine.speeds | {key: tokens_per_second}, machine.paces | {key: pace}
     return dataclasses.replace(machine, speeds=speeds, paces=paces)

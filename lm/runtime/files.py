@@ -1,6 +1,6 @@
-"""The file-system steps a run's safety rests on: another name for a file, a file replaced whole, a synced folder, the lock.
+"""File-system operations that crash safety rests on: hard links, atomic replacement, the lock.
 
-Linux and macOS. Nothing here knows what the files contain.
+Linux and macOS. Nothing here depends on the content of the files.
 """
 
 import os
@@ -12,15 +12,16 @@ from configs.errors import UserError
 
 
 def link_as(source: Path, target: Path) -> None:
-    """Makes `target` another name of `source` in one step, replacing what had that name."""
+    """Make `target` another name of `source` in one step, replacing the file of that name."""
     if not same_file(source, target):
         os.replace(link_beside(source, target), target)
 
 
 def link_beside(source: Path, target: Path) -> Path:
-    """The first half of `link_as`, all of it that may lack room: `source` under a temporary name beside `target`.
+    """Give `source` a temporary name beside `target`, and return it.
 
-    Where the file system has no hard links, it is a copy: the same safety for more disk space.
+    This is the first half of `link_as`, the only one that needs disk space. Where the file system
+    has no hard links, it copies: the same safety for more disk space.
     """
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
@@ -36,12 +37,12 @@ def link_beside(source: Path, target: Path) -> Path:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether both are names of one file. Renaming one over the other would do nothing, and leave both."""
+    """Return whether both are names of one file: renaming one to the other then does nothing."""
     return one.exists() and other.exists() and one.samefile(other)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a whole text file so that a crash leaves either the old one or the new one."""
+    """Write a text file such that a crash leaves either the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -51,15 +52,16 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """Beside `target`, so that `os.replace` stays within one file system."""
+    """Return a name beside `target`, so that `os.replace` stays within one file system."""
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
 
 
 class FolderLock:
-    """`with FolderLock(folder):` keeps every other run out of `folder`.
+    """A lock that keeps every other run out of `folder`, held within `with FolderLock(folder):`.
 
-    The kernel drops the lock when the process dies, however it dies, so a stale `.lock` file never blocks anybody.
-    Raises UserError naming the process that holds it, where nothing may be written, or where such locks do not exist.
+    The kernel releases it when the process dies, however it dies, so a stale `.lock` file never
+    blocks a run. Raises UserError if another process holds it (named in the message), if the file
+    cannot be written, or if the system has no such locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,7 +87,8 @@ class FolderLock:
             self._file.seek(0)
             holder = self._file.read().strip()
             self._file.close()
-            who, how = (f" (process {holder})", f" or `kill {holder}`") if holder else ("", "")  # it has just begun
+            # Without a number, the other run has only just started.
+            who, how = (f" (process {holder})", f" or `kill {holder}`") if holder else ("", "")
             raise UserError(
                 f"Another run{who} is using {folder}. Wait for it, or stop it with Ctrl-C{how}: it saves before it leaves."
             ) from None
@@ -101,11 +104,12 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()  # releases the lock; the file stays: deleting it would let two runs lock two files
+        # Releases the lock. The file stays: deleting it would let two runs lock two files.
+        self._file.close()
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Lines with their ends, without a last one that a crash tore; none if there is no such file."""
+    """Return the lines with their ends, without a torn last one; [] if there is no such file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:

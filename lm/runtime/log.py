@@ -1,7 +1,8 @@
-"""The words of a run, through `logging`: on the terminal of the first rank, and with the time of each in `run.log`.
+"""Logging of a run: messages on the terminal of the first rank, and with their time in `run.log`.
 
-Modules log to `logging.getLogger(__name__)`. A record with `extra=RAW` holds control characters of our own (colours):
-it is shown as it is. Nothing here raises: a log that cannot be written never ends a run.
+Modules log to `logging.getLogger(__name__)`. A record with `extra=RAW` contains control characters
+of our own (colours) and is shown unchanged. Nothing here raises: a log that cannot be written
+never ends a run.
 """
 
 import logging
@@ -14,13 +15,13 @@ from tqdm import tqdm
 from lm.runtime.terminal import fitted
 
 RAW = {"raw": True}
-KEPT_UNTIL_OPENED = 1_000  # records: what is logged before there is a file
+KEPT_UNTIL_OPENED = 1_000  # records logged before the file is opened
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _LOGGER = logging.getLogger("lm")
 
 
 class _Terminal(logging.Handler):
-    """Lines on stdout, above a progress bar if there is one."""
+    """A handler that writes lines to stdout, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -41,7 +42,7 @@ class _Kept(MemoryHandler):
 
 
 def show_log(is_first: bool) -> None:
-    """From now on what is logged is shown by the first rank, and kept for `open_run_log`."""
+    """Show what is logged from now on, on the first rank only, and keep it for `open_run_log`."""
     close_run_log()
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
@@ -49,7 +50,7 @@ def show_log(is_first: bool) -> None:
 
 
 def open_run_log(folder: Path) -> None:
-    """Appends what was and will be logged to `folder/run.log`, until `close_run_log`."""
+    """Append what is logged between `show_log` and `close_run_log` to `folder/run.log`."""
     try:
         file = _File(folder / "run.log", encoding="utf-8")
     except OSError as error:

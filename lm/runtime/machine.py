@@ -1,6 +1,8 @@
-"""What this machine offers: memory, the speed of its matrix products, bfloat16, a compiler. Each choice says why.
+"""The capabilities of this machine: memory, matmul speed, bfloat16, a compiler. Each choice comes
+with its reason.
 
-Linux and macOS. torch is imported only where a GPU or a matrix product is needed; nothing here knows a preset.
+Linux and macOS. torch is imported only where a GPU or a matrix product is needed; nothing here
+depends on a preset.
 """
 
 import ctypes
@@ -28,22 +30,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What was measured here. Of each kind of run that was tried: `speeds`, tokens a second, and `paces`, how many times as
-    fast that is as lm/runtime/estimate.py would guess."""
+    """Measurements of this machine. For each kind of run tried, `speeds` has its tokens per second
+    and `paces` the ratio of that to the estimate of lm/runtime/estimate.py."""
 
     identity: str
     device: str  # "cpu" or "cuda"
     device_name: str
     low_precision: bool
     compiled: bool
-    matmul_flops: float  # a second, one device, in the precision that training uses
+    matmul_flops: float  # per second, of one device, in the precision that training uses
     speeds: dict[str, float] = dataclasses.field(default_factory=dict)
     paces: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def machine_identity() -> str:
-    """Names what measurements hold for, without torch: those of another machine, of other GPUs, or without a compiler
-    where there is one now, do not apply."""
+    """Return the key under which measurements apply, without torch: those of another machine, of
+    other GPUs, or from before a compiler was installed do not."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -56,19 +58,20 @@ def _cpu_name() -> str:
 
 
 def _cpu_info() -> list[tuple[str, str]]:
-    """(key, value) lines of /proc/cpuinfo; empty where there is none."""
+    """Return the (key, value) lines of /proc/cpuinfo; [] where there is none."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
 
 
 def measure_machine() -> Machine:
-    """Times matrix products for less than half a second, in the precision that training will use."""
+    """Time matrix products for less than half a second, in the precision of training."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype, _ = precision_choice(device)
-    torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # all that share it
+    # The threads of all processes that share this CPU.
+    torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     size = 4096 if device == "cuda" else 768
     matrix = torch.randn(size, size, device=device).to(dtype)
     best, start = float("inf"), time.perf_counter()
@@ -89,25 +92,26 @@ def measure_machine() -> Machine:
 
 
 def load_machine(folder: Path) -> Machine | None:
-    """What `save_machine` kept in `folder`, if it was this machine."""
+    """Load what `save_machine` wrote in `folder`; None if it is missing or of another machine."""
     try:
         machine = Machine(**json.loads((folder / "machine.json").read_text()))
-    except (OSError, ValueError, TypeError):  # none yet, or written by another version: measured again
+    except (OSError, ValueError, TypeError):  # missing, or of another version: measured again
         return None
     return machine if machine.identity == machine_identity() else None
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Writes `machine.json` in one step."""
+    """Write `machine.json` atomically."""
     replace_text(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
 
 
 def keep_freed_memory() -> None:
-    """Lets training on the CPU use its buffers again from step to step.
+    """Let training on the CPU reuse its buffers from step to step.
 
-    glibc gives large ones back to the kernel, which clears them page by page when they are wanted again: a sixth to a
-    quarter of a step's time. Buffers are taken from the heap instead, which stays as large as a step needs; it is then
-    somewhat larger than the sum of the buffers. Other C libraries are left as they are.
+    glibc returns large ones to the kernel, which clears them page by page when they are allocated
+    again: a sixth to a quarter of a step's time. They are taken from the heap instead, which stays
+    as large as a step needs, somewhat larger than the sum of the buffers. Other C libraries are
+    not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -117,8 +121,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: of free memory, within its control group's limits and its own."""
-    if sys.platform == "darwin":  # what is free is not told; all of it is an upper bound
+    """Return the bytes of free memory that this process may take, within its own limits and those
+    of its control group."""
+    if sys.platform == "darwin":  # free memory is not reported; all of it is an upper bound
         return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True).stdout)
     import resource
 
@@ -132,7 +137,7 @@ def available_memory() -> int:
 
 
 def device_name(device: "torch.device") -> str:
-    """The device a process works on, in words."""
+    """Return the name of the device that a process works on."""
     if device.type == "cuda":
         import torch
 
@@ -141,7 +146,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes this process has held at most so far: of the GPU for "cuda"."""
+    """Return the most bytes that this process has held so far; of the GPU for "cuda"."""
     if device == "cuda":
         import torch
 
@@ -150,13 +155,13 @@ def peak_memory(device: str) -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not ru_maxrss: Linux lets a program begin with that of the process that started it.
+    # Not ru_maxrss: on Linux a program inherits that of the process that started it.
     status = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
-    """(folder, whether it is of version 2) of this process's control group and of those above it."""
+    """Yield (folder, whether version 2) of this process's control group and those above it."""
     path = Path("/proc/self/cgroup")
     for line in path.read_text().splitlines() if path.exists() else []:
         _, controllers, group = line.split(":", 2)
@@ -168,7 +173,7 @@ def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _control_group_limits() -> list[tuple[int, int]]:
-    """(limit, used) in bytes of memory."""
+    """Return (limit, used) in bytes of memory, for each control group with a limit."""
     found = []
     for folder, second in _control_groups("memory"):
         limit, used = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -178,7 +183,8 @@ def _control_group_limits() -> list[tuple[int, int]]:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use: hyperthreads of one core count once, and a container's share of time counts."""
+    """Return the number of cores this process may use: hyperthreads of one core count once, and
+    the CPU quota of a container applies."""
     if sys.platform != "linux":
         return os.cpu_count() or 1
     siblings = "/sys/devices/system/cpu/cpu{}/topology/core_cpus_list"
@@ -194,9 +200,10 @@ def physical_cores() -> int:
 
 
 def thread_choice() -> tuple[int, str]:
-    """Threads of this process's matrix products, and why. Processes of one job on this machine share its cores."""
+    """Return the number of threads for this process's matrix products, and the reason. Processes
+    of one job on this machine share its cores."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if "OMP_NUM_THREADS" in os.environ and processes == 1:  # with more, torchrun sets it to 1 by itself
+    if "OMP_NUM_THREADS" in os.environ and processes == 1:  # else torchrun has set it to 1
         import torch
 
         return torch.get_num_threads(), "OMP_NUM_THREADS is set"
@@ -206,7 +213,7 @@ def thread_choice() -> tuple[int, str]:
 
 
 def precision_choice(device: str) -> "tuple[torch.dtype, str]":
-    """The type of matrix products on "cuda" or "cpu", and why."""
+    """Return the dtype of matrix products on "cuda" or "cpu", and the reason."""
     import torch
 
     if device == "cuda":
@@ -221,7 +228,7 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 
 
 def compile_choice(device: str) -> tuple[bool, str]:
-    """Whether torch.compile can be used on "cuda" or "cpu", and why."""
+    """Return whether torch.compile can be used on "cuda" or "cpu", and the reason."""
     found, why = toolchain(device)
     if found and device == "cuda":
         import torch
@@ -232,7 +239,7 @@ def compile_choice(device: str) -> tuple[bool, str]:
 
 
 def toolchain(device: str) -> tuple[bool, str]:
-    """Whether all is here that torch.compile needs besides the device, and why."""
+    """Return whether all that torch.compile needs beside the device is here, and the reason."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False, "TORCH_COMPILE_DISABLE is set"
     compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]

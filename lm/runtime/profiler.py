@@ -1,6 +1,7 @@
-"""A trace of a few steps, if the environment asks for one: PROFILE_STEPS=3 python main.py writes checkpoints/trace.json.gz.
+"""A trace of a few steps: PROFILE_STEPS=3 python main.py writes checkpoints/trace.json.gz.
 
-It opens in Perfetto (ui.perfetto.dev) and in chrome://tracing. Profiled steps are slower; the others are as without.
+It opens in Perfetto (ui.perfetto.dev) and in chrome://tracing. Profiled steps are slower; the
+others are not affected.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from pathlib import Path
 
 from configs.errors import UserError
 
-SKIPPED, WARM_UP = 5, 1  # steps before those that are recorded
+SKIPPED, WARM_UP = 5, 1  # steps before those in the trace
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
-    """Gives a function to be called after each step. Records nothing without PROFILE_STEPS. Raises UserError for one that
-    is no number of steps."""
+    """Yield a function to be called after each step, which does nothing without PROFILE_STEPS.
+
+    Raises UserError if PROFILE_STEPS is not a number of steps.
+    """
     asked = os.environ.get("PROFILE_STEPS", "")
     if not asked or not is_first:
         yield lambda: None

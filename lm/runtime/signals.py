@@ -1,7 +1,8 @@
-"""How a signal ends the program: at once while there is nothing to lose, else once what was learnt is saved.
+"""How a signal ends the program: at once while there is nothing to lose, otherwise after a save.
 
-SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a scheduler's warning that a job will be requeued) mean the same, and the exit code
-is 0. No torch here: signals are answered from the program's first moments on.
+SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a scheduler's warning that a job will be requeued) mean the
+same, and the exit code is 0. torch is not imported here: signals are handled from the program's
+first moments on.
 """
 
 import os
@@ -17,15 +18,16 @@ from pathlib import Path
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
-HEARD_ELSEWHERE: set[int] = set()  # signals that a run, or a talk, has handlers of its own for now
-LEAVING = threading.Lock()  # taken for good by whoever ends the program
+HEARD_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
+LEAVING = threading.Lock()  # acquired by the thread that ends the program, and never released
 
 
 def leave_on_signals() -> None:
-    """From now on, outside of a run or a talk, every one of SIGNALS ends the program at once.
+    """Let each of SIGNALS end the program at once from now on, except during a run or a chat.
 
-    By a thread: the main one may be in code that calls no handler of Python's, waiting for a user or another process.
-    And by a handler: the thread may get its turn only when a run has begun to hear signals itself.
+    A thread does this, since the main thread may be in code that calls no Python handler, waiting
+    for a user or another process. A handler does it too, since the thread may be scheduled only
+    after a run has begun to handle signals itself.
     """
     received, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -43,14 +45,15 @@ def leave_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """From now on, when all is done: while Python ends, it would let them end the program as if it had failed."""
+    """Ignore SIGNALS from now on, when all is done: while Python shuts down, they would end the
+    program as if it had failed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside it Ctrl-C is Python's KeyboardInterrupt: it ends an answer, not the program."""
+    """Let Ctrl-C raise KeyboardInterrupt within the `with`: it ends an answer, not the program."""
     HEARD_ELSEWHERE.add(signal.SIGINT)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -61,11 +64,12 @@ def interruptible() -> Iterator[None]:
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` is the time of a run. `stop()` tells whether to save and leave; checked often.
+    """The signal handling of a run, within `with StopRequest() as stop:`. `stop()` returns whether
+    to save and leave; it is called often.
 
-    `farewell`: as long as it is not None there is nothing to lose: a signal says it and ends the program at once,
-    whatever it is doing, the compiler at work included. Without one the first signal asks, and a second Ctrl-C leaves
-    at once with what was saved last.
+    `farewell`: while it is not None, there is nothing to lose: a signal prints it and ends the
+    program at once, even during compilation. While it is None, the first signal requests a stop,
+    and a second Ctrl-C leaves at once with the last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -86,12 +90,13 @@ class StopRequest:
         HEARD_ELSEWHERE.clear()
 
     def _receive(self, number: int, _frame: object) -> None:
-        if self.asked and number == signal.SIGINT:  # schedulers repeat the others, to us and through torchrun
-            os._exit(128 + number)  # checkpoints and journal survive a kill at any instant: nothing to clean up
+        # Only Ctrl-C counts twice: schedulers repeat the others, directly and through torchrun.
+        if self.asked and number == signal.SIGINT:
+            os._exit(128 + number)  # no cleanup: checkpoints and journal survive any kill
         self.ask()
 
     def ask(self) -> None:
-        """What a signal does; also when another process of the job was sent one."""
+        """Do what a signal does; also called when another process of the job received one."""
         if self.farewell is not None:
             leave(self.farewell)
         elif not self.asked:
@@ -100,7 +105,7 @@ class StopRequest:
 
 
 def leave(farewell: str) -> None:
-    """Ends the program and all it started, without another step of either; exit code 0. Only the first call counts."""
+    """End the program and its descendants at once, with exit code 0. Only the first call acts."""
     if LEAVING.acquire(blocking=False):
         say(farewell)
         end_descendants()
@@ -108,14 +113,15 @@ def leave(farewell: str) -> None:
 
 
 def say(words: str) -> None:
-    """For signal handlers: `print` may be in the middle of a line."""
+    """Print in a signal handler, where `print` may be in the middle of a line."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, f"\n{words}\n".encode())
 
 
 def end_descendants() -> None:
-    """Producer, readers of PDFs, compilers: SIGTERM, at which a compiler takes its unfinished files with it."""
-    for _ in range(50):  # threads of ours may start others meanwhile: a second of this is enough
+    """Send SIGTERM to producer, PDF readers and compilers; a compiler then removes its unfinished
+    files."""
+    for _ in range(50):  # our threads may start others meanwhile: one second is enough
         running = descendants()
         if not running:
             return
@@ -126,7 +132,7 @@ def end_descendants() -> None:
 
 
 def descendants() -> list[int]:
-    """Process ids of the children of this process, of theirs, and so on, that have not ended."""
+    """Return the ids of all running descendants of this process."""
     children = defaultdict(list)
     for process, parent, state in processes():
         if not state.startswith("Z"):
@@ -140,7 +146,7 @@ def descendants() -> list[int]:
 
 
 def processes() -> list[tuple[int, int, str]]:
-    """(process id, parent's, state) of every process that can be seen."""
+    """Return (process id, parent's id, state) of every visible process."""
     if sys.platform != "linux":
         lines = subprocess.run(["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True).stdout.splitlines()
         return [(int(process), int(parent), state) for process, parent, state in map(str.split, lines)]

@@ -1,4 +1,4 @@
-"""Sentences for whoever reads them: in a terminal, whose size counts, or in a file. No torch: the menu speaks, too."""
+"""Text output: wrapped in a terminal, unchanged in a file. Without torch: the menu uses it."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import TextIO
 
 from configs.text import printable, wrapped
 
-SIZE = os.terminal_size((80, 24))  # of a terminal that does not tell, and what is written for where there is none
+SIZE = os.terminal_size((80, 24))  # assumed if there is no terminal, or if its size is unknown
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -19,7 +19,7 @@ def size_of(stream: TextIO) -> os.terminal_size:
 
 
 def fitted(text: str, stream: TextIO | None = None) -> str:
-    """`text` fit to be printed (on stdout), with lines that end between words if a terminal shows them."""
+    """Return `text` printable, and wrapped between words if `stream` (stdout) is a terminal."""
     stream, text = stream or sys.stdout, printable(text)
     return wrapped(text, size_of(stream).columns) if is_terminal(stream) else text
 

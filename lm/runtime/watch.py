@@ -1,7 +1,7 @@
-"""Whether the rest of the job lives: torchrun, whose child this process is, and the other ranks.
+"""Detects the loss of the rest of the job: torchrun, the parent of this process, and other ranks.
 
-Nothing here looks at how far training is: a rank that waits (for its user, a network, a disk) is alive and says so. Torch
-is imported only where there are other ranks.
+Training progress is not checked: a rank that waits (for its user, a network, a disk) is alive and
+says so. torch is imported only where there are other ranks.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ if TYPE_CHECKING:
     from lm.runtime.distributed import World
     from lm.runtime.signals import StopRequest
 
-STALL_TIMEOUT = timedelta(minutes=2)  # without a sign of life from a rank
-HEAD_START = timedelta(seconds=5)  # for the first rank, which alone can tell who is silent
-ROUND_SECONDS, PARENT_SECONDS = 1, 0.5  # between two looks
+STALL_TIMEOUT = timedelta(minutes=2)  # without a message from a rank
+HEAD_START = timedelta(seconds=5)  # for the first rank: only it knows which rank is silent
+ROUND_SECONDS, PARENT_SECONDS = 1, 0.5  # between two checks
 LAST_SECONDS = 7  # for a last step and its save, when torchrun is gone
 PARENT = os.getppid()
-ALIVE, STOPPING, LEAVING = range(3)  # what a rank says of itself; the highest of all ranks is what all hear
+ALIVE, STOPPING, LEAVING = range(3)  # status of a rank; all ranks receive the highest of all
 
 
 def end_with_parent() -> None:
-    """From now on: if torchrun is killed, its workers stop as they would on SIGTERM, and in 10 s none of them is left.
+    """Watch torchrun from now on: if it is killed, its workers stop as on SIGTERM, and all of them
+    have ended within 10 s.
 
-    A thread and not Linux's PR_SET_PDEATHSIG, which macOS does not have.
+    A thread does this, not Linux's PR_SET_PDEATHSIG, which macOS does not have.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
             socket.create_connection(address, timeout=STALL_TIMEOUT.total_seconds()).close()
-        except ConnectionRefusedError:  # killed before PARENT was noted: joining would be tried for a day
+        except ConnectionRefusedError:
+            # torchrun was killed before PARENT was read: joining would be tried for a day.
             sys.exit(1)
-        except OSError:  # joining says what is wrong
+        except OSError:  # joining the job reports the problem
             pass
 
     def wait_for_its_end() -> None:
@@ -54,22 +56,27 @@ def end_with_parent() -> None:
 
 
 def peer_has_ended(error: Exception) -> bool:
-    """Whether it says that another rank is gone: only what gloo and the store where ranks meet say of a closed connection
-    counts, since the producer has connections too, which a peer may close."""
+    """Return whether `error` means that another rank has ended.
+
+    Only messages of gloo and of the rendezvous store about a closed connection count, since the
+    producer has connections too, which a peer may close.
+    """
     return bool(re.search("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", str(error), re.DOTALL))
 
 
 def watch(world: World, stop: StopRequest) -> AbstractContextManager:
-    """Inside it a rank that falls silent ends the job, and one that is asked to stop makes all stop."""
+    """Return a context in which a silent rank ends the job, and a stop request stops all ranks."""
     return nullcontext() if world.size == 1 else Watch(world, stop)
 
 
 class Watch:
-    """Inside its `with`, which every rank enters, each hears of all others once a second, through the first rank.
+    """The watch of all ranks over each other: within its `with`, which every rank enters, they
+    exchange their status once a second through the first rank.
 
-    A rank that is silent for STALL_TIMEOUT ends the job: its process is stopped, its machine or the way to it lost. A
-    rank that was asked to stop makes all stop. When the first rank leaves the `with`, it is over for all. (A job that is
-    stopped as a whole for longer than the timeout, and then goes on, ends too.)
+    A rank that is silent for STALL_TIMEOUT ends the job: its process is suspended, or its machine
+    or the network is lost. A rank that was asked to stop makes all stop. When the first rank
+    leaves the `with`, the watch ends for all. (A job that is suspended as a whole for longer than
+    the timeout ends when it continues.)
     """
 
     def __init__(self, world: World, stop: StopRequest):
@@ -78,7 +85,7 @@ class Watch:
         self.world, self.stop, self.left = world, stop, threading.Event()
         self.timeout = STALL_TIMEOUT if world.is_first else STALL_TIMEOUT + HEAD_START
         self.group = dist.new_group(backend="gloo", timeout=self.timeout)
-        self.other = 0  # the rank that is listened to
+        self.other = 0  # the rank that is being communicated with
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
@@ -103,7 +110,10 @@ class Watch:
                 self.left.wait(ROUND_SECONDS)
 
     def _round(self, word: int) -> int:
-        """The highest word of all ranks. RuntimeError if `self.other` has ended or is silent."""
+        """Return the highest status of all ranks.
+
+        Raises RuntimeError if `self.other` has ended or is silent.
+        """
         if not self.world.is_first:
             self._send(0, word)
             return self._receive(0)
@@ -129,12 +139,13 @@ class Watch:
         return int(word)
 
     def _lost(self, seconds: float) -> None:
-        """Ends this process, whose main thread waits for a rank that will not come."""
-        if seconds < self.timeout.total_seconds():  # it ended: torchrun says why, and the next collective fails
+        """End this process, whose main thread waits for a lost rank."""
+        # The other rank has ended: torchrun reports why, and the next collective fails.
+        if seconds < self.timeout.total_seconds():
             if not self.left.wait(LAST_SECONDS):
                 os._exit(1)
             return
-        if self.world.rank <= 1 or self.world.local_rank == 0:  # once on each machine is enough
+        if self.world.rank <= 1 or self.world.local_rank == 0:  # one message per machine is enough
             message = (
                 f"\n{self.world.places[self.other]} has not answered for {STALL_TIMEOUT.total_seconds():.0f} s: it is "
                 "stopped, or its machine or the network between is lost, so the run ends here. The last checkpoint is "

@@ -68,7 +68,7 @@ def render_card(card: StartCard) -> str:
             f"{a_step} over {card.world_size} {processes}, {train.per_gpu_batch_size} at a time in each",
         ),
         *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
-        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of a trial step"),
+        ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of the dry run"),
         ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
         (
             "speed",

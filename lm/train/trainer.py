@@ -26,12 +26,12 @@ from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
 from lm.checkpoint.saver import Saver
 from lm.learner import Learner
-from lm.report.records import Records
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
+from lm.train.records import Records
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
 

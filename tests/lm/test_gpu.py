@@ -68,7 +68,7 @@ def train(recorded: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
         bounds = step.bounds.clone()
         if index == UNSOUND:
             step.bounds.zero_()
-        if index == FORGOTTEN:  # as when a run begins after its trial, or is taken up again
+        if index == FORGOTTEN:  # as when a run begins after its dry run, or is resumed
             step.forget_graphs()
         result = step(rows_of(index)[:num_rows], plan)
         step.bounds.copy_(bounds)

@@ -145,7 +145,7 @@ def ends(started: Started) -> None:
 BEFORE_THE_FIRST_STEP = {
     "start-up, menu": (begins, 0.4),
     "import of torch, opening of sources": (says("taken as Enter"), 3.0),
-    "trial step": (says("trying one step"), 0.8),
+    "dry run": (says("trying one step"), 0.8),
     "preparation of the stream": (says("tokens of context"), 0.5),
 }
 WITH_SOMETHING_TO_SAVE = {

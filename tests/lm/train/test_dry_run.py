@@ -1,4 +1,4 @@
-"""What a trial step promises: it has compiled all that a run will need, or is refused before anything is written."""
+"""What the dry run promises: it has compiled all that a run will need, or is refused before anything is written."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""What a run writes down while it trains: metrics.jsonl, samples.md, and the preset as it was resolved.
+"""The records of a run: metrics.jsonl, samples.md, and the resolved preset.
 
-On resume the logs are cut back to the checkpoint: steps after its tokens, and events after the last of their kind that it
-knows of, are gone, and are made again. Never here: what is measured (lm/train/events.py), how a log is kept (metrics.py,
-samples.py).
+On resume the logs are cut back to the checkpoint: steps after its tokens, and events after the
+last of their kind that it includes, are removed and then repeated. Never here: measuring
+(lm/train/events.py), the files themselves (metrics.py, samples.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lm.runtime.distributed import World
 from lm.runtime.files import replace_text
 from lm.train.state import TrainState
 
-LINES_PER_RUN = 1_000  # about so many lines in metrics.jsonl, whatever the budget
+LINES_PER_RUN = 1_000  # lines in metrics.jsonl, approximately, for any budget
 
 
 class Records:
@@ -35,9 +35,9 @@ class Records:
         preset_json: str,
         utilization_scale: float,
     ):
-        """`utilization_scale`: model FLOPs utilization at one token a second."""
+        """`utilization_scale`: model FLOPs utilization at one token per second."""
         self.state = state
-        self.utilization = 0.0  # of the steps of the last line: model FLOPs as a share of the machine's matmul peak
+        self.utilization = 0.0  # MFU of the steps of the last line (metrics.py)
         self._utilization_scale = utilization_scale
         self.interval = Interval()
         self._metrics: MetricsLog | NullLog = NullLog()
@@ -56,7 +56,7 @@ class Records:
         return next((line["heads"] for line in reversed(lines) if line.get("heads")), {})
 
     def _is_known(self, line: dict[str, Any]) -> bool:
-        """Whether the state knows of what the line tells."""
+        """Return whether the state includes what the line records."""
         state = self.state
         last = state.evaluated if "eval" in line else state.adapted if "adapted" in line else state.tokens_seen
         return line["tokens"] <= last
@@ -66,14 +66,14 @@ class Records:
         self._metrics.write({"tokens": self.state.tokens_seen, "resumed": f"{when}, {machine}"})
 
     def line_ends(self, tokens_seen: int) -> bool:
-        """Whether a line of metrics.jsonl ends with the step that ends here; then the next line begins."""
+        """Return whether a line of metrics.jsonl ends with this step; if so, begin the next."""
         ends = tokens_seen - self._last_line >= self._tokens_a_line
         if ends:
             self._last_line = tokens_seen
         return ends
 
     def write_steps(self, line: dict[str, Any]) -> None:
-        """`line` and the means of the steps since the last one."""
+        """Write `line` and the means of the steps since the last one."""
         means = self.interval.means()
         self.utilization = (means["tokens_per_second"] or 0.0) * self._utilization_scale
         self._metrics.write(line | means | {"mfu": self.utilization})
@@ -81,13 +81,13 @@ class Records:
         self.interval = Interval()
 
     def write_evaluation(self, line: dict[str, Any], evaluation: Evaluation, head_measures: dict[str, float]) -> None:
-        """Held-out losses and what the heads measured, with what `line` says of the sources."""
+        """Write held-out losses and the heads' measures, with the sources' entries in `line`."""
         self.head_measures, self.state.evaluated = head_measures, self.state.tokens_seen
         heads = {"heads": head_measures} if head_measures else {}
         self._metrics.write(self._now() | line | {"eval": evaluation.to_json()} | heads)
 
     def write_adaptation(self, adaptation: dict[str, Any]) -> None:
-        """New weights of the sources, and why."""
+        """Write new weights of the sources, and the reasons."""
         self.state.adapted = self.state.tokens_seen
         self._metrics.write({"tokens": self.state.tokens_seen, "adapted": adaptation})
 
