@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from configs import schema
 from configs.catalog import NAMED_SOURCES
-from configs.problems import _allowed
+from configs.validation import _allowed
 
 PATH = Path(__file__).parents[1] / "docs" / "presets.md"
 ROOT = schema.Preset

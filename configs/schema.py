@@ -1,7 +1,7 @@
 """Every setting of a run: its type, unit, range and one sentence. A preset is JSON in this shape.
 
 `load_preset` and `parse_preset` return a frozen Preset with every default filled in, or raise one
-PresetError that lists every problem (problems.py). Nothing here opens a source, inspects the
+PresetError that lists every problem (validation.py). Nothing here opens a source, inspects the
 machine or imports torch.
 
 `python -m configs.schema` rewrites preset.schema.json, with which editors complete and check
@@ -16,7 +16,6 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from configs.catalog import FIELD_ALIASES
 from configs.errors import PresetError, UserError
-from configs.problems import causes, explain, preset_error, read_json, read_text
 from configs.sources import (
     KINDS,
     LONGEST_PATH,
@@ -31,6 +30,7 @@ from configs.sources import (
     look_up,
     unique_labels,
 )
+from configs.validation import causes, explain, preset_error, read_json, read_text
 
 __all__ = [
     "FIELD_ALIASES",

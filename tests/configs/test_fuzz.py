@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import PresetError
-from configs.problems import LONGEST_MESSAGE, MAX_BYTES
 from configs.schema import Preset, load_preset, parse_preset
+from configs.validation import LONGEST_MESSAGE, MAX_BYTES
 from data.sources.hub import render
 from lm.cli.menu import preset_paths
 

@@ -21,7 +21,7 @@ from data.sources.opening import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
 # A child is given its limits on its command line, so lowering them here lowers them there.
-SMALL = pdf.Limits(page_seconds=1, file_seconds=3, memory_bytes=300 << 20, text_characters=2_000_000)
+SMALL = pdf.Limits(page_seconds=1, file_seconds=5, memory_bytes=300 << 20, text_characters=2_000_000)
 HOSTILE = hostile()
 
 
