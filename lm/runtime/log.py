@@ -7,15 +7,16 @@ never ends a run.
 
 import logging
 import re
+from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tqdm import tqdm
 
+from configs.text import printable
 from lm.runtime.terminal import fitted
 
 RAW = {"raw": True}
-KEPT_UNTIL_OPENED = 1_000  # records logged before the file is opened
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _LOGGER = logging.getLogger("lm")
 
@@ -25,18 +26,21 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        tqdm.write(text if getattr(record, "raw", False) else fitted(text))
+        with suppress(OSError):  # a terminal or pipe that is gone: run.log has it all the same
+            tqdm.write(text if getattr(record, "raw", False) else fitted(text))
 
 
 class _File(logging.FileHandler):
     def format(self, record: logging.LogRecord) -> str:
-        return _COLOURS.sub("", super().format(record))
+        return printable(_COLOURS.sub("", super().format(record)))
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
 class _Kept(MemoryHandler):
+    """Keeps records until there is a file, its target, to hand them to."""
+
     def shouldFlush(self, record: logging.LogRecord) -> bool:
         return self.target is not None
 
@@ -46,7 +50,7 @@ def show_log(is_first: bool) -> None:
     close_run_log()
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
-    _LOGGER.handlers = [_Terminal(), _Kept(KEPT_UNTIL_OPENED)] if is_first else [logging.NullHandler()]
+    _LOGGER.handlers = [_Terminal(), _Kept(capacity=0)] if is_first else [logging.NullHandler()]
 
 
 def open_run_log(folder: Path) -> None:
@@ -54,6 +58,7 @@ def open_run_log(folder: Path) -> None:
     try:
         file = _File(folder / "run.log", encoding="utf-8")
     except OSError as error:
+        _LOGGER.handlers = [handler for handler in _LOGGER.handlers if not isinstance(handler, _Kept)]
         _LOGGER.warning("%s cannot be written (%s): this run has no log there.", folder / "run.log", error.strerror)
         return
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
