@@ -82,7 +82,7 @@ def test_exporting_the_model(finished):
     card = (exported / "README.md").read_text()
     for part in (
         f"{BUDGET:,} in ",
-        "| small | files of",
+        "| small | local files",
         f"## Held-out text after {BUDGET:,}",
         f"## Samples after {BUDGET:,}",
     ):
