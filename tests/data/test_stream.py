@@ -28,7 +28,6 @@ from tests.data.sources.test_pdf import make_pdf
 from tests.hub import parquet
 
 ROOT = Path(__file__).parents[2]
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 T = 64
 DTYPE = row_dtype(T, 512)
@@ -156,7 +155,7 @@ def all_kinds(hub, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"] if FULL_COUNTS else ["weighted"])
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
 def test_every_kind_of_source_goes_on_exactly_after_three_kills(strategy, all_kinds, tmp_path, started):
     if strategy == "weighted":  # once: all there is on this machine takes seconds to open
         all_kinds.append({"type": "python"})

@@ -21,7 +21,7 @@ from data.sources.opening import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
 # A child is given its limits on its command line, so lowering them here lowers them there.
-SMALL = pdf.Limits(page_seconds=1, file_seconds=3, memory_bytes=300 << 20, text_characters=2_000_000)
+SMALL = pdf.Limits(page_seconds=2, file_seconds=3, memory_bytes=300 << 20, text_characters=2_000_000)
 HOSTILE = hostile()
 
 
@@ -193,7 +193,7 @@ def test_each_hostile_file_ends_within_its_limits_and_is_counted(kind, hostile_f
     text = "".join(texts(source))
     assert children_seconds() - began < SMALL.file_seconds + 1.5
     if kind in REASONS:
-        assert source.skipped.keys() & {REASONS[kind], "PDF took too long"}  # the second on a slow machine
+        assert REASONS[kind] in source.skipped
     if kind in READABLE:
         assert not source.skipped
     if kind.endswith("_page"):
