@@ -150,7 +150,7 @@ def train(
     show_log(world.is_first)
     with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
         checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
-        if checkpoint and world.from_first(setup.is_finished, folder, checkpoint, token_budget):
+        if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         learner = setup.build_learner(preset, world, state)
         stream = setup.open_stream(preset, folder, token_budget, state) if world.is_first else None

@@ -6,8 +6,8 @@ NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of T
 first. Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its
 own schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with
 three seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again,
-unless the text was another, and what is known so far is printed after each. Runs of ours, two at a time on one core
-each while tuning, are in benchmarks/measured/: copied to OUT/<the name's last part>, they are taken for yours.
+unless the text was another, and what is known so far is printed after each. Those in benchmarks/measured/ are of rows in
+the journal's order, so a run of today does not take them up.
 """
 
 import json

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from configs import schema
 from configs.catalog import NAMED_SOURCES
-from configs.validation import _allowed
+from configs.validation import allowed_values
 
 PATH = Path(__file__).parents[1] / "docs" / "presets.md"
 ROOT = schema.Preset
@@ -79,7 +79,7 @@ def allowed(field: FieldInfo) -> str:
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
     if _section(annotation):
         return "an object, see below"
-    words = _allowed(field).removeprefix("allowed: ").removesuffix(f". {field.description}")
+    words = allowed_values(field).removeprefix("allowed: ").removesuffix(f". {field.description}")
     words = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", words)
     return f"{words} of at most {longest:,} characters" if longest else words
 

@@ -176,7 +176,7 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         if kind == "model_type":
             yield Problem(where, given, f"allowed: an object in braces. {field.description}")
         elif kind == "missing":
-            yield Problem(where, "is missing", _allowed(field))
+            yield Problem(where, "is missing", allowed_values(field))
         elif kind == "extra_forbidden":
             names = [info.alias or name for name, info in model.model_fields.items()]
             yield Problem(where, f"{given}: unknown key", _nearest(str(line["loc"][-1]), names))
@@ -194,7 +194,7 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         elif kind in ("value_error", "assertion_error"):  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:
-            yield Problem(where, given, _allowed(field, line["msg"], item=where.endswith("]")))
+            yield Problem(where, given, allowed_values(field, line["msg"], item=where.endswith("]")))
 
 
 def _literals(expected: str) -> list[str]:
@@ -224,7 +224,7 @@ def _locate(
     return where, model, field
 
 
-def _allowed(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
+def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
     """Describe the values of a field: 'allowed: a whole number from 16 to 8192'.
 
     For a list, those of the whole list or of one `item`.

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first: a worker that begins one last would be alone with it for minutes."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of text for the presets of tests/program.py."""
+    from tests.program import write_text  # imports torch, which most tests do without
+
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

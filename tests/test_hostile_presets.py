@@ -11,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import BUDGET, Ended, Program, write_text
+from tests.program import BUDGET, Ended, Program
 
 pytestmark = pytest.mark.slow
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

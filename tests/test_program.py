@@ -5,21 +5,15 @@ import re
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
 from lm.checkpoint.store import inspect
 from lm.report.metrics import read_metrics
 from tests.lm.report.test_tensorboard import curves
-from tests.program import BUDGET, Program, check_logs, ended, torchrun, write_text
+from tests.program import BUDGET, Program, check_logs, ended, torchrun
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,14 @@ then all functions of the tokens seen.
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
 from lm.report.metrics import read_metrics
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of, write_text
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of
 
 pytestmark = pytest.mark.slow
 LONG_BUDGET = 3 * BUDGET  # of runs that a signal has to reach before they end
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ folder, archives unpacked.
 """
 
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -16,16 +15,11 @@ from data.sources.hub_client import BAD_TOKEN
 from data.sources.opening import open_source
 from data.sources.probe import probe
 from tests.hub import parquet
-from tests.program import Ended, Program, write_text
+from tests.program import Ended, Program
 
 TOKEN, SIGNATURE = "hf_canaryTokenCanaryTokenCanary", "canary0signature1canary2"
 TALKATIVE = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "info", "DATASETS_VERBOSITY": "debug"}
 BUDGET = 4_000
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -16,18 +16,13 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint.store import inspect
-from tests.program import Ended, Program, write_text
+from tests.program import Ended, Program
 
 pytestmark = pytest.mark.slow
 BUDGET = 1_000
 LONGEST_HANG = 10  # seconds
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 LAUNCHERS = {"python": (sys.executable,), "torchrun": TORCHRUN}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from tests.program import (
     preset_json,
     torchrun,
     workers_of,
-    write_text,
 )
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
@@ -41,11 +40,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc"),
 ]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 def two_sources(program: Program) -> Program:

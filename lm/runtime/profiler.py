@@ -26,11 +26,11 @@ def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
     Raises UserError if PROFILE_STEPS is not a number of steps.
     """
     asked = os.environ.get("PROFILE_STEPS", "")
+    if asked and (not asked.isdecimal() or not 0 < int(asked) <= 100):  # on every rank alike
+        raise UserError(f"PROFILE_STEPS is {asked[:20]!r} in the environment: give a number of steps from 1 to 100")
     if not asked or not is_first:
         yield lambda: None
         return
-    if not asked.isdecimal() or not 0 < int(asked) <= 100:
-        raise UserError(f"PROFILE_STEPS is {asked[:20]!r} in the environment: give a number of steps from 1 to 100")
     from torch.profiler import profile, schedule
 
     path = folder / "trace.json.gz"

@@ -84,7 +84,8 @@ class Records:
         """Write held-out losses and the heads' measures, with the sources' entries in `line`."""
         self.head_measures, self.state.evaluated = head_measures, self.state.tokens_seen
         heads = {"heads": head_measures} if head_measures else {}
-        self._metrics.write(self._now() | line | {"eval": evaluation.to_json()} | heads)
+        now = {"tokens": self.state.tokens_seen, "step": self.state.num_steps}
+        self._metrics.write(now | line | {"eval": evaluation.to_json()} | heads)
 
     def write_adaptation(self, adaptation: dict[str, Any]) -> None:
         """Write new weights of the sources, and the reasons."""
@@ -94,9 +95,6 @@ class Records:
     def write_samples(self, samples: Iterable[Sample]) -> None:
         self.state.sampled = self.state.tokens_seen
         self._samples.write(self.state.tokens_seen, samples)
-
-    def _now(self) -> dict[str, int]:
-        return {"tokens": self.state.tokens_seen, "step": self.state.num_steps}
 
     def close(self) -> None:
         self._metrics.close()

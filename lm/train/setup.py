@@ -64,12 +64,6 @@ def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, s
     return checkpoint, set(edited)
 
 
-def is_finished(folder: Path, checkpoint: Checkpoint, token_budget: int) -> bool:
-    """Return whether nothing is left to do: trained to the end, and reported."""
-    trained = checkpoint["exhausted"] or checkpoint["tokens_seen"] >= token_budget
-    return trained and (folder / "report.md").exists()
-
-
 def build_learner(preset: Preset, world: World, state: TrainState) -> Learner:
     """Build the learner. Raises UserError for a model that memory cannot hold, a tokenizer that
     cannot be read, or rows too short for the heads."""

@@ -36,6 +36,10 @@ class TrainState:
     def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
         return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources)
 
+    def is_trained(self, token_budget: int) -> bool:
+        """Return whether the budget is reached, or the sources ran out before it."""
+        return self.tokens_seen >= token_budget or self.exhausted
+
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TrainState:
         position = checkpoint["stream_position"]

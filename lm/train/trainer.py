@@ -115,7 +115,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.state.tokens_seen >= self.token_budget or self.state.exhausted
+        return self.state.is_trained(self.token_budget)
 
     def next_step(self, on_status: Callable[[str], Any]) -> Step | None:
         """Return the next rows to train on, or None if asked to stop or if the sources ran out

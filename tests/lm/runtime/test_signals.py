@@ -22,7 +22,7 @@ import pytest
 from lm.checkpoint.store import inspect
 from lm.runtime.signals import SIGNALS
 from tests.hub import no_fault, parquet
-from tests.program import ALL_HEADS, BUDGET, ROOT, Program, fingerprint, write_text
+from tests.program import ALL_HEADS, BUDGET, ROOT, Program, fingerprint
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 SECONDS = 10
@@ -89,11 +89,6 @@ def running(program: Program) -> list[str]:
         except OSError:
             continue
     return [command for command in found if command]  # a zombie has none
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from lm.runtime.machine import measure_machine, save_machine
 from lm.train.events import decide
 from lm.train.trainer import Trainer
 from tests.hub import parquet
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json, write_text
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json
 
 CONTRACT = {
     "format_version", "preset", "tokens_seen", "model", "heads", "optimizer", "rng", "stream_position",
@@ -36,11 +36,6 @@ CONTRACT = {
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture
