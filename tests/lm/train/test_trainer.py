@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before _eager sets it, for the tests after these
 
 import main
 from aux_heads.metrics import MEASURES
