@@ -12,6 +12,7 @@ checkpoints/.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import sys
@@ -106,9 +107,14 @@ def report_defect() -> int:
 
 def start(choice: Choice) -> None:
     """Do what was chosen; the choice is the first rank's, which sends it to the others."""
+    if choice.action == "quit" and os.environ.get("WORLD_SIZE", "1") == "1":
+        return  # without importing torch, which takes seconds
+    gc.disable()  # a million objects are about to be made, none of them garbage
     from lm.cli.use import use
     from lm.runtime.distributed import World
 
+    gc.freeze()  # nor need they ever be looked at again
+    gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
     if choice.action in ("talk", "export"):
@@ -251,4 +257,5 @@ def finish(trainer: Trainer) -> None:
 if __name__ == "__main__":
     code = main()
     ignore_signals()
+    gc.freeze()  # or Python's last search for garbage, all of it about to vanish, takes a second
     sys.exit(code)
