@@ -1,5 +1,6 @@
 """No test reaches the real Hugging Face Hub: the libraries are pointed at a stand-in before anything imports them."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from tests.hub import HubStandIn, no_fault
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # while a million objects are made that stay
     config.hub = HubStandIn({})
     config.hf_home = tempfile.mkdtemp()
     os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}
@@ -27,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first: a worker that begins one last would be alone with it for minutes."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
