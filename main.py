@@ -181,7 +181,7 @@ def train(
             )
             del checkpoint  # the learner has loaded it
             try:
-                learn(trainer)
+                training_loop(trainer)
             finally:
                 trainer.close()
         finally:
@@ -190,7 +190,7 @@ def train(
             close_run_log()
 
 
-def learn(trainer: Trainer) -> None:
+def training_loop(trainer: Trainer) -> None:
     """Run the training loop: step after step to the last token, scheduled events in between."""
     from configs.errors import ProducerDied
     from lm.runtime.profiler import profiler

@@ -33,7 +33,7 @@ class HeadInput:
     valid_BT: Tensor  # bool: targets that count
     embedding_VD: Tensor
     output_VD: Tensor
-    drawn: dict[str, Tensor]  # the sampled positions of this micro-batch, see JointModel.draw
+    drawn: dict[str, Tensor]  # the sampled positions of this micro-batch, see JointModel.sample_positions
     end_of_text: int  # token id
 
     def inside_document_BT(self) -> Tensor:

@@ -122,16 +122,16 @@ class JointModel(nn.Module):
         self.trunk_forward = lambda tokens_BT: forward_embedded(self.trunk.embed(tokens_BT))
         self.heads_forward = torch.compile(self.heads_eagerly, fullgraph=True, **options)
 
-    def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_positions(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample the positions of one micro-batch on the CPU, as a function of the shapes
         and of `generator` alone."""
         drawn = {}
         if "dynamics" in self.heads or "value" in self.heads:
             drawn["positions"] = draw_positions(num_rows, seq_length, generator)
         if "policy" in self.heads:
-            drawn |= self.heads["policy"].draw(num_rows, drawn["positions"].shape[1], generator)
+            drawn |= self.heads["policy"].sample_positions(num_rows, drawn["positions"].shape[1], generator)
         if "span_contrastive" in self.heads:
-            drawn |= self.heads["span_contrastive"].draw(num_rows, seq_length, generator)
+            drawn |= self.heads["span_contrastive"].sample_positions(num_rows, seq_length, generator)
         return drawn
 
     def forward(
@@ -184,7 +184,7 @@ class JointModel(nn.Module):
         if not self.heads:
             return {}
         num_rows, seq_length = valid_BT.shape
-        drawn = self.draw(num_rows, seq_length, generator)
+        drawn = self.sample_positions(num_rows, seq_length, generator)
         losses, measures = self.heads_eagerly(
             hidden_BTD,
             tokens_BT1,

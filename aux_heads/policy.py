@@ -35,7 +35,7 @@ GRADIENT_SCALE = 0.1
 
 
 class Policy(nn.Module):
-    def draw(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_positions(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample `policy_choices` (B, P), which of the S unrolled positions, and `policy_steps`
         (B, P), at which step 1..K."""
         num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POSITIONS // num_rows))

@@ -47,7 +47,7 @@ class SpanContrastive(nn.Module):
         self.temperature = temperature
         self.l2_normalize = l2_normalize
 
-    def draw(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_positions(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample `span_anchors` (B, N), the positions just before the spans."""
         num_spans = max(1, min(round(self.fraction * seq_length / SPAN_LENGTH), seq_length // SPAN_LENGTH))
         block = seq_length // num_spans

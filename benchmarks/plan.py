@@ -96,7 +96,7 @@ def _draw(
     start, log_probability = len(text.tokens), 0.0
     while True:
         logits_V = decoder.output(state_D[None])[0].float().cpu()
-        token = sampler.settle(logits_V, None)
+        token = sampler.accept_or_resample(logits_V, None)
         log_probability += float(logits_V.log_softmax(-1)[token])
         if token == stop_token:
             break

@@ -107,11 +107,11 @@ class ProducerProcess:
     def _send(self, order: dict[str, Any]) -> None:
         if self.stdin.closed:  # it ended with an error, raised once a missing row is needed
             return
-        with suppress(BrokenPipeError):  # it is dead; `look` will send a new one the whole request
+        with suppress(BrokenPipeError):  # it is dead; `handle_events` will send a new one the whole request
             self.stdin.write(json.dumps(order) + "\n")
             self.stdin.flush()
 
-    def look(self) -> None:
+    def handle_events(self) -> None:
         """Handle the events since the last call; restart the process if it died."""
         while True:
             try:
@@ -166,20 +166,20 @@ class ProducerProcess:
         return code
 
     def wait(
-        self, look_for: Callable[[], Found | None], should_stop: Callable[[], bool], on_status: Callable[[str], Any]
+        self, found_by: Callable[[], Found | None], should_stop: Callable[[], bool], on_status: Callable[[str], Any]
     ) -> Found:
-        """Poll `look_for()` until it finds something, and return that.
+        """Poll `found_by()` until it finds something, and return that.
 
         Sleeps are short, so that signal handlers run. `on_status` receives every status once.
         Raises the error that the producer reported, ProducerDied or Stopped.
         """
         poll, said = SHORTEST_POLL, ""
         while True:
-            self.look()
+            self.handle_events()
             if self.status not in (said, ""):
                 on_status(self.status)
                 said = self.status
-            if found := look_for():
+            if found := found_by():
                 return found
             if self._error:
                 raise self._error

@@ -147,7 +147,7 @@ class Stream:
             if first + count > self._reader.num_rows():
                 raise StreamEnded(self._reader.num_rows())
         else:
-            self._process.look()
+            self._process.handle_events()
         journal_rows = self._order.journal_rows(first, count, self._reader.num_rows())
         lowest, highest = int(journal_rows.min()), int(journal_rows.max())
         records = self._reader.rows(lowest, highest + 1 - lowest)[journal_rows - lowest]

@@ -4,7 +4,7 @@ errors, and on answers alone.
 Bits per byte (nats / ln 2 / bytes of predicted text) is comparable across tokenizers. Every batch
 has the same shape, so that a compiled trunk is compiled only once for evaluation. Never here: the
 choice of held-out text, training state, communication between ranks (the caller passes a `reduce`
-that sums over them), other measurements on the hidden states (the caller passes a `look`).
+that sums over them), other measurements on the hidden states (the caller passes a `observe`).
 
 Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V vocabulary.
 """
@@ -26,7 +26,7 @@ from lm.loss import IGNORE, linear_cross_entropy, padded
 
 LN2 = math.log(2)
 
-Look = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+Observe = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; padding rows have nothing valid."""
 
 
@@ -71,11 +71,11 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
-    look: Look = lambda *batch: None,
+    observe: Observe = lambda *batch: None,
 ) -> Evaluation | None:
     """Evaluate the trunk, compiled or not, on held-out rows, `batch_rows` at a time.
 
-    Returns None if `should_stop` returned True on any rank. `look` receives every batch, in which
+    Returns None if `should_stop` returned True on any rank. `observe` receives every batch, in which
     sources are mixed as in training. `token_bytes` (V,) is 0 for special tokens, which count in
     the loss but not in bits per byte. Each rank evaluates every `world_size`-th row; `reduce` sums
     one float64 CPU tensor over the ranks and is called exactly once, stopped or not, because ranks
@@ -87,7 +87,7 @@ def evaluate(
     rows, valid, answer = (
         np.concatenate([getattr(part, name) for part in sources])[own] for name in ("rows", "valid", "answer")
     )
-    losses, stopped = _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop, look)
+    losses, stopped = _losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop, observe)
     sums = np.append(_sums(losses, rows, valid, answer, source, len(sources), token_bytes).ravel(), float(stopped))
     sums = reduce(torch.from_numpy(sums)).numpy()
     if sums[-1]:
@@ -103,7 +103,7 @@ def _losses(
     batch_rows: int,
     autocast: Callable[[], AbstractContextManager],
     should_stop: Callable[[], bool],
-    look: Look,
+    observe: Observe,
 ) -> tuple[np.ndarray, bool]:
     """Return the loss of every target, (n, T) float64 (0 where not valid), and whether
     evaluation was stopped early."""
@@ -120,7 +120,7 @@ def _losses(
             hidden_BTD = trunk(tokens_BT1[:, :-1])
             _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
             losses_BT = losses_N.view_as(targets_BT)
-            look(tokens_BT1, targets_BT != IGNORE, hidden_BTD, losses_BT)
+            observe(tokens_BT1, targets_BT != IGNORE, hidden_BTD, losses_BT)
         losses[part] = losses_BT[:count].cpu().numpy()
     return losses, False
 

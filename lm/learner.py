@@ -14,6 +14,7 @@ import torch
 from aux_heads.joint import JointModel, build_heads
 from configs.errors import UserError
 from configs.schema import Preset
+from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import build_optimizers
@@ -54,11 +55,12 @@ class Learner:
         self.optimizers = build_optimizers(
             self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
         )
-        self.train_step = TrainStep(
+        captured = self.device_type == "cuda" and world.gradients is None
+        self.train_step = (CapturedTrainStep if captured else TrainStep)(
             world.data_parallel(self.joint),
             self.trunk,
             self.heads,
-            self.joint.draw,
+            self.joint.sample_positions,
             self.optimizers,
             world,
             batch_rows=train.per_gpu_batch_size,
@@ -72,11 +74,13 @@ class Learner:
         """(decision, reason) pairs for the start card; complete only after the dry run."""
         if self.device_type == "cpu":
             return self._decisions
-        reason = self.train_step.not_captured
-        recorded = (
-            ("no CUDA graphs", reason) if reason else ("CUDA graphs", "a GPU is not kept waiting between kernels")
+        refused = "torchrun's processes average their gradients on the way"
+        if isinstance(self.train_step, CapturedTrainStep):
+            refused = self.train_step.refused
+        graphs = (
+            ("no CUDA graphs", refused) if refused else ("CUDA graphs", "a GPU is not kept waiting between kernels")
         )
-        return [*self._decisions, recorded]
+        return [*self._decisions, graphs]
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -102,7 +106,7 @@ class Learner:
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-        self.train_step.forget_graphs()
+        self.train_step.reset()
 
     def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
         """Yield the names of entries whose shape is not that of the tensor they belong to."""

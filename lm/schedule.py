@@ -1,5 +1,5 @@
 """The plan of a step, made before it: all that is a function of the tokens seen
-(rows, rates, fading weights)."""
+(rows, rates, weights that fade out)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from configs.schema import AuxiliaryConfig, Preset
 
-FADED_OUT = 2 / 3  # share of the run after which fading weights are 0
+FADED_OUT = 2 / 3  # share of the run after which weights that fade out are 0
 
 
 class StepPlan(NamedTuple):
@@ -26,7 +26,7 @@ def plan_step(preset: Preset, tokens_seen: int, token_budget: int, rows_per_step
         learning_rate_factor=learning_rate_factor(progress, train.warmup_fraction, train.decay_fraction),
         trunk_gradient=trunk_gradient(preset.auxiliary, progress),
         # Weights that have faded stay as zeros: another number of targets would be another graph.
-        multi_token_weights=tuple(weight * fading(progress) for weight in train.multi_token_weights),
+        multi_token_weights=tuple(weight * fade_out(progress) for weight in train.multi_token_weights),
     )
 
 
@@ -49,11 +49,11 @@ def learning_rate_factor(progress: float, warmup_fraction: float, decay_fraction
     return min(1.0, warmup, decay)
 
 
-def fading(progress: float) -> float:
+def fade_out(progress: float) -> float:
     """Return 1 at the beginning of a run and 0 from two thirds of it on, linear in between."""
     return max(0.0, 1.0 - progress / FADED_OUT)
 
 
 def trunk_gradient(aux: AuxiliaryConfig, progress: float) -> float:
     """Return the scale of the heads' gradient that reaches the trunk."""
-    return {"none": 0.0, "constant": 1.0, "annealed": fading(progress)}[aux.trunk_gradient]
+    return {"none": 0.0, "constant": 1.0, "annealed": fade_out(progress)}[aux.trunk_gradient]

@@ -2,7 +2,8 @@
 
 The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank)
 divided by their number. Micro-batches are padded to one shape with masked rows, so that nothing is
-compiled twice. Never here: where rows come from, when to save, what is printed.
+compiled twice. This is the eager step; lm/captured_step.py replays the same one on a GPU. Never
+here: where rows come from, when to save, what is printed.
 
 Shapes: n rows of this rank in the step, B rows per micro-batch, T seq_length.
 """
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from lm.cuda_graph import CapturedFunction, Graph, NotCapturable
 from lm.loss import mtp_targets, padded
 from lm.optim import set_learning_rate
 from lm.runtime.distributed import World
@@ -67,7 +67,7 @@ class Launched(NamedTuple):
 
     num_tokens: int
     names: list[str]  # of the heads' losses and measures
-    values: Tensor  # returned by `_finish`; on the CPU once it has `arrived`
+    values: Tensor  # returned by `update`; on the CPU once it has `arrived`
     arrived: torch.cuda.Event | None  # None: already there
 
 
@@ -92,7 +92,7 @@ class TrainStep:
         model: nn.Module,
         trunk: nn.Module,
         heads: nn.Module,
-        draw: Callable[[int, int, torch.Generator], dict[str, Tensor]],
+        sample_positions: Callable[[int, int, torch.Generator], dict[str, Tensor]],
         optimizers: Sequence[torch.optim.Optimizer],
         world: World,
         *,
@@ -101,7 +101,7 @@ class TrainStep:
         seed: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.model, self.draw = model, draw
+        self.model, self.sample_positions = model, sample_positions
         parts = [list(part.parameters()) for part in (trunk, heads)]
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast = optimizers, world, autocast
@@ -112,13 +112,6 @@ class TrainStep:
         )
         self.skipped_in_a_row = 0
         self.measures: list[str] = []  # names of the heads' losses and measures
-        self.not_captured = "" if world.device.type == "cuda" else "there is no GPU"  # the reason
-        if world.gradients is not None:
-            self.not_captured = "torchrun's processes average their gradients on the way"
-        self._pool = None if self.not_captured else torch.cuda.graph_pool_handle()
-        self._captured: tuple[torch.Size, bool] | None = None  # key of the two graphs
-        self._learn_graph: Graph | None = None
-        self._finish_graph: Graph | None = None
 
     def __call__(
         self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
@@ -142,8 +135,7 @@ class TrainStep:
             self.clear()
             return None
         loss_sum, heads = accumulated
-        inputs = torch.stack([loss_sum, *heads.values()]), self._number(plan.num_tokens)
-        values = self._finish(inputs) if self._finish_graph is None else self._finish_graph(inputs)
+        values = self.update((torch.stack([loss_sum, *heads.values()]), self.numbers(plan.num_tokens)))
         self.clear()
         values, arrived = values.to("cpu", non_blocking=True), None
         if self.world.device.type == "cuda":
@@ -151,7 +143,7 @@ class TrainStep:
             arrived.record()
         return Launched(plan.num_tokens, list(heads), values, arrived)
 
-    def _finish(self, inputs: Sequence[Tensor]) -> Tensor:
+    def update(self, inputs: Sequence[Tensor]) -> Tensor:
         """Clip the gradients, and update the parameters if the step was finite.
 
         Given this rank's sums and the step's number of targets, returns the sums over all ranks,
@@ -212,86 +204,64 @@ class TrainStep:
             if should_stop():
                 break
             with self.world.no_sync(self.model):
-                measured.append(self.learn(batch, plan))
+                measured.append(self.run_micro_batch(batch, plan))
         # Ranks synchronise in the last micro-batch, and may notice a stop at different times: all
         # of them run it, or none.
         if self.world.any(should_stop()):
             return None
-        measured.append(self.learn(last, plan))
+        measured.append(self.run_micro_batch(last, plan))
         sums_M, *heads_M = torch.stack(measured, 1)
         return sums_M.sum(), {name: values_M.nanmean() for name, values_M in zip(self.measures, heads_M, strict=True)}
 
-    def learn(self, batch: MicroBatch, plan: StepPlan) -> Tensor:
+    def run_micro_batch(self, batch: MicroBatch, plan: StepPlan) -> Tensor:
         """Run forward and backward over one micro-batch.
 
         Returns its sum of losses, then the heads' losses and measures (float64), which `measures`
         names. The heads' sampled positions are a function of seed and row.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
-        drawn = self.draw(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
+        drawn = self.sample_positions(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
         positions = [_to(positions.numpy(), self.world.device) for positions in drawn.values()]
-        scale = plan.trunk_gradient
         # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
-        numbers = [self.world.size / plan.num_tokens, scale, *plan.multi_token_weights]
+        numbers = self.numbers(self.world.size / plan.num_tokens, plan.trunk_gradient, *plan.multi_token_weights)
+        inputs = [batch.tokens_BT1, batch.targets_BT, numbers, *positions]
+        return self.forward_backward(inputs, list(drawn), plan.trunk_gradient != 0)
 
-        def forward_backward(inputs: Sequence[Tensor]) -> Tensor:
-            tokens_BT1, targets_BT, numbers, *positions = inputs
-            share, scale_, *weights = numbers.unbind()
-            further = mtp_targets(targets_BT, weights)
-            with self.autocast():
-                output = self.model(
-                    tokens_BT1, targets_BT, dict(zip(drawn, positions, strict=True)), scale_ if scale else 0.0, further
-                )
-            (output.total * share).backward()
-            heads = {f"{name}/loss": loss for name, loss in output.head_losses.items()} | output.measures
-            self.measures = list(heads)
-            return torch.stack([value.double() for value in (output.loss_sum, *heads.values())])
+    def forward_backward(self, inputs: Sequence[Tensor], positions: Sequence[str], heads_reach_trunk: bool) -> Tensor:
+        """Run forward and backward over what `run_micro_batch` has prepared, and return what `run_micro_batch` returns.
 
-        inputs = [batch.tokens_BT1, batch.targets_BT, self._number(*numbers), *positions]
-        if self._pool is None:
-            return forward_backward(inputs)
-        key = (batch.tokens_BT1.shape, scale == 0)
-        if key != self._captured:  # in the first micro-batch of a step: there are no gradients yet
-            try:
-                self._record(forward_backward, inputs)
-            except NotCapturable as error:
-                self.not_captured, self._pool = str(error), None
-                self.forget_graphs()
-                return forward_backward(inputs)
-            self._captured = key
-        assert self._learn_graph, "recorded"
-        return self._learn_graph(inputs).clone()  # graphs share memory: it may be overwritten
+        `inputs`: tokens, targets, numbers, and a tensor for each of the names of `positions`; what
+        may differ between two steps of one shape comes in a tensor, so that a step can be captured.
+        """
+        tokens_BT1, targets_BT, numbers, *drawn = inputs
+        share, trunk_gradient, *weights = numbers.unbind()
+        further = mtp_targets(targets_BT, weights)
+        with self.autocast():
+            output = self.model(
+                tokens_BT1,
+                targets_BT,
+                dict(zip(positions, drawn, strict=True)),
+                trunk_gradient if heads_reach_trunk else 0.0,
+                further,
+            )
+        (output.total * share).backward()
+        heads = {f"{name}/loss": loss for name, loss in output.head_losses.items()} | output.measures
+        self.measures = list(heads)
+        return torch.stack([value.double() for value in (output.loss_sum, *heads.values())])
 
-    def _record(self, forward_backward: CapturedFunction, inputs: Sequence[Tensor]) -> None:
-        """Capture both graphs, after freeing the previous ones: both pairs
-        would need twice the memory."""
-        self.forget_graphs()
-        self._learn_graph = Graph(forward_backward, inputs, self.clear, self._pool)
-        unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
-        self._finish_graph = Graph(self._finish, (unsound, self._number(1)), self.clear, self._pool)
+    def numbers(self, *values: float) -> Tensor:
+        """Return `values` in a tensor on the device."""
+        return _to(np.array(values, np.float32), self.world.device)
 
-    def _number(self, *numbers: float) -> Tensor:
-        return _to(np.array(numbers, np.float32), self.world.device)
+    def gradients(self) -> list[Tensor]:
+        return [parameter.grad for part in self.clipped_apart for parameter in part if parameter.grad is not None]
 
     def clear(self) -> None:
-        """Clear the gradients; where steps are captured they are set to zero in place, since
-        graphs need fixed addresses."""
-        parameters = [parameter for part in self.clipped_apart for parameter in part]
-        if self._pool is not None and (gradients := [p.grad for p in parameters if p.grad is not None]):
-            torch._foreach_zero_(gradients)
-        else:
-            self._drop_gradients()
-
-    def forget_graphs(self) -> None:
-        """Drop the graphs; to be called when the optimizers' state has moved in memory."""
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()  # the last step may still be running
-        self._captured = self._learn_graph = self._finish_graph = None
-        if self._pool is not None:  # a pool is freed with its graphs
-            self._pool = torch.cuda.graph_pool_handle()
-        self._drop_gradients()
-
-    def _drop_gradients(self) -> None:
+        """Clear the gradients."""
         for part in self.clipped_apart:
             for parameter in part:
                 parameter.grad = None
+
+    def reset(self) -> None:
+        """Forget all that depends on where the optimizers' state is in memory: it has moved."""
+        self.clear()

@@ -105,7 +105,7 @@ def refused(program: Program, answer: str) -> Ended:
         ("8", r"\u001b[2J"),
         ("9", "09_large.json: larger than 100,000 bytes"),
         ("10", "does not exist"),
-        ("11", "s2 and 4 more sources are not there"),
+        ("11", "s2 and 4 more sources are not available"),
         ("../../x", "there is no '../../x'"),
     ],
 )

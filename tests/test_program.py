@@ -38,7 +38,7 @@ def program(text, finished, tmp_path) -> Program:
 
 def test_without_anybody_to_ask_enter_is_taken_and_said(finished):
     assert finished.first.code == 0, finished.first.err
-    assert "no answer can be read here: taken as Enter" in finished.first.out
+    assert "nobody to answer: Enter is taken" in finished.first.out
     assert "Enter: start 00_tiny" in finished.first.out
     assert f"Done: {BUDGET:,} tokens" in finished.first.out
     assert "✓ small  ✓ large" in finished.first.out
@@ -159,7 +159,7 @@ def test_closed_stdin_is_enter(program):
     program.add(train={"accumulation_steps": 40})
     result = program.run(launcher=("/bin/sh", "-c", f'exec {sys.executable} "$0" <&-'))
     assert result.code == 0, result.err
-    assert "taken as Enter" in result.out
+    assert "Enter is taken" in result.out
     assert program.state()["tokens_seen"] == BUDGET
 
 
@@ -195,7 +195,7 @@ def test_sources_that_do_not_answer(program):
     program.add(data={"sources": sources})
     program.add("01_other", name="other")
     said = refused(program, "tiny\n")
-    assert "nobody/nothing is not there" in said
+    assert "nobody/nothing is not available" in said
     assert "the Hub cannot be reached" in said
 
 

@@ -17,13 +17,12 @@ from typing import Literal
 
 from configs.errors import UserError
 from configs.schema import Preset
-from configs.text import clip, human_bytes, human_count, human_time, wrapped
+from configs.text import clip, human_bytes, human_count, human_time
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
-Size = tuple[int, int]  # of a terminal, columns and lines
-SMALLEST: Size = (80, 24)  # the menu must fit into it
+NARROWEST = 80  # columns: in a narrower terminal, lines are wrapped rather than cut
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class MenuEntry:
             return "the file has errors"
         silent = [source.label for source in self.sources if not source.ok]
         if len(silent) > 2:
-            return f"{silent[0]} and {len(silent) - 1} more sources are not there"
-        return f"{' and '.join(silent)} {'is' if len(silent) == 1 else 'are'} not there" if silent else ""
+            return f"{silent[0]} and {len(silent) - 1} more sources are not available"
+        return f"{' and '.join(silent)} {'is' if len(silent) == 1 else 'are'} not available" if silent else ""
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,8 @@ def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[
     )
 
 
-def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
-    """Return the menu for a terminal of that size, with room for the prompt below it: the least
-    important lines are dropped first."""
-    columns, height = map(max, size, SMALLEST)
+def render_menu(menu: Menu, columns: int = NARROWEST) -> str:
+    """Return the menu for a terminal of that width."""
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
@@ -117,23 +114,14 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
         tail += [f"    ... up to a{len(menu.archived)}"]
     letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
     tail += ["", " " + "     ".join([*letters, "q  quit"])]
-    try:
-        _, below = default_choice(menu.entries, menu.current)
-    except UserError as error:
-        below = str(error)
     names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
-    lines: list[str] = []
-    for lines_each in (3, 2, 1):
-        entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
-        lines = [clip(line, columns) for line in [*head, *entries, *tail]]
-        if len(lines) + len(wrapped(below, columns).splitlines()) < height - 1:  # the prompt's line, and one more
-            break
-    return "\n".join(lines)
+    entries = [line for entry in menu.entries for line in _entry_lines(entry, names)]
+    return "\n".join(clip(line, max(columns, NARROWEST)) for line in [*head, *entries, *tail])
 
 
 def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
-    """Return an entry's lines, most important first: name and cost, sources, description. A name
-    that several presets share is replaced by the file's."""
+    """Return an entry's lines: name and cost, sources, description. A name that several presets
+    share is replaced by the file's."""
     name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
     title = f"{entry.number:02d}  {clip(name, 22):<22}"
     if entry.preset is None:
@@ -159,10 +147,10 @@ def _sources_in_words(sources: list[Probe]) -> list[str]:
 
 
 def ask(
-    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
+    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, columns: int = NARROWEST
 ) -> Choice:
     """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, on
-    a terminal of that `size`.
+    a terminal of so many `columns`.
 
     End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready
     and, without a terminal, for a preset that is not ready or does not exist. KeyboardInterrupt
@@ -181,7 +169,7 @@ def ask(
         except UnicodeDecodeError:
             answer = "�"
         except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
-            say("no answer can be read here: taken as Enter")
+            say("nobody to answer: Enter is taken")
             answer = ""
         if not answer:
             if default is None:
@@ -191,7 +179,7 @@ def ask(
             menu = replace(menu, current=None)
             continue
         if terminal and answer == "?":
-            say(render_menu(menu, size))
+            say(render_menu(menu, columns))
             continue
         try:
             return _understand(answer, menu)

@@ -101,7 +101,7 @@ def generate(
         hidden_TD = decoder(fresh + [draft.token for draft in drafts])[len(fresh) - 1 :]
         new = []
         for logits_V, draft in zip_longest(decoder.output(hidden_TD).float().cpu(), drafts):
-            new.append(sampler.settle(logits_V, draft))
+            new.append(sampler.accept_or_resample(logits_V, draft))
             text.append(new[-1])
             if draft is None or new[-1] == stop_token or new[-1] != draft.token:
                 break

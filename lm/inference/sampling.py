@@ -2,7 +2,7 @@
 exact for drafted tokens.
 
 `process_logits` is the whole sampling rule as one pure function, with the n-grams of the text as
-it would be at that position; drafts go through it too, with their own settings. `Sampler.settle`
+it would be at that position; drafts go through it too, with their own settings. `Sampler.accept_or_resample`
 then keeps or replaces a draft such that the distribution of the text is that without drafts
 (Leviathan et al., arXiv 2211.17192). Everything runs on the CPU in fp32, so that a seed gives the
 same text on every device whose logits agree. Never here: models, global random generators.
@@ -89,7 +89,7 @@ def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float
     return nucleus_V / nucleus_V.sum()
 
 
-def draw(weights_V: Tensor, generator: torch.Generator) -> int:
+def sample(weights_V: Tensor, generator: torch.Generator) -> int:
     """Sample a token with probability proportional to its weight;
     `torch.multinomial` takes 20 times as long."""
     mass_V = weights_V.cumsum(-1, dtype=torch.float64)
@@ -118,9 +118,9 @@ class Sampler:
         if self.temperature == 0:
             return Draft(self._best(logits_N), None)
         q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)
-        return Draft(draw(q_N, self.generator), q_N)
+        return Draft(sample(q_N, self.generator), q_N)
 
-    def settle(self, logits_V: Tensor, draft: Draft | None) -> int:
+    def accept_or_resample(self, logits_V: Tensor, draft: Draft | None) -> int:
         """Return the next token, by the trunk's logits. A draft y ~ q is kept with probability
         min(1, p(y) / q(y)), or else replaced by a sample from max(0, p - q): either way the
         token is distributed as p."""
@@ -128,7 +128,7 @@ class Sampler:
             return self._best(logits_V)
         p_V = process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
         if draft is None:
-            return draw(p_V, self.generator)
+            return sample(p_V, self.generator)
         token, q_N = draft
         assert q_N is not None, "drafted by a sampler of the same temperature"
         if torch.rand((), generator=self.generator) * q_N[token] < p_V[token]:
@@ -137,4 +137,4 @@ class Sampler:
         rest_V[: len(q_N)] -= q_N
         rest_V.clamp_(min=0)
         # Nothing is left if p and q differ only by rounding.
-        return draw(rest_V if rest_V.any() else p_V, self.generator)
+        return sample(rest_V if rest_V.any() else p_V, self.generator)

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm.runtime.files import replace_text, whole_lines
+from data.files import write_atomically
+from lm.runtime.files import whole_lines
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
@@ -59,7 +60,7 @@ class MetricsLog:
         """Cut the lines for which `is_kept` is false, and torn ones; returns the records left."""
         kept = [record for record in read_metrics(self.path) if is_kept(record)]
         self._file.close()
-        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self._file = self.path.open("a", encoding="utf-8")
         return kept
 

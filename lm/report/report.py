@@ -13,10 +13,10 @@ from typing import Any
 
 from aux_heads.metrics import Measure
 from configs.text import fenced, table_cell
+from data.files import write_atomically
 from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
-from lm.runtime.files import replace_text
 
 
 def write_report(
@@ -38,7 +38,7 @@ def write_report(
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]
         parts += _read(records)
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
-    replace_text(checkpoint_dir / "report.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    write_atomically(checkpoint_dir / "report.md", ("\n\n".join(part.rstrip("\n") for part in parts) + "\n").encode())
     return checkpoint_dir / "report.md"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.text import fenced, printable
-from lm.runtime.files import replace_text, whole_lines
+from data.files import write_atomically
+from lm.runtime.files import whole_lines
 
 
 class Sample(NamedTuple):
@@ -43,7 +44,7 @@ class SampleLog:
     def truncate_after(self, tokens_seen: int) -> list[Section]:
         """Cut the sections after `tokens_seen` tokens, and a torn one; returns those left."""
         kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
-        replace_text(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept))
+        write_atomically(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept).encode())
         return kept
 
 

@@ -1,4 +1,4 @@
-"""File-system operations that crash safety rests on: hard links, atomic replacement, the lock.
+"""File-system operations that crash safety rests on: hard links, the lock.
 
 Linux and macOS. Nothing here depends on the content of the files.
 """
@@ -39,16 +39,6 @@ def link_beside(source: Path, target: Path) -> Path:
 def same_file(one: Path, other: Path) -> bool:
     """Return whether both are names of one file: renaming one to the other then does nothing."""
     return one.exists() and other.exists() and one.samefile(other)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file such that a crash leaves either the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def temporary_name(target: Path) -> Path:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm.runtime.files import replace_text
+from data.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def load_machine(folder: Path) -> Machine | None:
 
 def save_machine(folder: Path, machine: Machine) -> None:
     """Write `machine.json` atomically."""
-    replace_text(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1))
+    write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
 
 
 def keep_freed_memory() -> None:

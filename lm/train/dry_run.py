@@ -36,7 +36,7 @@ def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> fl
         raise UserError(_too_large(preset, world, learner))
     for optimizer in learner.optimizers:
         optimizer.state.clear()
-    learner.train_step.forget_graphs()
+    learner.train_step.reset()
     # Compiling leaves garbage between the buffers of a step: 4% of all memory with every
     # head (benchmarks/LOG.md).
     give_back_memory()

@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 def run_events(trainer: Trainer) -> None:
     """Run the events that are due after the last step."""
     train, aux, state = trainer.preset.train, trainer.preset.auxiliary, trainer.state
-    if is_due(trainer, trainer.saved_at, train.save_every_tokens) and trainer.may_save() and trainer.is_finite():
-        trainer.save()
+    if is_due(trainer, trainer.saved_at, train.save_every_tokens) and trainer.may_save():
+        trainer.collect_results()
+        if trainer.is_sound:
+            trainer.save()
     evaluation = None
     if is_due(trainer, state.evaluated, train.eval_every_tokens):
         evaluation = measure(trainer)
@@ -75,7 +77,7 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
         rank=trainer.world.rank,
         world_size=trainer.world.size,
         reduce=trainer.world.sum,
-        look=heads.look,
+        observe=heads.observe,
     )
     if evaluation is None:
         return None
@@ -102,7 +104,7 @@ class HeldOutHeads:
         self.generator = torch.Generator().manual_seed(trainer.preset.train.seed)
         self.batches: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-    def look(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
+    def observe(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
         measured = self.trainer.learner.joint.measure(tokens_BT1, valid_BT, hidden_BTD, losses_BT, self.generator)
         self.batches.append((valid_BT.sum(), measured))
 

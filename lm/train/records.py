@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.files import write_atomically
 from lm.evaluate import Evaluation
 from lm.report.metrics import Interval, MetricsLog, NullLog
 from lm.report.samples import Sample, SampleLog
 from lm.report.tensorboard import event_log
 from lm.runtime.distributed import World
-from lm.runtime.files import replace_text
 from lm.train.state import TrainState
 
 LINES_PER_RUN = 1_000  # lines in metrics.jsonl, approximately, for any budget
@@ -42,14 +42,15 @@ class Records:
         self.interval = Interval()
         self._metrics: MetricsLog | NullLog = NullLog()
         self._samples: SampleLog | NullLog = NullLog()
-        self._tokens_a_line, self._last_line = token_budget / LINES_PER_RUN, state.tokens_seen
+        self._tokens_a_line = token_budget / LINES_PER_RUN
+        self.last_line = state.tokens_seen  # at its end
         self.head_measures: dict[str, float] = world.from_first(
             self._open, folder, preset_json
         )  # of the last evaluation
 
     def _open(self, folder: Path, preset_json: str) -> dict[str, float]:
         self._metrics, self._samples = MetricsLog(folder / "metrics.jsonl"), SampleLog(folder / "samples.md")
-        replace_text(folder / "preset.json", preset_json + "\n")
+        write_atomically(folder / "preset.json", (preset_json + "\n").encode())
         lines = self._metrics.keep(self._is_known)
         self._samples.truncate_after(self.state.sampled)
         self._metrics.mirror = event_log(folder / "tensorboard", lines)
@@ -65,12 +66,9 @@ class Records:
         when = time.strftime("%Y-%m-%d %H:%M")
         self._metrics.write({"tokens": self.state.tokens_seen, "resumed": f"{when}, {machine}"})
 
-    def line_ends(self, tokens_seen: int) -> bool:
-        """Return whether a line of metrics.jsonl ends with this step; if so, begin the next."""
-        ends = tokens_seen - self._last_line >= self._tokens_a_line
-        if ends:
-            self._last_line = tokens_seen
-        return ends
+    def line_is_due(self, tokens_seen: int) -> bool:
+        """Return whether the step that reaches `tokens_seen` is the last of its line in metrics.jsonl."""
+        return tokens_seen - self.last_line >= self._tokens_a_line
 
     def write_steps(self, line: dict[str, Any]) -> None:
         """Write `line` and the means of the steps since the last one."""

@@ -7,6 +7,7 @@ later, so that the GPU never waits for the program.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections import deque
@@ -157,7 +158,9 @@ class Trainer:
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
         self._learning_rate = plan.learning_rate_factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
-        line = self._line() if self.records.line_ends(state.tokens_seen) or self.done else None
+        line = None
+        if self.records.line_is_due(state.tokens_seen) or self.done:
+            self.records.last_line, line = state.tokens_seen, self._line()
         self._pending.append(Pending(launched, int(self.token_bytes[step.tokens[:, 1:]].sum()), line))
         self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
         self.collect_results(0 if self.done else STEPS_AHEAD[self.world.device.type])
@@ -176,10 +179,10 @@ class Trainer:
             if line:
                 self.records.write_steps(line)
 
-    def is_finite(self) -> bool:
-        """Return whether the last step was not skipped: otherwise weights that may be the cause
-        would replace good ones."""
-        self.collect_results()
+    @property
+    def is_sound(self) -> bool:
+        """Whether the last step, once collected, was not skipped: otherwise weights that may be the
+        cause would replace good ones."""
         return not self.learner.train_step.skipped_in_a_row
 
     def record(self) -> None:
@@ -222,8 +225,9 @@ class Trainer:
         """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
         format); on the first rank only."""
         assert self.stream, "the first rank's"
-        seq_length, state = self.preset.model.seq_length, self.state
-        state.windows_begun = self.stream.windows_begun(state.tokens_seen // seq_length)
+        seq_length = self.preset.model.seq_length
+        begun = self.stream.windows_begun(self.state.tokens_seen // seq_length)
+        state = dataclasses.replace(self.state, windows_begun=begun)
         return {
             "preset": self.preset.to_json(),
             "token_budget": self.token_budget,

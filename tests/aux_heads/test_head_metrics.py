@@ -47,7 +47,7 @@ def test_a_transition_that_copies_drafts_no_better_than_a_copy_and_errs_as_far_a
     let_it_copy(model)
     values = measured(model, tokens_BT1)
     hidden_BTD = model.trunk(tokens_BT1[:, :-1]).detach()
-    now_BS = model.draw(len(tokens_BT1), hidden_BTD.shape[1], generator())["positions"]
+    now_BS = model.sample_positions(len(tokens_BT1), hidden_BTD.shape[1], generator())["positions"]
     state_BSD, *targets = (at(hidden_BTD, now_BS + k) for k in range(4))
     variance = torch.stack(targets).flatten(0, 2).var(0, correction=0).mean()
     for k, target_BSD in enumerate(targets, 1):
@@ -75,7 +75,7 @@ def test_where_nothing_counts_nothing_is_measured():
 def test_what_is_measured_is_what_a_training_step_would_on_the_same_rows():
     model = joint_model(**ALL_HEADS)
     tokens = text_batches(1)[0]
-    output = model(tokens, tokens[:, 1:], model.draw(len(tokens), tokens.shape[1] - 1, generator()))
+    output = model(tokens, tokens[:, 1:], model.sample_positions(len(tokens), tokens.shape[1] - 1, generator()))
     step = {name: float(value) for name, value in output.measures.items()}
     found = {name: value for name, value in measured(model).items() if name in step}
     assert found == pytest.approx(step, abs=1e-5)

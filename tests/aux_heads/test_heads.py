@@ -47,7 +47,7 @@ def test_nothing_after_the_end_of_a_document_matters(document_ends):
     end = 70
     model = joint_model(**ALL_HEADS)
     torch.nn.init.normal_(model.heads["dynamics"].down.weight, std=0.1)
-    drawn = model.draw(NUM_ROWS, SEQ_LENGTH, generator())
+    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
     drawn["positions"] = torch.cat((torch.arange(20, 35), torch.arange(end - 16, end))).expand(NUM_ROWS, -1)
     drawn["policy_choices"] = torch.tensor([3, 30]).expand(NUM_ROWS, -1)
     drawn["policy_steps"] = torch.tensor([2, 3]).expand(NUM_ROWS, -1)
@@ -73,7 +73,7 @@ def test_targets_and_tables_are_detached():
     """Through dynamics and policy, a state gets a gradient only where it is read, never where it is the target."""
     model = joint_model(enable_dynamics=True, enable_policy=True)
     tokens = torch.ones(NUM_ROWS, SEQ_LENGTH + 1, dtype=torch.long)
-    drawn = model.draw(NUM_ROWS, SEQ_LENGTH, generator())
+    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
     hidden = torch.randn(NUM_ROWS, SEQ_LENGTH, HIDDEN_SIZE, generator=generator(), requires_grad=True)
     sum(all_losses(model, head_input(tokens, drawn, hidden_BTD=hidden)).values()).backward()
     is_read = torch.zeros(NUM_ROWS, SEQ_LENGTH, dtype=torch.bool).scatter(1, drawn["positions"], True)
@@ -138,8 +138,11 @@ def test_best_answer_to_a_two_hot_target_is_the_target(nats):
 
 def test_positions_are_a_function_of_the_generator_and_stay_in_the_row():
     model = joint_model(**ALL_HEADS, span_mask_fraction=0.25)
-    drawn = model.draw(NUM_ROWS, SEQ_LENGTH, generator(4))
-    again, other = model.draw(NUM_ROWS, SEQ_LENGTH, generator(4)), model.draw(NUM_ROWS, SEQ_LENGTH, generator(5))
+    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(4))
+    again, other = (
+        model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(4)),
+        model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(5)),
+    )
     for name, indices in drawn.items():
         assert torch.equal(indices, again[name])
         assert not torch.equal(indices, other[name])
@@ -157,7 +160,7 @@ def test_positions_are_a_function_of_the_generator_and_stay_in_the_row():
 
 def span_loss(tokens, **auxiliary):
     model = joint_model(enable_span_contrastive=True, **auxiliary)
-    x = head_input(tokens, model.draw(len(tokens), SEQ_LENGTH, generator()))
+    x = head_input(tokens, model.sample_positions(len(tokens), SEQ_LENGTH, generator()))
     output = model.heads["span_contrastive"](x)
     return output.loss.item(), {name: value.item() for name, value in output.measures.items()}
 

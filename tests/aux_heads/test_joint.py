@@ -84,7 +84,7 @@ def test_building_and_drawing_leave_global_random_numbers_alone():
     before = torch.get_rng_state()
     aux = AuxiliaryConfig(**ALL_HEADS)
     heads = build_heads(aux, HIDDEN_SIZE, SEQ_LENGTH)
-    JointModel(torch.nn.Identity(), heads, aux, None).draw(4, SEQ_LENGTH, generator())
+    JointModel(torch.nn.Identity(), heads, aux, None).sample_positions(4, SEQ_LENGTH, generator())
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -126,7 +126,7 @@ def test_total_weighs_heads_by_tokens():
     tokens = text_batches(1)[0]
     targets = tokens[:, 1:].clone()
     targets[:3] = -100
-    output = model(tokens, targets, model.draw(*targets.shape, generator()))
+    output = model(tokens, targets, model.sample_positions(*targets.shape, generator()))
     losses = output.head_losses
     heads = 0.1 * losses["policy"] + 0.2 * losses["value"] + 0.3 * losses["dynamics"] + 0.4 * losses["span_contrastive"]
     torch.testing.assert_close(output.total, output.loss_sum + targets[3:].numel() * heads)
@@ -136,7 +136,7 @@ def test_a_micro_batch_without_targets_still_gives_every_head_a_finite_gradient(
     model = joint_model(**ALL_HEADS)
     tokens = text_batches(1)[0]
     targets = torch.full_like(tokens[:, 1:], -100)
-    model(tokens, targets, model.draw(*targets.shape, generator())).total.backward()
+    model(tokens, targets, model.sample_positions(*targets.shape, generator())).total.backward()
     for name, parameter in model.heads.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

@@ -4,6 +4,7 @@ import torch
 
 from aux_heads.joint import JointModel, build_heads
 from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig
+from lm.captured_step import CapturedTrainStep
 from lm.loss import linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import build_optimizers
@@ -24,6 +25,7 @@ def make_step(
     seed: int = 1337,
     clip: float = 1e9,
     loss=linear_cross_entropy,
+    captured: bool = False,
     **options,
 ) -> TrainStep:
     """The same model on every rank; its blocks are not the identity, so that every matrix has a gradient."""
@@ -40,4 +42,5 @@ def make_step(
     optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
     model = world.data_parallel(joint)
     sizes = {"batch_rows": batch_rows, "gradient_clip": clip, "seed": seed}
-    return TrainStep(model, trunk, heads, joint.draw, optimizers, world, **sizes, **options)
+    kind = CapturedTrainStep if captured else TrainStep
+    return kind(model, trunk, heads, joint.sample_positions, optimizers, world, **sizes, **options)

@@ -105,11 +105,11 @@ def test_equals_the_naive_computation(held_out):
 def test_a_look_sees_every_row_once_with_its_losses(held_out):
     trunk, seen = Trunk(), []
 
-    def look(tokens, valid, hidden, losses):
+    def observe(tokens, valid, hidden, losses):
         assert torch.equal(hidden, trunk.table[tokens[:, :-1]])
         seen.extend((row.tolist(), float(loss)) for row, loss in zip(tokens, losses.sum(1), strict=True) if row.any())
 
-    run(trunk, held_out, look=look)
+    run(trunk, held_out, observe=observe)
     expected = [
         (row.tolist(), sum(target.loss for target in naive(trunk, source) if target.row == i))
         for source in held_out

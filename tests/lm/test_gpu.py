@@ -45,7 +45,7 @@ class NotCaptured:
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     if not GPU:
-        for module in ("train_step", "inference.decoder"):
+        for module in ("captured_step", "inference.decoder"):
             monkeypatch.setattr(f"lm.{module}.Graph", NotCaptured)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
 
@@ -54,10 +54,9 @@ def rows_of(index: int) -> np.ndarray:
     return np.random.default_rng(index % 4).integers(VOCAB, size=(NUM_ROWS, SEQ_LENGTH + 1))
 
 
-def train(recorded: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
+def train(captured: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
     """Losses, which steps were skipped, and the weights in the end."""
-    step = make_step(ALL_HEADS, world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, clip=1.0)
-    step._pool = torch.cuda.graph_pool_handle() if recorded else None
+    step = make_step(ALL_HEADS, world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, clip=1.0, captured=captured)
     losses, skipped = [], []
     for index in range(NUM_STEPS):
         progress = index / NUM_STEPS
@@ -69,19 +68,19 @@ def train(recorded: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
         if index == UNSOUND:
             step.bounds.zero_()
         if index == FORGOTTEN:  # as when a run begins after its dry run, or is resumed
-            step.forget_graphs()
+            step.reset()
         result = step(rows_of(index)[:num_rows], plan)
         step.bounds.copy_(bounds)
         assert result.skipped == all(map(torch.equal, before, step.model.parameters()))
         losses.append(result.loss)
         skipped.append(result.skipped)
-    assert (step._learn_graph is not None) == recorded
+    assert not captured or step._forward_backward is not None
     return losses, skipped, [parameter.detach().clone() for parameter in step.model.parameters()]
 
 
-def test_a_recorded_step_does_what_the_plain_one_does():
-    losses, skipped, weights = train(recorded=True)
-    plain_losses, plain_skipped, plain_weights = train(recorded=False)
+def test_a_captured_step_does_what_the_plain_one_does():
+    losses, skipped, weights = train(captured=True)
+    plain_losses, plain_skipped, plain_weights = train(captured=False)
     assert skipped == plain_skipped == [index == UNSOUND for index in range(NUM_STEPS)]
     assert losses[-1] < losses[0]
     # cuDNN's backward pass adds in no fixed order.
@@ -90,10 +89,9 @@ def test_a_recorded_step_does_what_the_plain_one_does():
         torch.testing.assert_close(one, other, rtol=1e-2 if GPU else 0, atol=1e-3 if GPU else 0)
 
 
-def test_a_recorded_step_that_is_given_up_leaves_no_trace():
+def test_a_captured_step_that_is_given_up_leaves_no_trace():
     def steps(stopped: int | None) -> list[float]:
-        step = make_step(world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2)
-        step._pool = torch.cuda.graph_pool_handle()
+        step = make_step(world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, captured=True)
         plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
         if stopped is not None:
             step(rows_of(0), plan)
@@ -109,13 +107,12 @@ def refuse(*_):
     raise NotCapturable("operation not permitted when stream is capturing")
 
 
-def test_what_cannot_be_recorded_is_launched_as_it_is(monkeypatch):
+def test_what_cannot_be_captured_is_launched_as_it_is(monkeypatch):
     plan = StepPlan(0, NUM_ROWS, NUM_ROWS * SEQ_LENGTH)
-    plain, refused = make_step(ALL_HEADS), make_step(ALL_HEADS)
-    monkeypatch.setattr("lm.train_step.Graph", refuse)
-    refused.not_captured, refused._pool = "", (0, 0)
+    plain, refused = make_step(ALL_HEADS), make_step(ALL_HEADS, captured=True)
+    monkeypatch.setattr("lm.captured_step.Graph", refuse)
     assert refused(rows_of(0), plan) == plain(rows_of(0), plan)
-    assert refused.not_captured == "operation not permitted when stream is capturing"
+    assert refused.refused == "operation not permitted when stream is capturing"
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 

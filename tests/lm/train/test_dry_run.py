@@ -21,14 +21,14 @@ from configs.schema import parse_preset
 
 lm.learner.compile_choice = lambda device: (True, "for this test")
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
-learn, graphs = main.learn, []
+training_loop, graphs = main.training_loop, []
 
 def counted(*arguments):
     graphs.append(counters["stats"]["unique_graphs"])
     learn(*arguments)
     graphs.append(counters["stats"]["unique_graphs"])
 
-main.learn = counted
+main.training_loop = counted
 main.train(parse_preset(sys.argv[1], "test"), token_budget=20_011, checkpoint_dir=sys.argv[2])
 print(json.dumps(graphs))
 """
