@@ -20,7 +20,7 @@ from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
-from lm.runtime.terminal import columns_of, is_terminal, tell
+from lm.runtime.terminal import is_terminal, size_of, tell
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -37,9 +37,9 @@ def choose(folder: Path, configs: Path) -> Choice:
     # The user who types the answer must see the question, even if the output goes to a file.
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
-        columns = columns_of(sys.stdout)
-        print(render_menu(menu, columns))
-        return ask(menu, read=input, say=tell, terminal=person, columns=columns)
+        size = size_of(sys.stdout)
+        print(render_menu(menu, size))
+        return ask(menu, read=input, say=tell, terminal=person, size=size)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

@@ -17,12 +17,13 @@ from typing import Literal
 
 from configs.errors import UserError
 from configs.schema import Preset
-from configs.text import clip, human_bytes, human_count, human_time
+from configs.text import clip, human_bytes, human_count, human_time, wrapped
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
-NARROWEST = 80  # columns: in a narrower terminal, lines are wrapped rather than cut
+Size = tuple[int, int]  # of a terminal, columns and lines
+SMALLEST: Size = (80, 24)  # the menu must fit into it
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[
     )
 
 
-def render_menu(menu: Menu, columns: int = NARROWEST) -> str:
-    """Return the menu for a terminal of that width."""
+def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
+    """Return the menu for a terminal of that size, with room for the prompt below it: the least
+    important lines are dropped first."""
+    columns, height = map(max, size, SMALLEST)
     head, tail = ["Small language models, 100 million tokens each", ""], []
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
@@ -114,14 +117,23 @@ def render_menu(menu: Menu, columns: int = NARROWEST) -> str:
         tail += [f"    ... up to a{len(menu.archived)}"]
     letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
     tail += ["", " " + "     ".join([*letters, "q  quit"])]
+    try:
+        _, below = default_choice(menu.entries, menu.current)
+    except UserError as error:
+        below = str(error)
     names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
-    entries = [line for entry in menu.entries for line in _entry_lines(entry, names)]
-    return "\n".join(clip(line, max(columns, NARROWEST)) for line in [*head, *entries, *tail])
+    lines: list[str] = []
+    for lines_each in (3, 2, 1):
+        entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
+        lines = [clip(line, columns) for line in [*head, *entries, *tail]]
+        if len(lines) + len(wrapped(below, columns).splitlines()) < height - 1:  # the prompt's line, and one more
+            break
+    return "\n".join(lines)
 
 
 def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
-    """Return an entry's lines: name and cost, sources, description. A name that several presets
-    share is replaced by the file's."""
+    """Return an entry's lines, most important first: name and cost, sources, description. A name
+    that several presets share is replaced by the file's."""
     name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
     title = f"{entry.number:02d}  {clip(name, 22):<22}"
     if entry.preset is None:
@@ -147,10 +159,10 @@ def _sources_in_words(sources: list[Probe]) -> list[str]:
 
 
 def ask(
-    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, columns: int = NARROWEST
+    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
 ) -> Choice:
     """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, on
-    a terminal of so many `columns`.
+    a terminal of that `size`.
 
     End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready
     and, without a terminal, for a preset that is not ready or does not exist. KeyboardInterrupt
@@ -179,7 +191,7 @@ def ask(
             menu = replace(menu, current=None)
             continue
         if terminal and answer == "?":
-            say(render_menu(menu, columns))
+            say(render_menu(menu, size))
             continue
         try:
             return _understand(answer, menu)

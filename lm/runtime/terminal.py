@@ -6,21 +6,22 @@ from typing import TextIO
 
 from configs.text import printable, wrapped
 
-COLUMNS = 80  # assumed if there is no terminal, or if its width is unknown
+SIZE = os.terminal_size((80, 24))  # assumed if there is no terminal, or if its size is unknown
 
 
 def is_terminal(stream: TextIO | None) -> bool:
     return bool(stream and stream.isatty())
 
 
-def columns_of(stream: TextIO) -> int:
-    return (is_terminal(stream) and os.get_terminal_size(stream.fileno()).columns) or COLUMNS
+def size_of(stream: TextIO) -> os.terminal_size:
+    size = os.get_terminal_size(stream.fileno()) if is_terminal(stream) else SIZE
+    return size if all(size) else SIZE
 
 
 def fitted(text: str, stream: TextIO | None = None) -> str:
     """Return `text` printable, and wrapped between words if `stream` (stdout) is a terminal."""
     stream, text = stream or sys.stdout, printable(text)
-    return wrapped(text, columns_of(stream)) if is_terminal(stream) else text
+    return wrapped(text, size_of(stream).columns) if is_terminal(stream) else text
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:

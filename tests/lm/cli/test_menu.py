@@ -247,11 +247,13 @@ def test_without_a_model_there_is_nothing_to_talk_to():
     assert "talk" not in render_menu(Menu([GENERAL]))
 
 
-def test_no_line_of_the_menu_is_wider_than_the_terminal():
-    entries = [entry(f"{n:02d}_{'long' * 10}", answering=("数" * 60, "b" * 50)) for n in range(14)]
+@pytest.mark.parametrize("num_presets", [1, 3, 6, 14])
+def test_the_menu_fits_a_small_terminal(num_presets):
+    entries = [entry(f"{n:02d}_{'long' * 10}", answering=("数" * 60, "b" * 50)) for n in range(num_presets)]
     lines = render_menu(Menu(entries, UNFINISHED, [ARCHIVED] * 9, has_model=True)).splitlines()
+    assert len(lines) <= 24
     assert all(columns(line) <= 80 for line in lines)
-    assert sum("long" in line for line in lines) == sum("One sentence" in line for line in lines) == 14
+    assert sum("long" in line for line in lines) >= num_presets
 
 
 def test_presets_of_one_name_are_told_apart_by_their_files():
@@ -262,10 +264,19 @@ def test_presets_of_one_name_are_told_apart_by_their_files():
     assert "01  best_qa " in shown
 
 
+def test_the_menu_leaves_room_for_what_enter_says():
+    entries = [entry(f"{n:02d}_{n}", silent=("c4",)) for n in range(5)]
+    shown = render_menu(Menu([*entries, OFFLINE]))
+    _, reason = default_choice([*entries, OFFLINE], None)
+    assert len(shown.splitlines()) + len(reason.splitlines()) + 1 <= 24
+    assert shown.count("One sentence") < 6
+    assert render_menu(Menu([*entries, OFFLINE]), (80, 50)).count("One sentence") == 6
+
+
 def test_a_wider_terminal_shows_more_of_the_sources():
     menu = Menu([entry("00_a", answering=("c" * 100,))])
-    assert "c" * 100 in render_menu(menu, 120)
-    assert max(columns(line) for line in render_menu(menu, 40).splitlines()) == 80
+    assert "c" * 100 in render_menu(menu, (120, 24))
+    assert max(columns(line) for line in render_menu(menu, (40, 10)).splitlines()) == 80
 
 
 def card(**changes) -> StartCard:

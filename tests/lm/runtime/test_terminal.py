@@ -7,7 +7,7 @@ import termios
 
 import pytest
 
-from lm.runtime.terminal import COLUMNS, columns_of, tell
+from lm.runtime.terminal import SIZE, size_of, tell
 
 pytestmark = pytest.mark.core
 
@@ -42,13 +42,13 @@ def test_a_terminal_gets_lines_that_end_between_words(terminal):
 def test_a_file_gets_lines_as_they_are(tmp_path):
     with (tmp_path / "log").open("w") as log:
         tell(MESSAGE, log)
-        assert columns_of(log) == COLUMNS
+        assert size_of(log) == SIZE
     assert (tmp_path / "log").read_text() == MESSAGE.replace("\x1b", "") + "\n"
 
 
 def test_a_terminal_that_does_not_tell_its_size_has_the_usual_one(terminal):
     resize, stream, _ = terminal
     resize(0, 0)
-    assert columns_of(stream) == COLUMNS
+    assert size_of(stream) == SIZE
     resize(132, 50)
-    assert columns_of(stream) == 132
+    assert size_of(stream) == (132, 50)
