@@ -91,7 +91,7 @@ def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:
             verdict = "" if baseline is None else "yes" if measure.beats(value, baseline) else "**no**"
             shown = (number(value), number(baseline))
             rows.append((measure.head, measure.meaning, shown[0], measure.baseline_meaning, shown[1], verdict))
-    header = ("head", "what is measured", "held-out", "what it must beat", "that is", "beaten")
+    header = ("head", "measure", "held-out", "baseline", "its value", "better")
     others = [
         f"{name} {number(value)}" for name, value in values.items() if value is not None and not _in(name, measures)
     ]

@@ -87,7 +87,7 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
     if trainer.records.head_measures:
-        log.info("heads beside their baselines: %s", in_words(trainer.records.head_measures))
+        log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
     return evaluation
 
 

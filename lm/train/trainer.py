@@ -108,7 +108,7 @@ class Trainer:
         if checkpoint["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
             raise UserError(
                 f"{self.folder / 'tokenizer.json'} is not the tokenizer this run was trained with "
-                f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): put that one back to resume."
+                f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): restore that file to resume."
             )
         self.learner.load_state(checkpoint)
 
@@ -247,7 +247,9 @@ class Trainer:
         """Return what was trained, on what and where, for the report and the model card."""
         model, state = self.preset.model, self.state
         skipped = (
-            f", {state.skipped_steps:,} of them skipped: their numbers had gone wrong" if state.skipped_steps else ""
+            f", {state.skipped_steps:,} of them skipped (loss or gradients not finite, or too large)"
+            if state.skipped_steps
+            else ""
         )
         return {
             "preset": self.preset.name,

@@ -172,7 +172,7 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
         assert value is not None
         assert baseline is not None
     said = capsys.readouterr()
-    assert re.search(r"heads beside their baselines: dynamics \d\S* \(mean 1\), policy ", said.out)
+    assert re.search(r"heads, with their baselines: dynamics \d\S* \(mean 1\), policy ", said.out)
     assert re.search(r"loss \d\.\d+, (dynamics|policy|value|span) [-.\d]+[<=>]?", said.err)
     assert "\x1b" not in said.out
     report, without = ((tmp_path / name / "report.md").read_text() for name in ("with", "without"))
