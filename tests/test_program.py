@@ -62,7 +62,7 @@ def test_a_finished_run_is_left_by_enter_and_offers_more(finished):
 def test_talking_to_the_model(finished):
     result = finished.run("t\nimport os\n/temperature 0.1\n\n")
     assert result.code == 0, result.err
-    assert re.search(r"\[\d+ tokens, \d+ tokens/s\]", result.out)
+    assert re.search(r"\[\d+ tokens, \d+ tokens/s, seed \d+\]", result.out)
     assert "temperature = 0.1" in result.out
 
 
