@@ -80,10 +80,10 @@ def generate(
     (not yielded) or the limit.
 
     Attention reaches back over at most the model's seq_length: when the window is full, it
-    restarts with its last half, at the same token with and without drafts. `block_ngram` n > 0
-    never repeats n tokens in a row that the text has had; real text does (15% of the tokens of
-    prose would be forbidden with n = 3, and 23% of Python's), so by default nothing is blocked. `generator` is on the CPU; without one, a new generator is seeded from the operating
-    system.
+    restarts with its last half, at the same token with and without drafts. With `block_ngram` n >
+    0, no n tokens in a row come twice; by default they may, since they do in real text: with n = 3
+    every seventh token of prose would be forbidden, and 23% of Python's. `generator` is on the
+    CPU; without one, a new generator is seeded from the operating system.
     """
     assert len(prompt_tokens) > 0, "a prompt has at least one token: the end-of-text token begins a document"
     if generator is None:
