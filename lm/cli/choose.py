@@ -39,7 +39,8 @@ def choose(folder: Path, configs: Path) -> Choice:
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
         size = size_of(sys.stdout)
         print(render_menu(menu, size))
-        return ask(menu, read=read_line, say=tell, terminal=person, size=size)
+        look_again = (lambda: gather_menu(folder, configs)) if person else None
+        return ask(menu, read=read_line, say=tell, look_again=look_again, size=size)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:
