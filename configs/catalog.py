@@ -16,6 +16,7 @@ class NamedSource(NamedTuple):
     spec: dict[str, Any]  # the source object as written in a preset
     licence: str  # of the text, as SPDX identifier or in words; a trained model inherits it
     about: str
+    language: str = "en"  # ISO 639 code, or "code"
 
 
 NAMED_SOURCES: dict[str, NamedSource] = {
@@ -99,6 +100,7 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         {"type": "python"},
         "PSF-2.0, and each installed package's own licence",
         "the running interpreter's standard library and installed packages",
+        "code",
     ),
 }
 

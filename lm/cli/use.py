@@ -32,7 +32,10 @@ def use(action: str, folder: Path) -> None:
         if action == "export":
             obstacle = gguf_obstacle(run / "tokenizer.json")
             tell(f"exported to {export(state, run, gguf=not obstacle)}")
-            tell(obstacle or "model.gguf is for llama.cpp, the other files for transformers")
+            tell(
+                obstacle
+                or "the .gguf files are for llama.cpp, Modelfile is for Ollama, the other files are for transformers"
+            )
             return
     model, tokenizer, end_of_text = load_model(state, run)
     name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]

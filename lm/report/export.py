@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from configs.catalog import catalogued
@@ -25,7 +25,7 @@ from data import tokenizer as bpe
 from data.files import sync_folder
 from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.model import NORM_EPS, ROPE_THETA
-from lm.report.gguf import write_gguf
+from lm.report.gguf import ENCODINGS, write_gguf
 from lm.report.metrics import read_metrics
 from lm.report.model_card import RunFacts, SourceFacts, write_model_card
 from lm.report.samples import read_samples
@@ -84,6 +84,7 @@ def qwen3_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict
         "use_sliding_window": False,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,  # without one, classifiers made of the model refuse batches
         "dtype": "float32",
         "torch_dtype": "float32",  # the name readers before transformers 5 look for
     }
@@ -104,11 +105,13 @@ def export_huggingface(
 
     `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` is the token
     that began every document of the stream; the model card is made from `run`; `aux_heads` are
-    written beside the weights, in a file that other readers ignore; with `gguf`, model.gguf is
-    too. An earlier export is replaced once the new one is complete.
+    written beside the weights, in a file that other readers ignore; with `gguf`, GGUF files and
+    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete.
     """
-    tokenizer_id = Tokenizer.from_file(str(tokenizer_path)).token_to_id(end_of_text)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    tokenizer_id = tokenizer.token_to_id(end_of_text)
     assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
+    tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)
     config = qwen3_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
     files = {
         "config.json": json.dumps(config, indent=2),
@@ -121,14 +124,16 @@ def export_huggingface(
     temporary.mkdir(parents=True)
     for name, text in files.items():
         (temporary / name).write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(tokenizer_path, temporary / "tokenizer.json")
+    tokenizer.save(str(temporary / "tokenizer.json"))
     state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
     save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
     if aux_heads:
         heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
         save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
     if gguf:
-        write_gguf(temporary / "model.gguf", config, state, tokenizer_path, name=preset.name)
+        for encoding in ENCODINGS:
+            write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
+        (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
     write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
     for file in temporary.iterdir():
         # safetensors lets only the owner read its files.
@@ -143,6 +148,16 @@ def export_huggingface(
     return out_dir
 
 
+def begins_document(end_of_text: str, end_of_text_id: int) -> processors.TemplateProcessing:
+    """Return the rule by which other programs put the token before a text, and between two: every
+    document of the stream began with it."""
+    return processors.TemplateProcessing(
+        single=f"{end_of_text} $A",
+        pair=f"{end_of_text} $A {end_of_text}:1 $B:1",
+        special_tokens=[(end_of_text, end_of_text_id)],
+    )
+
+
 def generation_config(end_of_text_id: int) -> dict[str, Any]:
     """Return the sampling settings that `lm.inference.generate.generate` uses by default."""
     return {
@@ -154,6 +169,21 @@ def generation_config(end_of_text_id: int) -> dict[str, Any]:
         "top_p": TOP_P,
         "top_k": 0,
     }
+
+
+def modelfile(end_of_text: str, seq_length: int) -> str:
+    """Return Ollama's description of the model: the text as it comes, without a chat's form, and
+    the sampling of `generation_config`."""
+    return f"""FROM ./{ENCODINGS["F16"]}
+TEMPLATE "{{{{ .Prompt }}}}"
+PARAMETER num_ctx {seq_length}
+PARAMETER num_predict {seq_length}
+PARAMETER temperature {TEMPERATURE}
+PARAMETER top_p {TOP_P}
+PARAMETER top_k 0
+PARAMETER repeat_penalty 1.0
+PARAMETER stop "{end_of_text}"
+"""
 
 
 def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
@@ -200,7 +230,7 @@ def source_facts(source: Source) -> SourceFacts:
     """Return what the catalogue knows about a preset's source, or where to find out."""
     dataset = source.dataset if source.type == "hf" and not source.is_local else ""  # on the Hub
     if known := catalogued(source):
-        return SourceFacts(source.label, known.about, known.licence, dataset)
+        return SourceFacts(source.label, known.about, known.licence, dataset, known.language)
     if dataset:
         return SourceFacts(
             source.label, f"https://huggingface.co/datasets/{dataset}", "see the dataset's page", dataset

@@ -1,9 +1,10 @@
-"""The exported model as one GGUF file, for llama.cpp and programs built on it.
+"""The exported model as GGUF files, for llama.cpp and programs built on it.
 
-Weights stay fp32, so nothing is lost; `llama-quantize` makes smaller files of it. The tokenizer is
-written with the name of its pre-tokenizer, the rule that splits text into words, since converters
-guess that name from vocabularies they know. The package `gguf` (the extra of that name) is
-imported only when a file is written.
+One file holds the weights in fp32, so nothing is lost and `llama-quantize` can make others of it;
+two more hold the matrices in half and in about a quarter of the space. The tokenizer is written
+with the name of its pre-tokenizer, the rule that splits text into words, since converters guess
+that name from vocabularies they know. The package `gguf` (the extra of that name) is imported only
+when a file is written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
 GPT_2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # what llama.cpp calls "gpt-2"
+ENCODINGS = {"F32": "model.gguf", "F16": "model-F16.gguf", "Q8_0": "model-Q8_0.gguf"}  # of matrices: file
 PLAIN_BPE = {
     "type": "BPE",
     "dropout": None,
@@ -44,17 +49,25 @@ def gguf_obstacle(tokenizer_path: Path) -> str:
 
 
 def write_gguf(
-    path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], tokenizer_path: Path, *, name: str
+    folder: Path,
+    encoding: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    tokenizer_path: Path,
+    *,
+    name: str,
 ) -> None:
-    """Write `config` and `state`, as in the export's config.json and model.safetensors, to `path`.
+    """Write `config` and `state`, as in the export's config.json and model.safetensors, to the file
+    of that encoding in `folder`.
 
     There must be no `gguf_obstacle`.
     """
-    from gguf import MODEL_ARCH, GGUFWriter, LlamaFileType, get_tensor_name_map
+    from gguf import GGML_QUANT_VERSION, MODEL_ARCH, GGUFWriter, LlamaFileType, get_tensor_name_map, quantize
 
-    writer = GGUFWriter(path, "qwen3")
+    writer = GGUFWriter(folder / ENCODINGS[encoding], "qwen3")
     writer.add_name(name)
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if encoding == 'F32' else 'MOSTLY'}_{encoding}"])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -82,11 +95,24 @@ def write_gguf(
     for theirs, tensor in state.items():
         name_there = names.get_name(theirs, try_suffixes=(".weight",))
         assert name_there, f"llama.cpp's Qwen3 has no {theirs}"
-        writer.add_tensor(name_there, tensor.numpy())
+        kind = tensor_type(tensor, encoding)
+        writer.add_tensor(name_there, quantize(tensor.numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tensor_type(tensor: Tensor, encoding: str) -> GGMLQuantizationType:
+    """Return how a tensor is stored, as llama.cpp's converter does: vectors (norms) in fp32, and
+    rows that do not divide into the blocks of Q8_0 in F16."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if tensor.dim() == 1:
+        return GGMLQuantizationType.F32
+    kind = GGMLQuantizationType[encoding]
+    block_size, _ = GGML_QUANT_SIZES[kind]
+    return kind if tensor.shape[-1] % block_size == 0 else GGMLQuantizationType.F16
 
 
 def gguf_tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int], list[str]]:

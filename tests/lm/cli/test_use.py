@@ -34,10 +34,11 @@ def test_sources_have_the_catalogues_licences_or_a_place_to_look(tmp_path):
     wikipedia, questions, pets, local, notes, python = facts(tmp_path).sources
     assert (wikipedia.licence, wikipedia.dataset) == ("CC-BY-SA-3.0", "wikimedia/wikipedia")
     assert (questions.label, questions.licence) == ("questions", "CC-BY-SA-4.0")
-    assert pets == ("me/pets", "https://huggingface.co/datasets/me/pets", "see the dataset's page", "me/pets")
+    assert pets == ("me/pets", "https://huggingface.co/datasets/me/pets", "see the dataset's page", "me/pets", "")
     assert (local.licence, local.dataset) == ("not stated", "")
     assert (notes.licence, notes.dataset) == ("not stated", "")
     assert python.licence.startswith("PSF-2.0")
+    assert (wikipedia.language, notes.language, python.language) == ("en", "", "code")
 
 
 def test_a_card_ends_where_its_checkpoint_does_and_says_what_was_left(tmp_path):

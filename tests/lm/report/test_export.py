@@ -43,9 +43,9 @@ def model_of(preset, vocab_size):
     return random_norms(random_model(preset.model, vocab_size, std=0.1))
 
 
-def make_preset(tied=False):
+def make_preset(tied=False, hidden_size=48):
     model = {
-        "hidden_size": 48,
+        "hidden_size": hidden_size,
         "num_layers": 3,
         "num_heads": 4,
         "seq_length": 64,
@@ -60,13 +60,22 @@ RECORDS = [
     {"tokens": 50, "loss": 3.0, "tokens_per_second": 10.0},
     {
         "tokens": 100,
-        "eval": {"loss": 2.5, "bits_per_byte": 1.25, "tokens": 30, "per_source": {"pets": {"loss": 2.5, "tokens": 30}}},
+        "eval": {
+            "loss": 2.5,
+            "bits_per_byte": 1.25,
+            "tokens": 30,
+            "per_source": {"pets": {"loss": 2.5, "bits_per_byte": 1.25, "tokens": 30}},
+        },
         "mixture": {"pets": 0.75, "py": 0.25},
     },
 ]
 RUN = RunFacts(
     {"tokens": "100 in 3 steps", "machine": "a | b"},
-    [SourceFacts("pets", "cats and dogs", "CC0-1.0", "me/pets"), SourceFacts("py", "Python", "PSF-2.0")],
+    [
+        SourceFacts("pets", "cats and dogs", "CC0-1.0", "me/pets", "en"),
+        SourceFacts("py", "Python", "PSF-2.0", language="code"),
+        SourceFacts("notes", "local files", "not stated"),
+    ],
     RECORDS,
     [Section(40, "an early one"), Section(100, "a late one")],
 )
@@ -109,9 +118,29 @@ def test_transformers_gives_the_same_token_ids(tmp_path, tokenizer_path):
     preset = make_preset()
     theirs = AutoTokenizer.from_pretrained(export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf"))
     ours = Tokenizer.from_file(str(tokenizer_path))
-    assert theirs(PROMPT)["input_ids"] == ours.encode(PROMPT).ids
-    assert theirs.decode(theirs(PROMPT)["input_ids"]) == PROMPT
+    assert theirs(PROMPT)["input_ids"] == [0, *ours.encode(PROMPT).ids]  # as every document of the stream began
+    assert theirs("a", "b")["input_ids"] == [0, *ours.encode("a").ids, 0, *ours.encode("b").ids]
+    assert theirs(PROMPT, add_special_tokens=False)["input_ids"] == ours.encode(PROMPT).ids
+    assert theirs.decode(theirs(PROMPT)["input_ids"]) == END_OF_TEXT + PROMPT
+    assert theirs.decode(
+        theirs(PROMPT.replace(END_OF_TEXT, ""))["input_ids"], skip_special_tokens=True
+    ) == PROMPT.replace(END_OF_TEXT, "")
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (0, 0, 64)
+
+
+def test_a_classifier_made_of_the_export_takes_batches(tmp_path, tokenizer_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    preset = make_preset()
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    texts = ["def f(x): return x", "a"]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    assert together.std() > 0
+    torch.testing.assert_close(together, alone)
 
 
 def test_the_model_cards_example_runs_as_printed(tmp_path, tokenizer_path, monkeypatch, capsys):
@@ -130,7 +159,11 @@ def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
     folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
     card = ModelCard.load(folder / "README.md")
     assert card.data.datasets == ["me/pets"]
-    assert card.data.license is None  # nobody but its owner can say
+    assert card.data.license == "other"  # nobody but its owner can say
+    assert card.data.language == ["en", "code"]
+    assert card.data.model_name == "tiny"
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("me/pets", "bits_per_byte", 1.25)
     for part in (
         "| tokens | 100 in 3 steps |",
         r"| machine | a \| b |",
@@ -156,6 +189,7 @@ def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| pets | cats and dogs | not measured yet | CC0-1.0 |" in card
     assert "curves.png" not in card
+    assert "model-index" not in card
     assert not (folder / "curves.png").exists()
 
 

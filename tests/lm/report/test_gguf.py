@@ -12,8 +12,8 @@ from tokenizers import normalizers, pre_tokenizers
 from data import tokenizer as bpe
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface
-from lm.report.gguf import gguf_obstacle
+from lm.report.export import export_huggingface, qwen3_config, qwen3_state
+from lm.report.gguf import gguf_obstacle, write_gguf
 from tests.lm.report.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, model_of
 
 TEXTS = (
@@ -95,6 +95,50 @@ def test_a_reader_finds_every_weight_and_what_the_model_is(exported):
     assert [types[0], types[1], types[399]] == [3, 1, 5]  # control, normal, unused
     assert (facts["tokenizer.ggml.bos_token_id"], facts["tokenizer.ggml.eos_token_id"]) == (0, 0)
     assert facts["tokenizer.ggml.add_bos_token"] is True
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bytes_each", "largest_error"), [("F16", 2, 2**-11), ("Q8_0", 34 / 32, 1 / 127 / 2 + 2**-11)]
+)
+def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, encoding, bytes_each, largest_error):
+    """Errors are shares of the largest weight in a block of 32, or of the weight itself."""
+    from gguf import GGUFReader, dequantize
+
+    bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
+    preset = make_preset(hidden_size=64)  # 80 wide inside the MLP: no multiple of 32
+    model = model_of(preset, 300)
+    state = qwen3_state(model.state_dict(), tied=False)
+    config = qwen3_config(preset.model, 300, 0)
+    write_gguf(tmp_path, encoding, config, state, tmp_path / "tokenizer.json", name="tiny")
+    reader = GGUFReader(tmp_path / f"model-{encoding}.gguf")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"
+    assert tensors["token_embd.weight"].n_bytes == 300 * 64 * bytes_each
+    for name, weight in {
+        "token_embd": model.embed.weight,
+        "output": model.output.weight,
+        "blk.2.attn_q": model.layers[2].attention.qkv.weight.chunk(3)[0],
+    }.items():
+        tensor = tensors[f"{name}.weight"]
+        assert tensor.tensor_type.name == encoding
+        blocks = weight.detach().numpy().reshape(-1, 32)
+        errors = np.abs(dequantize(tensor.data, tensor.tensor_type).reshape(-1, 32) - blocks)
+        assert (errors <= np.abs(blocks).max(axis=1, keepdims=True) * largest_error).all(), name
+    assert reader.fields["general.file_type"].contents() == {"F16": 1, "Q8_0": 7}[encoding]
+
+
+def test_ollama_gets_the_text_as_it_comes_and_the_exports_sampling(exported):
+    folder = exported[2].parent
+    lines = dict(line.split(" ", 1) for line in (folder / "Modelfile").read_text().splitlines())
+    assert (folder / lines["FROM"]).read_bytes().startswith(b"GGUF")
+    assert lines["TEMPLATE"] == '"{{ .Prompt }}"'
+    parameters = [line.split()[1:] for line in (folder / "Modelfile").read_text().splitlines() if "PARAMETER" in line]
+    settings = json.loads((folder / "generation_config.json").read_text())
+    for name in ("temperature", "top_p", "top_k"):
+        assert float(dict(parameters)[name]) == settings[name]
+    assert dict(parameters)["stop"] == f'"{END_OF_TEXT}"'
+    assert dict(parameters)["num_ctx"] == "64"
 
 
 def test_llama_cpp_gives_the_same_tokens_logits_and_text(exported):
