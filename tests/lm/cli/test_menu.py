@@ -310,6 +310,13 @@ def test_eight_presets_runs_and_the_question_fit_a_small_terminal(silent, curren
     assert ("a9" in shown) == (num_archived == 9)
 
 
+def test_with_more_presets_older_archived_runs_share_a_line():
+    shown = render_menu(Menu([entry(f"{n:02d}_{n}") for n in range(13)], UNFINISHED, [ARCHIVED] * 9, has_model=True))
+    assert len(shown.splitlines()) + 2 <= 24  # what Enter takes, and the prompt
+    assert "a1  restore     best_qa" in shown
+    assert "a2  restore     an older run; there are 9, up to a9" in shown
+
+
 def nothing_ready(menu: Menu) -> str:
     with pytest.raises(UserError) as raised:
         default_choice(menu.entries, menu.current)
