@@ -54,7 +54,7 @@ def read_line(prompt: str) -> str:
     _settings = termios.tcgetattr(0)
     try:
         tty.setcbreak(0, termios.TCSADRAIN)
-        print(PASTE_ON + prompt, end="", flush=True)
+        print(prompt + PASTE_ON, end="", flush=True)
         _wait_for_input()
         print(end="\r")  # readline writes the prompt again
         return input(prompt.rpartition("\n")[2])
