@@ -66,10 +66,17 @@ def restore_terminal() -> None:
     """Undo the changes of line editing to the terminal, unless it is another program's by now.
     There are none except while a line is read."""
     global _settings
-    if _settings and os.tcgetpgrp(0) == os.getpgrp():
+    if _settings and not _in_background():
         termios.tcsetattr(0, termios.TCSANOW, _settings)
         os.write(1, PASTE_OFF.encode())
     _settings = None
+
+
+def _in_background() -> bool:
+    try:
+        return os.tcgetpgrp(0) != os.getpgrp()
+    except OSError:  # torchrun starts each worker in a session of its own, without job control
+        return False
 
 
 def _can_edit() -> bool:

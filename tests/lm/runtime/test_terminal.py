@@ -78,13 +78,13 @@ with interruptible():
 """
 
 
-def typed(*keys: bytes | Callable[[int], None]) -> tuple[list[str], bool]:
+def typed(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tuple[list[str], bool]:
     """Type at each prompt of a program in a terminal of its own, or do something to it; what it printed, and whether it
     left the terminal as it was."""
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
-        os.execve(sys.executable, [sys.executable, "-c", READS_LINES], os.environ | {"TERM": "xterm", "INPUTRC": ""})
+        os.execve(sys.executable, [sys.executable, "-c", code], os.environ | {"TERM": "xterm", "INPUTRC": ""})
     before, said, waiting = termios.tcgetattr(terminal), b"", list(keys)
     while select.select([terminal], [], [], 10)[0]:
         try:
@@ -116,6 +116,12 @@ def test_pasted_text_is_one_line_even_as_the_first_key():
 
 def test_every_ctrl_c_is_noticed():
     assert typed(*[b"\x03"] * 20, b"half\x03", b"\x04") == (["interrupted"] * 21, True)
+
+
+def test_a_worker_of_torchrun_edits_lines_too():
+    """It is in a session of its own, so that the terminal is not its own."""
+    code = f"import os, sys\nif os.fork():\n    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\nos.setsid()\n{READS_LINES}"
+    assert typed(b"abd\x1b[Dc\r", b"\x04", code=code) == (["read 'abcd'"], True)
 
 
 def test_a_signal_leaves_the_terminal_as_it_was():
