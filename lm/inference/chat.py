@@ -98,6 +98,9 @@ def talk(
         except KeyboardInterrupt:
             write("\n(an empty line leaves)")
             continue
+        except UnicodeDecodeError:
+            write("That is not UTF-8 text.\n")
+            continue
         command = prompt.strip()
         if command in ("", "/quit"):
             return

@@ -143,6 +143,12 @@ def test_ctrl_c_stops_the_answer_and_the_next_prompt_is_asked(monkeypatch):
     assert "begun and ended[2J" in text  # control characters do not reach the terminal
 
 
+def test_bytes_that_are_no_text_end_nothing(monkeypatch):
+    text, calls = converse([UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "hi"], monkeypatch)
+    assert "That is not UTF-8 text." in text
+    assert len(calls) == 1
+
+
 class Zeros:
     """Drafts a byte, any, each time."""
 
