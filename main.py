@@ -159,11 +159,11 @@ def train(
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         learner = setup.build_learner(preset, world, state)
-        stream = setup.open_stream(preset, folder, token_budget, state) if world.is_first else None
+        stream = setup.open_stream(preset, folder, token_budget, state, checkpoint) if world.is_first else None
         try:
             on_first = world.on_first(stream)
             machine = setup.check(preset, world, folder, learner, on_first, state, token_budget, fresh)
-            info = on_first.begin(on_status=log.info)
+            info = world.from_first(setup.begin, preset, folder, stream, fresh)
             if world.is_first:
                 open_run_log(folder)
             trainer = Trainer(

@@ -57,9 +57,18 @@ def reason_to_skip(text: str, min_text_length: int, held_out: frozenset[bytes]) 
 
 
 def prepare_stream(
-    preset: Preset, stream_dir: Path, sources: Sequence[Callable[[], Source]], token_budget: int, status: Status
+    preset: Preset,
+    stream_dir: Path,
+    sources: Sequence[Callable[[], Source]],
+    token_budget: int,
+    tokenizer_sha256: str | None,
+    status: Status,
 ) -> None:
-    """Write all that a new stream needs; wait while the network is down. Raises UserError."""
+    """Write all that a new stream needs; wait while the network is down.
+
+    `tokenizer_sha256`: of a run that has lost its stream. Raises UserError, for such a run also if
+    its sources no longer give the same tokenizer.
+    """
     data, specs = preset.data, preset.data.all_sources
     with room_on_disk(stream_dir):
         stream_dir.mkdir(parents=True, exist_ok=True)
@@ -91,6 +100,13 @@ def prepare_stream(
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
         head = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
         tokenizer = bpe.train(head, preset.model.vocab_size)
+
+    if tokenizer_sha256 not in (None, bpe.fingerprint(tokenizer)):
+        raise UserError(
+            f"{stream_dir} is not there, and cannot be made again: the sources no longer give the text that this run's "
+            "tokenizer was trained on. Copy stream/ from where the run was before, or start a new run: this one is archived, "
+            "not lost"
+        )
 
     status("tokenizing held-out text")
     seq_length = preset.model.seq_length

@@ -34,7 +34,7 @@ CHECKPOINT, STREAM, STEP = (
 )
 MUTATIONS = {
     "further tokens never fade": Mutation(
-        "lm/train_step.py", "*plan.multi_token_weights]", "*(1.0 for _ in plan.multi_token_weights)]", STEP
+        "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
     ),
     "no run lets further tokens fade": Mutation(
         "lm/schedule.py", "weight * fade_out(progress)", "weight * fade_out(0.0)", "tests/lm/test_schedule.py"

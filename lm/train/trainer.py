@@ -8,6 +8,7 @@ later, so that the GPU never waits for the program.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import time
 from collections import deque
@@ -36,6 +37,9 @@ from lm.train.records import Records
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
 
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 
@@ -111,6 +115,25 @@ class Trainer:
                 f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): restore that file to resume."
             )
         self.learner.load_state(checkpoint)
+        self.world.from_first(self._check_text)
+
+    def _check_text(self) -> None:
+        """Raise UserError unless the rows that were trained on are the stream's. Rows that it has
+        lost are made again first."""
+        assert self.stream, "the first rank's"
+        seq_length, digest = self.preset.model.seq_length, ""
+        end = self.state.tokens_seen // seq_length
+        if self.stream.num_rows < end:
+            log.info("%s has lost rows of this run: they are made again", self.folder / "stream")
+        for first in range(0, end, ROWS_AT_ONCE):
+            tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
+            digest = chain_digest(digest, tokens, len(tokens) * seq_length)
+        if digest != self.state.text_digest:
+            raise UserError(
+                f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "
+                "lost and its sources have changed. Copy stream/ from where the run was before, or start a new run: this one "
+                "is archived, not lost."
+            )
 
     # ---- steps ----------------------------------------------------------------------------------
 
