@@ -103,7 +103,7 @@ MUTATIONS = {
     "the number of processes forgotten": Mutation(
         "lm/train_step.py",
         "numbers(self.world.size / plan.num_tokens,",
-        "[1 / plan.num_tokens,",
+        "numbers(1 / plan.num_tokens,",
         "tests/lm/runtime/test_distributed.py",
     ),
     "a bad gradient is stepped on": Mutation("lm/train_step.py", "elif sound:\n", "else:\n", STEP),
