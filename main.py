@@ -228,7 +228,7 @@ def finish(trainer: Trainer) -> None:
     from aux_heads.metrics import MEASURES
     from lm.report.export import export
     from lm.report.report import write_report
-    from lm.train.events import measure, sample
+    from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
 
     state, folder = trainer.state, trainer.folder
     trainer.record()
@@ -236,6 +236,8 @@ def finish(trainer: Trainer) -> None:
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
+    if trainer.held_out.num_tokens > PERIODIC_EVAL_TOKENS:  # else it is all measured below
+        measure(trainer)  # the last point of the curve of evaluations
     evaluation = measure(trainer, everything=True)
     if evaluation is None:  # asked to stop during the last step
         log.info("%s", trainer.stop.farewell)

@@ -28,6 +28,7 @@ from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
 from lm.checkpoint.saver import Saver
 from lm.learner import Learner
+from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.machine import device_name, peak_memory
@@ -98,7 +99,8 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver = Saver(folder)
         self._pending: deque[Pending] = deque()
-        self._learning_rate = 0.0
+        self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
+        self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
 
@@ -180,7 +182,7 @@ class Trainer:
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
-        self._learning_rate = plan.learning_rate_factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
+        self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
             self.records.last_line, line = state.tokens_seen, self._line()
@@ -220,7 +222,9 @@ class Trainer:
         return {
             "tokens": state.tokens_seen,
             "step": state.num_steps,
-            "lr": self._learning_rate,
+            "time": time.time(),
+            "lr": self._rate_factor * self._peak_rates["matrix"],
+            "learning_rates": {name: self._rate_factor * peak for name, peak in self._peak_rates.items()},
             "flops_per_token": self._flops_per_token,
             "peak_memory_bytes": peak_memory(self.world.device.type),
         }

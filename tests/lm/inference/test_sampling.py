@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lm.inference.sampling import NgramBlocker, Sampler, draw, process_logits
+from lm.inference.sampling import NgramBlocker, Sampler, process_logits, sample
 
 pytestmark = pytest.mark.core
 
@@ -79,6 +79,6 @@ def test_blocker_rollback_undoes_append():
 def test_what_is_drawn_has_weight_and_what_has_weight_is_drawn():
     generator = torch.Generator().manual_seed(0)
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0])
-    drawn = [draw(weights, generator) for _ in range(2000)]
+    drawn = [sample(weights, generator) for _ in range(2000)]
     assert set(drawn) == {1, 3}
     assert 0.71 < drawn.count(1) / 2000 < 0.79
