@@ -304,4 +304,4 @@ def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
             if name == answer:
                 answer_start = len(text)
             text += cells[name]
-    return Document(text, answer_start)
+    return Document(text, answer_start, tuple(cells.values()) if len(cells) > 1 else ())
