@@ -229,7 +229,7 @@ def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenS
     with ThreadPoolExecutor(max_workers=16) as pool:
         problems = [problem for problem in pool.map(open_one, range(len(sources))) if problem]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))  # a wrong environment is the same for each
     return sources
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +131,17 @@ def check(
         disk_free_bytes=world.from_first(_free_bytes, folder),
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
     )
-    return world.from_first(_introduce, card, folder)
+    return world.from_first(_introduce, card, folder, learner.compiled)
 
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _introduce(card: StartCard, folder: Path) -> Machine:
+def _introduce(card: StartCard, folder: Path, compiled: bool) -> Machine:
     preset = card.preset
     log.info("%s", render_card(card))
-    machine = load_machine(folder) or measure_machine()
+    machine = replace(load_machine(folder) or measure_machine(), compiled=compiled)
     # Not for a resumed run that keeps another batch: its speed is not that of the preset.
     if card.rows_per_step == preset.train.rows_per_process * card.world_size:
         machine = estimate.record_speed(machine, preset, card.tokens_per_second, card.world_size)
