@@ -67,10 +67,15 @@ def main() -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
-        if flags := sys.argv[1:]:
+        flags = sys.argv[1:]
+        if flags in (["-h"], ["--help"]):
+            if os.environ.get("RANK", "0") == "0":
+                print(__doc__.strip())
+            return 0
+        if flags:
             raise UserError(
-                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do, and everything else is set in the "
-                f"presets under {CONFIGS}."
+                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers), and "
+                f"everything else is set in the presets under {CONFIGS}."
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
