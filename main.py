@@ -74,8 +74,8 @@ def main() -> int:
             return 0
         if flags:
             raise UserError(
-                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers), and "
-                f"everything else is set in the presets under {CONFIGS}."
+                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers), "
+                f"and everything else is set in the presets under {CONFIGS}."
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
