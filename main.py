@@ -40,7 +40,7 @@ try:
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
-    from lm.runtime.machine import stays_whole
+    from lm.runtime.machine import is_one_word
     from lm.runtime.terminal import tell
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
@@ -62,7 +62,7 @@ def main() -> int:
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    if stays_whole(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
+    if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
@@ -74,7 +74,7 @@ def main() -> int:
             return 0
         if flags:
             raise UserError(
-                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers), "
+                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers) "
                 f"and everything else is set in the presets under {CONFIGS}."
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))

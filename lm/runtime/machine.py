@@ -275,7 +275,7 @@ def compile_problem(device: str) -> str:
             str(Path(torch.__file__).parent),
             tempfile.gettempdir(),
         ]
-        if split := next((folder for folder in folders if folder and not stays_whole(folder)), None):
+        if split := next((folder for folder in folders if folder and not is_one_word(folder)), None):
             return f"the compiler fails on the space or quote in the path of {split}"
         # Inductor's message holds the whole command line before the compiler's own words.
         words = str(error).rpartition("Output:\n")[2].splitlines() or [type(error).__name__]
@@ -284,7 +284,7 @@ def compile_problem(device: str) -> str:
     return ""
 
 
-def stays_whole(path: Path | str) -> bool:
+def is_one_word(path: Path | str) -> bool:
     """Return whether `path` is still one argument in the command line that torch splits for the
     compiler: without spaces, quotes and backslashes."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.runtime.machine import stays_whole
+from lm.runtime.machine import is_one_word
 from tests.program import Program
 
 ROOT = Path(__file__).parents[3]
@@ -43,12 +43,12 @@ def test_freed_memory_is_kept_until_it_is_given_back():
 
 @pytest.mark.parametrize("name", ["plain", "Umlaut-ü", "日本語", "(a)&#%[b]"])
 def test_paths_that_torch_passes_on_to_the_compiler(name):
-    assert stays_whole(f"/home/{name}/checkpoints")
+    assert is_one_word(f"/home/{name}/checkpoints")
 
 
 @pytest.mark.parametrize("name", ["My Models", "it's", 'a "b"', "back\\slash"])
 def test_paths_that_it_breaks(name):
-    assert not stays_whole(f"/home/{name}/checkpoints")
+    assert not is_one_word(f"/home/{name}/checkpoints")
 
 
 @pytest.mark.slow
