@@ -263,6 +263,18 @@ MUTATIONS = {
     "drafts are not forgotten": Mutation(
         "lm/inference/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE
     ),
+    "the export's texts begin in the middle of a document": Mutation(
+        "lm/report/export.py",
+        "    tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)\n",
+        "",
+        "tests/lm/report/test_export.py",
+    ),
+    "the menu never looks again": Mutation(
+        "lm/cli/menu.py", "        menu = look_again()\n        try:", "        try:", "tests/lm/cli/test_menu.py"
+    ),
+    "a signal leaves the terminal without echo": Mutation(
+        "lm/runtime/signals.py", "        restore_terminal()\n", "", "tests/lm/runtime/test_terminal.py"
+    ),
     "drafts stay in the text": Mutation("lm/inference/generate.py", "        text.rollback(length)\n", "", GENERATE),
 }
 
