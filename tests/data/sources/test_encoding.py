@@ -86,19 +86,23 @@ def test_parts_of_any_length_are_read_rightly_or_skipped(tmp_path):
 
 def test_what_is_uncertain_is_said_once_with_its_name_and_counted(tmp_path):
     noise = random.Random(1).randbytes(5000).translate(None, bytes(range(32)))
-    # Two that Python can read but which are so rare that they are not tried.
-    rare = {"johab": TEXTS["ko"].encode("johab"), "ebcdic": TEXTS["en"].encode("cp037", "ignore")}
+    # In encodings that are so rare that they are not tried.
+    rare = {
+        "johab": TEXTS["ko"].encode("johab"),
+        "ebcdic": TEXTS["en"].encode("cp037", "ignore"),
+        "greek": TEXTS["el"].encode("cp869"),  # in the encoding cp855 these are letters of Russian, if odd ones
+    }
     source = open_files(tmp_path, good=b"Good text.", noise=noise, **rare)
     assert texts(source) == texts(source, epoch=1) == ["Good text."]
-    assert source.skipped == {"of uncertain encoding": 3}
-    assert "skipped: 3 of uncertain encoding" in source.size()
+    assert source.skipped == {"of uncertain encoding": 4}
+    assert "skipped: 4 of uncertain encoding" in source.size()
     [notice] = source.notices
-    assert "skipped 3 files whose encoding is not certain" in notice
-    assert all(f"{name}.txt" in notice for name in ("noise", "johab", "ebcdic"))
+    assert "skipped 4 files whose encoding is not certain" in notice
+    assert all(f"{name}.txt" in notice for name in ("noise", "johab", "ebcdic", "greek"))
     for path in tmp_path.glob("*.txt"):
         path.write_bytes(noise + path.name.encode())
     with pytest.raises(
-        SourceError, match=r"none of its files can be read \(4 of uncertain encoding\).*save them as UTF-8"
+        SourceError, match=r"none of its files can be read \(5 of uncertain encoding\).*save them as UTF-8"
     ):
         open_files(tmp_path)
 
