@@ -8,6 +8,7 @@ from configs.errors import SourceError
 from configs.sources import TextSource
 from data.sources.encoding import OLDER, SAMPLE_BYTES, UNUSUAL_OLDER
 from data.sources.opening import open_source
+from data.sources.text import CHUNK
 
 pytestmark = pytest.mark.core
 
@@ -119,6 +120,14 @@ def test_a_character_cut_by_the_end_of_the_sample_does_no_harm(tmp_path):
     for shift in range(3):
         text = "x" * shift + TEXTS["ja"] * (SAMPLE_BYTES // len(TEXTS["ja"]))
         assert "".join(texts(open_files(tmp_path, a=text.encode("shift_jis")))) == text
+
+
+def test_a_character_cut_by_the_end_of_a_chunk_does_no_harm(tmp_path):
+    for cut in range(4):
+        plain = b"Plain words. " * (CHUNK // 13 + 1)
+        japanese = (TEXTS["ja"] + " ").encode("shift_jis")
+        content = plain[: CHUNK - cut] + japanese + plain + japanese
+        assert "".join(texts(open_files(tmp_path, a=content))) == content.decode("shift_jis")
 
 
 def test_every_encoding_is_one_of_python_and_is_tried_once():
