@@ -179,6 +179,11 @@ class DataConfig(Section):
     min_text_length: int = Field(
         default=1, ge=0, le=10**6, description="Minimum length of a document, in characters; shorter ones are skipped."
     )
+    drop_duplicates: bool | None = Field(
+        default=None,
+        description="Whether a document is dropped if its text was given before, by this or another source; default: in "
+        "folders of text and PDFs. Letter case and white space do not count.",
+    )
     tokenizer: str | None = Field(
         default=None,
         min_length=1,
@@ -209,6 +214,10 @@ class DataConfig(Section):
         return [
             spec.model_copy(update={"label": label}) for spec, label in zip(specs, unique_labels(specs), strict=True)
         ]
+
+    def drops_duplicates(self, spec: Source) -> bool:
+        """Return whether `drop_duplicates` applies to this source."""
+        return spec.type in ("text", "pdf") if self.drop_duplicates is None else self.drop_duplicates
 
     @property
     def weights(self) -> list[float]:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
+from data.heldout import text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
@@ -34,13 +35,16 @@ class Progress:
     """The progress of a source. `asdict` makes it JSON.
 
     `position`: start of the current block of `epoch` (counted from 0). `given`: documents of that
-    block returned so far. `bytes`: size of all text read, in UTF-8.
+    block used so far. `bytes`: size of all text read, in UTF-8. `epoch_documents` includes copies
+    that were dropped; `only_copies`: an epoch had nothing else.
     """
 
     epoch: int = 0
     position: Position = None
     given: int = 0
     epoch_documents: int = 0
+    epoch_given: int = 0
+    only_copies: bool = False
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -56,6 +60,7 @@ class Entry(NamedTuple, Generic[Encoded]):
     given: int
     num_bytes: int
     skipped: Counter[str]
+    text_hash: bytes = b""
 
 
 class Feed(Generic[Encoded]):
@@ -64,7 +69,8 @@ class Feed(Generic[Encoded]):
     `open_again()` returns the Source and may raise Retryable. `encode(texts)` returns one
     `Encoded` a text. `reason_to_skip(document)` returns why it is not used, or None. `status`
     receives messages about trouble, possibly from another thread. `before_waiting()` is called
-    between two documents when the network is down.
+    between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
+    document may be given, or was given before; None: all may.
     """
 
     def __init__(
@@ -78,41 +84,51 @@ class Feed(Generic[Encoded]):
         seed: int,
         progress: Progress | None = None,
         before_waiting: Callable[[], None] = lambda: None,
+        admit: Callable[[bytes, int], bool] | None = None,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
-        self._seed = seed
+        self._seed, self._admit = seed, admit
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
 
     @property
     def finished(self) -> bool:
-        """Whether all `repeat` epochs are over; `next_document` must then not be called again."""
-        return self.repeat is not None and self.progress.epoch >= self.repeat
+        """Whether nothing is left to give; `next_document` must then not be called again."""
+        return self.progress.only_copies or (self.repeat is not None and self.progress.epoch >= self.repeat)
 
     def next_document(self) -> Encoded | None:
         """Return the next document, encoded, or None at the end of an epoch.
 
         Raises SourceError if the epoch had no document.
         """
-        while not self._waiting:
-            with watch(self.label, self._status) as self._say:
-                self._waiting.extend(next(self._blocks))
-        entry, progress = self._waiting.popleft(), self.progress
-        progress.position, progress.given = entry.position, entry.given
-        progress.bytes += entry.num_bytes
-        for reason, count in entry.skipped.items():
-            progress.skipped[reason] = progress.skipped.get(reason, 0) + count
-        if entry.document is None:
-            progress.epoch, progress.epoch_documents = progress.epoch + 1, 0
-            return None
-        progress.epoch_documents += 1
-        progress.documents += 1
-        progress.tokens += len(entry.document)
-        return entry.document
+        while True:
+            while not self._waiting:
+                with watch(self.label, self._status) as self._say:
+                    self._waiting.extend(next(self._blocks))
+            entry, progress = self._waiting.popleft(), self.progress
+            progress.position, progress.given = entry.position, entry.given
+            progress.bytes += entry.num_bytes
+            self._count(entry.skipped)
+            if entry.document is None:
+                progress.only_copies = progress.epoch_given == 0
+                progress.epoch, progress.epoch_documents, progress.epoch_given = progress.epoch + 1, 0, 0
+                return None
+            progress.epoch_documents += 1
+            if self._admit is None or self._admit(entry.text_hash, progress.epoch):
+                progress.epoch_given += 1
+                progress.documents += 1
+                progress.tokens += len(entry.document)
+                return entry.document
+            self._count({"duplicate": int(progress.epoch == 0)})  # once, however many epochs drop it
+
+    def _count(self, skipped: Mapping[str, int]) -> None:
+        for reason, count in skipped.items():
+            if count:
+                self.progress.skipped[reason] = self.progress.skipped.get(reason, 0) + count
 
     def _read(self) -> Iterator[list[Entry[Encoded]]]:
         """Yield the blocks from `progress` on, through all allowed epochs."""
@@ -122,7 +138,7 @@ class Feed(Generic[Encoded]):
             documents, ended = self._documents(epoch, position), False
             while not ended:
                 room = None if self.max_documents is None else self.max_documents - used
-                texts, num_bytes, skipped, after = self._read_block(documents, room)
+                texts, hashes, num_bytes, skipped, after = self._read_block(documents, room)
                 used += len(texts)
                 ended = after is None or used == self.max_documents
                 if not used:
@@ -133,7 +149,10 @@ class Feed(Generic[Encoded]):
                     )
                 order = sorted(range(len(texts)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
                 encoded = self._encode([texts[i] for i in order])
-                entries = [Entry(each, position, i + 1, 0, Counter()) for i, each in enumerate(encoded)]
+                entries = [
+                    Entry(each, position, given_after, 0, Counter(), hashes[i])
+                    for given_after, (i, each) in enumerate(zip(order, encoded, strict=True), start=1)
+                ]
                 if ended:
                     entries.append(Entry(None, None, 0, 0, Counter()))
                 else:
@@ -145,13 +164,14 @@ class Feed(Generic[Encoded]):
 
     def _read_block(
         self, documents: Iterator[tuple[Document, Position]], room: int | None
-    ) -> tuple[list[str], int, Counter[str], Position]:
+    ) -> tuple[list[str], list[bytes], int, Counter[str], Position]:
         """Read one block of at most `room` usable texts.
 
-        Return (texts, bytes read, documents skipped, start of the next block or None at the end of
+        Return (texts, their hashes, bytes read, documents skipped, start of the next block or None at the end of
         the epoch).
         """
         texts: list[str] = []
+        hashes: list[bytes] = []
         size, num_bytes = 0, 0  # bytes in the block; bytes of all text read
         skipped = self._skipped = Counter()
         for document, after in documents:
@@ -162,10 +182,11 @@ class Feed(Generic[Encoded]):
                 skipped[reason] += 1
                 continue
             texts.append(text)
+            hashes.append(text_hash(text) if self._admit else b"")
             size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
             if len(texts) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
-                return texts, num_bytes, skipped, after
-        return texts, num_bytes, skipped, None
+                return texts, hashes, num_bytes, skipped, after
+        return texts, hashes, num_bytes, skipped, None
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
         """Yield the documents of one epoch; retry without limit while the network is down."""

@@ -14,6 +14,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ HASH_BYTES = 16
 FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
 
 
+@lru_cache(maxsize=1)  # data/feed.py needs it twice for each document
 def text_hash(text: str) -> bytes:
     """Return a hash that is equal for texts that differ only in letter case and white space."""
     normalised = " ".join(text.casefold().split())

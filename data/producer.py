@@ -34,6 +34,7 @@ from configs import schema
 from configs.errors import Retryable, SourceError, UserError
 from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
+from data.duplicates import Duplicates
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header, run_ahead_rows
@@ -151,6 +152,7 @@ class Producer:
         held_out = HeldOut.load(stream_dir / HELD_OUT).hashes
         skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out)
         encode = partial(bpe.encode, self.tokenizer)
+        self.duplicates = Duplicates(stream_dir, state["documents"] if state else 0)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
             Feed(
@@ -162,8 +164,9 @@ class Producer:
                 seed=preset.train.seed,
                 progress=progress,
                 before_waiting=self._append,
+                admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,
             )
-            for spec, source, progress in zip(specs, sources, stands, strict=True)
+            for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
         ]
 
     def run(self, num_rows: int) -> None:
@@ -207,6 +210,7 @@ class Producer:
                 "sources": [asdict(feed.progress) for feed in self.feeds],
                 "mixer": self.mixer.state(),
                 "packer": self.packer.state(),
+                "documents": self.duplicates.save(),
             }
             self.journal.append(rows, state)
 

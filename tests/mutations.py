@@ -204,10 +204,34 @@ MUTATIONS = {
         "tests/data/test_mixing.py",
     ),
     "held-out text is trained on": Mutation(
-        "data/prepare.py", 'return "held out" if text_hash(text) in held_out else None', "return None", STREAM
+        "data/prepare.py", "if text_hash(document.text) in held_out:", "if False:", STREAM
     ),
     "text becomes a special token": Mutation(
         "data/tokenizer.py", "tokenizer.encode_special_tokens = True", "pass", "tests/data/test_tokenizer.py"
+    ),
+    "an encoding is guessed": Mutation(
+        "data/sources/encoding.py", "MARGIN = 12.0", "MARGIN = -1e9", "tests/data/sources/test_encoding.py"
+    ),
+    "text of no language is taken": Mutation(
+        "data/sources/encoding.py",
+        "LARGEST_EXCESS = 1.0",
+        "LARGEST_EXCESS = 99.0",
+        "tests/data/sources/test_encoding.py",
+    ),
+    "a held-out answer is trained on": Mutation(
+        "data/heldout.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
+    ),
+    "a category is held out": Mutation(
+        "data/heldout.py", "LARGEST_LOSS = 10, 0.05, 0.5", "LARGEST_LOSS = 10, 1.0, 1.0", "tests/data/test_heldout.py"
+    ),
+    "a copy in another source is kept": Mutation(
+        "data/duplicates.py", "before % EPOCH != source or", "", "tests/data/test_duplicates.py"
+    ),
+    "records of lost rows are kept": Mutation(
+        "data/duplicates.py",
+        "self._file.truncate(num_records * RECORD.itemsize)",
+        "pass",
+        "tests/data/test_duplicates.py",
     ),
     "rows that skip a token": Mutation(
         "data/packing.py",

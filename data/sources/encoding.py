@@ -67,26 +67,34 @@ CONTROL_BYTES = bytes([*range(9), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 
 
 class Evidence:
-    """Collects, while a file is read once, what decides on its encoding. Holds 4 KB."""
+    """Collects, while a file is read once, what decides on its encoding. Holds 8 KB."""
 
     def __init__(self) -> None:
         self._head = b""
         self._sample = bytearray()  # the first lines that are not ASCII
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._has_nul = False
+        self._within_line = False  # the last chunk ended there, perhaps within a character
         self._num_valid = self._num_stray = 0  # UTF-8 sequences; bytes that are none
 
     def add(self, chunk: bytes) -> None:
+        """Take the next part of the file, of 64 KB and more unless it is the last."""
         if len(self._head) < SAMPLE_BYTES:
             self._head += chunk[: SAMPLE_BYTES - len(self._head)]
         self._has_nul = self._has_nul or b"\0" in chunk
-        text = self._decoder.decode(chunk)
+        text, within_line = self._decoder.decode(chunk), self._within_line
+        self._within_line = not chunk.endswith(b"\n")
         if text.isascii() and b"\x1b" not in chunk:
             return
         num_stray = 0 if encodable(text) else len(_STRAY.findall(text))
         self._num_stray += num_stray
         self._num_valid += len(text) - len(text.encode("ascii", "ignore")) - num_stray
         if len(self._sample) < SAMPLE_BYTES:
+            # Characters end before a space or a line's end, which are part of none.
+            if within_line:
+                chunk = b"".join(re.split(rb"([ \n])", chunk, maxsplit=1)[1:])
+            if len(chunk) > 2**15:
+                chunk = chunk[: max(chunk.rfind(b" "), chunk.rfind(b"\n")) + 1]
             self._collect(chunk)
 
     def _collect(self, chunk: bytes) -> None:

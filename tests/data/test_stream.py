@@ -276,6 +276,52 @@ def test_no_answer_and_no_paragraph_of_a_held_out_question_is_trained_on(tmp_pat
     assert progress["skipped"]["sharing a field with held-out text"] > 0
 
 
+@pytest.fixture
+def copies(tmp_path):
+    """Two folders that share half of their texts, each with copies of its own that differ in spaces."""
+    rng = random.Random(1)
+    texts = ["".join(rng.choice("abcdefghij ") for _ in range(rng.randrange(50, 400))) for _ in range(1500)]
+    for name, first in (("a", 0), ("b", 500)):
+        (tmp_path / name).mkdir()
+        for number, text in enumerate(texts[first : first + 1000]):
+            (tmp_path / name / f"{number}.txt").write_text(text)
+            if number % 5 == 0:
+                (tmp_path / name / f"{number}_copy.txt").write_text(text.replace(" ", "\n") + "\n")
+    return [{"type": "text", "path": str(tmp_path / name), "label": name, "repeat": 1} for name in ("a", "b")]
+
+
+def normalised(texts):
+    return [text_hash(text) for text in texts]
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_copies_are_dropped_within_and_across_folders_unless_they_are_wanted(copies, asked, tmp_path, started):
+    stream = started(make_preset(sources=copies, weights=None, drop_duplicates=asked), tmp_path / "run", 10**6)
+    stream.begin()
+    with pytest.raises(StreamEnded) as ended:
+        stream.rows(0, 10**6 // T)
+    trained = normalised(documents_of(tmp_path / "run", ended.value.num_rows))
+    dropped = sum(source["skipped"].get("duplicate", 0) for source in stream.progress(ended.value.num_rows))
+    if asked is False:
+        assert len(trained) - len(set(trained)) > 700
+        assert not dropped
+    else:
+        assert len(set(trained)) == len(trained)
+        assert dropped > 700
+    assert len(set(trained) | stream.held_out.hashes) >= 1499  # the last document has no whole row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
+def test_kills_leave_no_trace_where_copies_are_dropped(strategy, copies, tmp_path, started):
+    for source in copies:
+        del source["repeat"]
+    preset = make_preset(strategy, sources=copies, weights=(2, 1))
+    check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (0, 1, 1, 2500, 5000), [])
+    sizes = {(tmp_path / name / "stream" / "documents.bin").stat().st_size for name in ("whole", "killed")}
+    assert min(sizes) > 16 * 1000
+
+
 def test_opening_writes_nothing_and_shows_a_real_line(tmp_path, started):
     stream = started(make_preset(), tmp_path / "checkpoints", 1000)
     infos = stream.wait_opened()

@@ -8,6 +8,7 @@ from configs.errors import SourceError
 from configs.sources import TextSource
 from data.sources.encoding import OLDER, SAMPLE_BYTES, UNUSUAL_OLDER
 from data.sources.opening import open_source
+from data.sources.text import CHUNK
 
 pytestmark = pytest.mark.core
 
@@ -86,19 +87,23 @@ def test_parts_of_any_length_are_read_rightly_or_skipped(tmp_path):
 
 def test_what_is_uncertain_is_said_once_with_its_name_and_counted(tmp_path):
     noise = random.Random(1).randbytes(5000).translate(None, bytes(range(32)))
-    # Two that Python can read but which are so rare that they are not tried.
-    rare = {"johab": TEXTS["ko"].encode("johab"), "ebcdic": TEXTS["en"].encode("cp037", "ignore")}
+    # In encodings that are so rare that they are not tried.
+    rare = {
+        "johab": TEXTS["ko"].encode("johab"),
+        "ebcdic": TEXTS["en"].encode("cp037", "ignore"),
+        "greek": TEXTS["el"].encode("cp869"),  # in the encoding cp855 these are letters of Russian, if odd ones
+    }
     source = open_files(tmp_path, good=b"Good text.", noise=noise, **rare)
     assert texts(source) == texts(source, epoch=1) == ["Good text."]
-    assert source.skipped == {"of uncertain encoding": 3}
-    assert "skipped: 3 of uncertain encoding" in source.size()
+    assert source.skipped == {"of uncertain encoding": 4}
+    assert "skipped: 4 of uncertain encoding" in source.size()
     [notice] = source.notices
-    assert "skipped 3 files whose encoding is not certain" in notice
-    assert all(f"{name}.txt" in notice for name in ("noise", "johab", "ebcdic"))
+    assert "skipped 4 files whose encoding is not certain" in notice
+    assert all(f"{name}.txt" in notice for name in ("noise", "johab", "ebcdic", "greek"))
     for path in tmp_path.glob("*.txt"):
         path.write_bytes(noise + path.name.encode())
     with pytest.raises(
-        SourceError, match=r"none of its files can be read \(4 of uncertain encoding\).*save them as UTF-8"
+        SourceError, match=r"none of its files can be read \(5 of uncertain encoding\).*save them as UTF-8"
     ):
         open_files(tmp_path)
 
@@ -115,6 +120,14 @@ def test_a_character_cut_by_the_end_of_the_sample_does_no_harm(tmp_path):
     for shift in range(3):
         text = "x" * shift + TEXTS["ja"] * (SAMPLE_BYTES // len(TEXTS["ja"]))
         assert "".join(texts(open_files(tmp_path, a=text.encode("shift_jis")))) == text
+
+
+def test_a_character_cut_by_the_end_of_a_chunk_does_no_harm(tmp_path):
+    for cut in range(4):
+        plain = b"Plain words. " * (CHUNK // 13 + 1)
+        japanese = (TEXTS["ja"] + " ").encode("shift_jis")
+        content = plain[: CHUNK - cut] + japanese + plain + japanese
+        assert "".join(texts(open_files(tmp_path, a=content))) == content.decode("shift_jis")
 
 
 def test_every_encoding_is_one_of_python_and_is_tried_once():
