@@ -157,6 +157,8 @@ def test_csv_cells_are_text_as_written(opened):
     source = opened(content.encode("utf-8-sig"), kind="csv", fields=["id", "text"], format="{id}|{text}")
     assert texts(source) == ["007|None", "1.50|NA", "x|null"]
     assert texts(opened(content.encode(), kind="csv")) == ["None", "NA", "null", "007"]
+    numbers = ["007", "1.50", "1e3"]
+    assert texts(opened(("text\n" + "\n".join(numbers)).encode(), kind="csv")) == numbers
 
 
 FORM = {
