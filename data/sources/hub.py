@@ -44,7 +44,7 @@ from data.sources.parquet import ParquetFiles
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
 MOST_UNREADABLE = 20  # at the start, before the first that can be read
-ROWS_AT_ONCE = 1000  # as Python values in memory; of Parquet, also in Arrow's memory
+ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
 COLUMNS_NAMED = 20  # in a message
 
 
@@ -157,7 +157,7 @@ class HubSource(Source):
                         yield row, dict(zip(self._columns, values, strict=True))
                 number += len(table)
         except UnreadableFile:
-            skipped["unreadable file"] += 1  # and the run goes on without it
+            skipped["unreadable row group" if self._parquet else "unreadable file"] += 1  # and the run goes on
 
     def _tables(self, file: int, group: int) -> Iterator[Any]:
         """Yield a group as Arrow tables with the types that its own file has."""
@@ -169,7 +169,7 @@ class HubSource(Source):
             # The public iterators join tables, which fails where their types differ.
             yield from (table for _, table in tables())
         else:
-            yield from dataset.with_format("arrow").iter(ROWS_AT_ONCE)
+            yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
 
     def _refuse_token_ids(self, columns: list[list[Any]]) -> None:
         """Raise SourceError if one of the first `columns` that are read is nothing but whole numbers."""

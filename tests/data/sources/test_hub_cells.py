@@ -5,6 +5,7 @@ import decimal
 import io
 import json
 import os
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,6 +151,17 @@ def test_a_cell_of_any_type_that_holds_text(opened, value, text):
     source = opened(parquet(text=pa.concat_arrays([value, value])), kind="parquet")
     assert texts(source) == ([text] * 2 if text else [])
     assert source.skipped == ({} if text else {"no text in 'text'": 2})
+
+
+def test_a_format_that_gives_rows_instead_of_tables(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for number in range(5):
+            entry = tarfile.TarInfo(f"{number}.txt")
+            entry.size = 5
+            archive.addfile(entry, io.BytesIO(b"text%d" % number))
+    spec = HFSource(type="hf", dataset=str(tmp_path), text_field="txt", label="archive")
+    source = open_source(spec, cache_dir=None, seed=1)
+    assert texts(source) == [f"text{number}" for number in range(5)]
 
 
 def test_csv_cells_are_text_as_written(opened):
