@@ -7,7 +7,6 @@ Nothing is cast to a common type, so files whose types differ are read alike.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, time
@@ -86,9 +85,22 @@ def to_python(column: pa.ChunkedArray) -> list[Any]:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = [with_replacements(cell) for cell in column.cast(with_bytes(column.type)).to_pylist()]
-    if isinstance(column.type, pa.JsonType):  # how the library keeps cells of several types
-        return [None if cell is None else json.loads(cell) for cell in values]
+    if "arrow.json" in str(column.type):  # how the library keeps values of several types
+        return [without_json(cell, column.type) for cell in values]
     return values
+
+
+def without_json(cell: Any, kind: pa.DataType) -> Any:
+    """Return a cell with values for the JSON in it."""
+    if cell is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return json.loads(cell)
+    if is_list(kind):
+        return [without_json(item, kind.value_type) for item in cell]
+    if types.is_struct(kind):
+        return {field.name: without_json(cell[field.name], field.type) for field in kind}
+    return cell
 
 
 def follow(cell: Any, path: list[str]) -> Any:
@@ -112,7 +124,7 @@ def cell_text(cell: Any) -> str | None:
         case Decimal():
             return f"{cell:f}"
         case bool() | int() | float():
-            return None if math.isnan(cell) else str(cell)
+            return str(cell) if cell == cell else None  # NaN is how pandas writes "nothing"
         case datetime():
             return str(cell).removesuffix(" 00:00:00")
         case date() | time():

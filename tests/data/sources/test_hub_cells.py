@@ -218,6 +218,19 @@ def test_a_field_inside_of_a_column_has_a_name_with_dots(opened):
         assert texts(opened(content, kind=kind, **form)) == ["dotted: one\ntwo"]
 
 
+def test_values_of_several_types_are_told_apart(opened):
+    """The library keeps them as JSON, at any depth."""
+    rows = [
+        {"text": "a", "turns": [{"say": "hi", "args": {"x": 1}}, {"say": "ho"}], "meta": {"n": 1, "t": "b"}},
+        {"text": 7, "turns": [{"say": "he", "args": "none"}], "meta": {"n": "one", "t": "c"}},
+        {"text": {"not": "text"}, "turns": [], "meta": None},
+    ]
+    for name, found in {"text": ["a", "7"], "turns.say": ["hi\nho", "he"], "meta.t": ["b", "c"]}.items():
+        source = opened(jsonl(rows), text_field=name)
+        assert texts(source) == found
+        assert source.skipped == {f"no text in {name!r}": 1}
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
