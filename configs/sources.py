@@ -61,19 +61,23 @@ class HFSource(SourceSpec):
     config: Name | None = Field(default=None, description="Configuration (subset) of the dataset.")
     split: Name = Field(default="train", description="Split of the dataset.")
     text_field: Name | None = Field(
-        default=None, description='Column holding the text; default "text" when there are no fields.'
+        default=None,
+        description='Column holding the text; default "text" when there are no fields. With dots, a field inside of a '
+        'column: "meta.text".',
     )
     fields: list[Name] | None = Field(
         default=None,
         min_length=1,
         max_length=MOST_FIELDS,
-        description="Columns used by format, in order; the last is the answer.",
+        description="Columns used by format, in order; the last is the answer, without which a row is skipped, as it is "
+        "without any of the others. With dots, a field inside of a column: answers.text.",
     )
     format: str | None = Field(
         default=None,
         max_length=10_000,
         validate_default=True,
-        description='Document made of fields, such as "Q: {question}\\nA: {answer}".',
+        description='Document made of fields, such as "Q: {question}\\nA: {answer}". A section {#context}In: {context}'
+        "{/context} is left out where that column is empty.",
     )
     data_dir: FilePath | None = Field(default=None, description="Folder of the repository to read.")
     data_files: FilePath | Annotated[list[FilePath], Field(max_length=1000)] | None = Field(
@@ -204,12 +208,24 @@ def _check_format(form: str, fields: list[str]) -> None:
         parts = list(string.Formatter().parse(form))
     except ValueError as error:
         raise ValueError(f"{error}; write {{{{ and }}}} for braces in the text") from None
-    used = [name for _, name, _, _ in parts if name is not None]
+    used: list[str] = []
+    sections: list[str] = []  # begun and not ended
     for _, name, spec, conversion in parts:
-        if name is not None and (name not in fields or spec or conversion):
+        if name is None:
+            continue
+        mark, field = (name[:1], name[1:]) if name[:1] in ("#", "/") and name not in fields else ("", name)
+        if field not in fields or spec or conversion:
             written = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
             allowed = ", ".join(f"{{{field}}}" for field in fields)
             raise ValueError(f"{written[:80]} is not a bare name from fields; allowed: {allowed}")
+        if mark == "#":
+            sections.append(field)
+        elif mark and (not sections or sections.pop() != field):
+            raise ValueError(f"{{/{field}}} ends no section; write {{#{field}}} where it begins, inside of no other")
+        elif not mark:
+            used.append(field)
+    if sections:
+        raise ValueError(f"the section {{#{sections[-1]}}} does not end; write {{/{sections[-1]}}} where it does")
     if not used:
         raise ValueError("uses none of its fields, so that every document would be the same")
     if len(used) > MOST_PUT_IN:

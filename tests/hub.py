@@ -59,6 +59,7 @@ class HubStandIn:
         self.signature = ""
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
+        self.bytes_sent = 0
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
@@ -204,6 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
         if self.command == "GET":
+            self.hub.bytes_sent += len(body)
             self.wfile.write(body[: len(body) // 2] if self._fault in ("truncate", "half") else body)
         if self._fault == "truncate":
             self.close_connection = True

@@ -27,6 +27,7 @@ class Mutation(NamedTuple):
 
 
 GENERATE = "tests/lm/inference/test_generate.py"
+HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
 CHECKPOINT, STREAM, STEP = (
     "tests/lm/checkpoint/test_checkpoint.py",
     "tests/data/test_stream.py",
@@ -250,6 +251,28 @@ MUTATIONS = {
         "if not (problem := problem_with(",
         "if True or (problem := problem_with(",
         "tests/data/sources/test_hub_faults.py",
+    ),
+    "what a dataset loses is counted in every epoch": Mutation(
+        "data/sources/hub.py",
+        "skipped = self.skipped if epoch == 0 else Counter()",
+        "skipped = self.skipped",
+        HUB,
+    ),
+    "the first file's types are those of all": Mutation(
+        "data/sources/hub.py", "builder.info.features = self._dataset.info.features = None", "pass", HUB
+    ),
+    "all columns are read": Mutation("data/sources/parquet.py", "columns=columns", "columns=None", HUB),
+    "an empty section keeps its heading": Mutation(
+        "data/sources/cells.py", "not cells[name[1:]].strip()", "False", HUB
+    ),
+    "lists of numbers are text": Mutation(
+        "data/sources/cells.py", "return not is_number(kind.value_type) and", "return", HUB
+    ),
+    "row groups are sorted in every round": Mutation(
+        "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
+    ),
+    "CSV cells are converted to numbers": Mutation(
+        "data/sources/hub.py", "self._builder.config.converters =", "_ =", HUB
     ),
     "repeats are not blocked": Mutation(
         "lm/inference/generate.py",

@@ -1,8 +1,8 @@
 """Documents from Hugging Face datasets, on the Hub or on this disk, streamed row by row.
 
 The `datasets` library only reads rows: its shuffle buffer and its `state_dict` do not resume
-exactly, so order and position are ours. The smallest unit it can open is a *group*: a row group of
-a Parquet file, or a whole file of any other format. An epoch visits groups in rounds: each round
+exactly, so order and position are ours. The smallest unit to open is a *group*: a row group of a
+Parquet file (parquet.py), or a whole file of any other format. An epoch visits groups in rounds: each round
 takes one group of every file; files, and the groups of each file, are in hash order. So a run that
 sees a hundredth of a dataset has seen some of all files.
 
@@ -10,19 +10,25 @@ Position: [round, order key of the file, row of the group, pieces of it that wer
 opens one file and skips rows of one group; a compressed file is read again up to there
 (MODEL_INSTRUCTIONS.md).
 
+Each file is read with its own types and, if it is Parquet or CSV, only the wanted columns of it
+(cells.py makes text of them): files of one dataset may differ in everything else. What is dropped
+is counted in the first epoch alone, so that it is counted once.
+
 Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone
 surrogate, "\\ud800") ends its file there, counted as unreadable, or is an error with the library's
-message if no column can be found without it.
+message if no file can be read.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice
-from string import Formatter
 from typing import Any
 
 from configs.errors import Retryable, SourceError
 from configs.schema import FIELD_ALIASES, HFSource
+from configs.text import clip
+from data.sources import cells
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
 from data.sources.hub_client import (
     NoAnswer,
@@ -34,14 +40,22 @@ from data.sources.hub_client import (
     last_failure,
     refusal,
 )
+from data.sources.parquet import ParquetFiles
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
+FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
+MOST_UNREADABLE = 20  # at the start, before the first that can be read
+ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
+COLUMNS_NAMED = 20  # in a message
 
 
 class HubSource(Source):
     """One split of one configuration of one dataset, at a pinned revision."""
 
     _dataset: Any  # a datasets.IterableDataset
+    _builder: Any  # the datasets.DatasetBuilder that reads it
+    _paths: list[str]  # of its files; empty if they are not known
+    _parquet: ParquetFiles | None  # None: read by the library
 
     def __init__(self, spec: HFSource, *, seed: int, pinned: dict | None = None):
         super().__init__(spec.label)
@@ -49,18 +63,17 @@ class HubSource(Source):
         configure_library()
         self.pinned = {"revision": pinned["revision"] if pinned else None}
         try:
-            columns = self._translate(self._open)
+            self._translate(self._open)
         except UnreadableFile as error:
-            raise SourceError(
-                f"source {self.label}: cannot open {spec.dataset}: {error}; repair that file, or name others in data_files"
-            ) from error
+            raise self._cannot_open(error) from error
         self._num_files = self._dataset.num_shards
-        self._groups: dict[int, Any] = {}  # file -> its dataset, with one shard a group
+        self._groups: dict[int, tuple[int | str, list[int]]] = {}  # file -> (epoch, order of its groups)
         self.pinned["files"] = self._num_files
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
-        self._columns = self._find_columns(columns)
-        self._dataset = self._dataset.select_columns(list(dict.fromkeys(self._columns.values())))
+        self._wanted: list[str] | None = None  # the columns to read of each file; None: all
+        self._columns = self._find_columns(self._look_at_files())  # field -> column, or field inside of one
+        self._look_for_token_ids = True
 
     def size(self) -> str:
         where = "on this disk" if self.spec.is_local else f"revision {self.pinned['revision'][:8]}"
@@ -68,17 +81,21 @@ class HubSource(Source):
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
         first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
+        skipped = self.skipped if epoch == 0 else Counter()
+        self._look_for_token_ids = epoch == 0 and position is None
         for turn in count(first_round):
             groups_read = 0
             for key, file in self._order(epoch):
                 if turn == first_round and key < first_key:
                     continue
                 resumed = (turn, key) == (first_round, first_key)
-                group = self._group(file, turn, epoch)
-                groups_read += group is not None
-                for number, row in self._rows(group, first_row if resumed else 0):
+                group = self._group(file, turn, epoch, skipped)
+                if group is None:
+                    continue
+                groups_read += 1
+                for number, row in self._rows(file, group, first_row if resumed else 0, skipped):
                     start = pieces_read if resumed and number == first_row else 0
-                    for piece, document in enumerate(islice(self._render(row), start, None), start + 1):
+                    for piece, document in enumerate(islice(self._render(row, skipped), start, None), start + 1):
                         yield document, [turn, key, number, piece]
             # A round resumed in its middle says nothing about the files before it: try one more.
             if not groups_read and (turn > first_round or not first_key):
@@ -86,11 +103,11 @@ class HubSource(Source):
 
     def held_out(self) -> Iterator[Document]:
         """Yield every twentieth row of the groups, from a few files alternately."""
-        groups = (group for turn in count() for group in self._round(turn))
+        groups = (pair for turn in count() for pair in self._round(turn))
         readers: list[Iterator[tuple[int, dict]]] = []
         while True:
-            while len(readers) < HELD_OUT_AT_ONCE and (group := next(groups, None)) is not None:
-                readers.append(self._rows(group, 0))
+            while len(readers) < HELD_OUT_AT_ONCE and (pair := next(groups, None)) is not None:
+                readers.append(self._rows(*pair, 0, Counter()))
             if not readers:
                 return
             for reader in list(readers):
@@ -98,94 +115,180 @@ class HubSource(Source):
                 if row is None:
                     readers.remove(reader)
                 else:
-                    yield from self._render(row)
+                    yield from self._render(row, Counter())
 
     def _order(self, epoch: int | str) -> list[tuple[str, int]]:
         return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
 
-    def _round(self, turn: int) -> Iterator[Any]:
-        """Yield the groups of a held-out round, or None, which ends all, if no file has any."""
+    def _round(self, turn: int) -> Iterator[tuple[int, int] | None]:
+        """Yield (file, group) of a held-out round, or None, which ends all, if no file has any."""
         found = False
         for _, file in self._order("held out"):
-            if (group := self._group(file, turn, "held out")) is not None:
+            if (group := self._group(file, turn, "held out", Counter())) is not None:
                 found = True
-                yield group
+                yield file, group
         if not found:
             yield None
 
-    def _group(self, file: int, turn: int, epoch: int | str) -> Any | None:
-        """Return the group of `file` in round `turn` of `epoch`, or None if it has no more."""
-        if file not in self._groups:
-            one_file = self._dataset.shard(num_shards=self._num_files, index=file)
+    def _group(self, file: int, turn: int, epoch: int | str, skipped: Counter[str]) -> int | None:
+        """Return the number of the group of `file` in round `turn` of `epoch`, or None if it has no more."""
+        if self._groups.get(file, (None,))[0] != epoch:
             try:
-                self._groups[file] = self._translate(one_file.reshard)
+                num_groups = self._translate(partial(self._parquet.num_groups, file)) if self._parquet else 1
             except UnreadableFile:  # a damaged or missing file does not stop the run
-                self._groups[file] = None
-        groups = self._groups[file]
-        if groups is None and turn == 0:  # counted once an epoch, even if known before
-            self.skipped["unreadable file"] += 1
-        if groups is None or turn >= groups.num_shards:
-            return None
-        order = sorted(range(groups.num_shards), key=lambda number: hash_key(self.seed, epoch, file, number))
-        return groups.shard(num_shards=groups.num_shards, index=order[turn])
+                num_groups = 0
+                skipped["unreadable file"] += turn == 0
+            order = sorted(range(num_groups), key=lambda number: hash_key(self.seed, epoch, file, number))
+            self._groups[file] = epoch, order
+        order = self._groups[file][1]
+        return order[turn] if turn < len(order) else None
 
-    def _rows(self, group: Any | None, start: int) -> Iterator[tuple[int, dict]]:
-        """Yield (number, row) of the rows of a group from number `start` on."""
-        if group is None:
+    def _rows(self, file: int, group: int, start: int, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number, cells by field) of the rows of a group from number `start` on."""
+        number, tables = 0, self._tables(file, group)
+        try:
+            while (table := self._translate(partial(next, tables, None))) is not None:
+                for first in range(max(0, start - number), len(table), ROWS_AT_ONCE):
+                    rows = table.slice(first, ROWS_AT_ONCE)
+                    columns = [
+                        self._translate(partial(cells.read_cells, rows, name)) for name in self._columns.values()
+                    ]
+                    self._refuse_token_ids(columns)
+                    for row, values in enumerate(zip(*columns, strict=True), number + first):
+                        yield row, dict(zip(self._columns, values, strict=True))
+                number += len(table)
+        except UnreadableFile:
+            skipped["unreadable row group" if self._parquet else "unreadable file"] += 1  # and the run goes on
+
+    def _tables(self, file: int, group: int) -> Iterator[Any]:
+        """Yield a group as Arrow tables with the types that its own file has."""
+        if self._parquet:
+            yield from self._parquet.tables(file, group, self._wanted, ROWS_AT_ONCE)
             return
-        number = start
-        for read in (iter, with_replacements):  # the second from the first row that is not UTF-8
-            rows = islice(read(group), number, None)
-            try:
-                while (row := self._translate(partial(next, rows, None))) is not None:
-                    yield number, row
-                    number += 1
-                return
-            except UnreadableFile as error:
-                if read is with_replacements or not isinstance(error.__cause__, UnicodeDecodeError):
-                    self.skipped["unreadable file"] += 1  # and the run goes on without it
-                    return
-
-    def _render(self, row: dict) -> Iterator[Document]:
-        """Yield the row as a document in pieces, or count it as skipped if a cell is no text."""
-        cells: dict[str, str] = {}
-        for field, column in self._columns.items():
-            if (text := cell_text(row[column])) is None:
-                self.skipped[f"no text in {column!r}"] += 1
-                return
-            cells[field] = text
-        if self.spec.fields and self.spec.format:
-            answer = self.spec.fields[-1] if len(cells) > 1 else None
-            yield from render(self.spec.format, cells, answer).pieces()
+        dataset = self._dataset.shard(num_shards=self._num_files, index=file)
+        if tables := dataset._ex_iterable.iter_arrow:
+            # The public iterators join tables, which fails where their types differ.
+            yield from (table for _, table in tables())
         else:
-            [text] = cells.values()
-            yield from Document(text).pieces()
+            yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
 
-    def _find_columns(self, there: list[str]) -> dict[str, str]:
-        """Map fields to columns of the dataset, through FIELD_ALIASES where a name is missing."""
-        columns = {}
+    def _refuse_token_ids(self, columns: list[list[Any]]) -> None:
+        """Raise SourceError if one of the first `columns` that are read is nothing but whole numbers."""
+        if not self._look_for_token_ids:
+            return
+        self._look_for_token_ids = False
+        for name, values in zip(self._columns.values(), columns, strict=True):
+            if cells.are_token_ids(texts := [value for value in values if value]):
+                raise SourceError(
+                    f"source {self.label}: {name!r} of {self.spec.dataset} holds nothing but whole numbers, such as "
+                    f"{clip(texts[0], 40)!r}: token ids, not text; name a column that holds text"
+                )
+
+    def _render(self, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Document]:
+        """Yield the row as a document in pieces, or count it as skipped.
+
+        Of several fields, the answer and at least one other must hold text; the others may be null.
+        """
+        texts = {field: cells.cell_text(cell) for field, cell in row.items()}
+        if not (self.spec.fields and self.spec.format):
+            [(field, text)] = texts.items()
+            if text is None:
+                skipped[f"no text in {self._columns[field]!r}"] += 1
+            else:
+                yield from Document(text).pieces()
+            return
+        filled = {field: text or "" for field, text in texts.items()}
+        *others, answer = self.spec.fields
+        for needed in ([answer], others):
+            if needed and not any(filled[field].strip() for field in needed):
+                skipped[f"no text in {self._columns[needed[0]]!r}"] += 1
+                return
+        yield from cells.render(self.spec.format, filled, answer if others else None).pieces()
+
+    def _look_at_files(self) -> dict[str, Any]:
+        """Return the schemas of the first files by name, at least one if any file has columns.
+
+        Report those that cannot be read. Raise SourceError if that is all of them.
+        """
+        schemas: dict[str, Any] = {}
+        unreadable: UnreadableFile | None = None
+        for file in range(self._num_files):
+            if file >= FILES_LOOKED_AT and schemas:
+                break
+            name = clip(self._paths[file], 200) if self._paths else f"file {file + 1} of {self._num_files}"
+            try:
+                schema = self._translate(partial(self._schema, file))
+                if schema is not None and schema.names:
+                    schemas[name] = schema
+            except UnreadableFile as error:
+                unreadable = unreadable or error
+                self.notices.append(f"{self.label}: skipping {name}, which cannot be read: {error}")
+                if len(self.notices) >= MOST_UNREADABLE:
+                    break
+        if unreadable and not schemas:
+            raise self._cannot_open(unreadable) from unreadable
+        return schemas
+
+    def _schema(self, file: int) -> Any | None:
+        """Return the Arrow schema of a file, or None if it has no rows."""
+        if self._parquet:
+            return self._parquet.schema(file)
+        return next((table.schema for table in self._tables(file, 0)), None)
+
+    def _find_columns(self, files: dict[str, Any]) -> dict[str, str]:
+        """Map fields to columns of any file, through FIELD_ALIASES where a name is missing.
+
+        Raise SourceError for a column that no file has, or that holds no text.
+        """
+        columns, wanted, schemas = {}, [], list(files.values())
+        there = list(dict.fromkeys(name for schema in schemas for name in schema.names))
         for field in self.spec.fields or [self.spec.text_field or "text"]:
-            column = next((name for name in (field, *FIELD_ALIASES.get(field, ())) if name in there), None)
-            if column is None:
+            kinds: list[Any] = []
+            for column in (field, *FIELD_ALIASES.get(field, ())):
+                kinds = [kind for schema in schemas if (kind := cells.type_of(column, schema)) is not None]
+                if kinds or not schemas:
+                    break
+            if schemas and not any(map(cells.may_hold_text, kinds)):
+                texts = list(dict.fromkeys(name for schema in schemas for name in cells.text_columns(schema)))
+                if kinds:
+                    raise SourceError(
+                        f"source {self.label}: {column!r} of {self.spec.dataset} holds {clip(str(kinds[0]), 80)}, "
+                        f"which is not text; name a column that holds text: {listed(texts) or 'there is none'}"
+                    )
+                others = "" if texts == there else f" (text is in {listed(texts) or 'none'})"
                 raise SourceError(
                     f"source {self.label}: {self.spec.dataset} has no column {field!r}; "
-                    f"its columns are {', '.join(there)}; name one of them in the preset"
+                    f"its columns are {listed(there)}{others}; name one of them in the preset"
                 )
             if column != field:
                 self.notices.append(f"{self.label}: field {field!r} is not in {self.spec.dataset}; using {column!r}")
+            for name, schema in files.items():
+                if (kind := cells.type_of(column, schema)) is None:
+                    self.notices.append(f"{self.label}: {name} has no column {column!r}")
+                elif str(kind) == "null":
+                    self.notices.append(f"{self.label}: {name} begins with nothing but nulls in {column!r}")
             columns[field] = column
+            wanted += [found[0] for schema in schemas if (found := cells.locate(column, schema.names))]
+        self._wanted = list(dict.fromkeys(wanted)) or None
+        if self._wanted and hasattr(self._builder.config, "usecols"):  # CSV
+            self._builder.config.usecols = set(self._wanted).__contains__
+            self._builder.config.converters = dict.fromkeys(self._wanted, str)  # as written: "007", "None"
         return columns
 
-    def _open(self) -> list[str]:
-        """Open the dataset at the pinned revision and return the names of its columns.
+    def _cannot_open(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"source {self.label}: cannot open {self.spec.dataset}: {error}; "
+            "repair that file, or name others in data_files"
+        )
 
-        Pin the newest revision if none is pinned.
-        """
+    def _open(self) -> None:
+        """Open the dataset at the pinned revision; pin the newest if none is pinned."""
         import datasets
+        from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
         if not self.spec.is_local:
             self.pinned["revision"] = find_dataset(self.spec.dataset, self.pinned["revision"])["sha"]
-        builder = datasets.load_dataset_builder(
+        self._builder = builder = datasets.load_dataset_builder(
             str(self.spec.folder or self.spec.dataset),
             self.spec.config,
             data_files=self.spec.data_files,
@@ -194,9 +297,20 @@ class HubSource(Source):
         )
         if hasattr(builder.config, "encoding_errors"):  # csv, text
             builder.config.encoding_errors = "replace"
+        if hasattr(builder.config, "keep_default_na"):  # csv: "None" and "NA" are text
+            builder.config.keep_default_na = False
+            builder.config.encoding = builder.config.encoding or "utf-8-sig"  # or converters fail at other bytes
+        casts = isinstance(builder, datasets.ArrowBasedBuilder)
+        if casts:  # to the first file's types, unless it believes that there is nothing to find out or cast to
+            builder.info.features = datasets.Features()
         self._dataset = builder.as_streaming_dataset(split=self.spec.split)
-        tables = self._dataset.with_format("arrow")  # no cell is decoded
-        return self._dataset.column_names or next((table.column_names for table in tables), [])
+        if casts:
+            builder.info.features = self._dataset.info.features = None
+        files = builder.config.data_files or {}
+        paths = [str(path) for name in self.spec.split.split("+") for path in files.get(name.strip(), [])]
+        self._paths = paths if len(paths) == self._dataset.num_shards else []
+        is_parquet = isinstance(builder.config, ParquetConfig)
+        self._parquet = ParquetFiles(self._paths) if is_parquet and self._paths else None
 
     def _translate(self, call: Callable[[], Any]) -> Any:
         """Run the library's `call()`; raise only SourceError, Retryable or UnreadableFile."""
@@ -240,41 +354,6 @@ def is_network_trouble(error: Exception) -> bool:
     return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
 
 
-def with_replacements(group: Any) -> Iterator[dict]:
-    """Yield a group's rows with U+FFFD for bytes that are not UTF-8, where the library fails."""
-    import pyarrow as pa
-
-    bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    for table in group.with_format("arrow"):
-        kinds = [bytes_of.get(kind, kind) for kind in table.schema.types]
-        for row in table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True)))).to_pylist():
-            yield {
-                name: cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for name, cell in row.items()
-            }
-
-
-def cell_text(cell: Any) -> str | None:
-    """Return a cell as text: numbers as written, lists line by line; None if there is no text."""
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, int | float):
-        return str(cell)
-    if isinstance(cell, list) and cell and all(isinstance(item, str | int | float) for item in cell):
-        return "\n".join(map(str, cell))
-    return None
-
-
-def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
-    """Return `form` with cells[name] for {name}; answer_start is where `answer` is inserted.
-
-    `str.format` is never used: preset text could reach attributes or fill memory. The schema
-    allows bare names only.
-    """
-    text, answer_start = "", None
-    for literal, name, _, _ in Formatter().parse(form):
-        text += literal
-        if name is not None:
-            if name == answer:
-                answer_start = len(text)
-            text += cells[name]
-    return Document(text, answer_start, tuple(cells.values()) if len(cells) > 1 else ())
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - COLUMNS_NAMED} more" if len(names) > COLUMNS_NAMED else ""
+    return ", ".join(names[:COLUMNS_NAMED]) + more

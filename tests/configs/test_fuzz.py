@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from configs.errors import PresetError
 from configs.schema import Preset, load_preset, parse_preset
 from configs.validation import LONGEST_MESSAGE, MAX_BYTES
-from data.sources.hub import render
+from data.sources.cells import render
 from lm.cli.menu import preset_paths
 
 TIMES = 20 if os.environ.get("FULL_COUNTS") == "1" else 1

@@ -173,6 +173,11 @@ def test_a_misspelt_key_hides_one_missing_key_only():
         ("{question", "write {{ and }}"),
         ("question }", "write {{ and }}"),
         ("no field", "every document would be the same"),
+        ("{#answer}{answer}", "the section {#answer} does not end"),
+        ("{answer}{/answer}", "{/answer} ends no section"),
+        ("{#answer}{#question}{answer}{/answer}{/question}", "{/answer} ends no section"),
+        ("{#other}{answer}{/other}", "{#other} is not a bare name"),
+        ("{#answer}same{/answer}", "uses none of its fields"),
         (None, "need a format"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +69,8 @@ def test_long_documents_come_in_pieces_and_resume_between_them(hub):
     whole = list(source.documents(0))
     documents = [document for document, _ in whole]
     assert max(len(document.text) for document in documents) == PIECE_CHARACTERS
-    assert "".join(document.text for document in documents[1:-1]) == f"Q: How long?\nA: {long}"
+    assert "".join(document.text for document in documents[1:]) == f"Q: How long?\nA: {long}"
     assert [document.answer_start for document in documents[:3]] == [11, 16, 0]
-    assert documents[-1].text == "Q: \nA: "  # of no use, but seen: it is for the producer to count
     for done, (_, position) in enumerate(whole, start=1):
         assert list(source.documents(0, position)) == whole[done:]
 
@@ -100,14 +100,6 @@ def test_question_is_found_as_query_and_the_answer_is_marked(hub):
     assert document.text == "Q: who {x}?\nA: he"
     assert document.text[document.answer_start :] == "he"
     assert source.notices == ["hub: field 'question' is not in qa/pairs; using 'query'"]
-
-
-def test_cells_that_are_not_strings(hub):
-    columns = {"question": [1, None, 3], "answer": [["a", "b"], ["c"], []]}
-    hub.add("qa/cells", {"data/train.parquet": parquet(**columns)})
-    source = open_hub("qa/cells", **FORMAT)
-    assert texts(source) == ["Q: 1\nA: a\nb"]
-    assert source.skipped == {"no text in 'question'": 1, "no text in 'answer'": 1}
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.csv"])
@@ -197,9 +189,10 @@ def test_a_lone_surrogate_in_json_is_one_message_or_one_file_less(hub):
     good = b"".join(b'{"text": "row %d"}\n' % number for number in range(20))
     hub.add("poison/one", {"data/train-0.jsonl": good, "data/train-1.jsonl": lone, "data/train-2.jsonl": good})
     source = open_hub("poison/one")
-    for epoch in (1, 2):
+    for epoch in (0, 1):
         assert len(texts(source, epoch)) == 40
-        assert source.skipped == {"unreadable file": epoch}
+        assert source.skipped == {"unreadable file": 1}  # once, not once an epoch
+    assert re.fullmatch(r"hub: skipping .*/data/train-1.jsonl, which cannot be read: .*surrogate.*", source.notices[0])
 
 
 def test_a_split_a_folder_and_a_column_of_ones_choice(hub):
