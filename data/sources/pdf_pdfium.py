@@ -1,0 +1,93 @@
+"""Reads the text of a page with PDFium, the PDF library of Chrome: C++, called through ctypes.
+
+PDFium finds lines and spaces by the places of the glyphs. What it gets wrong is put right here:
+pages whose text does not stand upright, superscripts that become lines, Arabic ligatures and, in
+lines of both directions, the order of words.
+"""
+
+import re
+from collections import Counter
+from math import degrees
+
+from pypdfium2 import PdfDocument, PdfPage, PdfTextPage, raw
+
+__all__ = ["PdfDocument", "page_text"]
+
+SAMPLES = 64  # characters of a page whose angle is measured
+_ARABIC = re.compile("[\u0621-\u064a]{2,}")
+_LINE_END = re.compile("(?<=\\S) ?\r\n ?(?=\\S)")
+_RIGHT = re.compile("[\u0590-\u08ff]+")  # words from right to left: Hebrew to Arabic
+_LEFT = re.compile("[^\\W\u0590-\u08ff]+")
+_RIGHT_PHRASE = re.compile("(?<![\u0590-\u08ff])[\u0590-\u08ff]+(?:[^\\w\u0590-\u08ff]+[\u0590-\u08ff]+)+")
+_LEFT_PHRASE = re.compile("(?<![^\\W\\d_])[^\\W\\d_\u0590-\u08ff]+(?:[^\u0590-\u08ff]*[^\\W\\d_\u0590-\u08ff]+)+")
+_SEGMENT = re.compile("[\u0590-\u08ff]+|[^\\W\u0590-\u08ff]+|[^\\w\u0590-\u08ff]+")
+_MIRRORED = str.maketrans("()[]{}<>", ")(][}{><")
+
+
+def page_text(page: PdfPage) -> str:
+    """Return the text of a page. Turns the page upright."""
+    angle = main_angle(page.get_textpage())
+    page.set_rotation(-angle % 360)
+    glyphs = page.get_textpage()
+    text = glyphs.get_text_range(errors="ignore")
+    if len(text) != (count := glyphs.count_chars()):  # without glyphs that stand for no letter
+        text = "".join(chr(raw.FPDFText_GetUnicode(glyphs, index)) for index in range(count))
+    text = _ARABIC.sub(lambda match: without_reversed_ligatures(match, glyphs), text)
+    if angle == 0:
+        text = _LINE_END.sub(lambda match: between(match, glyphs), text)
+    text = text.replace("\ufffe", "-\n").replace("\x02", "-\n").replace("\r\n", "\n")  # a hyphen at a line end
+    return "\n".join(map(in_reading_order, text.split("\n"))) if _RIGHT.search(text) else text
+
+
+def main_angle(glyphs: PdfTextPage) -> int:
+    """Return by how many degrees, clockwise, most letters of the page are turned: 0, 90, 180 or 270."""
+    count = glyphs.count_chars()
+    angles: Counter[int] = Counter()
+    for index in range(0, count, count // SAMPLES + 1):
+        if not raw.FPDFText_IsGenerated(glyphs, index) and raw.FPDFText_GetUnicode(glyphs, index) > 32:
+            angles[round(degrees(raw.FPDFText_GetCharAngle(glyphs, index)) / 90) % 4 * 90] += 1
+    return max(angles, key=angles.__getitem__, default=0)
+
+
+def between(line_end: re.Match, glyphs: PdfTextPage) -> str:
+    """Return what stands for a line end: nothing or a space if the glyphs around it are side by side."""
+    _, bottom, right, top = glyphs.get_charbox(line_end.start() - 1, loose=True)
+    left, next_bottom, _, next_top = glyphs.get_charbox(line_end.end(), loose=True)
+    smaller = min(top - bottom, next_top - next_bottom)
+    overlap, gap = min(top, next_top) - max(bottom, next_bottom), left - right
+    if overlap < smaller / 3 or not -smaller / 4 < gap < smaller:
+        return "\n"
+    return " " if gap > smaller / 6 or " " in line_end[0] else ""
+
+
+def without_reversed_ligatures(word: re.Match, glyphs: PdfTextPage) -> str:
+    """Return an Arabic word with the letters of a ligature, which are one glyph, in their order.
+
+    PDFium reverses the letters of a word, those of a ligature too.
+    """
+    letters: dict[tuple, str] = {}
+    for index, letter in enumerate(word[0], start=word.start()):
+        place = glyphs.get_charbox(index)
+        letters[place] = letter + letters.get(place, "")
+    return "".join(letters.values())
+
+
+def in_reading_order(line: str) -> str:
+    """Return a line with its phrases of the other direction in their order.
+
+    PDFium gives each word in its order, and the words in the order of the direction that most
+    words of the line have.
+    """
+    right = len(_RIGHT.findall(line))
+    if not right:
+        return line
+    if right < len(_LEFT.findall(line)):
+        return _RIGHT_PHRASE.sub(backwards, line)
+    opening, closing = line.find("("), line.find(")")
+    if 0 <= closing < opening or opening < 0 <= closing:
+        line = line.translate(_MIRRORED)
+    return _LEFT_PHRASE.sub(backwards, line)
+
+
+def backwards(phrase: re.Match) -> str:
+    return "".join(reversed(_SEGMENT.findall(phrase[0])))
