@@ -227,3 +227,14 @@ def documents() -> dict[str, tuple[bytes, str]]:
         made[f"{script}, numbers in brackets"] = (one_column(numbers, shaping=True), numbers)
     made["arabic, presentation forms"] = (visual(text, presentation_forms), text)
     return made
+
+
+def tex_symbols() -> bytes:
+    """U' =/= V |-> W: TeX's font of symbols, without a table of what its codes mean."""
+    contents = flate(
+        b"BT /F1 12 Tf 72 700 Td (U) Tj /F2 12 Tf (0) Tj /F1 12 Tf ( ) Tj /F2 12 Tf (6) Tj /F1 12 Tf (= V 607 ) Tj "
+        b"/F2 12 Tf (7) Tj /F1 12 Tf ( W, says this page) Tj ET"
+    )
+    symbols = b"<</Type/Font/Subtype/Type1/BaseFont/ABCDEF+CMSY10>>"
+    resources = b"/Font<</F1 3 0 R/F2 6 0 R>>"
+    return assemble([ROOT, tree(5), FONT, contents, page(b"4 0 R", resources), symbols])

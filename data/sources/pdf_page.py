@@ -6,6 +6,7 @@ does not say which letters they are, what comes out looks like text and is none.
 
 import re
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 
 # Letters that exist only as printed shapes: ligatures, Arabic presentation forms, Kangxi radicals.
@@ -44,12 +45,13 @@ def tidy(text: str) -> str:
     """
     text = _SHAPES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = "\n".join(line.rstrip() for line in text.strip().splitlines())
-    return _INVISIBLE.sub("", "".join(letter for letter in text if is_readable(letter)))
+    text = text.translate({ord(letter): None for letter in set(text) if not is_readable(letter)})
+    return _INVISIBLE.sub("", text)
 
 
 @lru_cache(1 << 16)
 def is_readable(letter: str) -> bool:
-    """Return whether the character means the same to everyone: no control, private or unassigned one."""
+    """Return whether it is a character of a text: no control, private or unassigned one."""
     return letter in "\n\t" or (letter != "\ufffd" and unicodedata.category(letter) not in ("Cc", "Co", "Cn", "Cs"))
 
 
@@ -65,7 +67,7 @@ def looks_wrong(text: str) -> bool:
     letters = sum(map(len, words))
     separate = [word for word in text.split() if script(word[0]) not in (None, *_CJK)]
     return (
-        10 * sum(not is_readable(letter) for letter in visible) > len(visible)
+        10 * sum(times for letter, times in Counter(visible).items() if not is_readable(letter)) > len(visible)
         or 5 * matched(_GLYPH_NAMES, text) > len(visible)
         or 5 * len(_LATIN_1.findall(text)) > 2 * len(visible) > 40
         or 5 * sum(map(mixes_scripts, words)) > len(words) > 10
@@ -81,6 +83,8 @@ def matched(pattern: re.Pattern, text: str) -> int:
 
 
 def mixes_scripts(word: str) -> bool:
+    if word.isascii():
+        return False
     scripts = {name for letter in word if (name := script(letter))}
     return len(scripts) > 1 and not any(scripts <= together for together in _TOGETHER)
 

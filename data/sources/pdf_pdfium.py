@@ -6,7 +6,9 @@ lines of both directions, the order of words.
 """
 
 import re
+import unicodedata
 from collections import Counter
+from ctypes import create_string_buffer
 from math import degrees
 
 from pypdfium2 import PdfDocument, PdfPage, PdfTextPage, raw
@@ -15,6 +17,9 @@ __all__ = ["PdfDocument", "page_text"]
 
 SAMPLES = 64  # characters of a page whose angle is measured
 _ARABIC = re.compile("[\u0621-\u064a]{2,}")
+_TEX_SYMBOLS = {"0": "\u2032", "6": "\u0338", "7": "\u21a6"}  # prime, negation of the next symbol, maps to
+_TEX_DIGIT = re.compile("[067]")
+_NEGATION = re.compile("\u0338 ?(\\S)")
 _LINE_END = re.compile("(?<=\\S) ?\r\n ?(?=\\S)")
 _RIGHT = re.compile("[\u0590-\u08ff]+")  # words from right to left: Hebrew to Arabic
 _LEFT = re.compile("[^\\W\u0590-\u08ff]+")
@@ -26,15 +31,21 @@ _MIRRORED = str.maketrans("()[]{}<>", ")(][}{><")
 
 def page_text(page: PdfPage) -> str:
     """Return the text of a page. Turns the page upright."""
-    angle = main_angle(page.get_textpage())
-    page.set_rotation(-angle % 360)
     glyphs = page.get_textpage()
+    angle = main_angle(glyphs)
+    if page.get_rotation() != -angle % 360:
+        page.set_rotation(-angle % 360)
+        glyphs = page.get_textpage()
     text = glyphs.get_text_range(errors="ignore")
     if len(text) != (count := glyphs.count_chars()):  # without glyphs that stand for no letter
         text = "".join(chr(raw.FPDFText_GetUnicode(glyphs, index)) for index in range(count))
+    text = _TEX_DIGIT.sub(lambda match: tex_symbol(match, glyphs), text)
     text = _ARABIC.sub(lambda match: without_reversed_ligatures(match, glyphs), text)
     if angle == 0:
         text = _LINE_END.sub(lambda match: between(match, glyphs), text)
+    text = _NEGATION.sub(lambda match: unicodedata.normalize("NFC", match[1] + "\u0338"), text).replace(
+        "\u21a6→", "\u21a6"
+    )
     text = text.replace("\ufffe", "-\n").replace("\x02", "-\n").replace("\r\n", "\n")  # a hyphen at a line end
     return "\n".join(map(in_reading_order, text.split("\n"))) if _RIGHT.search(text) else text
 
@@ -47,6 +58,13 @@ def main_angle(glyphs: PdfTextPage) -> int:
         if not raw.FPDFText_IsGenerated(glyphs, index) and raw.FPDFText_GetUnicode(glyphs, index) > 32:
             angles[round(degrees(raw.FPDFText_GetCharAngle(glyphs, index)) / 90) % 4 * 90] += 1
     return max(angles, key=angles.__getitem__, default=0)
+
+
+def tex_symbol(digit: re.Match, glyphs: PdfTextPage) -> str:
+    """Return the symbol whose name PDFium does not know, if the digit is in TeX's font of symbols."""
+    name = create_string_buffer(64)
+    raw.FPDFText_GetFontInfo(glyphs, digit.start(), name, len(name), None)
+    return _TEX_SYMBOLS[digit[0]] if b"CMSY" in name.value else digit[0]
 
 
 def between(line_end: re.Match, glyphs: PdfTextPage) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from data.sources.pdf_page import looks_wrong, tidy
 from tests.data.sources.test_pdf import BAD_PAGE, read
-from tests.pdf_texts import WORDS, documents, mojibake, prose, with_nuls
+from tests.pdf_texts import WORDS, documents, mojibake, prose, tex_symbols, with_nuls
 from tests.pdfs import BODY
 
 DOCUMENTS = documents()
@@ -38,6 +38,10 @@ def test_superscripts_are_no_lines(tmp_path):
     content, truth = DOCUMENTS["mathematics"]
     text, _ = read(tmp_path, content)
     assert abs(text.count("\n") - len(truth) / 95) < 5
+
+
+def test_the_symbols_of_tex_are_no_digits(tmp_path):
+    assert read(tmp_path, tex_symbols()) == ("U′ ≠ V 607 ↦ W, says this page", {})
 
 
 ONE_LETTER_A_LINE = "\n".join(prose("latin", 1).replace(" ", ""))
