@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -407,6 +408,17 @@ def test_children_do_not_outlive_the_reader(tmp_path, monkeypatch):
     documents.close()
     assert time.monotonic() - began < 40
     assert all(child.poll() is not None for child in started)
+
+
+def test_a_killed_child_takes_its_fork_with_it(tmp_path):
+    long = flate(b"BT /F1 12 Tf " + b"(a word ) Tj " * 50_000 + b"ET")
+    (tmp_path / "a.pdf").write_bytes(make_pdf([BODY, *[long] * 500]))
+    limits = json.dumps(SMALL._replace(memory_bytes=1 << 30)._asdict())
+    command = [sys.executable, "-m", "data.sources.pdf_worker", str(tmp_path / "a.pdf"), limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == f'"{BODY}"\n'.encode()
+        child.kill()
+        child.communicate(timeout=60)  # returns when the last process that could write there has ended
 
 
 def test_resuming_continues_inside_a_file(tmp_path):
