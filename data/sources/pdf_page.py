@@ -18,20 +18,9 @@ _WORD = re.compile(r"[^\W\d_]+")
 _DOUBLED = re.compile(r"(?:([^\W\d_])\1){3,}")
 _NO_SPACES = re.compile("[A-Za-z\u00c0-\u06ff]{40,}")  # scripts with spaces between words: Latin to Arabic
 _CJK = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "HANGUL"}
-_TOGETHER = [
-    {"LATIN", "GREEK", "MICRO"},
-    {"LATIN", "GREEK", *_CJK},
-]  # scripts that share a word in formulas, in Chinese
-_NO_SCRIPT = {
-    "COMBINING",
-    "MODIFIER",
-    "MATHEMATICAL",
-    "DOUBLE-STRUCK",
-    "SCRIPT",
-    "BLACK-LETTER",
-    "FEMININE",
-    "MASCULINE",
-}
+# Scripts that share a word in formulas, and in languages without spaces.
+_TOGETHER = [{"LATIN", "GREEK", "MICRO"}, {"LATIN", "GREEK", *_CJK}]
+_NO_SCRIPT = {"COMBINING", "MODIFIER", "MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER"}
 
 # Letters that only end a word in Hebrew and Arabic, and the Arabic article, which only begins one.
 _RIGHT_WAY = re.compile(r"\B[ךםןףץةى]\b|\bال\w\w")
@@ -79,10 +68,12 @@ def looks_wrong(text: str) -> bool:
 
 
 def matched(pattern: re.Pattern, text: str) -> int:
+    """Return how many characters of the text the pattern covers."""
     return sum(match.end() - match.start() for match in pattern.finditer(text))
 
 
 def mixes_scripts(word: str) -> bool:
+    """Return whether a word has letters of scripts that never share one."""
     if word.isascii():
         return False
     scripts = {name for letter in word if (name := script(letter))}

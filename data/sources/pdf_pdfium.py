@@ -16,6 +16,7 @@ from pypdfium2 import PdfDocument, PdfPage, PdfTextPage, raw
 __all__ = ["PdfDocument", "page_text"]
 
 SAMPLES = 64  # characters of a page whose angle is measured
+HYPHEN = "\ufffe"  # PDFium's sign for a hyphen at the end of a line and the line end
 _ARABIC = re.compile("[\u0621-\u064a]{2,}")
 _TEX_SYMBOLS = {"0": "\u2032", "6": "\u0338", "7": "\u21a6"}  # prime, negation of the next symbol, maps to
 _TEX_DIGIT = re.compile("[067]")
@@ -39,14 +40,14 @@ def page_text(page: PdfPage) -> str:
     text = glyphs.get_text_range(errors="ignore")
     if len(text) != (count := glyphs.count_chars()):  # without glyphs that stand for no letter
         text = "".join(chr(raw.FPDFText_GetUnicode(glyphs, index)) for index in range(count))
+        text = text.replace("\x02", HYPHEN)
+    # A place in the text is the number of a glyph, until line ends are joined.
     text = _TEX_DIGIT.sub(lambda match: tex_symbol(match, glyphs), text)
     text = _ARABIC.sub(lambda match: without_reversed_ligatures(match, glyphs), text)
     if angle == 0:
         text = _LINE_END.sub(lambda match: between(match, glyphs), text)
-    text = _NEGATION.sub(lambda match: unicodedata.normalize("NFC", match[1] + "\u0338"), text).replace(
-        "\u21a6→", "\u21a6"
-    )
-    text = text.replace("\ufffe", "-\n").replace("\x02", "-\n").replace("\r\n", "\n")  # a hyphen at a line end
+    text = text.replace(HYPHEN, "-\n").replace("\r\n", "\n").replace("\u21a6→", "\u21a6")
+    text = _NEGATION.sub(lambda match: unicodedata.normalize("NFC", match[1] + "\u0338"), text)
     return "\n".join(map(in_reading_order, text.split("\n"))) if _RIGHT.search(text) else text
 
 

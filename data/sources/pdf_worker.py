@@ -83,7 +83,7 @@ def pdfium_pages(path: str, first: int, limits: dict) -> Iterator[Any]:
     """Yield the number of pages, then the text of each from `first` on, until one that is "".
 
     That one is left to pypdf. None stands for a page in which PDFium was ended. Yields nothing if
-    PDFium cannot open the file.
+    PDFium cannot open the file. Raises Unreadable if the time of the file is used up.
     """
     seconds = limits["file_seconds"] - sum(os.times()[:4])
     read_end, write_end = os.pipe()
@@ -93,7 +93,8 @@ def pdfium_pages(path: str, first: int, limits: dict) -> Iterator[Any]:
             os.close(read_end)  # else nobody would notice that the reader is gone
             limit_time(seconds)
             send_pdfium_pages(output, path, first, limits)
-        os._exit(0)
+            os._exit(0)
+        os._exit(1)
     os.close(write_end)
     opened = False
     try:
@@ -211,7 +212,8 @@ def limit_resources(limits: dict) -> None:
 def limit_time(seconds: float) -> None:
     """Let the kernel end this process (SIGXCPU) after so many seconds of CPU time in all."""
     whole = max(1, round(seconds))
-    resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
+    with contextlib.suppress(ValueError, OSError):  # macOS
+        resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
 
 
 if __name__ == "__main__":
