@@ -40,6 +40,7 @@ try:
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
+    from lm.runtime.machine import is_one_word
     from lm.runtime.terminal import tell
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
@@ -61,14 +62,20 @@ def main() -> int:
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))  # survives a reboot, unlike /tmp
+    if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
-        if flags := sys.argv[1:]:
+        flags = sys.argv[1:]
+        if flags in (["-h"], ["--help"]):
+            if os.environ.get("RANK", "0") == "0":
+                print(__doc__.strip())
+            return 0
+        if flags:
             raise UserError(
-                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do, and everything else is set in the "
-                f"presets under {CONFIGS}."
+                f"{' '.join(flags)}? There are no flags: `python main.py` asks what to do (`echo 02 | python main.py` answers) "
+                f"and everything else is set in the presets under {CONFIGS}."
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
@@ -159,11 +166,11 @@ def train(
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         learner = setup.build_learner(preset, world, state)
-        stream = setup.open_stream(preset, folder, token_budget, state) if world.is_first else None
+        stream = setup.open_stream(preset, folder, token_budget, state, checkpoint) if world.is_first else None
         try:
             on_first = world.on_first(stream)
             machine = setup.check(preset, world, folder, learner, on_first, state, token_budget, fresh)
-            info = on_first.begin(on_status=log.info)
+            info = world.from_first(setup.begin, preset, folder, stream, fresh)
             if world.is_first:
                 open_run_log(folder)
             trainer = Trainer(
@@ -228,7 +235,7 @@ def finish(trainer: Trainer) -> None:
     from aux_heads.metrics import MEASURES
     from lm.report.export import export
     from lm.report.report import write_report
-    from lm.train.events import measure, sample
+    from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
 
     state, folder = trainer.state, trainer.folder
     trainer.record()
@@ -236,6 +243,8 @@ def finish(trainer: Trainer) -> None:
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
+    if trainer.held_out.num_tokens > PERIODIC_EVAL_TOKENS:  # else it is all measured below
+        measure(trainer)  # the last point of the curve of evaluations
     evaluation = measure(trainer, everything=True)
     if evaluation is None:  # asked to stop during the last step
         log.info("%s", trainer.stop.farewell)

@@ -105,7 +105,7 @@ def measure(folder: Path, temperature: float, num_rounds: int) -> None:
 
     def ours(drafting: Drafting | None) -> Callable[[list[int]], int]:
         return lambda prompt: sum(
-            1 for _ in generate(decoder, prompt, NUM_TOKENS, temperature=temperature, drafting=drafting)
+            1 for _ in generate(decoder, prompt, NUM_TOKENS, temperature=temperature, block_ngram=3, drafting=drafting)
         )
 
     cores = sorted({1, thread_choice()[0]})

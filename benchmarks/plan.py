@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aux_heads.value import HORIZON
 from lm.inference.decoder import Decoder
-from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, NgramBlocker, Sampler
+from lm.inference.sampling import TEMPERATURE, TOP_P, NgramBlocker, Sampler
 
 ValueAhead = Callable[[Tensor, int], float]
 """(state (D,) that predicted the last token, that token) -> nats a token of what comes after it."""
@@ -56,7 +56,7 @@ def plan(
     score: Callable[[Sequence[Candidate]], Sequence[float]] = promises,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
-    block_ngram: int = BLOCK_NGRAM,
+    block_ngram: int = 3,
     generator: torch.Generator,
     stop_token: int | None = None,
 ) -> Iterator[int]:

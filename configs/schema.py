@@ -114,6 +114,9 @@ class TrainConfig(Section):
     save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints, at least.")
     eval_every_tokens: Count = Field(default=5_000_000, description="Tokens between two held-out evaluations.")
     sample_every_tokens: Count = Field(default=10_000_000, description="Tokens between two sets of samples.")
+    sample_no_repeat_ngram: int = Field(
+        default=3, ge=0, le=100, description="Samples repeat no run of so many tokens; 0: they may repeat any."
+    )
     matrix_learning_rate: LearningRate | None = Field(
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
     )

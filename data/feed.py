@@ -62,7 +62,7 @@ class Feed(Generic[Encoded]):
     """The usable documents of one source, encoded.
 
     `open_again()` returns the Source and may raise Retryable. `encode(texts)` returns one
-    `Encoded` a text. `reason_to_skip(text)` returns why a document is not used, or None. `status`
+    `Encoded` a text. `reason_to_skip(document)` returns why it is not used, or None. `status`
     receives messages about trouble, possibly from another thread. `before_waiting()` is called
     between two documents when the network is down.
     """
@@ -72,7 +72,7 @@ class Feed(Generic[Encoded]):
         spec: schema.Source,
         open_again: Callable[[], Source],
         encode: Callable[[list[str]], Iterable[Encoded]],
-        reason_to_skip: Callable[[str], str | None],
+        reason_to_skip: Callable[[Document], str | None],
         status: Status,
         *,
         seed: int,
@@ -158,7 +158,7 @@ class Feed(Generic[Encoded]):
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
             text = read.decode()
-            if reason := self._reason_to_skip(text):
+            if reason := self._reason_to_skip(document._replace(text=text)):
                 skipped[reason] += 1
                 continue
             texts.append(text)

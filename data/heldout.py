@@ -11,6 +11,7 @@ of each document's opening end-of-text token. The target at [i, t] is rows[i, t 
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,40 @@ from data.tokenizer import end_of_text, vocab_size
 
 BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a tokenizer
 HASH_BYTES = 16
+# A value is common if more documents than these have it; a field by which more are lost is a category.
+FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
 
 
 def text_hash(text: str) -> bytes:
     """Return a hash that is equal for texts that differ only in letter case and white space."""
     normalised = " ".join(text.casefold().split())
     return hashlib.blake2b(normalised.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
+
+
+def cell_hashes(document: Document) -> dict[int, bytes]:
+    """Return for each field that is not empty a hash that another document with it has as well."""
+    return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
+
+
+def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> frozenset[bytes]:
+    """Return hashes of fields of the held-out documents: what shares one is not trained on.
+
+    If a question about a paragraph is held out, training must not see the paragraph, nor another
+    question with that answer. `sample`: documents of the source, which show what a field is: a
+    value that many of them have ("yes") says nothing about a document, and a field by which most of
+    them would be lost is a category.
+    """
+    seen, shared = list(map(cell_hashes, sample)), set[bytes]()
+    counts = Counter(value for hashes in seen for value in hashes.values())
+    common = max(FEW_DOCUMENTS, COMMON_SHARE * len(seen))
+    fields: dict[int, set[bytes]] = {}
+    for number, value in (item for document in held_out for item in cell_hashes(document).items()):
+        if counts[value] <= common:
+            fields.setdefault(number, set()).add(value)
+    for values in fields.values():
+        if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
+            shared |= values
+    return frozenset(shared)
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:

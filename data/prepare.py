@@ -20,7 +20,7 @@ from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
 from data.files import room_on_disk, write_atomically
-from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
+from data.heldout import BYTES_PER_TOKEN, HeldOut, cell_hashes, collect, pack, shared_cells, text_hash
 from data.journal import begin
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
@@ -29,6 +29,7 @@ from data.sources.base import Document, Source
 # Change it when a preset's rows or their order change: streams of other formats are not resumed.
 FORMAT = 5
 HELD_OUT = "heldout.npz"
+SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
 
@@ -47,37 +48,54 @@ def data_identity(preset: Preset) -> dict:
     }
 
 
-def reason_to_skip(text: str, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
+def reason_to_skip(document: Document, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
     """Return why a document is not trained on, or None."""
-    if not text.strip():
+    if not document.text.strip():
         return "empty"
-    if len(text) < min_text_length:
+    if len(document.text) < min_text_length:
         return "too short"
-    return "held out" if text_hash(text) in held_out else None
+    if text_hash(document.text) in held_out:
+        return "held out"
+    return None if held_out.isdisjoint(cell_hashes(document).values()) else "sharing a field with held-out text"
 
 
 def prepare_stream(
-    preset: Preset, stream_dir: Path, sources: Sequence[Callable[[], Source]], token_budget: int, status: Status
+    preset: Preset,
+    stream_dir: Path,
+    sources: Sequence[Callable[[], Source]],
+    token_budget: int,
+    tokenizer_sha256: str | None,
+    status: Status,
 ) -> None:
-    """Write all that a new stream needs; wait while the network is down. Raises UserError."""
+    """Write all that a new stream needs; wait while the network is down.
+
+    `tokenizer_sha256`: of a run that has lost its stream. Raises UserError, for such a run also if
+    its sources no longer give the same tokenizer.
+    """
     data, specs = preset.data, preset.data.all_sources
     with room_on_disk(stream_dir):
         stream_dir.mkdir(parents=True, exist_ok=True)
     status("choosing held-out text")
     weights = base_weights(data.mix_strategy, data.weights)
 
-    def choose(i: int) -> dict[bytes, Document]:
+    def choose(i: int) -> tuple[dict[bytes, Document], frozenset[bytes]]:
         share = preset.train.eval_tokens * weights[i] / sum(weights)
         held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
-        head = _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
-        return collect(held_out, share, data.min_text_length) or first_of_two(head, data.min_text_length)
+        chosen = collect(held_out, share, data.min_text_length) or first_of_two(head(i), data.min_text_length)
+        has_cells = any(document.cells for document in chosen.values())
+        sample = islice(head(i), SAMPLE_DOCUMENTS) if has_cells else ()
+        return chosen, shared_cells(chosen.values(), sample)
+
+    def head(i: int) -> Iterator[Document]:
+        return _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        chosen = list(pool.map(choose, range(len(specs))))
+        chosen, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
     hashes = frozenset(key for documents in chosen for key in documents)
     if not hashes:
         labels = ", ".join(spec.label for spec in specs)
         raise UserError(f"{labels}: no document can be held out for evaluation; at least two are needed")
+    hashes = hashes.union(*shared)
 
     if data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)
@@ -89,8 +107,15 @@ def prepare_stream(
             for spec, source in zip(specs, sources, strict=True)
         ]
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
-        head = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
-        tokenizer = bpe.train(head, preset.model.vocab_size)
+        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
+        tokenizer = bpe.train(texts, preset.model.vocab_size)
+
+    if tokenizer_sha256 not in (None, bpe.fingerprint(tokenizer)):
+        raise UserError(
+            f"{stream_dir} is not there, and cannot be made again: the sources no longer give the text that this run's "
+            "tokenizer was trained on. Copy stream/ from where the run was before, or start a new run: this one is archived, "
+            "not lost"
+        )
 
     status("tokenizing held-out text")
     seq_length = preset.model.seq_length

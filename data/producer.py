@@ -1,9 +1,9 @@
 """The process that fills the journal: python -m data.producer, run by data/producer_client.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
-"stream_dir", "token_budget", "weight_changes": [[from_row, weights], ...], "consumed": row,
-"wanted": row, "go": false}; every later line is an object with those of the last four that have
-changed. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+"stream_dir", "token_budget", "tokenizer_sha256": of a resumed run or null, "weight_changes":
+[[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
+object with those of the last four that have changed. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
 2. On "go": prepares a new stream (data/prepare.py), or checks an existing one
@@ -229,7 +229,7 @@ def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenS
     with ThreadPoolExecutor(max_workers=16) as pool:
         problems = [problem for problem in pool.map(open_one, range(len(sources))) if problem]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))  # a wrong environment is the same for each
     return sources
 
 
@@ -264,7 +264,14 @@ def _describe(opened: OpenSource, status: Status) -> dict:
     }
 
 
-def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_budget: int, events: Events) -> None:
+def prepare(
+    preset: Preset,
+    stream_dir: Path,
+    sources: list[OpenSource],
+    token_budget: int,
+    tokenizer_sha256: str | None,
+    events: Events,
+) -> None:
     """Run phase 2: afterwards the stream has its header, tokenizer and held-out text."""
     header = read_header(stream_dir)
     if header:
@@ -275,7 +282,7 @@ def prepare(preset: Preset, stream_dir: Path, sources: list[OpenSource], token_b
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
     if not header:
-        prepare_stream(preset, stream_dir, sources, token_budget, events.status)
+        prepare_stream(preset, stream_dir, sources, token_budget, tokenizer_sha256, events.status)
 
 
 def give_way() -> None:
@@ -301,7 +308,7 @@ def main() -> int:
         sources = open_sources(preset, stream_dir, events)
         events.emit("opened")
         orders.wait_for_go()
-        prepare(preset, stream_dir, sources, request["token_budget"], events)
+        prepare(preset, stream_dir, sources, request["token_budget"], request["tokenizer_sha256"], events)
         give_back_memory()  # preparing leaves 100 MB behind
         producer = Producer(preset, stream_dir, sources, orders, events)
         events.emit(

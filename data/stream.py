@@ -51,7 +51,8 @@ class Stream:
     Creating it starts the producer, which writes nothing before `begin()`; rows and `held_out`
     exist from then on. `start_row`: rows already trained on. `weight_changes`: the (from_row,
     weights) passed to change_weights so far. `begun_windows`: the earlier result of
-    `windows_begun(start_row)`. `wait_seconds`: time spent blocked in rows().
+    `windows_begun(start_row)`. `tokenizer_sha256`: of a resumed run, whose stream may have to be made
+    again. `wait_seconds`: time spent blocked in rows().
 
     Methods that wait raise Stopped once `should_stop` is true, and pass `on_status` what they wait
     for.
@@ -69,6 +70,7 @@ class Stream:
         start_row: int = 0,
         weight_changes: Sequence[tuple[int, list[float]]] = (),
         begun_windows: Sequence[int] = (0,),
+        tokenizer_sha256: str | None = None,
     ):
         self.seq_length = preset.model.seq_length
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
@@ -84,6 +86,7 @@ class Stream:
             "weight_changes": self._weight_changes,
             "consumed": start_row,
             "wanted": start_row,
+            "tokenizer_sha256": tokenizer_sha256,
             "go": False,
         }
         self._process = ProducerProcess(request)
@@ -121,6 +124,11 @@ class Stream:
         self.held_out = HeldOut.load(self.stream_dir / HELD_OUT)
         path = tokenizer_path(self.stream_dir)
         return StreamInfo(ready["vocab_size"], ready["tokenizer_sha256"], path, self.held_out)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows that exist so far."""
+        return self._reader.num_rows()
 
     def rows(
         self,

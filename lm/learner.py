@@ -20,7 +20,7 @@ from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
-from lm.runtime.machine import compile_choice, keep_freed_memory, precision_choice, thread_choice
+from lm.runtime.machine import compile_choice, compile_problem, keep_freed_memory, precision_choice, thread_choice
 from lm.train_step import TrainStep
 
 
@@ -33,6 +33,8 @@ class Learner:
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
         self.compiled, compile_reason = compile_choice(self.device_type)
+        if self.compiled and (problem := compile_problem(self.device_type)):
+            self.compiled, compile_reason = False, problem
         self._decisions = [
             (str(self.dtype).removeprefix("torch."), dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),

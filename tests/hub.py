@@ -36,7 +36,8 @@ class HubStandIn:
     what to do instead of answering: "drop" the connection; "truncate" the body, of which more was promised; "stall"
     until the client gives up, or after "half" the body; send a "page" of HTML with status 200, or the "whole" file
     when a part is asked for. None: answer.
-    `requests` lists what was asked. `gated` repositories answer 403 as the Hub does. With `signature` a file's bytes
+    `requests` lists what was asked. `gated` repositories answer 403 as the Hub does, `private` ones 401 without the token
+    "good". With `signature` a file's bytes
     are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
     signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order.
     """
@@ -54,6 +55,7 @@ class HubStandIn:
         for name, files in repos.items():
             self.add(name, files, (configs or {}).get(name, {}))
         self.gated, self.fault, self.retry_after = gated, fault, 1
+        self.private: tuple[str, ...] = ()
         self.signature = ""
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
@@ -123,16 +125,27 @@ class _Handler(BaseHTTPRequestHandler):
             return self._stored(stored[1], stored[2])
         if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
-        if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/[^/]+|/tree/[^/]+(/.*)?)?", path):
-            if api[1] not in self.hub.repos:
+        if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path):
+            if not self._shown(api[1]):
                 return self._error(401, "RepoNotFound", "Repository not found")
+            if path.endswith("/auth-check"):
+                if api[1] in self.hub.gated:
+                    return self._error(403, "GatedRepo", "Access to this dataset is restricted")
+                return self._send(200, b"OK")
             body = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
             return body and self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
         return self._error(404, "EntryNotFound", "Entry not found")
 
+    def _shown(self, name: str) -> bool:
+        """Whether this dataset exists for whoever asks."""
+        allowed = name not in self.hub.private or self.headers.get("Authorization") == "Bearer good"
+        return name in self.hub.repos and allowed
+
     def _info(self, name: str) -> dict:
         siblings = [{"rfilename": path} for path in sorted(self.hub.repos[name])]
-        return {"id": name, "sha": self.hub.revision(name), "private": False, "tags": [], "siblings": siblings}
+        gated = "auto" if name in self.hub.gated else False
+        found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
+        return {**found, "tags": [], "siblings": siblings}
 
     def _tree(self, name: str, folder: str) -> list[dict] | None:
         entries: dict[str, dict] = {}
@@ -147,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         return list(entries.values()) or self._error(404, "EntryNotFound", "Entry not found")
 
     def _file(self, name: str, path: str) -> None:
-        if name not in self.hub.repos:
+        if not self._shown(name):
             return self._error(401, "RepoNotFound", "Repository not found")
         if name in self.hub.gated:
             return self._error(403, "GatedRepo", "Access to this dataset is restricted")

@@ -34,7 +34,7 @@ CHECKPOINT, STREAM, STEP = (
 )
 MUTATIONS = {
     "further tokens never fade": Mutation(
-        "lm/train_step.py", "*plan.multi_token_weights]", "*(1.0 for _ in plan.multi_token_weights)]", STEP
+        "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
     ),
     "no run lets further tokens fade": Mutation(
         "lm/schedule.py", "weight * fade_out(progress)", "weight * fade_out(0.0)", "tests/lm/test_schedule.py"
@@ -108,14 +108,14 @@ MUTATIONS = {
     ),
     "the loss divided by micro-batches": Mutation(
         "lm/train_step.py",
-        "[self.world.size / plan.num_tokens,",
-        "[self.world.size / (plan.num_rows // self.batch_rows * batch.targets_BT.numel()),",
+        "numbers(self.world.size / plan.num_tokens,",
+        "numbers(self.world.size / (plan.num_rows // self.batch_rows * batch.targets_BT.numel()),",
         STEP,
     ),
     "the number of processes forgotten": Mutation(
         "lm/train_step.py",
-        "[self.world.size / plan.num_tokens,",
-        "[1 / plan.num_tokens,",
+        "numbers(self.world.size / plan.num_tokens,",
+        "numbers(1 / plan.num_tokens,",
         "tests/lm/runtime/test_distributed.py",
     ),
     "a bad gradient is stepped on": Mutation("lm/train_step.py", "elif sound:\n", "else:\n", STEP),
@@ -137,11 +137,11 @@ MUTATIONS = {
         "sound = self.found_inf == self.found_inf",
         "tests/lm/test_optim.py",
     ),
-    "a recorded step keeps the gradients of the one before": Mutation(
-        "lm/train_step.py", "torch._foreach_zero_(gradients)", "pass", "tests/lm/test_gpu.py"
+    "a captured step keeps the gradients of the one before": Mutation(
+        "lm/captured_step.py", "torch._foreach_zero_(gradients)", "pass", "tests/lm/test_gpu.py"
     ),
-    "recording a step takes steps": Mutation(
-        "lm/train_step.py", "math.nan, dtype=torch.float64", "0.0, dtype=torch.float64", "tests/lm/test_gpu.py"
+    "capturing a step takes steps": Mutation(
+        "lm/captured_step.py", "math.nan, dtype=torch.float64", "0.0, dtype=torch.float64", "tests/lm/test_gpu.py"
     ),
     "a save right after a skip": Mutation(
         "lm/train/events.py", "if trainer.is_sound:", "if True:", "tests/test_skipped_steps.py"

@@ -62,7 +62,7 @@ def test_a_finished_run_is_left_by_enter_and_offers_more(finished):
 def test_talking_to_the_model(finished):
     result = finished.run("t\nimport os\n/temperature 0.1\n\n")
     assert result.code == 0, result.err
-    assert re.search(r"\[\d+ tokens, \d+ tokens/s\]", result.out)
+    assert re.search(r"\[\d+ tokens, \d+ tokens/s, seed \d+\]", result.out)
     assert "temperature = 0.1" in result.out
 
 
@@ -179,10 +179,26 @@ def test_without_what_must_be_installed_the_command_that_installs_it_is_said(pro
 
 
 def test_a_flag_starts_nothing(program):
-    result = program.run(None, "--help")
+    result = program.run(None, "--preset", "2")
     assert result.code == 2
-    assert "--help? There are no flags: `python main.py` asks what to do" in result.err
+    assert "--preset 2? There are no flags: `python main.py` asks what to do" in result.err
     assert not program.written()
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_how_to_start_it(flag, program):
+    result = program.run(None, flag)
+    assert result.code == 0
+    assert "    python main.py  " in result.out
+    assert "There are no flags" in result.out
+    assert result.err == ""
+    assert not program.written()
+
+
+def test_what_needs_a_model_says_so_before_there_is_one(program):
+    program.add()
+    assert "there is no trained model to talk to yet" in refused(program, "t\n")
+    assert "there is no trained model to export yet" in refused(program, "e\n")
 
 
 def test_a_name_that_does_not_exist(program):

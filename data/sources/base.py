@@ -29,10 +29,12 @@ class Document(NamedTuple):
     """One document.
 
     `answer_start`: character offset of the answer (the last of several rendered fields), if any.
+    `cells`: the fields that the text was made of, in the preset's order, if there are several.
     """
 
     text: str
     answer_start: int | None = None
+    cells: tuple[str, ...] = ()
 
     def pieces(self) -> "Iterator[Document]":
         """Yield documents of at most PIECE_CHARACTERS; joined, they are this one."""
@@ -42,7 +44,8 @@ class Document(NamedTuple):
         start, first = 0, self.answer_start
         while start < len(self.text):
             end = end_of_piece(self.text, start)
-            yield Document(self.text[start:end], None if first is None or first >= end else max(0, first - start))
+            answer_start = None if first is None or first >= end else max(0, first - start)
+            yield Document(self.text[start:end], answer_start, self.cells)
             start = end
 
 

@@ -25,13 +25,14 @@ from configs.errors import Retryable, SourceError
 from configs.schema import FIELD_ALIASES, HFSource
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
 from data.sources.hub_client import (
-    BAD_TOKEN,
     NoAnswer,
-    cannot_be_sent,
+    causes,
     configure_library,
+    find_dataset,
+    first_line,
     is_request_error,
     last_failure,
-    without_secrets,
+    refusal,
 )
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
@@ -181,11 +182,9 @@ class HubSource(Source):
         Pin the newest revision if none is pinned.
         """
         import datasets
-        from huggingface_hub import HfApi
 
         if not self.spec.is_local:
-            info = HfApi().dataset_info(self.spec.dataset, revision=self.pinned["revision"])
-            self.pinned["revision"] = info.sha
+            self.pinned["revision"] = find_dataset(self.spec.dataset, self.pinned["revision"])["sha"]
         builder = datasets.load_dataset_builder(
             str(self.spec.folder or self.spec.dataset),
             self.spec.config,
@@ -204,6 +203,8 @@ class HubSource(Source):
         last_failure.error = None
         try:
             return call()
+        except SourceError:
+            raise
         except Exception as error:
             if advice := advice_for(error, self.spec):
                 raise SourceError(f"source {self.label}: {advice}") from error
@@ -218,19 +219,9 @@ class UnreadableFile(Exception):
 
 def advice_for(error: Exception, spec: HFSource) -> str | None:
     """Return what is wrong and how to fix it if the user can, else None."""
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    chain, line = causes(error), first_line(error)
-    page = f"https://huggingface.co/datasets/{spec.dataset}"
-    if any(map(cannot_be_sent, chain)):
-        return BAD_TOKEN
-    if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
-        return f"{spec.dataset} is gated: accept its terms at {page} and set HF_TOKEN to your access token"
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
-        return f"{spec.dataset} is on the Hugging Face Hub, but HF_HUB_OFFLINE is set; unset it"
-    missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
-    if missing or {401, 403} & {status_of(link) for link in chain}:
-        return f"{spec.dataset} does not exist on the Hub or is private: check the name at {page}, or set HF_TOKEN"
+    line = first_line(error)
+    if not spec.is_local and (refused := refusal(error, spec.dataset)):
+        return f"{spec.dataset} {refused}"
     if line.startswith(("BuilderConfig", "Config name is missing")):
         return f"{spec.dataset}, `config`: {' '.join(str(error).split())}"
     if line.startswith(("Bad split", "Unknown split")):
@@ -247,24 +238,6 @@ def is_network_trouble(error: Exception) -> bool:
     """
     kinds = NoAnswer | ConnectionError | TimeoutError
     return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
-
-
-def causes(error: BaseException | None) -> list[BaseException]:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
-
-
-def status_of(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a message, safe to show: it may come from a library or server."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return without_secrets("".join(character for character in line if character.isprintable()))
 
 
 def with_replacements(group: Any) -> Iterator[dict]:
@@ -304,4 +277,4 @@ def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
             if name == answer:
                 answer_start = len(text)
             text += cells[name]
-    return Document(text, answer_start)
+    return Document(text, answer_start, tuple(cells.values()) if len(cells) > 1 else ())

@@ -6,7 +6,10 @@ a request three times, and an answer other than the one requested counts as none
 it raises NoAnswer, which no library retries, and stores it as `last_failure` in case one catches
 it. Longer waiting, and reporting it, are left to data/feed.py.
 
-Never written to a log: `HF_TOKEN`, and the presigned addresses that files are really read from.
+`find_dataset` is the first request for a dataset, of the menu's probe and of the reader alike, and
+`refusal` puts an answer into words for both, so that they never disagree.
+
+Never written to a log: the token, and the presigned addresses that files are really read from.
 """
 
 import logging
@@ -15,14 +18,29 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from urllib.parse import quote
+
+from configs.errors import SourceError
+from data.sources.hub_environment import (
+    TOKENS,
+    certificate_variable,
+    check_environment,
+    check_token,
+    prepare_environment,
+    proxy_variable,
+    token_in_use,
+    variable_at_fault,
+)
 
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 # Bytes; smaller bodies are read here even if the library streams them, to retry broken ones.
 SMALL_BODY = 2**24
-BAD_TOKEN = "HF_TOKEN holds characters that cannot be sent: set it again"
-_configuring = threading.Lock()
+retries = ContextVar("retries", default=True)  # whether `ask` repeats a request that failed
+_configuring = threading.RLock()
 
 
 class _Failure(threading.local):
@@ -38,15 +56,15 @@ class NoAnswer(Exception):
 
 
 def configure_library() -> None:
-    """Send all requests through `ask`; disable retries, output and torch in the library."""
+    """Send all requests through `ask`; disable retries, output and torch in the library.
+
+    Raises SourceError for an environment in which the libraries cannot be imported.
+    """
+    with suppress(SourceError):  # files on this disk need no client, and `find_dataset` says why there is none
+        connect()
     import datasets
-    from huggingface_hub import get_session
     from tqdm import tqdm
 
-    client = get_session()
-    with _configuring:  # sources are opened in parallel
-        if not isinstance(client.send, partial):
-            client.send = partial(ask, client.send)  # type: ignore[method-assign]
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     # True would send a request to S3 for each source, also for files on this disk.
@@ -56,10 +74,78 @@ def configure_library() -> None:
     # Created for good: the library creates and deletes it per source, and two at once conflict.
     tqdm.get_lock()
     datasets.disable_progress_bars()
-    for name in ("httpx", "httpx2"):  # they print presigned addresses at INFO
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # No warning about a dataset without a card.
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+
+
+def connect() -> Any:
+    """Return the client of all requests, which are sent through `ask`.
+
+    Imports `huggingface_hub`, in a fifth of a second, but not `datasets`. Raises SourceError if
+    the environment allows no client.
+    """
+    with _configuring:  # sources are opened in parallel
+        prepare_environment()
+        from huggingface_hub import close_session, get_session
+
+        for name in ("httpx", "httpx2"):  # they print presigned addresses at INFO
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # No warning about a dataset without a card.
+        logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+        try:
+            client = get_session()
+        except Exception as error:  # of any kind: a path, an address, a package that is missing
+            name = variable_at_fault(get_session)
+            close_session()
+            raise SourceError(f"{name} cannot be used ({first_line(error)}): correct or unset it") from error
+        if not isinstance(client.send, partial):
+            client.send = partial(ask, client.send)  # type: ignore[method-assign]
+        return client
+
+
+def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return what the Hub says of a dataset at `revision` (default: the newest).
+
+    Raises SourceError for an environment that cannot be used, NoAnswer, and the library's errors.
+    """
+    client = connect()
+    check_environment(name)
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    address = f"{constants.ENDPOINT}/api/datasets/{name}"
+    at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
+    response = client.get(address + at_revision, headers=build_hf_headers())
+    hf_raise_for_status(response)
+    found = response.json()
+    if found.get("gated"):  # its description may be read by everyone, its files not
+        access = client.get(f"{address}/auth-check", headers=build_hf_headers())
+        if access.status_code in (401, 403):
+            hf_raise_for_status(access)
+    return found
+
+
+def refusal(error: BaseException, dataset: str) -> str | None:
+    """Return what the Hub refuses and how to fix it, after the name of the dataset; None if
+    `error` is no refusal."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    chain, line = causes(error), first_line(error)
+    where, _ = token_in_use()
+    if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
+        page = f"{constants.ENDPOINT}/datasets/{dataset}"
+        token = (
+            f"the account of the token in {where}" if where else "your account, and set HF_TOKEN or run `hf auth login`"
+        )
+        return f"is gated: accept its terms at {page} with {token}"
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return "has no such revision on the Hub: correct it, or remove it for the newest"
+    if where and any("Invalid credentials" in str(link) for link in chain):
+        return f"is refused: the Hub does not know the token in {where}; set or store a new one"
+    missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
+    if missing or {401, 403} & {status_of(link) for link in chain}:
+        access = f"or use a token that may read it (not that in {where})" if where else "or set HF_TOKEN"
+        return f"does not exist on the Hub or is private: check the name, {access}"
+    return None
 
 
 def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
@@ -69,7 +155,7 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
     # Set for every request: the libraries make some with 100 s and some without a limit.
     limits = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
     request.extensions = {**request.extensions, "timeout": limits}
-    for delay in (*RETRY_DELAYS, None):
+    for delay in (*(RETRY_DELAYS if retries.get() else ()), None):
         try:
             response = send(request, **options)
             if not (problem := problem_with(response, request.headers.get("range", ""))):
@@ -78,11 +164,17 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
                 return response
             response.close()
         except Exception as error:
-            if not is_request_error(error) or cannot_be_sent(error):
+            if cannot_be_sent(error):
+                check_token()
+            if not is_request_error(error):
                 raise
             problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
             time.sleep(delay)
+    if "CERTIFICATE_VERIFY_FAILED" in str(problem):
+        problem = f"its certificate is not trusted; name the file of those to trust in {certificate_variable()}"
+    elif proxy := proxy_variable(str(request.url)):
+        problem = f"{problem}, through the proxy in {proxy}"
     last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
     raise last_failure.error
 
@@ -93,7 +185,7 @@ def problem_with(response: Any, asked_range: str) -> str | None:
     The client itself checks that the body is as long as promised.
     """
     status, headers = response.status_code, response.headers
-    if status in (408, 429) or status >= 500:
+    if status in (407, 408, 429) or status >= 500:
         return f"HTTP status {status}"
     if status >= 300:
         return None  # a refusal or a redirection is an answer
@@ -110,18 +202,42 @@ def problem_with(response: Any, asked_range: str) -> str | None:
 
 
 def cannot_be_sent(error: BaseException) -> bool:
-    """Return whether the token makes an invalid header; the error's message may contain it."""
+    """Return whether a header is invalid, as one with such a token is; the message may contain it."""
     return isinstance(error, UnicodeEncodeError) or type(error).__name__ == "LocalProtocolError"
 
 
 def without_secrets(text: str) -> str:
-    """Return `text` without HF_TOKEN and with addresses cut at "?".
+    """Return `text` without tokens, without the user of an address, and with addresses cut at "?".
 
     A presigned address holds its signature there.
     """
-    token = os.environ.get("HF_TOKEN", "").strip()
     text = re.sub(r"""(https?://[^\s?"'<>\\]+)\?[^\s"'<>\\]+""", r"\1?...", text)
-    return text.replace(token, "(HF_TOKEN)") if token else text
+    text = re.sub(r"""(\w://)[^\s/@"'<>]+@""", r"\1...@", text)  # of a proxy, with its password
+    tokens = [os.environ.get(name, "").strip() for name in TOKENS]
+    with suppress(SourceError):
+        tokens.append(token_in_use()[1])
+    for token in filter(None, tokens):
+        text = text.replace(token, "(token)")
+    return text
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message, safe to show: it may come from a library or server."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return without_secrets("".join(character for character in line if character.isprintable()))
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return the error and all that it was raised from."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def status_of(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def is_request_error(error: BaseException) -> bool:

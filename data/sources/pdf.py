@@ -63,6 +63,7 @@ class PDFSource(FileSource):
     """The PDFs of a folder. Upcoming files are extracted ahead, on all cores."""
 
     noun = "PDFs"
+    is_text = False
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
         super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)

@@ -1,21 +1,20 @@
 """Checks for the menu which sources of a preset answer now: in parallel, within a fixed time.
 
-Imports neither `datasets` nor `huggingface_hub`, so that the menu appears at once. Downloads no
-data.
+A dataset on the Hub is asked for as its reader will do it, with the same client and environment
+(hub_client.py). Never imports `datasets`, so that the menu appears at once. Downloads no data.
 """
 
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import schema
-from data.sources.hub_client import BAD_TOKEN
+from configs.errors import SourceError
+from data.sources.hub_client import NoAnswer, find_dataset, first_line, refusal, retries
 
 
 class Probe(NamedTuple):
@@ -33,7 +32,7 @@ def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
     deadline = time.monotonic() + seconds
 
     def ask(index: int) -> None:
-        answers[index] = probe_one(specs[index], seconds)
+        answers[index] = probe_one(specs[index])
 
     # Daemon threads, since one that hangs in the system's name look-up cannot be interrupted.
     threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(specs))]
@@ -44,13 +43,13 @@ def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
     return list(answers)
 
 
-def probe_one(spec: schema.Source, seconds: float) -> Probe:
+def probe_one(spec: schema.Source) -> Probe:
     try:
         match spec.type:
             case "python":
                 problem = ""
             case "hf":
-                problem = dataset_problem(spec, seconds)
+                problem = dataset_problem(spec)
             case "pdf":
                 problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
             case "text":
@@ -69,24 +68,18 @@ def path_problem(path: str | Path, pattern: str) -> str:
     return ""
 
 
-def dataset_problem(spec: schema.HFSource, seconds: float) -> str:
+def dataset_problem(spec: schema.HFSource) -> str:
     if spec.is_local:
         return path_problem(spec.folder, "**/*") if spec.folder else ""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    request = urllib.request.Request(f"{endpoint}/api/datasets/{spec.dataset}")
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        if not (token.isascii() and token.isprintable()):
-            return BAD_TOKEN
-        # Not sent to the target of a redirect.
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    retries.set(False)  # of this thread
     try:
-        with urllib.request.urlopen(request, timeout=seconds):
-            return ""
-    except urllib.error.HTTPError as error:
-        return {
-            401: "no such dataset, or it is private: check the name or set HF_TOKEN",
-            403: "access must be granted first: accept its terms on the Hub and set HF_TOKEN",
-            404: "no such dataset on the Hub",
-        }.get(error.code, f"the Hub answers {error.code}")
-    except urllib.error.URLError as error:
-        return f"the Hub cannot be reached ({error.reason})"
+        find_dataset(spec.dataset)
+    except SourceError as error:
+        return str(error)
+    except NoAnswer as error:
+        return f"the Hub cannot be reached ({first_line(error)})"
+    except Exception as error:
+        if refused := refusal(error, spec.dataset):
+            return refused
+        raise
+    return ""

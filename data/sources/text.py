@@ -1,4 +1,4 @@
-"""Documents from plain text files in any encoding.
+"""Documents from plain text files, in any encoding that can be told with certainty (encoding.py).
 
 Never decides which files a preset means, and never reads the text of other formats.
 """
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from configs.errors import SourceError
-from configs.text import human_bytes
+from configs.text import counted, human_bytes
 from data.sources.base import (
     HELD_OUT_ONE_IN,
     PIECE_CHARACTERS,
@@ -25,11 +25,15 @@ from data.sources.base import (
     hash_key,
     in_words,
 )
+from data.sources.encoding import UTF_8, Evidence
 
 # A byte that is not UTF-8 in a file that otherwise is: it alone is read as Windows-1252.
 _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(0x80, 0x100)}
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+UNCERTAIN = "of uncertain encoding"
+CHUNK = 1 << 20  # bytes
+MOST_NAMED = 5  # files in a notice
 
 
 class FileSource(Source):
@@ -41,19 +45,33 @@ class FileSource(Source):
     """
 
     noun = "files"
+    is_text = True  # and not bytes that `read_ahead` makes text of
 
     def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
         super().__init__(label)
         self.seed = seed
         self._files: dict[str, Path] = {}  # content digest -> path
+        self._encodings: dict[str, str] = {}  # content digest -> codec, if the file is not UTF-8
+        self._uncertain: list[Path] = []
         self._left_out: Counter[str] = Counter()  # files skipped while opening, by reason
         self._num_bytes = 0
         for path in files:
             self._index(path)
         if not self._files:
-            mend = "allow this user to read them" if self._left_out["unreadable"] else "add files with text in them"
+            mend = "add files with text in them"
+            if self._uncertain:
+                mend = "save them as UTF-8"
+            elif self._left_out["unreadable"]:
+                mend = "allow this user to read them"
             raise SourceError(
                 f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {mend}"
+            )
+        if self._uncertain:
+            named = ", ".join(map(str, self._uncertain[:MOST_NAMED]))
+            more = ", ..." if len(self._uncertain) > MOST_NAMED else ""
+            self.notices.append(
+                f"{label}: skipped {counted(len(self._uncertain), 'file')} whose encoding is not certain, since a wrong "
+                f"guess would be trained on: {named}{more}; save as UTF-8 what should be read"
             )
         self.text_bytes = self._num_bytes
         everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
@@ -72,16 +90,33 @@ class FileSource(Source):
             elif status.st_size == 0:
                 reason = "empty"
             else:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-                if digest not in self._files:
+                digest, encoding = self._examine(path)
+                if digest in self._files:
+                    reason = "duplicate"
+                elif encoding is None:
+                    reason = UNCERTAIN
+                    self._uncertain.append(path)
+                elif encoding == "":
+                    reason = "binary"
+                else:
                     self._files[digest] = path
                     self._num_bytes += status.st_size
+                    if encoding != UTF_8:
+                        self._encodings[digest] = encoding
                     return
-                reason = "duplicate"
         except OSError:
             reason = "unreadable"
         self._left_out[reason] += 1
+
+    def _examine(self, path: Path) -> tuple[str, str | None]:
+        """Return the digest of the content, and its encoding as Evidence does. Raises OSError."""
+        digest, evidence = hashlib.blake2b(digest_size=16), Evidence()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                if self.is_text:
+                    evidence.add(chunk)
+        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
@@ -125,13 +160,14 @@ class FileSource(Source):
     ) -> Iterator[tuple[str, str, Iterator[str]]]:
         """Yield (order key, digest, pieces) of each file in `order`; count those `skipped`."""
         for key, digest in order:
-            yield key, digest, self._pieces(self._files[digest], skipped)
+            yield key, digest, self._pieces(digest, skipped)
 
-    def _pieces(self, path: Path, skipped: Counter[str]) -> Iterator[str]:
-        blank = True
+    def _pieces(self, digest: str, skipped: Counter[str]) -> Iterator[str]:
+        blank, encoding = True, self._encodings.get(digest, UTF_8)
+        errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
-            with io.BufferedReader(io.FileIO(path), 1 << 20) as file:  # what `decode` inspects
-                for text in split(decode(file)):
+            with self._files[digest].open(encoding=encoding, errors=errors) as file:
+                for text in split(file):
                     if is_binary(text):
                         skipped["binary"] += 1
                         return
@@ -141,22 +177,6 @@ class FileSource(Source):
                 skipped["empty"] += 1
         except OSError:
             skipped["unreadable"] += 1
-
-
-def decode(file: "io.BufferedReader[io.FileIO]") -> io.TextIOWrapper:
-    """Wrap a binary stream as text: UTF-16 by its byte order mark, else UTF-8, else Windows-1252.
-
-    A mostly UTF-8 file keeps its stray bytes as surrogates, which `split` reads as Windows-1252.
-    """
-    head = file.peek(1)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return io.TextIOWrapper(file, encoding="utf-16", errors="replace")
-    if not head.isascii():
-        text = head.decode("utf-8", "surrogateescape")
-        num_stray, num_foreign = len(_STRAY.findall(text)), len(text) - len(text.encode("ascii", "ignore"))
-        if num_stray > num_foreign - num_stray:
-            return io.TextIOWrapper(file, encoding="cp1252", errors="replace")
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
 
 
 def split(stream: io.TextIOBase) -> Iterator[str]:

@@ -101,7 +101,12 @@ def _rotation(folder: Path) -> list[tuple[Path, Path]]:
 
 def latest_exists(folder: Path) -> bool:
     """Return whether `folder` holds a run, readable or not; no fresh run may overwrite it."""
-    return any((folder / name).exists() for name in GENERATIONS)
+    return any((folder / name).exists() for name in _generations(folder))
+
+
+def _generations(folder: Path) -> tuple[str, ...]:
+    """Return the names to read, newest first: the alias counts where nothing else was copied."""
+    return GENERATIONS if any((folder / name).exists() for name in GENERATIONS) else (ALIAS,)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:
@@ -112,7 +117,7 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
     CheckpointError, and changes nothing, when no generation can be read.
     """
     problems: dict[str, str] = {}
-    for name in GENERATIONS:
+    for name in _generations(folder):
         try:
             state = read(folder / name)
         except FileNotFoundError:
@@ -159,7 +164,7 @@ def inspect(folder: Path) -> SavedRun | None:
     Reads the pickle inside the file and skips every tensor, so it needs neither torch nor the
     weights.
     """
-    for path in (folder / name for name in GENERATIONS):
+    for path in (folder / name for name in _generations(folder)):
         try:
             with zipfile.ZipFile(path) as archive:
                 record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))

@@ -20,7 +20,7 @@ from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
-from lm.runtime.terminal import is_terminal, size_of, tell
+from lm.runtime.terminal import is_terminal, read_line, size_of, tell
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -39,7 +39,8 @@ def choose(folder: Path, configs: Path) -> Choice:
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
         size = size_of(sys.stdout)
         print(render_menu(menu, size))
-        return ask(menu, read=input, say=tell, terminal=person, size=size)
+        look_again = (lambda: gather_menu(folder, configs)) if person else None
+        return ask(menu, read=read_line, say=tell, look_again=look_again, size=size)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

@@ -26,6 +26,13 @@ Size = tuple[int, int]  # of a terminal, columns and lines
 SMALLEST: Size = (80, 24)  # the menu must fit into it
 
 
+WITHOUT_A_RUN = {
+    "r": "there is no unfinished run to resume; start a preset",
+    "t": "there is no trained model to talk to yet; start a preset, and choose t when its run has saved a checkpoint",
+    "e": "there is no trained model to export yet; start a preset, and choose e when its run has saved a checkpoint",
+}
+
+
 @dataclass(frozen=True)
 class MenuEntry:
     """A preset file. `error`: the message of its PresetError; the numbers are then unused."""
@@ -92,43 +99,58 @@ def default_choice(entries: list[MenuEntry], current: SavedRun | None) -> tuple[
         if not obstacle and entry.seconds >= LONGEST_DEFAULT_SECONDS:
             obstacle = f"would take {entry.time}"
         if not obstacle:
-            because = "".join(f"\n  not {reason}" for reason in passed_over)
+            because = "".join(f"\n  not {reason}" for reason in _first(passed_over))
             return Choice("preset", entry.path), f"start {entry.path.stem}, {entry.time}{because}"
         passed_over.append(f"{entry.path.stem}: {obstacle}")
-    reasons = "".join(f"\n  {reason}" for reason in passed_over) or "\n  there is no NN_name.json in configs/"
+    reasons = "".join(f"\n  {reason}" for reason in _first(passed_over)) or "\n  there is no NN_name.json in configs/"
     raise UserError(
         f"no preset is ready to be started by Enter:{reasons}\nchoose one by number or name, or fix its sources"
     )
+
+
+def _first(reasons: list[str], number: int = 3) -> list[str]:
+    """Return the first reasons, and how many more there are: below the menu there is little room."""
+    more = len(reasons) - number
+    return reasons if more < 2 else [*reasons[:number], f"{more} more presets"]
 
 
 def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
     """Return the menu for a terminal of that size, with room for the prompt below it: the least
     important lines are dropped first."""
     columns, height = map(max, size, SMALLEST)
-    head, tail = ["Small language models, 100 million tokens each", ""], []
+    head = ["Small language models, 100 million tokens each", ""]
     if menu.current and menu.current.finished:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
         head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run archives it)"]
-    for index, run in enumerate(menu.archived[:4], start=1):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
-        tail += [f"a{index}  restore     {clip(run.name, 20)}, {_progress(run)}, {when}"]
-    if len(menu.archived) > 4:
-        tail += [f"    ... up to a{len(menu.archived)}"]
     letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
-    tail += ["", " " + "     ".join([*letters, "q  quit"])]
+    letters = ["", " " + "     ".join([*letters, "q  quit"])]
     try:
         _, below = default_choice(menu.entries, menu.current)
     except UserError as error:
         below = str(error)
     names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
     lines: list[str] = []
-    for lines_each in (3, 2, 1):
+    for lines_each, num_archived in ((3, 4), (2, 4), (1, 4), (1, 1), (1, 0)):
         entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
-        lines = [clip(line, columns) for line in [*head, *entries, *tail]]
-        if len(lines) + len(wrapped(below, columns).splitlines()) < height - 1:  # the prompt's line, and one more
+        shown = [*head, *entries, *_archived_lines(menu.archived, num_archived), *letters]
+        lines = [clip(line, columns) for line in shown]
+        if (
+            len(lines) + len(wrapped(f"Enter: {below}", columns).splitlines()) < height - 1
+        ):  # the prompt, and a spare line
             break
     return "\n".join(lines)
+
+
+def _archived_lines(archived: list[SavedRun], number: int) -> list[str]:
+    """Return lines for the newest archived runs, and one for the others."""
+    lines = []
+    for index, run in enumerate(archived[:number], start=1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
+        lines.append(f"a{index}  restore     {clip(run.name, 20)}, {_progress(run)}, {when}")
+    if len(archived) > number:
+        lines.append(f"a{number + 1}  restore     an older run; there are {len(archived)}, up to a{len(archived)}")
+    return lines
 
 
 def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
@@ -159,22 +181,30 @@ def _sources_in_words(sources: list[Probe]) -> list[str]:
 
 
 def ask(
-    menu: Menu, *, read: Callable[[str], str], say: Callable[[str], None], terminal: bool, size: Size = SMALLEST
+    menu: Menu,
+    *,
+    read: Callable[[str], str],
+    say: Callable[[str], None],
+    look_again: Callable[[], Menu] | None = None,
+    size: Size = SMALLEST,
 ) -> Choice:
-    """Ask until there is an answer. `read` is `input`; `terminal`: a person can be asked again, on
-    a terminal of that `size`.
+    """Ask until there is an answer. `read` is `input`; `look_again`, with which a person can be
+    asked again on a terminal of that `size`, gathers the menu's facts as they are by now.
 
-    End of file or no stdin counts as Enter. Raises UserError for Enter when no preset is ready
-    and, without a terminal, for a preset that is not ready or does not exist. KeyboardInterrupt
-    passes through.
+    A choice that fails is tried once more on the facts of that moment. End of file or no stdin
+    counts as Enter. Raises UserError when nobody can be asked again: for Enter when no preset is
+    ready, for a preset that is not ready or does not exist. KeyboardInterrupt passes through.
     """
+    new_run = False  # asked for although the run in the menu is finished
     while True:
+        if new_run:
+            menu = replace(menu, current=None)
         try:
             default, reason = default_choice(menu.entries, menu.current)
             say(f"Enter: {reason}")
         except UserError as error:
             default, nothing_ready = None, error
-            if terminal:  # otherwise it is raised below
+            if look_again:  # otherwise it is raised below
                 say(str(error))
         try:
             answer = read("> ").strip()
@@ -182,22 +212,30 @@ def ask(
             answer = "�"
         except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
             say("nobody to answer: Enter is taken")
-            answer = ""
-        if not answer:
             if default is None:
-                raise nothing_ready
+                raise nothing_ready from None
             return default
+        if not answer and default:
+            return default
+        if not answer and not look_again:
+            raise nothing_ready
         if answer.lower() == "n" and menu.current and menu.current.finished:
-            menu = replace(menu, current=None)
+            new_run = True
             continue
-        if terminal and answer == "?":
-            say(render_menu(menu, size))
+        if look_again and answer in ("", "?"):
+            menu = look_again()
+            if answer:
+                say(render_menu(menu, size))
             continue
         try:
             return _understand(answer, menu)
         except (LookupError, UserError) as error:
-            if not terminal:
+            if not look_again:
                 raise UserError(str(error)) from None
+        menu = look_again()
+        try:
+            return _understand(answer, menu)
+        except (LookupError, UserError) as error:
             say(f"{error}; ? shows the menu" if isinstance(error, LookupError) else str(error))
 
 
@@ -214,8 +252,11 @@ def _understand(answer: str, menu: Menu) -> Choice:
         choices |= {"t": Choice("talk"), "e": Choice("export")}
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
     long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e"}
-    if (letter := long_forms.get(word, word)) in choices:
+    letter = long_forms.get(word, word)
+    if letter in choices:
         return choices[letter]
+    if letter in WITHOUT_A_RUN:
+        raise UserError(WITHOUT_A_RUN[letter])
     number = (word.lstrip("0") or "0") if word.isdecimal() else ""
     for spelling, key in ((number, "number"), (word, "stem"), (word, "name")):
         found = [entry for entry in menu.entries if spelling and _spellings(entry)[key] == spelling]

@@ -1,7 +1,6 @@
 """The uses of a trained model: talking to it and exporting it. Only the export is written."""
 
 import json
-import select
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
-from lm.runtime.terminal import tell
+from lm.runtime.terminal import read_line, tell
 
 # Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
 DRAFTING_PAYS_FROM = 3
@@ -45,7 +44,7 @@ def use(action: str, folder: Path) -> None:
             decode=tokenizer.decode,
             stop_token=end_of_text,
             drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
-            ask=ask,
+            ask=read_line,
         )
 
 
@@ -61,7 +60,7 @@ def pick(folder: Path) -> Path:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
             print(f"{number:2}  {clip(run.name, 40)}, {human_count(run.tokens_seen)} tokens seen, {when}")
         try:
-            answer = ask("which run? Enter: 0 > ").strip() or "0"
+            answer = read_line("which run? Enter: 0 > ").strip() or "0"
         except EOFError:
             answer = "0"
         if answer.isdecimal() and int(answer) < len(runs):
@@ -70,11 +69,3 @@ def pick(folder: Path) -> Path:
         if not sys.stdin.isatty():
             raise UserError(problem)
         tell(problem)
-
-
-def ask(question: str) -> str:
-    """Read a line as `input` does, without missing a Ctrl-C that comes just before it waits."""
-    print(question, end="", flush=True)
-    while sys.stdin.isatty() and not select.select([sys.stdin], [], [], 0.1)[0]:
-        pass
-    return input()

@@ -7,6 +7,7 @@ prompts: a base model continues text, and every prompt stands alone.
 from __future__ import annotations
 
 import difflib
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +23,24 @@ from lm.inference.sampling import TEMPERATURE, TOP_P
 
 MAX_NEW_TOKENS = 400
 HELP = (
-    "The model continues your text; it was not trained to answer.\n"
-    "/temperature 0.7 and /top_p 0.9 change the sampling, /length 100 how many tokens\n"
-    "come at most. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
+    "The model continues your text; it was not trained to answer. A line that ends with \\\n"
+    "goes on in the next. /again continues the same text in another way, /seed 7 as any\n"
+    "answer with that number. /temperature 0.7 and /top_p 0.9 change the sampling,\n"
+    "/length 100 how many tokens come at most; with /repeat 3 no three tokens in a row\n"
+    "come twice. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
 )
 SETTINGS = {  # type, minimum, maximum
     "temperature": (float, 0, 10),
     "top_p": (float, 0, 1),
+    "repeat": (int, 0, 100),
     "length": (int, 1, 1_000_000),
+    "seed": (int, 0, 2**32 - 1),
 }
+
+
+def default_settings() -> dict[str, Any]:
+    seed = random.randrange(1_000_000)
+    return {"temperature": TEMPERATURE, "top_p": TOP_P, "repeat": 0, "length": MAX_NEW_TOKENS, "seed": seed}
 
 
 def change_setting(command: str, settings: dict[str, Any]) -> str:
@@ -39,7 +49,7 @@ def change_setting(command: str, settings: dict[str, Any]) -> str:
     if name == "help":
         return f"{HELP}\nNow: {', '.join(f'{setting} = {value}' for setting, value in settings.items())}"
     if name not in SETTINGS:
-        known = [*SETTINGS, "help", "quit"]
+        known = [*SETTINGS, "again", "help", "quit"]
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         nearest = f"did you mean /{close[0]}?" if close else f"there are {', '.join(f'/{other}' for other in known)}"
         return f"Unknown setting; {nearest}"
@@ -75,25 +85,31 @@ def talk(
     """Read a prompt and write its continuation, until an empty line, /quit or end-of-file.
 
     `encode` returns a prompt's tokens, including the one that begins a document; `decode` takes
-    all tokens of a continuation. A `drafter` changes only the speed.
+    all tokens of a continuation. A `drafter` changes only the speed. Every answer says its seed,
+    which is one more than that of the answer before.
     """
-    settings: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "length": MAX_NEW_TOKENS}
-    generator = torch.Generator()
-    generator.seed()
+    settings, last_prompt = default_settings(), ""
     write(HELP + "\n")
     while True:
         try:
-            prompt = ask("\n> ").strip()
+            prompt = read_prompt(ask)
         except EOFError:
             return
         except KeyboardInterrupt:
             write("\n(an empty line leaves)")
             continue
-        if prompt in ("", "/quit"):
+        command = prompt.strip()
+        if command in ("", "/quit"):
             return
-        if prompt.startswith("/"):
-            write(change_setting(prompt, settings) + "\n")
+        if command == "/again":
+            prompt = last_prompt
+            if not prompt:
+                write("There is no text yet to continue again.\n")
+                continue
+        elif command.startswith("/") and "\n" not in command:
+            write(change_setting(command, settings) + "\n")
             continue
+        last_prompt = prompt
         drafting = Drafting(drafter) if drafter else None
         tokens = generate(
             decoder,
@@ -101,15 +117,33 @@ def talk(
             settings["length"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
-            generator=generator,
+            block_ngram=settings["repeat"],
+            generator=torch.Generator().manual_seed(settings["seed"]),
             stop_token=stop_token,
             drafting=drafting,
         )
-        _answer(tokens, decode, write, drafting)
+        _answer(tokens, decode, write, settings["seed"], drafting)
+        settings["seed"] += 1
+
+
+def read_prompt(ask: Callable[[str], str]) -> str:
+    """Read a prompt of one line, or of several if a line ends with a backslash; a pasted text may
+    come as one line with line breaks in it.
+
+    Spaces at its end are dropped, since words are tokens together with the space before them.
+    """
+    prompt = ask("\n> ")
+    while prompt.endswith("\\"):
+        prompt = prompt[:-1] + "\n" + ask("... ")
+    return prompt.rstrip(" \t")
 
 
 def _answer(
-    tokens: Iterator[int], decode: Callable[[list[int]], str], write: Callable[[str], None], drafting: Drafting | None
+    tokens: Iterator[int],
+    decode: Callable[[list[int]], str],
+    write: Callable[[str], None],
+    seed: int,
+    drafting: Drafting | None,
 ) -> None:
     num_tokens, started = 0, time.perf_counter()
 
@@ -126,4 +160,4 @@ def _answer(
         write(" [stopped]")
     seconds = time.perf_counter() - started
     kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
-    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}]\n")
+    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}]\n")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lm.inference.decoder import Decoder
-from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P, Draft, NgramBlocker, Sampler
+from lm.inference.sampling import TEMPERATURE, TOP_P, Draft, NgramBlocker, Sampler
 
 
 class Drafter(Protocol):
@@ -71,7 +71,7 @@ def generate(
     *,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
-    block_ngram: int = BLOCK_NGRAM,
+    block_ngram: int = 0,
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
     drafting: Drafting | None = None,
@@ -80,9 +80,10 @@ def generate(
     (not yielded) or the limit.
 
     Attention reaches back over at most the model's seq_length: when the window is full, it
-    restarts with its last half, at the same token with and without drafts. `block_ngram` 0 blocks
-    nothing. `generator` is on the CPU; without one, a new generator is seeded from the operating
-    system.
+    restarts with its last half, at the same token with and without drafts. With `block_ngram` n >
+    0, no n tokens in a row come twice; by default they may, since they do in real text: with n = 3
+    every seventh token of prose would be forbidden, and 23% of Python's. `generator` is on the
+    CPU; without one, a new generator is seeded from the operating system.
     """
     assert len(prompt_tokens) > 0, "a prompt has at least one token: the end-of-text token begins a document"
     if generator is None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TEMPERATURE, TOP_P, BLOCK_NGRAM = 0.8, 0.95, 3  # defaults
+TEMPERATURE, TOP_P = 0.8, 0.95  # defaults
 
 
 class NgramBlocker:
@@ -30,7 +30,7 @@ class NgramBlocker:
     """
 
     def __init__(self, tokens: Sequence[int] = (), n: int = 3):
-        assert n == 0 or n >= 2
+        assert n >= 0
         self.n = n
         self.tokens: list[int] = []
         self._followers: dict[tuple[int, ...], list[int]] = {}
@@ -38,7 +38,7 @@ class NgramBlocker:
             self.append(token)
 
     def _context(self) -> tuple[int, ...]:
-        return tuple(self.tokens[1 - self.n :])
+        return tuple(self.tokens[len(self.tokens) + 1 - self.n :])
 
     def append(self, token: int) -> None:
         if self.n and len(self.tokens) >= self.n - 1:

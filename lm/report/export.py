@@ -23,7 +23,7 @@ from configs.catalog import catalogued
 from configs.schema import ModelConfig, Preset, Source, parse_preset
 from data import tokenizer as bpe
 from data.files import sync_folder
-from lm.inference.sampling import BLOCK_NGRAM, TEMPERATURE, TOP_P
+from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.model import NORM_EPS, ROPE_THETA
 from lm.report.gguf import write_gguf
 from lm.report.metrics import read_metrics
@@ -153,7 +153,6 @@ def generation_config(end_of_text_id: int) -> dict[str, Any]:
         "temperature": TEMPERATURE,
         "top_p": TOP_P,
         "top_k": 0,
-        "no_repeat_ngram_size": BLOCK_NGRAM,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,59 +23,89 @@ Record = dict[str, Any]
 # the colours repeat with dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
+SHORT = 12  # points: a line of so few shows them
 LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without names
 
 
-def draw(records: list[Record], path: Path) -> None:
-    """Draw four panels over tokens: loss, held-out bits per byte by source, mixture, speed."""
-    from matplotlib.ticker import EngFormatter
-
-    figure = _figure(8.4)
-    (loss, sources), (mixture, speed) = figure.subplots(2, 2, sharex=True)
+def draw(records: list[Record], path: Path, title: str = "") -> None:
+    """Draw a panel each for loss, held-out bits per byte by source, mixture and speed over tokens:
+    those that have something to show."""
     evaluated = [record for record in records if record.get("eval")]
     named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
     labels = list(dict.fromkeys(label for names in named for label in names))
-
-    _title(loss, "Loss, nats per token")
-    x, y = _series(records, "loss")
-    loss.plot(x, y, color="#B8CBDD", linewidth=0.6)
-    _line(loss, x, _running_median(y), "training (running median)", COLOURS[0])
-    held_out = [(record["tokens"], record["eval"]["loss"]) for record in evaluated]
-    if held_out:
-        _line(loss, *_columns(held_out), "held-out", COLOURS[1], marker="o")
-    if len(y) > 20:  # the first steps fall from ln V and would flatten everything after them
-        loss.set_ylim(top=max([*sorted(y)[: int(len(y) * 0.97)], *(value for _, value in held_out if value)]) * 1.02)
-    loss.legend(frameon=False)
-
-    _title(sources, "Held-out bits per byte, per source")
-    for index, label in enumerate(labels):
-        points = [(r["tokens"], r["eval"]["per_source"].get(label, {}).get("bits_per_byte")) for r in evaluated]
-        _source_line(sources, points, index, label, len(labels))
-
-    _title(mixture, "Mixture, share of tokens")
-    for index, label in enumerate(labels):
-        points = [(r["tokens"], r["mixture"].get(label, 0.0)) for r in records if r.get("mixture")]
-        _source_line(mixture, points, index, label, len(labels))
-    mixture.set_ylim(bottom=0)
-
-    _title(speed, "Tokens per second")
-    x, y = _series(records, "tokens_per_second")
-    speed.plot(x, y, color="#B8CBDD", linewidth=0.6)
-    _line(speed, x, _running_median(y), "", COLOURS[0])
-    speed.set_ylim(bottom=0)
-    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
-    for panel in (sources, mixture):
-        if not panel.lines:
-            panel.text(0.5, 0.5, "nothing measured yet", transform=panel.transAxes, ha="center", color="#9A9A9A")
-    for panel in (mixture, speed):
-        panel.set_xlabel("tokens seen")
-    if labels and len(labels) <= LINES_TO_LABEL:
-        panel_with_names = sources if evaluated else mixture
-        panel_with_names.legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
+    panels = [_loss] + [_sources] * bool(evaluated) + [_mixture] * (len(labels) > 1) + [_speed]
+    num_lines = -(-len(panels) // 2)
+    figure = _figure(1 + 3.7 * num_lines, title)
+    axes = figure.subplots(num_lines, 2, squeeze=False, sharex=True).ravel()
+    for panel, draw_into in zip(axes, panels, strict=False):
+        draw_into(panel, records, labels)
+    _finish(axes, len(panels))
+    if labels and len(labels) <= LINES_TO_LABEL and len(panels) > 2:
+        axes[1].legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
     _save(figure, path)
 
 
-def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -> None:
+def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
+    _title(panel, "Loss, nats per token")
+    x, y = _series(records, "loss")
+    panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
+    _line(panel, x, _running_median(y), "training (running median)", COLOURS[0])
+    held_out = [
+        (record["tokens"], record["eval"]["loss"], record["eval"].get("tokens"))
+        for record in records
+        if record.get("eval")
+    ]
+    _held_out_line(panel, held_out, "held-out", COLOURS[1])
+    if len(y) > 20:  # the first steps fall from ln V and would flatten everything after them
+        panel.set_ylim(
+            top=max([*sorted(y)[: int(len(y) * 0.97)], *(value for _, value, _ in held_out if value)]) * 1.02
+        )
+    panel.legend(frameon=False)
+
+
+def _sources(panel: Axes, records: list[Record], labels: list[str]) -> None:
+    _title(panel, "Held-out bits per byte, per source")
+    evaluated = [record for record in records if record.get("eval")]
+    for index, label in enumerate(labels):
+        measured = [(record["tokens"], record["eval"]["per_source"].get(label, {})) for record in evaluated]
+        points = [(tokens, found.get("bits_per_byte"), found.get("tokens")) for tokens, found in measured]
+        colour, style = _look_of(index, len(labels))
+        _held_out_line(panel, points, label, colour, linestyle=style)
+
+
+def _mixture(panel: Axes, records: list[Record], labels: list[str]) -> None:
+    _title(panel, "Mixture, share of tokens")
+    for index, label in enumerate(labels):
+        points = [(record["tokens"], record["mixture"].get(label, 0.0)) for record in records if record.get("mixture")]
+        colour, style = _look_of(index, len(labels))
+        _line(panel, *_columns(points), label, colour, linestyle=style, marker="o")
+    panel.set_ylim(bottom=0)
+
+
+def _speed(panel: Axes, records: list[Record], labels: list[str]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    _title(panel, "Tokens per second")
+    x, y = _series(records, "tokens_per_second")
+    panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
+    _line(panel, x, _running_median(y), "", COLOURS[0])
+    panel.set_ylim(bottom=0)
+    panel.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _held_out_line(
+    panel: Axes, points: list[tuple[int, float | None, int | None]], label: str, colour: str, **style: Any
+) -> None:
+    """Draw (tokens seen, measure, tokens measured): one line for the text of the first evaluation,
+    and a star, not joined to it, for a final one on more text."""
+    size = points[0][2] if points else None
+    _line(panel, *_columns([(x, y) for x, y, tokens in points if tokens == size]), label, colour, marker="o", **style)
+    for x, y, tokens in points:
+        if tokens != size and y is not None:
+            panel.plot([x], [y], color=colour, marker="*", markersize=9, linestyle="none")
+
+
+def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path, title: str = "") -> None:
     """Draw a panel per head over tokens: its measures and, dashed in their colour, baselines."""
     measured = [record for record in records if record.get("heads")]
     known = [
@@ -84,7 +114,7 @@ def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -
     heads = list(dict.fromkeys(measure.head for measure in known))
     if not heads:
         return
-    figure = _figure(1 + 3.2 * -(-len(heads) // 2))
+    figure = _figure(1 + 3.2 * -(-len(heads) // 2), title)
     panels = figure.subplots(-(-len(heads) // 2), 2, squeeze=False).ravel()
     for panel, head in zip(panels, heads, strict=False):
         own = [measure for measure in known if measure.head == head]
@@ -100,19 +130,28 @@ def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path) -
         last = [value for value in (measure.values(measured[-1]["heads"])[0] for measure in own) if value is not None]
         panel.set_ylim(bottom=max(panel.get_ylim()[0], min([-1, *last])))
         panel.legend(frameon=False, fontsize="x-small")
-        panel.set_xlabel("tokens seen")
-    for panel in panels[len(heads) :]:
-        panel.set_visible(False)
+    _finish(panels, len(heads))
     _save(figure, path)
 
 
-def _figure(height: float) -> Figure:
+def _figure(height: float, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(_plain(title), fontsize="large")
     return figure
+
+
+def _finish(panels: Iterable[Axes], num_used: int) -> None:
+    """Name the x axis of the lowest panels, and hide those that are not used."""
+    for index, panel in enumerate(panels):
+        panel.set_visible(index < num_used)
+        if index + 2 >= num_used:
+            panel.set_xlabel("tokens seen")
+            panel.tick_params(labelbottom=True)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -131,16 +170,22 @@ def _title(panel: Axes, text: str) -> None:
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _source_line(panel: Axes, points: list[tuple[int, float | None]], index: int, label: str, num_sources: int) -> None:
-    """Draw one source, with the same colour and dashes in every panel."""
-    named = num_sources <= LINES_TO_LABEL
-    colour = COLOURS[index % len(COLOURS)] if named else "#9A9A9A"
-    style = STYLES[index // len(COLOURS) % len(STYLES)] if named else "-"
-    _line(panel, *_columns(points), label, colour, linestyle=style, marker="o")
+def _look_of(index: int, num_sources: int) -> tuple[str, str]:
+    """Return colour and line style of a source, the same in every panel."""
+    if num_sources > LINES_TO_LABEL:
+        return "#9A9A9A", "-"
+    return COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
 
 
 def _line(panel: Axes, x: list[int], y: list[float], label: str, colour: str, **style: Any) -> None:
-    panel.plot(x, y, label=label.replace("$", r"\$"), color=colour, linewidth=1.2, markersize=2.5, **style)
+    if len(x) <= SHORT:  # a line of one point is invisible
+        style.setdefault("marker", "_" if style.get("linestyle") == "--" else "o")
+    style.setdefault("markersize", 12 if style.get("marker") == "_" else 2.5)
+    panel.plot(x, y, label=_plain(label), color=colour, linewidth=1.2, **style)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # else matplotlib sets what is between two of them as a formula
 
 
 def _series(records: list[Record], key: str) -> tuple[list[int], list[float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aux_heads.metrics import Measure
-from configs.text import fenced, table_cell
+from configs.text import fenced, human_count, table_cell
 from data.files import write_atomically
 from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
@@ -28,11 +28,12 @@ def write_report(
     are the rows of the table of heads.
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
+    title = figure_title(records, facts)
     if records:
-        draw(records, checkpoint_dir / "report.png")
+        draw(records, checkpoint_dir / "report.png", title)
     heads = _heads(records, measures)
     if heads:
-        draw_heads(records, measures, checkpoint_dir / "heads.png")
+        draw_heads(records, measures, checkpoint_dir / "heads.png", title)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]
@@ -40,6 +41,15 @@ def write_report(
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
     write_atomically(checkpoint_dir / "report.md", ("\n\n".join(part.rstrip("\n") for part in parts) + "\n").encode())
     return checkpoint_dir / "report.md"
+
+
+def figure_title(records: Sequence[Record], facts: Mapping[str, str]) -> str:
+    """Return run, size and result in a line."""
+    parameters = facts.get("parameters", "").replace(",", "")
+    size = f"{human_count(int(parameters))} parameters" if parameters.isdecimal() else ""
+    found = next((record["eval"]["bits_per_byte"] for record in reversed(records) if record.get("eval")), None)
+    result = "" if found is None else f"{found:.4f} bits per byte on held-out text"
+    return ", ".join(part for part in (facts.get("preset", ""), size, result) if part)
 
 
 def table(header: tuple[str, ...], rows: Any, *, numbers: bool | None = None) -> str:

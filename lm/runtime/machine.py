@@ -7,15 +7,18 @@ depends on a preset.
 
 import ctypes
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -228,7 +231,8 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 
 
 def compile_choice(device: str) -> tuple[bool, str]:
-    """Return whether torch.compile can be used on "cuda" or "cpu", and the reason."""
+    """Return whether all that torch.compile needs is on this machine, and the reason. Whether it
+    works is tried by `compile_problem`."""
     found, why = toolchain(device)
     if found and device == "cuda":
         import torch
@@ -251,3 +255,39 @@ def toolchain(device: str) -> tuple[bool, str]:
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return False, "triton is not installed"
     return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")
+
+
+@functools.cache
+def compile_problem(device: str) -> str:
+    """Compile a tiny function on "cuda" or "cpu" and run it. Return why that fails, or "".
+
+    A compiler can be there and fail for many reasons: an incomplete installation, a wrong version,
+    a folder that it cannot write or name. From the second start on the function comes from the
+    compiler's cache.
+    """
+    import torch
+
+    try:
+        torch.compile(lambda x: (2 * x.sin()).sum())(torch.ones(2**16, device=device))
+    except Exception as error:  # of any kind: of g++, of triton, of the file system
+        folders = [
+            os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""),
+            str(Path(torch.__file__).parent),
+            tempfile.gettempdir(),
+        ]
+        if split := next((folder for folder in folders if folder and not is_one_word(folder)), None):
+            return f"the compiler fails on the space or quote in the path of {split}"
+        # Inductor's message holds the whole command line before the compiler's own words.
+        words = str(error).rpartition("Output:\n")[2].splitlines() or [type(error).__name__]
+        line = next((line for line in words if "error" in line.lower()), words[0])
+        return f"the compiler is there and fails: {line.strip()}"
+    return ""
+
+
+def is_one_word(path: Path | str) -> bool:
+    """Return whether `path` is still one argument in the command line that torch splits for the
+    compiler: without spaces, quotes and backslashes."""
+    try:
+        return shlex.split(str(path)) == [str(path)]
+    except ValueError:  # a quote that is never closed
+        return False

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lm.runtime.terminal import restore_terminal
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 HEARD_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
@@ -109,6 +111,7 @@ def leave(farewell: str) -> None:
     if LEAVING.acquire(blocking=False):
         say(farewell)
         end_descendants()
+        restore_terminal()
         os._exit(0)
 
 

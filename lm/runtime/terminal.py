@@ -1,12 +1,22 @@
-"""Text output: wrapped in a terminal, unchanged in a file. Without torch: the menu uses it."""
+"""Text output, wrapped in a terminal, unchanged in a file; lines of input, edited in a terminal.
+Without torch: the menu uses it."""
 
 import os
+import select
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import Any, TextIO
 
 from configs.text import printable, wrapped
 
+with suppress(ImportError):  # Windows: what it lacks is said later
+    import termios
+    import tty
+
 SIZE = os.terminal_size((80, 24))  # assumed if there is no terminal, or if its size is unknown
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # the terminal marks what is pasted
+
+_settings: list[Any] | None = None  # the terminal's own, while a line is edited
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -26,3 +36,56 @@ def fitted(text: str, stream: TextIO | None = None) -> str:
 
 def tell(text: str, stream: TextIO | None = None) -> None:
     print(fitted(text, stream), file=stream or sys.stdout)
+
+
+def read_line(prompt: str) -> str:
+    """Read a line as `input` does; in a terminal with line editing and history, and what is pasted
+    is one line, with line breaks in it.
+
+    Waits for the first key itself: `input` would miss a Ctrl-C that comes just before it waits.
+    """
+    global _settings
+    if not is_terminal(sys.stdin):
+        return input(prompt)
+    if not _can_edit():
+        print(prompt, end="", flush=True)
+        _wait_for_input()
+        return input()
+    _settings = termios.tcgetattr(0)
+    try:
+        tty.setcbreak(0, termios.TCSADRAIN)
+        print(PASTE_ON + prompt, end="", flush=True)
+        _wait_for_input()
+        print(end="\r")  # readline writes the prompt again
+        return input(prompt.rpartition("\n")[2])
+    finally:
+        restore_terminal()
+
+
+def restore_terminal() -> None:
+    """Undo the changes of line editing to the terminal, unless it is another program's by now.
+    There are none except while a line is read."""
+    global _settings
+    if _settings and os.tcgetpgrp(0) == os.getpgrp():
+        termios.tcsetattr(0, termios.TCSANOW, _settings)
+        os.write(1, PASTE_OFF.encode())
+    _settings = None
+
+
+def _can_edit() -> bool:
+    """Return whether `input` edits lines with GNU readline: both streams must be the terminal.
+
+    Other libraries of that name, as on macOS, do not mark what is pasted.
+    """
+    try:
+        import readline
+    except ImportError:
+        return False
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    ours = sys.stdin.fileno() == 0 and sys.stdout.fileno() == 1 and os.isatty(1)
+    return ours and "libedit" not in (readline.__doc__ or "")
+
+
+def _wait_for_input() -> None:
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        pass

@@ -195,12 +195,15 @@ def sample(trainer: Trainer) -> None:
     if not trainer.world.is_first:
         trainer.records.write_samples([])
         return
+    block_ngram = trainer.preset.train.sample_no_repeat_ngram
     samples, decoder, heads = [], Decoder(trainer.learner.trunk), trainer.learner.heads
     length = min(PROMPT_TOKENS, trainer.preset.model.seq_length // 2)
     for number, (label, prompt) in enumerate(trainer.held_out.beginnings(SAMPLES, length)):
         generator = torch.Generator().manual_seed(trainer.preset.train.seed + number)
         tokens = []
-        for token in generate(decoder, prompt, CONTINUATION_TOKENS, generator=generator, stop_token=prompt[0]):
+        for token in generate(
+            decoder, prompt, CONTINUATION_TOKENS, block_ngram=block_ngram, generator=generator, stop_token=prompt[0]
+        ):
             tokens.append(token)
             if trainer.stop():
                 return

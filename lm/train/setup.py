@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from configs.diff import changes, check_continuable, describe
+from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from configs.text import counted
 from data import tokenizer as bpe
 from data.journal import read_header
 from data.mixing import shares
 from data.prepare import data_identity
-from data.stream import Stream
+from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
-from lm.checkpoint.archive import archive_run, archived_in
+from lm.checkpoint.archive import archive_run, archived_in, restore
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
@@ -72,7 +74,9 @@ def build_learner(preset: Preset, world: World, state: TrainState) -> Learner:
     return Learner(preset, world, vocab_size=vocab_size, end_of_text=end_of_text, tokens_per_step=tokens_per_step)
 
 
-def open_stream(preset: Preset, folder: Path, token_budget: int, state: TrainState) -> Stream:
+def open_stream(
+    preset: Preset, folder: Path, token_budget: int, state: TrainState, checkpoint: Checkpoint | None
+) -> Stream:
     """Start the process that reads the sources; it writes nothing before `Stream.begin`."""
     return Stream(
         preset,
@@ -81,6 +85,7 @@ def open_stream(preset: Preset, folder: Path, token_budget: int, state: TrainSta
         start_row=state.tokens_seen // preset.model.seq_length,
         weight_changes=state.weight_changes,
         begun_windows=state.windows_begun,
+        tokenizer_sha256=checkpoint["tokenizer_sha256"] if checkpoint else None,
     )
 
 
@@ -94,11 +99,10 @@ def check(
     token_budget: int,
     fresh: bool,
 ) -> Machine:
-    """Check disk, sources, memory and a real step, show the start card, and then
-    write for the first time.
+    """Check disk, sources, memory and a real step, show the start card, and save
+    the measured speed.
 
-    With `fresh` an existing run is archived; the measured speed is saved. `stream` is the first
-    rank's (World.on_first).
+    `stream` is the first rank's (World.on_first).
     """
     needed = estimate.disk_bytes(preset, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
@@ -127,24 +131,41 @@ def check(
         disk_free_bytes=world.from_first(_free_bytes, folder),
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
     )
-    return world.from_first(_introduce, card, folder, fresh)
+    return world.from_first(_introduce, card, folder, learner.compiled)
 
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _introduce(card: StartCard, folder: Path, fresh: bool) -> Machine:
+def _introduce(card: StartCard, folder: Path, compiled: bool) -> Machine:
     preset = card.preset
     log.info("%s", render_card(card))
-    if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset)):
-        log.info("%s", archived_in(archive_run(folder)))
-    machine = load_machine(folder) or measure_machine()
+    machine = replace(load_machine(folder) or measure_machine(), compiled=compiled)
     # Not for a resumed run that keeps another batch: its speed is not that of the preset.
     if card.rows_per_step == preset.train.rows_per_process * card.world_size:
         machine = estimate.record_speed(machine, preset, card.tokens_per_second, card.world_size)
         save_machine(folder, machine)
     return machine
+
+
+def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool) -> StreamInfo:
+    """Prepare the stream, with `fresh` after archiving the run in `folder`; on the first rank only.
+
+    If it cannot be prepared (UserError), that run is back in its place.
+    """
+    archived = None
+    if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset)):
+        archived = archive_run(folder)
+        log.info("%s", archived_in(archived))
+    try:
+        return stream.begin(on_status=log.info)
+    except UserError:
+        if archived:
+            shutil.rmtree(folder / "stream", ignore_errors=True)  # what this start has written
+            restore(folder, archived)
+            log.info("It is back: nothing of the new run was kept.")
+        raise
 
 
 def _stream_of_another(folder: Path, preset: Preset) -> bool:

@@ -8,6 +8,7 @@ later, so that the GPU never waits for the program.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
 from lm.checkpoint.saver import Saver
 from lm.learner import Learner
+from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.machine import device_name, peak_memory
@@ -36,6 +38,9 @@ from lm.train.records import Records
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
 
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 
@@ -94,7 +99,8 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver = Saver(folder)
         self._pending: deque[Pending] = deque()
-        self._learning_rate = 0.0
+        self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
+        self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
 
@@ -111,6 +117,25 @@ class Trainer:
                 f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): restore that file to resume."
             )
         self.learner.load_state(checkpoint)
+        self.world.from_first(self._check_text)
+
+    def _check_text(self) -> None:
+        """Raise UserError unless the rows that were trained on are the stream's. Rows that it has
+        lost are made again first."""
+        assert self.stream, "the first rank's"
+        seq_length, digest = self.preset.model.seq_length, ""
+        end = self.state.tokens_seen // seq_length
+        if self.stream.num_rows < end:
+            log.info("%s has lost rows of this run: they are made again", self.folder / "stream")
+        for first in range(0, end, ROWS_AT_ONCE):
+            tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
+            digest = chain_digest(digest, tokens, len(tokens) * seq_length)
+        if digest != self.state.text_digest:
+            raise UserError(
+                f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "
+                "lost and its sources have changed. Copy stream/ from where the run was before, or start a new run: this one "
+                "is archived, not lost."
+            )
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -157,7 +182,7 @@ class Trainer:
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
-        self._learning_rate = plan.learning_rate_factor * self.learner.optimizers[0].param_groups[0]["peak_lr"]
+        self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
             self.records.last_line, line = state.tokens_seen, self._line()
@@ -197,7 +222,9 @@ class Trainer:
         return {
             "tokens": state.tokens_seen,
             "step": state.num_steps,
-            "lr": self._learning_rate,
+            "time": time.time(),
+            "lr": self._rate_factor * self._peak_rates["matrix"],
+            "learning_rates": {name: self._rate_factor * peak for name, peak in self._peak_rates.items()},
             "flops_per_token": self._flops_per_token,
             "peak_memory_bytes": peak_memory(self.world.device.type),
         }

@@ -3,8 +3,8 @@ import pytest
 
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, text_hash
-from data.prepare import first_of_two
+from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, shared_cells, text_hash
+from data.prepare import first_of_two, reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source
 
@@ -156,3 +156,41 @@ def test_a_single_document_is_not_taken_away_from_training(tmp_path):
     (tmp_path / "only.txt").write_text("the only document there is " * 20)
     source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
     assert first_of_two(beginning(source), 1) == {}
+
+
+def rows(number, answer):
+    """Five questions about each paragraph, in the order of their files."""
+    return [
+        Document(f"{n // 5} {n} {answer(n)}", None, (f"Paragraph {n // 5}.", f"Question {n}?", answer(n)))
+        for n in range(number)
+    ]
+
+
+def trained_on(documents, held_out):
+    hashes = shared_cells(held_out, documents) | {text_hash(document.text) for document in held_out}
+    return [document for document in documents if not reason_to_skip(document, 1, hashes)]
+
+
+def test_what_shares_a_paragraph_or_an_answer_with_held_out_text_is_not_trained_on():
+    documents = rows(1000, lambda n: f"Answer {n // 2 % 300}")  # each of 300 is that of three or four questions
+    held_out = documents[::40]
+    trained = trained_on(documents, held_out)
+    for field in (0, 1, 2):
+        assert not {document.cells[field] for document in trained} & {document.cells[field] for document in held_out}
+    assert len(trained) > 700
+    long = Document("word " * 9000, None, held_out[0].cells)
+    assert all(reason_to_skip(piece, 1, shared_cells(held_out, documents)) for piece in long.pieces())
+
+
+def test_a_common_value_or_a_category_is_no_reason_to_lose_most_of_a_source():
+    for answer in (lambda n: ("yes", "no")[n % 7 == 0], lambda n: f"class {n % 30}", lambda n: "" if n % 3 else f"{n}"):
+        documents = rows(1000, answer)
+        held_out = documents[::40]
+        trained = trained_on(documents, held_out)
+        assert len(trained) > 700
+        assert not {document.cells[0] for document in trained} & {document.cells[0] for document in held_out}
+
+
+def test_a_value_is_compared_within_its_field():
+    documents = [Document(f"{n} {n + 1}", None, (f"{n}", f"{n + 1}")) for n in range(100)]
+    assert trained_on(documents, documents[50:51]) == documents[:50] + documents[51:]

@@ -245,6 +245,37 @@ def test_rows_are_the_sources_text_without_held_out_documents(tmp_path, started)
     assert stream.held_out.num_tokens > 0
 
 
+def test_no_answer_and_no_paragraph_of_a_held_out_question_is_trained_on(tmp_path, started):
+    lines = [
+        {
+            "context": f"Paragraph {n // 5} tells of item {n // 5 * 7}.",
+            "question": f"What is {n}?",
+            "answer": f"It is {n % 700}.",
+        }
+        for n in range(4000)
+    ]
+    (tmp_path / "squad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {
+        "type": "hf", "dataset": "json", "data_files": str(tmp_path / "squad.jsonl"), "repeat": 1,
+        "fields": ["context", "question", "answer"], "format": "{context}|{question}|{answer}",
+    }  # fmt: skip
+    stream = started(make_preset(sources=[source], weights=None), tmp_path / "run", 10**6)
+    stream.begin()
+    with pytest.raises(StreamEnded) as ended:
+        stream.rows(0, 10**6 // T)
+    trained = [text.split("|") for text in documents_of(tmp_path / "run", ended.value.num_rows)]
+    [packed] = stream.held_out.sources
+    tokenizer = bpe.load(tmp_path / "run" / "tokenizer.json")
+    text = tokenizer.decode(packed.rows[:, 1:][packed.valid].tolist(), skip_special_tokens=False)
+    held_out = [part.split("|") for part in text.split(tokenizer.id_to_token(0)) if part]
+    assert len(held_out) > 20
+    assert len(trained) > 2000
+    for field in range(3):
+        assert not {cells[field] for cells in trained} & {cells[field] for cells in held_out}
+    [progress] = stream.progress(ended.value.num_rows)
+    assert progress["skipped"]["sharing a field with held-out text"] > 0
+
+
 def test_opening_writes_nothing_and_shows_a_real_line(tmp_path, started):
     stream = started(make_preset(), tmp_path / "checkpoints", 1000)
     infos = stream.wait_opened()
@@ -449,9 +480,9 @@ def test_poisoned_text_is_counted_and_fills_no_memory(tmp_path):
     num_tokens, left_out, peak = measure({"type": "text", "path": str(tmp_path / "poison")}, tmp_path / "run")
     assert num_tokens > 3_000_000  # all of it was read
     assert peak < 500e6
-    # nul, zeros and gigabyte; empty, spaces and whitespace. All else is text, however odd.
-    assert {"3 binary", "3 empty"} <= left_out
-    assert len(left_out) == 3  # and what is held out
+    # nul, zeros and gigabyte; empty, spaces and whitespace; not_utf8. All else is text, however odd.
+    assert {"3 binary", "3 empty", "1 of uncertain encoding"} <= left_out
+    assert len(left_out) == 4  # and what is held out
 
 
 @pytest.mark.slow

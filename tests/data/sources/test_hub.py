@@ -138,7 +138,7 @@ def test_files_on_this_disk_need_no_hub(hub, tmp_path):
     ("keys", "says"),
     [
         ({"dataset": "no/where"}, "does not exist on the Hub or is private: check the name"),
-        ({"dataset": "some/gated"}, "is gated: accept its terms at https://huggingface.co/datasets/some/gated"),
+        ({"dataset": "some/gated"}, "/datasets/some/gated with your account, and set HF_TOKEN"),
         ({"dataset": "some/wiki", "config": "fr"}, "Available: ['20231101.en', '20231101.de']"),
         ({"dataset": "some/wiki", "config": "20231101.en", "split": "test"}, "Available splits: ['train']"),
         ({"dataset": "some/wiki", "config": "20231101.en", "text_field": "body"}, "its columns are id, text"),

@@ -36,7 +36,7 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
     assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False, True, True, False]
     assert "matches **/*.txt" in answers[2].detail
     assert "does not exist" in answers[4].detail
-    assert "check the name or set HF_TOKEN" in answers[6].detail
+    assert "check the name, or set HF_TOKEN" in answers[6].detail
 
 
 def test_a_network_that_hangs_costs_no_more_than_promised(monkeypatch):
@@ -54,7 +54,7 @@ def test_a_network_that_hangs_costs_no_more_than_promised(monkeypatch):
         server.bind(("127.0.0.1", 0))
         server.listen()
         threading.Thread(target=drip, args=(server,), daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         began = time.monotonic()
         answers = probe([hf("a/b"), hf("c/d"), PythonSource(type="python", label="python")], seconds=0.5)
         assert time.monotonic() - began < 5
@@ -63,7 +63,7 @@ def test_a_network_that_hangs_costs_no_more_than_promised(monkeypatch):
 
 
 def test_no_connection_is_said_at_once(monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (answer,) = probe([hf("a/b")])
     assert not answer.ok
     assert "cannot be reached" in answer.detail

@@ -60,8 +60,8 @@ FINISHED = dataclasses.replace(UNFINISHED, tokens_seen=100_000_000, trained=True
 ARCHIVED = SavedRun(Path("checkpoints/archive/best_qa-1"), "best_qa", "{}", 5_000_000, 100_000_000, False, False, 1.6e9)
 
 
-def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True) -> tuple[Choice, str]:
-    """What `ask` makes of these answers, and everything it said."""
+def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True, later: Menu | None = None):
+    """What `ask` makes of these answers, and everything it said. `later`: the menu when it looks again."""
     said, waiting = [], list(answers)
 
     def read(prompt: str) -> str:
@@ -70,7 +70,7 @@ def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True) -> 
             raise given
         return given
 
-    choice = ask(menu, read=read, say=said.append, terminal=terminal)
+    choice = ask(menu, read=read, say=said.append, look_again=(lambda: later or menu) if terminal else None)
     assert not waiting, "an answer was not read"
     return choice, "\n".join(said)
 
@@ -113,7 +113,7 @@ def test_the_reason_names_why_earlier_presets_were_passed_over():
 
 def test_enter_is_an_error_when_nothing_is_ready():
     with pytest.raises(UserError, match="00_a: c4 is not available"):
-        answer(Menu([entry("00_a", silent=("c4",))]), "")
+        answer(Menu([entry("00_a", silent=("c4",))]), "", terminal=False)
     with pytest.raises(UserError, match=r"no NN_name\.json"):
         answer(Menu([]), EOFError())
 
@@ -177,13 +177,30 @@ def test_bytes_that_are_no_text_are_a_wrong_name_and_never_enter():
 
 
 def test_letters_that_do_not_apply_are_wrong_names():
-    for letter in ("r", "t", "e", "n", "a1"):
+    for letter in ("n", "a1"):
         with pytest.raises(UserError, match=f"there is no '{letter}'"):
             answer(Menu([GENERAL]), letter, terminal=False)
 
 
-def test_a_person_may_see_the_menu_again():
-    choice, said = answer(MENU, "?", "?", "q")
+@pytest.mark.parametrize(
+    ("letter", "says"),
+    [
+        ("r", "there is no unfinished run to resume"),
+        ("t", "there is no trained model to talk to yet"),
+        ("talk", "there is no trained model to talk to yet"),
+        ("e", "there is no trained model to export yet"),
+    ],
+)
+def test_without_a_run_its_letters_say_so(letter, says):
+    with pytest.raises(UserError, match=says):
+        answer(Menu([GENERAL]), letter, terminal=False)
+    choice, said = answer(Menu([GENERAL]), letter, "q")
+    assert choice == Choice("quit")
+    assert says in said
+
+
+def test_a_person_may_see_the_menu_again_as_it_is_by_now():
+    choice, said = answer(Menu([OFFLINE]), "?", "?", "q", later=MENU)
     assert choice == Choice("quit")
     assert said.count(render_menu(MENU)) == 2
     with pytest.raises(UserError, match=r"there is no '\?'"):
@@ -208,6 +225,29 @@ def test_a_chosen_preset_is_never_swapped():
         assert problem in said
         with pytest.raises(UserError, match=re.escape(problem)):
             answer(menu, asked, terminal=False)
+
+
+@pytest.mark.parametrize("asked", ["0", "new", "3", "t"])
+def test_a_choice_that_fails_is_tried_on_what_is_there_by_now(asked):
+    """The network is back, a preset was added or corrected, a run elsewhere has saved its first checkpoint."""
+    before = Menu([entry("00_a", silent=("c4",)), BROKEN])
+    later = Menu([entry("00_a"), entry("03_mine"), entry("04_new")], has_model=True)
+    choice, said = answer(before, asked, later=later)
+    assert choice.path.stem in ("00_a", "04_new", "03_mine", "")
+    assert "cannot start" not in said
+
+
+def test_enter_with_nothing_ready_looks_again_and_says_what_enter_would_take():
+    choice, said = answer(Menu([entry("00_a", silent=("c4",))]), "", "", later=Menu([entry("00_a")]))
+    assert choice == Choice("preset", Path("configs/00_a.json"))
+    assert said.splitlines()[-1] == "Enter: start 00_a, ~1 h 0 min here"
+    with pytest.raises(UserError, match="no preset is ready"):
+        answer(Menu([entry("00_a", silent=("c4",))]), "", EOFError())
+
+
+def test_a_new_run_beside_a_finished_one_is_still_meant_after_looking_again():
+    menu = dataclasses.replace(MENU, current=FINISHED)
+    assert answer(menu, "n", "wrong", "")[0] == Choice("preset", GENERAL.path)
 
 
 def test_a_long_run_may_be_chosen_but_is_not_the_default():
@@ -256,6 +296,26 @@ def test_the_menu_fits_a_small_terminal(num_presets):
     assert sum("long" in line for line in lines) >= num_presets
 
 
+@pytest.mark.parametrize("silent", [(), ("c4", "squad", "wikipedia")])
+@pytest.mark.parametrize("current", [None, UNFINISHED, FINISHED])
+@pytest.mark.parametrize("num_archived", [0, 1, 9])
+def test_eight_presets_runs_and_the_question_fit_a_small_terminal(silent, current, num_archived):
+    entries = [entry(f"{n:02d}_{'long_name' * 3}_{n}", silent=silent) for n in range(8)]
+    menu = Menu(entries, current, [ARCHIVED] * num_archived, has_model=True)
+    shown = render_menu(menu)
+    _, said = answer(menu, EOFError(), terminal=False) if current or not silent else (None, nothing_ready(menu))
+    below = wrapped(said.replace("\nnobody to answer: Enter is taken", ""), 80)
+    assert len(shown.splitlines()) + len(below.splitlines()) + 1 <= 24  # the prompt
+    assert all(columns(line) <= 80 for line in shown.splitlines())
+    assert ("a9" in shown) == (num_archived == 9)
+
+
+def nothing_ready(menu: Menu) -> str:
+    with pytest.raises(UserError) as raised:
+        default_choice(menu.entries, menu.current)
+    return str(raised.value)
+
+
 def test_presets_of_one_name_are_told_apart_by_their_files():
     copy = dataclasses.replace(GENERAL, path=Path("configs/07_copy.json"))
     shown = render_menu(Menu([GENERAL, copy, QA]))
@@ -268,6 +328,7 @@ def test_the_menu_leaves_room_for_what_enter_says():
     entries = [entry(f"{n:02d}_{n}", silent=("c4",)) for n in range(5)]
     shown = render_menu(Menu([*entries, OFFLINE]))
     _, reason = default_choice([*entries, OFFLINE], None)
+    assert "  not 2 more presets" in reason
     assert len(shown.splitlines()) + len(reason.splitlines()) + 1 <= 24
     assert shown.count("One sentence") < 6
     assert render_menu(Menu([*entries, OFFLINE]), (80, 50)).count("One sentence") == 6

@@ -17,10 +17,10 @@ def decode_bytes(tokens):
     return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def converse(lines, monkeypatch, generate=None):
+def converse(lines, monkeypatch, generate=None, seeds=None):
     """Talk with these inputs (exceptions are raised); everything written, and the settings generation was called
-    with."""
-    written, calls = [], []
+    with. `seeds` gets the seed of each answer."""
+    written, calls, seeds = [], [], [] if seeds is None else seeds
     inputs = iter(lines)
 
     def ask(_prompt):
@@ -31,6 +31,7 @@ def converse(lines, monkeypatch, generate=None):
 
     def recorded(decoder, tokens, limit, *, generator, stop_token, drafting, **settings):
         calls.append((tokens, settings))
+        seeds.append(generator.initial_seed())
         yield from (generate or (lambda: iter(b"fine")))()
 
     monkeypatch.setattr(talk_module, "generate", recorded)
@@ -56,17 +57,49 @@ def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
 
 def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
     text, calls = converse(["/temperature 0.5", "/top_p 7", "/topp 1", "hi", ""], monkeypatch)
-    assert calls == [([0, *b"hi"], {"temperature": 0.5, "top_p": 0.95})]
+    assert calls == [([0, *b"hi"], {"temperature": 0.5, "top_p": 0.95, "block_ngram": 0})]
     assert "0 to 1" in text
     assert "/top_p" in text
     assert "fine" in text
     assert "4 tokens" in text
 
 
+def test_a_text_may_have_several_lines(monkeypatch):
+    _, calls = converse(
+        ["def f(x):\\", "    if x:\\", "        return \t", "/* pasted */\nint x;", "  x  "], monkeypatch
+    )
+    assert [bytes(tokens[1:]) for tokens, _ in calls] == [
+        b"def f(x):\n    if x:\n        return",
+        b"/* pasted */\nint x;",
+        b"  x",
+    ]
+
+
+def test_what_is_typed_of_a_text_when_ctrl_c_or_the_end_comes_is_dropped(monkeypatch):
+    text, calls = converse(["one\\", KeyboardInterrupt(), "two\\"], monkeypatch)
+    assert calls == []
+    assert "(an empty line leaves)" in text
+
+
+def test_again_continues_the_last_text_with_the_settings_of_now(monkeypatch):
+    text, calls = converse(["/again", "hi", "/repeat 3", "/again", "/again now"], monkeypatch)
+    assert "There is no text yet to continue again." in text
+    assert [(tokens, settings["block_ngram"]) for tokens, settings in calls] == [([0, *b"hi"], 0), ([0, *b"hi"], 3)]
+    assert "did you mean /again?" in text
+
+
+def test_every_answer_says_its_seed_which_is_another_each_time(monkeypatch):
+    seeds = []
+    text, _ = converse(["/seed 7", "hi", "/again", "/seed 7", "hi", "/seed"], monkeypatch, seeds=seeds)
+    assert seeds == [7, 8, 7]
+    assert re.findall(r"seed (\d+)\]", text) == ["7", "8", "7"]
+    assert "seed = 8\n" in text
+
+
 def test_quit_leaves_and_help_says_how(monkeypatch):
     text, calls = converse(["/help", "/quit", "not read any more"], monkeypatch)
     assert text.count("Ctrl-C stops") == 2  # at the beginning, and when asked
-    assert "temperature = 0.8, top_p = 0.95, length = 400" in text
+    assert "temperature = 0.8, top_p = 0.95, repeat = 0, length = 400, seed = " in text
     assert calls == []
 
 
@@ -74,7 +107,9 @@ def test_a_misspelt_setting_is_told_the_nearest_and_one_without_a_value_its_own(
     settings = {"temperature": 0.8}
     assert change_setting("/temp 1", settings) == "Unknown setting; did you mean /temperature?"
     assert change_setting("/tempratur 1", settings) == "Unknown setting; did you mean /temperature?"
-    assert "there are /temperature, /top_p, /length, /help, /quit" in change_setting("/x", settings)
+    assert "there are /temperature, /top_p, /repeat, /length, /seed, /again, /help, /quit" in change_setting(
+        "/x", settings
+    )
     assert change_setting("/temperature", settings) == "temperature = 0.8"
 
 
@@ -118,6 +153,21 @@ class Zeros:
         return torch.zeros(256)
 
 
+def test_a_seed_gives_the_same_text_of_a_real_model():
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
+    lines, written = iter(["/length 20", "/seed 7", "hello", "/again", "/seed 7", "/again"]), []
+    talk(
+        Decoder(Transformer(config, 256)),
+        lambda text: list(text.encode()),
+        lambda tokens: " ".join(map(str, tokens)),
+        ask=lambda _: next(lines, ""),
+        write=written.append,
+    )
+    first, other, same = re.findall(r"(?m)^([\d ]+)\n\[20 tokens", "".join(written))
+    assert first == same
+    assert first != other
+
+
 def test_talking_to_a_real_model():
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
     lines, written = iter(["hello", ""]), []
@@ -130,4 +180,6 @@ def test_talking_to_a_real_model():
         write=written.append,
     )
     last_line = "".join(written).splitlines()[-1]
-    assert re.fullmatch(rf"\[{talk_module.MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept\]", last_line)
+    assert re.fullmatch(
+        rf"\[{talk_module.MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept, seed \d+\]", last_line
+    )

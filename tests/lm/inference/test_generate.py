@@ -52,7 +52,7 @@ def test_a_full_window_starts_again_with_its_last_half(model):
 def test_no_3_gram_ever_comes_twice(model):
     prompt = random_tokens(3)[0].tolist()
     repetitive = list(generate(Decoder(model), prompt, 200, temperature=0, block_ngram=0))
-    blocked = prompt + list(generate(Decoder(model), prompt, 200, temperature=0))
+    blocked = prompt + list(generate(Decoder(model), prompt, 200, temperature=0, block_ngram=3))
     trigrams = list(zip(blocked, blocked[1:], blocked[2:], strict=False))
     assert len(set(trigrams)) == len(trigrams)
     assert len(set(zip(repetitive, repetitive[1:], repetitive[2:], strict=False))) < 150  # there was something to block
@@ -218,7 +218,8 @@ def test_drafted_text_is_distributed_as_plain_text(make, temperature, top_p, blo
 def test_no_3_gram_comes_twice_with_drafts_either(model):
     drafting = Drafting(NoisyCopy(model, noise=0.5))
     for temperature in (0, 0.8):
-        text = list(generate(Decoder(model), [1, 2], 200, temperature=temperature, drafting=drafting))
+        settings = {"temperature": temperature, "block_ngram": 3}
+        text = list(generate(Decoder(model), [1, 2], 200, drafting=drafting, **settings))
         trigrams = list(zip(text, text[1:], text[2:], strict=False))
         assert len(text) == 200
         assert len(set(trigrams)) == len(trigrams)

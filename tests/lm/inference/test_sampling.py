@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from lm.inference.sampling import NgramBlocker, Sampler, draw, process_logits
+from lm.inference.sampling import NgramBlocker, Sampler, process_logits, sample
 
 pytestmark = pytest.mark.core
 
@@ -76,9 +76,17 @@ def test_blocker_rollback_undoes_append():
         assert sorted(blocker.banned()) == sorted(NgramBlocker(tokens[:length]).banned())
 
 
-def test_what_is_drawn_has_weight_and_what_has_weight_is_drawn():
+def test_with_n_1_no_token_comes_twice():
+    blocker = NgramBlocker([5, 7], 1)
+    blocker.append(9)
+    assert sorted(blocker.banned()) == [5, 7, 9]
+    blocker.rollback(1)
+    assert blocker.banned() == [5]
+
+
+def test_what_is_sampled_has_weight_and_what_has_weight_is_sampled():
     generator = torch.Generator().manual_seed(0)
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0])
-    drawn = [draw(weights, generator) for _ in range(2000)]
-    assert set(drawn) == {1, 3}
-    assert 0.71 < drawn.count(1) / 2000 < 0.79
+    sampled = [sample(weights, generator) for _ in range(2000)]
+    assert set(sampled) == {1, 3}
+    assert 0.71 < sampled.count(1) / 2000 < 0.79

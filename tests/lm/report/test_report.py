@@ -3,6 +3,7 @@
 import pytest
 
 from aux_heads.metrics import Measure
+from lm.report import figures
 from lm.report.metrics import MetricsLog
 from lm.report.report import write_report
 from lm.report.samples import Sample, SampleLog
@@ -79,3 +80,41 @@ def test_report_of_a_run_that_has_only_just_begun(tmp_path):
     MetricsLog(tmp_path / "metrics.jsonl").write({"tokens": 1, "step": 1, "loss": 9.0, "tokens_per_second": 1.0})
     assert "report.png" in write_report(tmp_path, "{}", {"preset": "tiny"}).read_text()
     assert "never interrupted" in (tmp_path / "report.md").read_text()
+
+
+def drawn(monkeypatch, records, draw=figures.draw):
+    """The visible panels, by their titles."""
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    draw(records, None, "tiny, 36k parameters")
+    assert kept[0].get_suptitle() == "tiny, 36k parameters"
+    return {panel.get_title(loc="left"): panel for panel in kept[0].axes if panel.get_visible()}
+
+
+def evaluated(tokens: int, loss: float, measured: int) -> dict:
+    found = {"loss": loss, "bits_per_byte": loss / 3, "tokens": measured}
+    return {"tokens": tokens, "eval": {**found, "per_source": {"wiki": found}}, "mixture": {"wiki": 1.0}}
+
+
+def test_a_picture_has_no_panel_without_content(monkeypatch):
+    step = {"tokens": 1, "step": 1, "loss": 9.0, "tokens_per_second": 1.0}
+    assert list(drawn(monkeypatch, [step])) == ["Loss, nats per token", "Tokens per second"]
+    with_evaluation = drawn(monkeypatch, [step, evaluated(1, 9.0, 100)])  # a single source is the whole mixture
+    assert list(with_evaluation) == ["Loss, nats per token", "Held-out bits per byte, per source", "Tokens per second"]
+
+
+def test_an_evaluation_of_more_text_is_not_joined_to_those_before(monkeypatch):
+    records = [evaluated(10, 4.0, 100), evaluated(20, 3.0, 100), evaluated(20, 3.5, 900)]
+    panel = drawn(monkeypatch, records)["Held-out bits per byte, per source"]
+    line, star = panel.lines
+    assert list(line.get_ydata()) == [4.0 / 3, 1.0]
+    assert list(star.get_ydata()) == [3.5 / 3]
+
+
+def test_a_single_point_of_a_baseline_is_seen(monkeypatch):
+    heads = [{"tokens": 10, "heads": {"value/correlation": 0.4, "value/trailing": 0.5}}]
+    (panel,) = drawn(
+        monkeypatch, heads, lambda records, path, title: figures.draw_heads(records, MEASURES, path, title)
+    ).values()
+    assert all(line.get_marker() in ("o", "_") for line in panel.lines)
+    assert {tuple(line.get_ydata()) for line in panel.lines} == {(0.4,), (0.5,)}

@@ -1,4 +1,4 @@
-"""What is done to the machine's memory is done."""
+"""What is done to the machine's memory is done; a compiler that fails costs speed and not the run."""
 
 import platform
 import subprocess
@@ -7,6 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from lm.runtime.machine import is_one_word
+from tests.program import Program
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,3 +39,30 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     before, kept, given_back = map(int, done.stdout.split())
     assert kept - before > 180
     assert given_back - before < 20
+
+
+@pytest.mark.parametrize("name", ["plain", "Umlaut-ü", "日本語", "(a)&#%[b]"])
+def test_paths_that_torch_passes_on_to_the_compiler(name):
+    assert is_one_word(f"/home/{name}/checkpoints")
+
+
+@pytest.mark.parametrize("name", ["My Models", "it's", 'a "b"', "back\\slash"])
+def test_paths_that_it_breaks(name):
+    assert not is_one_word(f"/home/{name}/checkpoints")
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_done_without(text, tmp_path):
+    """In a folder whose name torch would break, so that the compiler's cache must not be there."""
+    compiler = tmp_path / "failing-g++"
+    compiler.write_text("#!/bin/sh\n[ $# = 1 ] && exec echo 'g++ 13.0'\necho 'error: no stdio.h here' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    program = Program(tmp_path / "My Models" / "it's", text, token_budget=4_000)
+    del program.environment["TORCH_COMPILE_DISABLE"]
+    program.environment |= {"CXX": str(compiler), "TMPDIR": str(tmp_path)}
+    program.add()
+    result = program.run("0\n")
+    assert result.code == 0, result.out + result.err
+    assert "no torch.compile: the compiler is there and fails: error: no stdio.h here" in " ".join(result.out.split())
+    assert not (program.checkpoints / "compiled").exists()
+    assert '"compiled": false' in (program.checkpoints / "machine.json").read_text()

@@ -1,13 +1,21 @@
-"""What is said reaches whoever reads it whole: in a terminal of whatever width, and in a file."""
+"""What is said reaches whoever reads it whole, in a terminal of whatever width and in a file; lines are edited."""
 
 import fcntl
 import os
+import pty
+import re
+import select
+import signal
 import struct
+import sys
 import termios
+import time
+from collections.abc import Callable
 
 import pytest
 
 from lm.runtime.terminal import SIZE, size_of, tell
+from tests.program import ROOT
 
 pytestmark = pytest.mark.core
 
@@ -52,3 +60,66 @@ def test_a_terminal_that_does_not_tell_its_size_has_the_usual_one(terminal):
     assert size_of(stream) == SIZE
     resize(132, 50)
     assert size_of(stream) == (132, 50)
+
+
+READS_LINES = """
+import signal
+from lm.runtime.signals import interruptible, leave_on_signals
+from lm.runtime.terminal import read_line
+leave_on_signals()
+with interruptible():
+    while True:
+        try:
+            print("read", repr(read_line("\\n> ")))
+        except KeyboardInterrupt:
+            print("\\ninterrupted")
+        except EOFError:
+            break
+"""
+
+
+def typed(*keys: bytes | Callable[[int], None]) -> tuple[list[str], bool]:
+    """Type at each prompt of a program in a terminal of its own, or do something to it; what it printed, and whether it
+    left the terminal as it was."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "-c", READS_LINES], os.environ | {"TERM": "xterm", "INPUTRC": ""})
+    before, said, waiting = termios.tcgetattr(terminal), b"", list(keys)
+    while select.select([terminal], [], [], 10)[0]:
+        try:
+            said += os.read(terminal, 65_536)
+        except OSError:  # Linux's end of a terminal
+            break
+        if waiting and said.count(b"\n> ") > len(keys) - len(waiting):
+            key = waiting.pop(0)
+            os.write(terminal, key) if isinstance(key, bytes) else key(process)
+    else:
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    assert status == 0, said.decode()
+    assert said.rfind(b"\x1b[?2004h") < said.rfind(b"\x1b[?2004l")  # nobody is left who understands marks
+    unchanged = termios.tcgetattr(terminal) == before
+    os.close(terminal)
+    return re.findall("(?m)^(?:\\x1b\\[\\?2004l)?((?:read|interrupted).*)\r", said.decode()), unchanged
+
+
+def test_a_line_is_edited_before_it_is_read():
+    keys = (b"abd\x1b[Dc\r", b"\x1b[A\x1b[A!\r", "né漢\x7f字\r".encode(), b"\tx\r", b"\x04")
+    assert typed(*keys) == (["read 'abcd'", "read 'abcd!'", "read 'né字'", r"read '\tx'"], True)
+
+
+def test_pasted_text_is_one_line_even_as_the_first_key():
+    assert typed(b"\x1b[200~one\rtwo\r\tthree\x1b[201~\r", b"\x04") == ([r"read 'one\ntwo\n\tthree'"], True)
+
+
+def test_every_ctrl_c_is_noticed():
+    assert typed(*[b"\x03"] * 20, b"half\x03", b"\x04") == (["interrupted"] * 21, True)
+
+
+def test_a_signal_leaves_the_terminal_as_it_was():
+    def terminate_later(process: int) -> None:
+        time.sleep(0.3)  # until the line is being edited
+        os.kill(process, signal.SIGTERM)
+
+    assert typed(b"a\r", terminate_later) == (["read 'a'"], True)

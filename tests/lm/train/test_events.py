@@ -1,13 +1,15 @@
 """What is said of samples while a run goes on."""
 
 import statistics
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from aux_heads.value import Value
 from configs.schema import ModelConfig
 from lm.inference.decoder import Decoder
-from lm.train.events import difficulty
+from lm.train.events import difficulty, sample
 from tests.lm.random_model import random_model, randomize
 
 
@@ -29,3 +31,28 @@ def test_difficulty_is_what_the_value_head_expects_at_each_token_of_the_window()
         expected_T = value.expectation(value.logits(states_TD, trailing and torch.tensor(trailing)))
         assert found[: -len(expected_T)] == [None] * max(0, length - 16)
         torch.testing.assert_close(torch.tensor(found[-len(expected_T) :]), expected_T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_samples_repeat_no_run_of_as_many_tokens_as_the_preset_says(n):
+    model = random_model(ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64), 200)
+    prompt, written = [0, 1, 2], []
+    train = SimpleNamespace(seed=1, sample_no_repeat_ngram=n)
+    trainer = SimpleNamespace(
+        collect_results=lambda: None,
+        state=SimpleNamespace(sampled=0, tokens_seen=1),
+        world=SimpleNamespace(is_first=True),
+        learner=SimpleNamespace(trunk=model, heads={}),
+        preset=SimpleNamespace(train=train, model=model.config),
+        held_out=SimpleNamespace(beginnings=lambda count, length: [("notes", prompt)] * count),
+        stop=lambda: False,
+        tokenizer=SimpleNamespace(decode=lambda tokens: " ".join(map(str, tokens))),
+        records=SimpleNamespace(write_samples=written.extend),
+    )
+    sample(trainer)
+    repeats = {}
+    for size in (1, 3):
+        texts = [prompt + [int(token) for token in one.continuation.split()] for one in written]
+        runs = [list(zip(*(text[i:] for i in range(size)), strict=False)) for text in texts]
+        repeats[size] = any(len(set(run)) < len(run) for run in runs)
+    assert repeats == {1: n != 1, 3: n == 0}

@@ -87,6 +87,8 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     keys = {"tokens", "step", "loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm"}
     assert all(line.keys() >= keys for line in steps)
     assert steps[-1]["tokens"] == BUDGET
+    assert [line["time"] for line in steps] == sorted(line["time"] for line in steps)
+    assert steps[0]["learning_rates"]["matrix"] == steps[0]["lr"] < steps[0]["learning_rates"]["embedding"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
     evaluations = [line for line in lines if "eval" in line]
     assert [line["tokens"] for line in evaluations] == [8192, 16128, BUDGET]

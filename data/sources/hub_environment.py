@@ -1,0 +1,155 @@
+"""The environment variables that say how the Hub is reached: put in order before a library reads
+them, or one message that names the variable to correct.
+
+`huggingface_hub` and `datasets` read most of them once, when they are imported, and disagree about
+some: both see what `prepare_environment` leaves. Imports neither library.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+from configs.errors import SourceError
+
+# Each stops every request to the Hub when it is true.
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
+TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Read by the HTTP client when it is made.
+CONNECTION = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "SSLKEYLOGFILE")
+
+_cache: tempfile.TemporaryDirectory | None = None  # deleted when this process ends
+
+
+def prepare_environment() -> None:
+    """Set the variables that the libraries are about to read. Raises SourceError."""
+    for name in ("HF_ENDPOINT", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", *CACHES, *TIMEOUTS):
+        if not os.environ.get(name, "x").strip():  # the libraries take an empty one literally
+            del os.environ[name]
+    if "HF_ENDPOINT" in os.environ:  # `datasets` cuts len(HF_ENDPOINT) + 1 characters off addresses
+        os.environ["HF_ENDPOINT"] = os.environ["HF_ENDPOINT"].strip().rstrip("/")
+    # Otherwise a request of its own asks which program this is.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in TIMEOUTS:
+        if not (seconds := os.environ.get(name, "10")).isdecimal():
+            raise SourceError(f"{name} is {seconds[:20]!r} in the environment: give a number of seconds, or unset it")
+    _prepare_cache()
+
+
+def _prepare_cache() -> None:
+    """Give the libraries a temporary folder where theirs cannot be written.
+
+    They keep the card and the file list of each dataset there, a few kilobytes.
+    """
+    global _cache
+    for name in CACHES:
+        if name in os.environ and not _can_be_written(_path(os.environ[name])):
+            del os.environ[name]
+    if not _can_be_written(_home()):
+        if os.path.exists(token := _home() / "token"):
+            os.environ.setdefault("HF_TOKEN_PATH", str(token))
+        try:
+            _cache = tempfile.TemporaryDirectory(prefix="huggingface-")
+        except OSError as error:
+            raise SourceError(
+                f"HF_HOME: neither {_home()} nor a temporary folder can be written ({error.strerror}); "
+                "set HF_HOME to a folder for the cache of the Hub"
+            ) from None
+        os.environ["HF_HOME"] = _cache.name
+
+
+def _home() -> Path:
+    return _path(os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+
+
+def _path(given: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(given)))
+
+
+def _can_be_written(folder: Path) -> bool:
+    if not folder.is_absolute():  # "~" of a user without a home
+        return False
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def check_environment(dataset: str) -> None:
+    """Raise SourceError if `dataset` cannot be asked for in this environment."""
+    for name in OFFLINE:
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise SourceError(f"{dataset} is on the Hugging Face Hub, but {name} is set; unset it")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not endpoint.startswith(("http://", "https://")) or not _host(endpoint):
+        raise SourceError(
+            f"HF_ENDPOINT is {endpoint[:80]!r}: write an address such as https://huggingface.co, or unset it"
+        )
+    check_token()
+
+
+def check_token() -> None:
+    """Raise SourceError if the token in use cannot be sent."""
+    where, token = token_in_use()
+    if not (token.isascii() and token.isprintable()):
+        raise SourceError(f"{where} holds characters that cannot be sent: set it again")
+
+
+def _host(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:  # such as an open bracket
+        return ""
+
+
+def token_in_use() -> tuple[str, str]:
+    """Return (where it is, the token that is sent to the Hub); ("", "") if there is none.
+
+    As `huggingface_hub.get_token` does: from the environment, else from the file that
+    `hf auth login` writes. Raises SourceError if that file cannot be read.
+    """
+    for name in TOKENS:
+        if token := os.environ.get(name, "").strip():
+            return name, token
+    path = _path(os.environ.get("HF_TOKEN_PATH") or str(_home() / "token"))
+    try:
+        token = path.read_text().strip()
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SourceError(
+            f"{path}, the token of the Hub, cannot be read ({reason}): log in again, or set HF_TOKEN"
+        ) from None
+    return str(path) if token else "", token
+
+
+def proxy_variable(url: str) -> str:
+    """Return the name of the variable whose proxy requests to `url` go through, or ""."""
+    if proxy_bypass(_host(url)):
+        return ""
+    names = (f"{urlsplit(url).scheme}_proxy", "all_proxy")
+    spellings = [spelling for name in names for spelling in (name, name.upper())]
+    return next((name for name in spellings if os.environ.get(name)), "")
+
+
+def certificate_variable() -> str:
+    """Return the name of the variable that says which certificates are trusted."""
+    return next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "SSL_CERT_FILE")
+
+
+def variable_at_fault(connect: Callable[[], object]) -> str:
+    """Return the name of the variable without which `connect` succeeds, or of all that it reads."""
+    names = [name for name in os.environ if name.upper() in CONNECTION]
+    for name in names:
+        value = os.environ.pop(name)
+        try:
+            connect()
+            return name
+        except Exception:  # of any kind: the variable may be a path, an address, a list
+            continue
+        finally:
+            os.environ[name] = value
+    return " or ".join(names) or "the environment"

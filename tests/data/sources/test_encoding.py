@@ -1,0 +1,122 @@
+"""Text in other encodings: read as it was written, or skipped and said; never anything else."""
+
+import random
+
+import pytest
+
+from configs.errors import SourceError
+from configs.sources import TextSource
+from data.sources.encoding import OLDER, SAMPLE_BYTES, UNUSUAL_OLDER
+from data.sources.opening import open_source
+
+pytestmark = pytest.mark.core
+
+TEXTS = {
+    "en": "“It’s only a small café,” she said – but the crowd outside would not leave before it opened.",
+    "de": "Über Nacht fiel Schnee, und die Straße zum Bahnhof war früh am Morgen kaum befahrbar. Größere Züge hörte man nicht.",
+    "fr": "L'été dernier, nous avons passé quelques semaines à la campagne, près d'une forêt où l'on ne rencontrait personne.",
+    "es": "Mañana por la mañana el niño irá con su abuela al médico, porque desde el año pasado no oye bien la televisión.",
+    "pt": "Não há ninguém na estação, e a próxima condução só sai amanhã de manhã; os irmãos já não têm paciência.",
+    "sv": "På hösten går barnen till sjön, där fåglarna samlas innan de flyger söderut över de höga träden.",
+    "pl": "Wczoraj wieczorem sąsiad przyniósł świeże gruszki i długo opowiadał, że jesień będzie w tym roku łagodna.",
+    "cs": "Včera večer přišel soused a dlouho vyprávěl o tom, že letošní podzim bude teplý a že švestky už dozrály.",
+    "hu": "Tegnap este átjött a szomszéd, és sokáig mesélt arról, hogy az idei ősz meleg lesz, és a körték is megértek.",
+    "tr": "Dün akşam komşumuz uğradı ve bu yıl sonbaharın ılık geçeceğini, üzümlerin de çoktan olgunlaştığını anlattı.",
+    "ru": "Вчера вечером зашёл сосед и долго рассказывал, что осень в этом году будет тёплая, а груши уже поспели.",
+    "uk": "Учора ввечері зайшов сусід і довго розповідав, що осінь цього року буде тепла, а груші вже достигли.",
+    "el": "Χθες το βράδυ ήρθε ο γείτονας και μας έλεγε ώρα πολλή ότι το φθινόπωρο θα είναι φέτος ζεστό.",
+    "he": "אתמול בערב בא השכן וסיפר לנו במשך זמן רב שהסתיו יהיה השנה חם ושהאגסים כבר הבשילו.",
+    "ar": "جاء الجار مساء أمس وتحدث طويلا عن أن الخريف سيكون دافئا هذا العام وأن الإجاص قد نضج.",
+    "th": "เมื่อวานตอนเย็นเพื่อนบ้านแวะมาเล่าให้ฟังว่าปีนี้ฤดูใบไม้ร่วงจะอบอุ่นและลูกแพร์สุกแล้ว",
+    "ja": "昨日の夕方、隣の人が来て、今年の秋は暖かくなりそうだと長い間話していた。梨ももう熟しているらしい。",
+    "zh-Hans": "昨天晚上邻居来了，说了很久，他觉得今年的秋天会很暖和，梨也已经熟了，可以开始摘了。",
+    "zh-Hant": "昨天晚上鄰居來了，說了很久，他覺得今年的秋天會很暖和，梨也已經熟了，可以開始摘了。",
+    "ko": "어제 저녁에 이웃 사람이 와서 올해 가을은 따뜻할 것이고 배도 벌써 다 익었다고 오랫동안 이야기했다.",
+}
+WRITTEN = {
+    "en": ["cp1252", "mac_roman"],
+    **{language: ["cp1252", "iso8859_15", "mac_roman", "cp850"] for language in ("de", "fr", "es", "pt", "sv")},
+    **{language: ["cp1250", "iso8859_2", "cp852"] for language in ("pl", "cs", "hu")},
+    "tr": ["cp1254", "iso8859_9"],
+    "ru": ["cp1251", "koi8_r", "iso8859_5", "mac_cyrillic", "cp866"],
+    "uk": ["cp1251", "koi8_u", "mac_cyrillic"],
+    "el": ["cp1253", "iso8859_7", "mac_greek"],
+    "he": ["cp1255", "iso8859_8", "cp862"],
+    "ar": ["cp1256", "iso8859_6"],
+    "th": ["cp874", "tis_620"],
+    "ja": ["shift_jis", "cp932", "euc_jp", "iso2022_jp"],
+    "zh-Hans": ["gb2312", "gbk", "gb18030"],
+    "zh-Hant": ["big5", "cp950"],
+    "ko": ["euc_kr", "cp949"],
+}
+UNICODE = ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
+CASES = [(language, encoding) for language in TEXTS for encoding in WRITTEN[language] + UNICODE]
+
+
+def open_files(folder, **contents: bytes):
+    for name, content in contents.items():
+        (folder / f"{name}.txt").write_bytes(content)
+    spec = TextSource(type="text", path=str(folder), label="notes")
+    return open_source(spec, cache_dir=None, seed=1)
+
+
+def texts(source, epoch=0):
+    return [document.text for document, _ in source.documents(epoch)]
+
+
+@pytest.mark.parametrize(("language", "encoding"), CASES)
+def test_text_is_read_in_the_encoding_it_was_written_in(tmp_path, language, encoding):
+    text = (TEXTS[language] + "\r\n" + TEXTS[language][20:]).encode(encoding, "ignore")
+    assert texts(open_files(tmp_path, a=text)) == [text.decode(encoding).replace("\r\n", "\n")]
+
+
+def test_parts_of_any_length_are_read_rightly_or_skipped(tmp_path):
+    parts, rng = {}, random.Random(1)
+    for number, (language, encoding) in enumerate(CASES):
+        for length in (8, 15, 30, 60):
+            start = rng.randrange(max(1, len(TEXTS[language]) - length))
+            content = TEXTS[language][start : start + length].encode(encoding, "ignore")
+            parts[f"{number}-{length}"] = (content, content.decode(encoding))
+    source = open_files(tmp_path, **{name: content for name, (content, _) in parts.items()})
+    read = texts(source)
+    assert {text.strip() for text in read} <= {text.strip() for _, text in parts.values()}
+    assert len(read) > len(parts) / 2
+    assert source.skipped["of uncertain encoding"] > 0
+
+
+def test_what_is_uncertain_is_said_once_with_its_name_and_counted(tmp_path):
+    noise = random.Random(1).randbytes(5000).translate(None, bytes(range(32)))
+    # Two that Python can read but which are so rare that they are not tried.
+    rare = {"johab": TEXTS["ko"].encode("johab"), "ebcdic": TEXTS["en"].encode("cp037", "ignore")}
+    source = open_files(tmp_path, good=b"Good text.", noise=noise, **rare)
+    assert texts(source) == texts(source, epoch=1) == ["Good text."]
+    assert source.skipped == {"of uncertain encoding": 3}
+    assert "skipped: 3 of uncertain encoding" in source.size()
+    [notice] = source.notices
+    assert "skipped 3 files whose encoding is not certain" in notice
+    assert all(f"{name}.txt" in notice for name in ("noise", "johab", "ebcdic"))
+    for path in tmp_path.glob("*.txt"):
+        path.write_bytes(noise + path.name.encode())
+    with pytest.raises(
+        SourceError, match=r"none of its files can be read \(4 of uncertain encoding\).*save them as UTF-8"
+    ):
+        open_files(tmp_path)
+
+
+def test_bytes_far_into_a_file_decide_too(tmp_path):
+    ascii_text = "Nothing but plain words is on this line, and on the many lines that follow it.\n" * 30_000
+    text = ascii_text + (TEXTS["ru"] + "\n") * 3 + ascii_text
+    in_one_line = text.replace("\n", " ") + "!"
+    source = open_files(tmp_path, lines=text.encode("cp1251"), line=in_one_line.encode("cp1251"))
+    assert "".join(texts(source)) in (text + in_one_line, in_one_line + text)
+
+
+def test_a_character_cut_by_the_end_of_the_sample_does_no_harm(tmp_path):
+    for shift in range(3):
+        text = "x" * shift + TEXTS["ja"] * (SAMPLE_BYTES // len(TEXTS["ja"]))
+        assert "".join(texts(open_files(tmp_path, a=text.encode("shift_jis")))) == text
+
+
+def test_every_encoding_is_one_of_python_and_is_tried_once():
+    assert all(TEXTS["ru"].encode(encoding, "ignore") for encoding in OLDER + UNUSUAL_OLDER)
+    assert len(set(OLDER + UNUSUAL_OLDER)) == len(OLDER + UNUSUAL_OLDER)
