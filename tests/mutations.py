@@ -58,6 +58,18 @@ MUTATIONS = {
         "CPU_ACTIVATION_BUDGET = 1.0",
         "tests/aux_heads/test_joint.py",
     ),
+    "a page that is no text is trained on": Mutation(
+        "data/sources/pdf_worker.py", " or looks_wrong(text)", "", "tests/data/sources/test_pdf_texts.py"
+    ),
+    "letters of an Arabic ligature come backwards": Mutation(
+        "data/sources/pdf_pdfium.py",
+        'letter + letters.get(place, "")',
+        'letters.get(place, "") + letter',
+        "tests/data/sources/test_pdf_texts.py",
+    ),
+    "a turned page is read as it lies": Mutation(
+        "data/sources/pdf_pdfium.py", "-angle % 360)", "0)", "tests/data/sources/test_pdf_texts.py"
+    ),
     "no fsync": Mutation("lm/checkpoint/file.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
     "names swapped": Mutation(
         "lm/checkpoint/store.py",

@@ -3,7 +3,7 @@
     PDFSource -> Extraction (one a file, as many at once as cores) -> data/sources/pdf_worker.py
               -> JSON lines -> documents: consecutive pages, no running headers, whole words
 
-A child bounds the time and memory that pypdf may take. Its output is cached in `cache_dir` under
+A child bounds the time and memory that reading may take. Its output is cached in `cache_dir` under
 the file's content digest, whatever ended it: a resumed run gets the same pages and the same
 reasons, and no file is read twice. Only one page is held in memory. No images are read: a page
 with almost no text is counted as a possible scan.
@@ -28,7 +28,7 @@ from typing import BinaryIO, NamedTuple
 from configs import schema
 from data.files import room_on_disk, write_atomically
 from data.sources.base import PIECE_CHARACTERS
-from data.sources.text import FileSource, find_files, is_binary, split
+from data.sources.text import FileSource, find_files, split
 
 
 class Limits(NamedTuple):
@@ -47,7 +47,7 @@ LIMITS = Limits()
 CORES = os.cpu_count() or 1
 AHEAD = 4 * CORES  # files extracted before they are needed; more than cores, as one may take long
 MIN_PAGE_CHARACTERS = 20
-RULES_VERSION = 2  # part of the cache's file names: change it with a child's output
+RULES_VERSION = 3  # part of the cache's file names: change it with a child's output
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
 LONGEST_HEADER = 200  # characters
 MOST_COMPOUNDS = 100_000  # words with a hyphen remembered per file
@@ -194,7 +194,7 @@ def pages(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
         if isinstance(value, dict):
             if value["problem"]:
                 skipped[value["problem"]] += 1
-        elif value is None or is_binary(value):  # a font that does not map to letters
+        elif value is None:
             skipped["page cannot be read"] += 1
         else:
             yield value

@@ -2,8 +2,15 @@
 
 Writes JSON lines to stdout, each at once, so that pages read before a limit survive the process: a
 page's text, or null for a page that cannot be read; at the end {"problem": reason or null}. It
-imports only pypdf and the standard library, which takes 0.15 s. It never writes a file, and ends
-after the current page when its parent is gone.
+never writes a file, and ends after the current page when its parent is gone.
+
+    PDFium, in a fork of this process -> pages -> stdout
+    pypdf, in this process            -> pages that PDFium gives without text or as garbage, and
+                                         files that PDFium cannot open
+
+PDFium is faster and places words better, but it is C++: no exception ends a page that takes too
+long, and without memory it aborts. So a page costs at most its fork, and the next fork begins
+after that page. The two never work at the same time: together they stay within the limits of one.
 
 Time is CPU time, limited by the kernel: the result does not depend on the load of the machine, and
 C code that never returns to Python is ended too. macOS may refuse the memory limit; then only time
@@ -14,16 +21,19 @@ import contextlib
 import errno
 import json
 import os
-import re
 import resource
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, BinaryIO
 
-import pypdf
+from data.sources.pdf_page import looks_wrong, tidy
+from data.sources.pdf_pdfium import PdfDocument, page_text
 
-_LIGATURES = re.compile("[\ufb00-\ufb06\u0132\u0133\u01c7-\u01cc\u01f1-\u01f3]")
+
+class Unreadable(Exception):
+    """No more pages of this file can be read, for the reason given."""
 
 
 class PageTimeout(BaseException):
@@ -38,54 +48,137 @@ def main(path: str, limits: dict) -> None:
         file = open(path, "rb")  # noqa: SIM115 (closed below)
     except OSError:
         sys.exit(os.EX_NOINPUT)
+    problem, num_characters = None, 0
     with file:
         try:
-            with page_time(limits["page_seconds"]):
-                if b"%PDF-" not in file.read(1024):
-                    return end("not a PDF")
-                reader = pypdf.PdfReader(file)
-                if reader.is_encrypted and not reader.decrypt(""):
-                    return end("needs a password")
-                num_pages = len(reader.pages)
-        except MemoryError:
-            return end("PDF needs too much memory")
-        except PageTimeout:
-            return end("PDF took too long")
-        except Exception:  # damage makes pypdf raise KeyError, RecursionError, struct.error ...
-            return end("damaged PDF")
-        num_characters = 0
-        for number in range(num_pages):
-            try:
-                with page_time(limits["page_seconds"]):
-                    text = tidy(reader.pages[number].extract_text(), limits["page_characters"])
-            except (Exception, PageTimeout):
-                text = None
-            num_characters += len(text or "")
-            if num_characters > limits["text_characters"]:
-                return end("PDF has too much text")
-            if os.getppid() != parent:
-                return None
-            write(text)
-    return end(None if num_pages else "damaged PDF")
+            if b"%PDF-" not in file.read(1024):
+                raise Unreadable("not a PDF")
+            for text in read_pages(file, limits):
+                num_characters += len(text or "")
+                if num_characters > limits["text_characters"]:
+                    raise Unreadable("PDF has too much text")
+                if os.getppid() != parent:
+                    return
+                write(sys.stdout.buffer, text)
+        except Unreadable as reason:
+            problem = str(reason)
+    write(sys.stdout.buffer, {"problem": problem})
 
 
-def tidy(text: str, most: int) -> str:
-    """Return a page without ligatures, lone surrogates of broken fonts and space at line ends."""
-    if len(text) > most:
-        raise ValueError("no page of a document is as long as this")
-    text = text.encode("utf-8", "ignore").decode("utf-8")
-    text = _LIGATURES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+def read_pages(file: BinaryIO, limits: dict) -> Iterator[str | None]:
+    """Yield the text of each page, or None for one that cannot be read. Raises Unreadable."""
+    pypdf = PypdfPages(file, limits)
+    number, num_pages = 0, 1
+    while number < num_pages:
+        pages = pdfium_pages(file.name, number, limits)
+        num_pages = next(pages, 0)
+        for text in pages:
+            yield text if text != "" else pypdf.text(number)
+            number += 1
+    if not num_pages:
+        yield from map(pypdf.text, range(pypdf.num_pages()))
 
 
-def end(problem: str | None) -> None:
-    write({"problem": problem})
+def pdfium_pages(path: str, first: int, limits: dict) -> Iterator[Any]:
+    """Yield the number of pages, then the text of each from `first` on, until one that is "".
 
-
-def write(value: str | dict | None) -> None:
+    That one is left to pypdf. None stands for a page in which PDFium was ended. Yields nothing if
+    PDFium cannot open the file. Raises Unreadable if the time of the file is used up.
+    """
+    seconds = limits["file_seconds"] - sum(os.times()[:4])
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException), open(write_end, "wb") as output:
+            os.close(read_end)  # else nobody would notice that the reader is gone
+            limit_time(seconds)
+            send_pdfium_pages(output, path, first, limits)
+            os._exit(0)
+        os._exit(1)
+    os.close(write_end)
+    opened = False
     try:
-        sys.stdout.buffer.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        with open(read_end, "rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    opened = True
+                    yield json.loads(line)
+    finally:
+        end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        limit_time(limits["file_seconds"] - sum(os.times()[2:4]))
+    if end == -signal.SIGXCPU or (end == -signal.SIGPROF and not opened):
+        raise Unreadable("PDF took too long")
+    if end and opened:
+        yield None
+
+
+def send_pdfium_pages(output: BinaryIO, path: str, first: int, limits: dict) -> None:
+    """Write what `pdfium_pages` yields. A page that takes too long ends the process."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    with page_time(limits["page_seconds"]):
+        document = PdfDocument(open(path, "rb"))  # noqa: SIM115 (by path it would need a name in UTF-8)
+        num_pages = len(document)
+    write(output, num_pages)
+    for number in range(first, num_pages):
+        text = ""
+        with page_time(limits["page_seconds"]), contextlib.suppress(Exception):
+            text = checked(page_text(document[number]), limits)
+        write(output, text)
+        if not text:
+            return
+
+
+class PypdfPages:
+    """The pages of a file as pypdf reads them. The file is opened for the first of them."""
+
+    def __init__(self, file: BinaryIO, limits: dict):
+        self.file, self.limits = file, limits
+        self._problem: str | None = None
+
+    def num_pages(self) -> int:
+        """Return the number of pages. Raises Unreadable if the file cannot be opened."""
+        if self._pages is None:
+            raise Unreadable(self._problem)
+        return len(self._pages)
+
+    def text(self, number: int) -> str | None:
+        try:
+            with page_time(self.limits["page_seconds"]):
+                return None if self._pages is None else checked(self._pages[number].extract_text(), self.limits)
+        except (Exception, PageTimeout):
+            return None
+
+    @cached_property
+    def _pages(self) -> Any:
+        import pypdf  # takes 0.2 s, and most files are read without it
+
+        try:
+            with page_time(self.limits["page_seconds"]):
+                reader = pypdf.PdfReader(self.file)
+                if not reader.is_encrypted or reader.decrypt(""):
+                    self._problem = None if len(reader.pages) else "damaged PDF"
+                    return reader.pages if len(reader.pages) else None
+                self._problem = "needs a password"
+        except MemoryError:
+            self._problem = "PDF needs too much memory"
+        except PageTimeout:
+            self._problem = "PDF took too long"
+        except Exception:  # damage makes pypdf raise KeyError, RecursionError, struct.error ...
+            self._problem = "damaged PDF"
+        return None
+
+
+def checked(text: str, limits: dict) -> str:
+    """Return the text of a page to be trained on. Raises ValueError if nobody wrote that."""
+    if len(text) > limits["page_characters"] or looks_wrong(text):
+        raise ValueError("no page of a document is like this")
+    return tidy(text)
+
+
+def write(output: BinaryIO, value: str | dict | int | None) -> None:
+    try:
+        output.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        output.flush()
     except OSError as error:  # with a full disk, the parent must not count the PDF as damaged
         os._exit(os.EX_IOERR if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1)
 
@@ -106,15 +199,21 @@ def _raise_timeout(*_: object) -> None:
 
 def limit_resources(limits: dict) -> None:
     signal.signal(signal.SIGPROF, _raise_timeout)
-    seconds, output = limits["file_seconds"], 8 * limits["text_characters"]  # JSON: 6 bytes a character at most
-    for what, soft, hard in (
-        (resource.RLIMIT_CPU, seconds, seconds + 1),
-        (resource.RLIMIT_FSIZE, output, output),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
+    limit_time(limits["file_seconds"])
+    for what, most in (
+        (resource.RLIMIT_FSIZE, 8 * limits["text_characters"]),  # JSON: 6 bytes a character at most
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
     ):
         with contextlib.suppress(ValueError, OSError):  # macOS
-            resource.setrlimit(what, (soft, hard))
+            resource.setrlimit(what, (most, most))
+
+
+def limit_time(seconds: float) -> None:
+    """Let the kernel end this process (SIGXCPU) after so many seconds of CPU time in all."""
+    whole = max(1, round(seconds))
+    with contextlib.suppress(ValueError, OSError):  # macOS
+        resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, deque
@@ -16,7 +17,7 @@ import pytest
 from configs.errors import DiskFull, SourceError
 from configs.sources import PDFSource
 from data.feed import Feed, Progress
-from data.sources import pdf, pdf_worker
+from data.sources import pdf, pdf_page
 from data.sources.opening import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
@@ -44,7 +45,7 @@ def cleaned(*pages: str) -> str:
     """The pages as one text, as if a child had written them."""
     lines = tempfile.TemporaryFile()  # noqa: SIM115 (closed by whoever reads it)
     for page in pages:
-        lines.write(json.dumps(pdf_worker.tidy(page, 10**6)).encode() + b"\n")
+        lines.write(json.dumps(pdf_page.tidy(page)).encode() + b"\n")
     lines.seek(0)
     return "".join(pdf.documents(lines, Counter()))
 
@@ -142,15 +143,16 @@ REASONS = {
     "zeros": "not a PDF",
     "password": "needs a password",
     "fifty_thousand_pages": "PDF took too long",
-    **dict.fromkeys(["control_characters_page", "endless_line_page", "flate_bomb_page", "huge_content_page"], BAD_PAGE),
+    **dict.fromkeys(["control_characters_page", "letters_page", "flate_bomb_page", "huge_content_page"], BAD_PAGE),
     **dict.fromkeys(["flate_bomb_in_a_bomb_page", "a_hundred_filters_page", "damaged_lzw_page"], BAD_PAGE),
-    **dict.fromkeys(["header_only", "noise", "no_pages", "no_root", "no_page_tree", "cyclic_pages"], DAMAGED),
-    **dict.fromkeys(["pages_in_a_ring", "objects_in_a_ring", "object_is_itself"], DAMAGED),
+    **dict.fromkeys(["cyclic_pages", "pages_in_a_ring"], BAD_PAGE),
+    **dict.fromkeys(["header_only", "noise", "no_pages", "no_root", "no_page_tree"], DAMAGED),
+    **dict.fromkeys(["objects_in_a_ring", "object_is_itself"], DAMAGED),
     **dict.fromkeys(["nested_objects", "nested_dictionaries", "unknown_encryption"], DAMAGED),
-    **dict.fromkeys([f"truncated_{tenth}" for tenth in range(1, 11)], DAMAGED),
+    **dict.fromkeys([f"truncated_{tenth}" for tenth in range(1, 10)], DAMAGED),
     **dict.fromkeys(["scan", "spaces_page", "form_loop_page"], NO_TEXT),
 }
-READABLE = {"empty_password", "invalid_utf16_names", "xref_loop", "xref_stream_loop", "letters_page", "hyphens_page"}
+READABLE = {"empty_password", "invalid_utf16_names", "xref_loop", "xref_stream_loop", "truncated_10", "hyphens_page"}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +236,7 @@ def test_the_run_goes_on_and_a_resumed_one_skips_the_same(hostile_folder, cache,
     skipped = whole.progress.skipped
     index = {"not a regular file": 1, "empty": 1, "unreadable": 3}  # the FIFO, the empty file, three links to nothing
     assert {reason: skipped[reason] for reason in index} == index
-    assert skipped[DAMAGED] >= 20
+    assert skipped[DAMAGED] >= 15
     assert skipped["PDF took too long"] >= 1
 
     monkeypatch.setattr(subprocess, "Popen", None)  # from here on nothing may be extracted
@@ -268,10 +270,10 @@ def test_a_page_that_takes_too_long_is_lost_alone(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_page_that_needs_too_much_memory_is_lost_alone(tmp_path, monkeypatch):
     patient = SMALL._replace(page_seconds=20, file_seconds=40)
-    hungry = one_page(flate(b"BT /F1 12 Tf " + b"(x) Tj " * 400_000 + b"ET"))
+    hungry = one_page(flate(b"BT /F1 12 Tf " + b"(xyz ) Tj " * 100_000 + b"ET"))
     monkeypatch.setattr(pdf, "LIMITS", patient)
     text, skipped = read(tmp_path, hungry)
-    assert (text.count("x"), skipped) == (400_000, {})
+    assert (text.count("xyz"), skipped) == (100_000, {})
     monkeypatch.setattr(pdf, "LIMITS", patient._replace(memory_bytes=120 << 20))
     assert read(tmp_path, hungry) == (f"{BODY}\n{BODY}", {BAD_PAGE: 1})
 
@@ -406,6 +408,17 @@ def test_children_do_not_outlive_the_reader(tmp_path, monkeypatch):
     documents.close()
     assert time.monotonic() - began < 40
     assert all(child.poll() is not None for child in started)
+
+
+def test_a_killed_child_takes_its_fork_with_it(tmp_path):
+    long = flate(b"BT /F1 12 Tf " + b"(a word ) Tj " * 50_000 + b"ET")
+    (tmp_path / "a.pdf").write_bytes(make_pdf([BODY, *[long] * 500]))
+    limits = json.dumps(SMALL._replace(memory_bytes=1 << 30)._asdict())
+    command = [sys.executable, "-m", "data.sources.pdf_worker", str(tmp_path / "a.pdf"), limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == f'"{BODY}"\n'.encode()
+        child.kill()
+        child.communicate(timeout=60)  # returns when the last process that could write there has ended
 
 
 def test_resuming_continues_inside_a_file(tmp_path):
