@@ -15,6 +15,7 @@ from typing import NamedTuple
 from configs import schema
 from configs.errors import SourceError
 from data.sources.hub_client import NoAnswer, find_dataset, first_line, refusal, retries
+from data.sources.hub_messages import local_problem
 
 
 class Probe(NamedTuple):
@@ -70,7 +71,7 @@ def path_problem(path: str | Path, pattern: str) -> str:
 
 def dataset_problem(spec: schema.HFSource) -> str:
     if spec.is_local:
-        return path_problem(spec.folder, "**/*") if spec.folder else ""
+        return local_problem(spec)
     retries.set(False)  # of this thread
     try:
         find_dataset(spec.dataset)

@@ -270,7 +270,11 @@ def compile_problem(device: str) -> str:
     try:
         torch.compile(lambda x: (2 * x.sin()).sum())(torch.ones(2**16, device=device))
     except Exception as error:  # of any kind: of g++, of triton, of the file system
-        folders = [os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""), str(Path(torch.__file__).parent), tempfile.gettempdir()]
+        folders = [
+            os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""),
+            str(Path(torch.__file__).parent),
+            tempfile.gettempdir(),
+        ]
         if split := next((folder for folder in folders if folder and not stays_whole(folder)), None):
             return f"the compiler fails on the space or quote in the path of {split}"
         # Inductor's message holds the whole command line before the compiler's own words.
