@@ -8,13 +8,14 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import schema
 from configs.errors import SourceError
-from data.sources.hub_client import NoAnswer, find_dataset, first_line, refusal, retries
+from data.sources.hub_client import NoAnswer, connect, find_dataset, first_line, refusal, retries
 from data.sources.hub_messages import local_problem
 
 
@@ -27,8 +28,12 @@ class Probe(NamedTuple):
 
 
 def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
-    """Return one Probe a source, in order, after at most `seconds`, even if packets are lost."""
+    """Return one Probe a source, in order, `seconds` after the library is imported at the latest,
+    even if packets are lost."""
     specs = list(specs)
+    if any(spec.type == "hf" and not spec.is_local for spec in specs):
+        with suppress(SourceError):  # said for each source below
+            connect()  # imports the library, beside which the machine may be measured: not the Hub's time
     answers = [Probe(spec.label, False, f"no answer within {seconds:g} s") for spec in specs]
     deadline = time.monotonic() + seconds
 
