@@ -5,12 +5,23 @@ data/sources/opening.py does.
 """
 
 import os
+import re
 import string
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from configs.catalog import NAMED_SOURCES
 from configs.text import clip
@@ -22,7 +33,16 @@ MOST_PUT_IN = 100  # columns in one document, since each cell may be long
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
+
+
+def _path(path: str) -> str:
+    """Refuse what becomes of a Windows path that is copied into JSON."""
+    if any(character in path for character in "\t\n\r\b\f"):
+        raise ValueError(r"has a tab or line break, as \t or \n in JSON are: write / or \\ for each \ of a path")
+    return path
+
+
+FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_path)]
 
 
 class Section(BaseModel):
@@ -83,6 +103,23 @@ class HFSource(SourceSpec):
     data_files: FilePath | Annotated[list[FilePath], Field(max_length=1000)] | None = Field(
         default=None, description="Files of the repository, as paths or globs."
     )
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _no_address(cls, dataset: Any) -> Any:
+        """Say what to write for what people paste: the address of a page, or its end."""
+        given = str(dataset)[:LONGEST_PATH]
+        address = re.fullmatch(
+            r"(?:(?:https?://)?[\w.-]+\.\w+(?::\d+)?/|hf://)?datasets/([\w.-]+(?:/[\w.-]+)?)(?:[/?#@].*)?", given
+        )
+        if address:
+            raise ValueError(f'write "{address[1]}", the name of the dataset alone')
+        if re.match(r"https?://", given):
+            raise ValueError(
+                'an address: write "owner/name" for a dataset on the Hub; for a file, its format (json, csv, parquet or text) '
+                "here and the address in data_files"
+            )
+        return dataset
 
     @field_validator("fields")
     @classmethod

@@ -11,6 +11,7 @@ import difflib
 import errno
 import json
 import math
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,12 @@ MAX_DEPTH = 10  # nested objects and lists around a value; a preset has five
 LONGEST_MESSAGE = 2_000  # characters
 MAX_EXPLAINED = 100  # problems put into words, far more than fit into a message
 SHOWN_CHARS = 80
+JSON_HINTS = (  # what is written in place of JSON, after the parser's own message
+    (r"Invalid \\", r"write \\ for a \ in text; in a path, / does as well"),
+    (r".*\n(#|//|/\*)", "remove it: JSON has no comments"),
+    (r".*\n['“”„‘’«]", 'write text in straight double quotes: "'),
+    (r".*\n(True|False|None)\b", "write true, false and null in lower case"),
+)
 
 
 class Problem(NamedTuple):
@@ -109,6 +116,7 @@ def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
         before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip(", \n\r\t")
         comma = after[:1] in ("}", "]") and (before.endswith(",") or text[error.pos : error.pos + 1] == ",")
         hint = "remove the comma before it: the last item of a list or object has none" if comma else ""
+        hint = hint or next((hint for words, hint in JSON_HINTS if re.match(words, f"{error.msg}\n{after}")), "")
         raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}", hint) from None
     except RecursionError:
         raise _unusable(origin, "nested too deeply", "a preset is five levels deep") from None
@@ -193,8 +201,9 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             yield Problem(where, f"{given}: there is no such choice", _nearest(line["input"], choices))
         elif kind in ("value_error", "assertion_error"):  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
-        else:
-            yield Problem(where, given, allowed_values(field, line["msg"], item=where.endswith("]")))
+        else:  # a regular expression says less than the description of the field
+            rule = "" if kind == "string_pattern_mismatch" else line["msg"]
+            yield Problem(where, given, allowed_values(field, rule, item=where.endswith("]")))
 
 
 def _literals(expected: str) -> list[str]:

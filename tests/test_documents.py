@@ -156,7 +156,8 @@ def test_every_message_to_the_user_is_explained():
         for path in PROGRAM
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in FOR_THE_USER and node.args
-        if (text := literal(node.args[0])) and text != "source …: …"  # the words of data/sources/hub.py: advice_for
+        if (text := literal(node.args[0]))
+        and text != "source …: …"  # the words of data/sources/hub_messages.py: advice_for
     ]
     assert len(raised) > 35
     assert [text for text in raised if not any(message in text for message in MESSAGES)] == []

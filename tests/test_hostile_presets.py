@@ -122,7 +122,7 @@ def test_the_menu_refuses_and_offers_the_others(answer, says, program):
     [
         (
             "21",
-            ["/dev/zero among them", "/dev/stdin among them", "Unable to find '/dev/zero'", "source json#3"],
+            ["/dev/zero among them", "/dev/stdin among them", "no file matches '/dev/zero'", "source json#3"],
         ),
         ("22", ["tokenizer /dev/zero: not a file"]),
     ],

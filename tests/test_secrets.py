@@ -95,7 +95,8 @@ def test_a_run_is_quiet_unless_asked_to_talk(program, hub):
 
 @pytest.mark.slow
 def test_every_way_in_which_a_source_fails(program, hub):
-    add(program, "00_failing", "gated", "page", "broken", "expired", "gone")
+    add(program, "00_failing", "page", "broken", "expired", "gone")
+    add(program, "01_gated", "gated")
     program.environment |= TALKATIVE
 
     def fault(method, path, number):
@@ -112,8 +113,12 @@ def test_every_way_in_which_a_source_fails(program, hub):
     print(result.err[-1500:])
     assert result.code == 2, result.out + result.err
     check(program, result, hub)
-    for name in ("gated", "page", "broken", "expired", "gone"):
+    for name in ("page", "broken", "expired", "gone"):
         assert f"source some/{name}: " in result.err
+    result = program.run("1\n")
+    assert result.code == 2, result.out + result.err
+    check(program, result, hub)
+    assert "with the account of the token in HF_TOKEN" in result.err  # the menu's
 
 
 @pytest.mark.slow

@@ -38,8 +38,8 @@ from data.sources.hub_client import (
     first_line,
     is_request_error,
     last_failure,
-    refusal,
 )
+from data.sources.hub_messages import advice_for
 from data.sources.parquet import ParquetFiles
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
@@ -329,20 +329,6 @@ class HubSource(Source):
 
 class UnreadableFile(Exception):
     """A file is damaged or missing."""
-
-
-def advice_for(error: Exception, spec: HFSource) -> str | None:
-    """Return what is wrong and how to fix it if the user can, else None."""
-    line = first_line(error)
-    if not spec.is_local and (refused := refusal(error, spec.dataset)):
-        return f"{spec.dataset} {refused}"
-    if line.startswith(("BuilderConfig", "Config name is missing")):
-        return f"{spec.dataset}, `config`: {' '.join(str(error).split())}"
-    if line.startswith(("Bad split", "Unknown split")):
-        return f"{spec.dataset}, `split`: {line}"
-    if line == "StopIteration":
-        return f"{spec.dataset}, `data_files`: no file matches {spec.data_files!r}"
-    return None
 
 
 def is_network_trouble(error: Exception) -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs import schema
+from configs.errors import SourceError
 from data.sources.base import Source
+from data.sources.hub_messages import local_problem
 from data.sources.text import FileSource, find_files
 
 
@@ -19,6 +21,8 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
     Raises SourceError when it cannot be used and Retryable when the network is temporarily down.
     """
     if spec.type == "hf":
+        if spec.is_local and (problem := local_problem(spec)):
+            raise SourceError(f"source {spec.label}: {problem}")
         # Imports `datasets`, which takes two seconds that runs on local text avoid.
         from data.sources.hub import HubSource
 

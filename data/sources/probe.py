@@ -8,13 +8,15 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import schema
 from configs.errors import SourceError
-from data.sources.hub_client import NoAnswer, find_dataset, first_line, refusal, retries
+from data.sources.hub_client import NoAnswer, connect, find_dataset, first_line, refusal, retries
+from data.sources.hub_messages import local_problem
 
 
 class Probe(NamedTuple):
@@ -26,8 +28,12 @@ class Probe(NamedTuple):
 
 
 def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
-    """Return one Probe a source, in order, after at most `seconds`, even if packets are lost."""
+    """Return one Probe a source, in order, `seconds` after the library is imported at the latest,
+    even if packets are lost."""
     specs = list(specs)
+    if any(spec.type == "hf" and not spec.is_local for spec in specs):
+        with suppress(SourceError):  # said for each source below
+            connect()  # imports the library, beside which the machine may be measured: not the Hub's time
     answers = [Probe(spec.label, False, f"no answer within {seconds:g} s") for spec in specs]
     deadline = time.monotonic() + seconds
 
@@ -70,7 +76,7 @@ def path_problem(path: str | Path, pattern: str) -> str:
 
 def dataset_problem(spec: schema.HFSource) -> str:
     if spec.is_local:
-        return path_problem(spec.folder, "**/*") if spec.folder else ""
+        return local_problem(spec)
     retries.set(False)  # of this thread
     try:
         find_dataset(spec.dataset)

@@ -13,6 +13,7 @@ from pathlib import Path
 from configs.diff import changes, fixed_changes
 from configs.errors import PresetError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
+from configs.text import clip
 from data.sources.probe import Probe, probe
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs, finish_interrupted
@@ -38,6 +39,8 @@ def choose(folder: Path, configs: Path) -> Choice:
     elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
     with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
         size = size_of(sys.stdout)
+        if unlisted := unlisted_presets(configs):
+            tell(f"Not in the menu: {clip(', '.join(unlisted), 200)}. Give a preset a name such as 10_mine.json.\n")
         print(render_menu(menu, size))
         look_again = (lambda: gather_menu(folder, configs)) if person else None
         return ask(menu, read=read_line, say=tell, look_again=look_again, size=size)
@@ -117,3 +120,9 @@ def presets_in(configs: Path) -> dict[Path, Preset | PresetError]:
         except PresetError as error:
             presets[path] = error
     return presets
+
+
+def unlisted_presets(configs: Path) -> list[str]:
+    """Return the names of JSON files that the menu does not show, because of these names."""
+    listed = {"preset.schema.json", *(path.name for path in preset_paths(configs))}
+    return sorted(path.name for path in configs.glob("[!.]*.json") if path.name not in listed)

@@ -273,3 +273,39 @@ def test_labels_are_short_and_unique():
 def test_presets_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         parse().model.hidden_size = 128
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        ("https://huggingface.co/datasets/owner/name", 'write "owner/name", the name of the dataset alone'),
+        ("https://huggingface.co/datasets/owner/name/tree/main/data", 'write "owner/name"'),
+        ("huggingface.co/datasets/owner/name?row=1", 'write "owner/name"'),
+        ("hf://datasets/owner/name@main/a.parquet", 'write "owner/name"'),
+        ("datasets/name", 'write "name"'),
+        ("https://example.com/rows.jsonl", "the address in data_files"),
+        ("owner/na me", "allowed: text. Dataset on the Hub, owner/name; a folder"),
+    ],
+)
+def test_what_people_paste_as_a_dataset(dataset, says):
+    message = refusal(data={"sources": [{"type": "hf", "dataset": dataset}]})
+    assert says in message
+    assert "pattern" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (r'"C:\Users\me"', r"Invalid \escape" + "\n    " + r"write \\ for a \ in text; in a path, / does as well"),
+        (r'"D:\data\unit"', r"write \\ for a \ in text"),
+        (r'"C:\temp\notes"', r"write / or \\ for each \ of a path"),
+        ("“/texts”", "straight double quotes"),
+        ("'/texts'", "straight double quotes"),
+        ("None", "write true, false and null in lower case"),
+        ('"/texts" // mine', "JSON has no comments"),
+        ('"/texts" # mine', "JSON has no comments"),
+    ],
+)
+def test_what_is_written_in_place_of_json(path, says):
+    text = json.dumps(preset_of(data={"sources": [{"type": "text", "path": "HERE"}]}))
+    assert says in refusal(text.replace('"HERE"', path))

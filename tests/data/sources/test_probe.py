@@ -27,7 +27,7 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
         PDFSource(type="pdf", path=str(tmp_path / "gone"), label="no pdf"),
         hf("some/data"),
         hf("no/where"),
-        HFSource(type="hf", dataset="json", data_files="a.jsonl", label="json"),
+        HFSource(type="hf", dataset="json", data_files=str(tmp_path / "a.TXT"), label="json"),
         hf(str(tmp_path)),
         hf(str(tmp_path / "gone")),
     ]

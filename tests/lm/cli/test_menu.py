@@ -16,6 +16,7 @@ from configs.text import clip, counted, human_bytes, human_count, human_time, wr
 from data.producer_client import SourceInfo
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun
+from lm.cli.choose import unlisted_presets
 from lm.cli.menu import (
     Choice,
     Menu,
@@ -423,6 +424,12 @@ def test_wrapped_text_has_every_word_in_lines_that_fit(text, width):
 
 def test_a_continued_line_is_indented_like_its_beginning():
     assert wrapped("what\n    a long hint", 12) == "what\n    a long\n    hint"
+
+
+def test_files_that_the_menu_does_not_show_are_named(tmp_path):
+    for name in ("10_b.json", "preset.schema.json", "notes.json", "05 spaced.json", "a.txt", "._10_b.json"):
+        (tmp_path / name).touch()
+    assert unlisted_presets(tmp_path) == ["05 spaced.json", "notes.json"]
 
 
 def test_preset_files_are_numbered_and_in_order(tmp_path):

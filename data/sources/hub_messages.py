@@ -1,0 +1,84 @@
+"""The library's errors in words: what is wrong with a dataset, in terms of the preset's keys, and
+what to write instead.
+
+Imports neither `datasets` nor `huggingface_hub` by itself.
+"""
+
+import difflib
+import glob
+import os
+import re
+from pathlib import Path
+
+from configs.schema import HFSource
+from data.sources.hub_client import causes, first_line, refusal
+
+FORMATS = {  # of data files, by the suffix before that of a compression
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".txt": "text", ".md": "text", ".arrow": "arrow",
+}  # fmt: skip
+MOST_LISTED = 10
+
+
+def local_problem(spec: HFSource) -> str:
+    """Return what is wrong with the paths of a dataset on this disk, or ""."""
+    if spec.folder is None:
+        paths = {"`data_dir`": [spec.data_dir] if spec.data_dir else [], "`data_files`": []}
+        for path in [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files or []:
+            if not glob.has_magic(path) and "://" not in path:  # the library reads patterns and addresses
+                paths["`data_files`"].append(os.path.join(spec.data_dir or "", path))
+        missing = (
+            f"{key}: {_missing(path)}" for key, given in paths.items() for path in given if not os.path.exists(path)
+        )
+        return next(missing, "")
+    if spec.folder.is_file():
+        form = next((FORMATS[suffix] for suffix in spec.folder.suffixes if suffix in FORMATS), "json")
+        return f'{spec.dataset} is a file: write "dataset": "{form}", "data_files": "{spec.folder}"'
+    if not os.path.exists(spec.folder):
+        return f"`dataset`: {_missing(spec.dataset)}"
+    if "[" in str(spec.folder.absolute()):
+        return f"{spec.dataset}: [ and ] in a path are read as a pattern; rename the folder"
+    return "" if any(spec.folder.iterdir()) else f"{spec.dataset} is an empty folder; add data files"
+
+
+def _missing(path: str) -> str:
+    where = "" if path.startswith(("/", "~")) else f" (in {Path.cwd()})"
+    return f"{path}{where} does not exist; correct it in the preset"
+
+
+def advice_for(error: Exception, spec: HFSource) -> str | None:
+    """Return what is wrong and how to fix it if the user can, else None."""
+    line, dataset = first_line(error), spec.dataset
+    if not spec.is_local and (refused := refusal(error, dataset)):
+        return f"{dataset} {refused}"
+    if line.startswith(("BuilderConfig", "Config name is missing")):
+        return f"{dataset}, `config`: {_shortened(' '.join(str(error).split()), spec.config)}"
+    if line.startswith(("Bad split", "Unknown split")):
+        return f"{dataset}, `split`: {line}"
+    if line.startswith("Dataset scripts are no longer supported"):
+        return f"{dataset} is a Python script, which is never run: choose a dataset of data files (JSON, CSV, Parquet, text)"
+    if line == "StopIteration":
+        return f"{dataset}, `data_files`: no file matches {spec.data_files!r}, or none of them has a row"
+    no_files = ("No (supported) data files", "Unable to find", "Couldn't find any data file")
+    if line.startswith(no_files) or "doesn't contain any data files" in line:
+        if spec.data_files:
+            return f"{dataset}, `data_files`: no file matches {spec.data_files!r}"
+        if spec.data_dir:
+            return f"{dataset}, `data_dir`: there are no data files in {spec.data_dir!r}"
+        return (
+            f"{dataset} has no data files (JSON, CSV, Parquet, text), or its README.md names others; give `data_files`"
+        )
+    if "to be a list, but got" in line or any(type(link).__module__.startswith("yaml") for link in causes(error)):
+        return f"{dataset}: the settings at the top of its README.md cannot be read ({line}); correct them there"
+    return None
+
+
+def _shortened(message: str, given: str | None) -> str:
+    """Shorten the list of all configurations in a message, to those most like the `given` one."""
+    head, bracket, listed = message.partition("[")
+    names = re.findall(r"""'([^']*)'|"([^"]*)\"""", listed)
+    names = [single or double for single, double in names]
+    if not bracket or len(names) <= MOST_LISTED:
+        return message
+    nearest = difflib.get_close_matches(given or "", names, MOST_LISTED, cutoff=0.5) or names[:MOST_LISTED]
+    return f"{head}{', '.join(nearest)} and {len(names) - len(nearest)} more"

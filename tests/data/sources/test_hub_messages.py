@@ -1,0 +1,90 @@
+"""What cannot be opened is said in terms of the preset's keys, with what to write instead."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import SourceError
+from configs.sources import HFSource
+from data.sources.opening import open_source
+from data.sources.probe import probe
+from tests.hub import parquet
+
+SCRIPT = b"import datasets\n\nclass Rows(datasets.GeneratorBasedBuilder):\n    pass\n"
+
+
+def problem_of(dataset: str, **keys) -> str:
+    with pytest.raises(SourceError) as caught:
+        open_source(HFSource(type="hf", dataset=dataset, label="data", **keys), cache_dir=None, seed=1)
+    return str(caught.value).removeprefix("source data: ")
+
+
+LINES, HEAD = {"a.jsonl": b"{}"}, "the settings at the top of its README.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "keys", "says"),
+    [
+        ("some/script", {"script.py": SCRIPT}, {}, "some/script is a Python script, which is never run"),
+        ("some/card", {}, {}, "some/card has no data files (JSON, CSV, Parquet, text)"),
+        ("some/weights", {"weights.bin": b"x"}, {}, "some/weights has no data files"),
+        (
+            "some/files",
+            {"a.jsonl": b"{}"},
+            {"data_files": "b/*.jsonl"},
+            "some/files, `data_files`: no file matches 'b/*.jsonl'",
+        ),
+        (
+            "some/folder",
+            {"a.jsonl": b"{}"},
+            {"data_dir": "b"},
+            "some/folder, `data_dir`: there are no data files in 'b'",
+        ),
+        (
+            "some/head",
+            {"README.md": b"---\nconfigs: [a\n---\n", "a.jsonl": b"{}"},
+            {},
+            "the settings at the top of its README.md",
+        ),
+        (
+            "some/list",
+            {"README.md": b"---\nconfigs: 3\n---\n", "a.jsonl": b"{}"},
+            {},
+            "the settings at the top of its README.md",
+        ),
+    ],
+)
+def test_a_repository_without_usable_data(name, files, keys, says, hub):
+    hub.add(name, files)
+    found = problem_of(name, **keys)
+    assert says in found
+    assert "repair that file" not in found
+
+
+def test_of_many_configurations_the_nearest_are_named(hub):
+    names = {f"2023.{number:03}": {"train": f"{number}.parquet"} for number in range(320)}
+    hub.add("some/many", {f"{number}.parquet": parquet(text=["x"]) for number in range(320)}, names)
+    assert "2023.000, 2023.001" in problem_of("some/many")
+    found = problem_of("some/many", config="2O23.117")
+    assert "2023.117" in found
+    assert found.endswith(" more")
+    assert len(found) < 250
+
+
+def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "a [b]"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "rows.csv.gz").touch()
+    (tmp_path / "a [b]" / "rows.jsonl").touch()
+    for keys, says in (
+        ({"dataset": "./rows.csv.gz"}, './rows.csv.gz is a file: write "dataset": "csv", "data_files": "rows.csv.gz"'),
+        ({"dataset": "./gone"}, f"`dataset`: ./gone (in {Path.cwd()}) does not exist; correct it in the preset"),
+        ({"dataset": "./empty"}, "./empty is an empty folder; add data files"),
+        ({"dataset": "./a [b]"}, "./a [b]: [ and ] in a path are read as a pattern; rename the folder"),
+        ({"dataset": "json", "data_files": ["a.jsonl"]}, f"`data_files`: a.jsonl (in {Path.cwd()}) does not exist"),
+        ({"dataset": "json", "data_dir": "/no/where"}, "`data_dir`: /no/where does not exist"),
+    ):
+        found = problem_of(**keys)
+        assert says in found
+        assert probe([HFSource(type="hf", label="data", **keys)]) == [("data", False, found)]
