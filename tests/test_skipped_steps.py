@@ -33,20 +33,20 @@ def preset(tmp_path, monkeypatch) -> Preset:
 @pytest.fixture
 def poison(monkeypatch):
     """Makes the loss of these steps, and with it every gradient, NaN. The first is number 1."""
-    learn, forward = TrainStep.learn, JointModel.forward
+    run_micro_batch, forward = TrainStep.run_micro_batch, JointModel.forward
     number = 0
 
     def spoil(*steps: int) -> None:
         def count(step: TrainStep, batch, *how):
             nonlocal number
             number = batch.first_row // ROWS + 1
-            return learn(step, batch, *how)
+            return run_micro_batch(step, batch, *how)
 
         def spoilt(*inputs):
             output = forward(*inputs)
             return replace(output, total=output.total * math.nan) if number in steps else output
 
-        monkeypatch.setattr(TrainStep, "learn", count)
+        monkeypatch.setattr(TrainStep, "run_micro_batch", count)
         monkeypatch.setattr(JointModel, "forward", spoilt)
         monkeypatch.setattr(Saver, "is_ready", lambda saver: True)  # a disk that is never behind
 

@@ -106,7 +106,8 @@ def latest_exists(folder: Path) -> bool:
 
 def _generations(folder: Path) -> tuple[str, ...]:
     """Return the names to read, newest first: the alias counts where nothing else was copied."""
-    return GENERATIONS if any((folder / name).exists() for name in GENERATIONS) else (ALIAS,)
+    alone = (folder / ALIAS).is_file() and not any((folder / name).exists() for name in GENERATIONS)
+    return (ALIAS,) if alone else GENERATIONS
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:

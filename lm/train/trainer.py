@@ -124,12 +124,12 @@ class Trainer:
         lost are made again first."""
         assert self.stream, "the first rank's"
         seq_length, digest = self.preset.model.seq_length, ""
-        end = self.state.tokens_seen // seq_length
+        end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
         if self.stream.num_rows < end:
             log.info("%s has lost rows of this run: they are made again", self.folder / "stream")
         for first in range(0, end, ROWS_AT_ONCE):
             tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
-            digest = chain_digest(digest, tokens, len(tokens) * seq_length)
+            digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
         if digest != self.state.text_digest:
             raise UserError(
                 f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "

@@ -25,7 +25,7 @@ training_loop, graphs = main.training_loop, []
 
 def counted(*arguments):
     graphs.append(counters["stats"]["unique_graphs"])
-    learn(*arguments)
+    training_loop(*arguments)
     graphs.append(counters["stats"]["unique_graphs"])
 
 main.training_loop = counted
