@@ -276,10 +276,10 @@ def ragged(text, tmp_path):
 
 def test_every_rank_ends_at_exactly_the_budget_with_the_same_text(ragged):
     assert all(RAGGED_BUDGET % number for number in (2, 3, RAGGED_BATCH, RAGGED_LENGTH))
-    ranks = [known for size in (1, 2, 3) for known in ragged(f"by {size}", size, 6 // size)]
+    ranks = [known for size in (1, 3) for known in ragged(f"by {size}", size, 6 // size)]
     print(ranks)
-    assert len(ranks) == 1 + 2 + 3
-    assert [known["tokens_seen"] for known in ranks] == [RAGGED_BUDGET] * 6
+    assert len(ranks) == 1 + 3
+    assert [known["tokens_seen"] for known in ranks] == [RAGGED_BUDGET] * 4
     assert all(known == ranks[0] for known in ranks)
 
     # Other numbers of processes go on with the same steps, also where rows cannot be shared out evenly.

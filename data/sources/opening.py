@@ -31,8 +31,11 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
         from data.sources.pdf import PDFSource
 
         return PDFSource(spec, cache_dir=cache_dir, seed=seed, pinned=pinned)
-    files = python_files() if spec.type == "python" else find_files(spec.label, spec.path, spec.glob)
-    return FileSource(spec.label, files, seed=seed, pinned=pinned)
+    if spec.type == "python":
+        source = FileSource(spec.label, python_files(), seed=seed, pinned=pinned)
+        source.notices.clear()  # about files that are not the user's to change; the start card counts them
+        return source
+    return FileSource(spec.label, find_files(spec.label, spec.path, spec.glob), seed=seed, pinned=pinned)
 
 
 def python_roots() -> list[Path]:

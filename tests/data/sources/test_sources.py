@@ -148,3 +148,4 @@ def test_python_source_reads_the_standard_library_and_the_packages():
     following, _ = next(source.documents(0, position))
     assert document != following
     assert "site-packages" in "".join(map(str, files))
+    assert not source.notices  # its files are not the user's to change
