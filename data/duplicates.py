@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError
-from data.files import room_on_disk
+from data.files import room_on_disk, write_all
 
 DOCUMENTS = "documents.bin"
 MOST_DOCUMENTS = 1_000_000
@@ -60,11 +60,8 @@ class Duplicates:
 
     def save(self) -> int:
         """Write the new records to the disk and return how many there are now. Raises DiskFull."""
-        content = memoryview(np.array(self._new, RECORD).tobytes())
         with room_on_disk(self._path):
-            while content:
-                content = content[self._file.write(content) :]
-            os.fsync(self._file.fileno())
+            write_all(self._file, np.array(self._new, RECORD).tobytes())
         self.num_records += len(self._new)
         self._new = []
         return self.num_records

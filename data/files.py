@@ -1,6 +1,7 @@
 """Crash-safe writes: whole files replaced atomically, folders synced, DiskFull for a full disk."""
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ def room_on_disk(path: Path) -> Iterator[None]:
         raise DiskFull(
             f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
         ) from error
+
+
+def write_all(file: io.FileIO, content: bytes) -> None:
+    """Write `content` where an unbuffered file stands; it is on the disk when this returns."""
+    view = memoryview(content)
+    while view:  # a disk that fills up accepts a part first
+        view = view[file.write(view) :]
+    os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

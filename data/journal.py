@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DiskFull
-from data.files import room_on_disk, sync_folder, write_atomically
+from data.files import room_on_disk, sync_folder, write_all, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
 RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (order.py)
@@ -114,8 +114,8 @@ class JournalWriter:
         line = _to_line({"rows": self.num_rows + len(rows), "state": state})
         try:
             with room_on_disk(self.folder / ROWS):
-                _write_all(self._rows, rows.tobytes())
-                _write_all(self._states, line)
+                write_all(self._rows, rows.tobytes())
+                write_all(self._states, line)
         except DiskFull:
             self._cut()
             raise
@@ -126,13 +126,6 @@ class JournalWriter:
     def close(self) -> None:
         self._states.close()
         self._rows.close()
-
-
-def _write_all(file: io.FileIO, content: bytes) -> None:
-    view = memoryview(content)
-    while view:  # a disk that fills up accepts a part first
-        view = view[file.write(view) :]
-    os.fsync(file.fileno())
 
 
 class JournalReader:

@@ -56,9 +56,10 @@ class CapturedTrainStep(TrainStep):
 
     def clear(self) -> None:
         """Set the gradients to zero, where they are."""
+        parameters = [parameter for part in self.clipped_apart for parameter in part]
         if self.refused:
             super().clear()
-        elif gradients := self.gradients():
+        elif gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
             torch._foreach_zero_(gradients)
 
     def reset(self) -> None:

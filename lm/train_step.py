@@ -253,9 +253,6 @@ class TrainStep:
         """Return `values` in a tensor on the device."""
         return _to(np.array(values, np.float32), self.world.device)
 
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad for part in self.clipped_apart for parameter in part if parameter.grad is not None]
-
     def clear(self) -> None:
         """Clear the gradients."""
         for part in self.clipped_apart:
