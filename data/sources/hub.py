@@ -26,10 +26,11 @@ from itertools import count, islice
 from typing import Any
 
 from configs.errors import Retryable, SourceError
-from configs.schema import FIELD_ALIASES, HFSource
+from configs.schema import HFSource
 from configs.text import clip
 from data.sources import cells
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
+from data.sources.columns import find_columns
 from data.sources.hub_client import (
     NoAnswer,
     causes,
@@ -46,7 +47,6 @@ HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
 MOST_UNREADABLE = 20  # at the start, before the first that can be read
 ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
-COLUMNS_NAMED = 20  # in a message
 
 
 class HubSource(Source):
@@ -72,7 +72,9 @@ class HubSource(Source):
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
         self._wanted: list[str] | None = None  # the columns to read of each file; None: all
-        self._columns = self._find_columns(self._look_at_files())  # field -> column, or field inside of one
+        files = self._look_at_files()
+        self._columns = find_columns(self.spec, files, self.notices)  # field -> column, or field inside of one
+        self._want_columns(files)
         self._look_for_token_ids = True
 
     def size(self) -> str:
@@ -235,45 +237,13 @@ class HubSource(Source):
             return self._parquet.schema(file)
         return next((table.schema for table in self._tables(file, 0)), None)
 
-    def _find_columns(self, files: dict[str, Any]) -> dict[str, str]:
-        """Map fields to columns of any file, through FIELD_ALIASES where a name is missing.
-
-        Raise SourceError for a column that no file has, or that holds no text.
-        """
-        columns, wanted, schemas = {}, [], list(files.values())
-        there = list(dict.fromkeys(name for schema in schemas for name in schema.names))
-        for field in self.spec.fields or [self.spec.text_field or "text"]:
-            kinds: list[Any] = []
-            for column in (field, *FIELD_ALIASES.get(field, ())):
-                kinds = [kind for schema in schemas if (kind := cells.type_of(column, schema)) is not None]
-                if kinds or not schemas:
-                    break
-            if schemas and not any(map(cells.may_hold_text, kinds)):
-                texts = list(dict.fromkeys(name for schema in schemas for name in cells.text_columns(schema)))
-                if kinds:
-                    raise SourceError(
-                        f"source {self.label}: {column!r} of {self.spec.dataset} holds {clip(str(kinds[0]), 80)}, "
-                        f"which is not text; name a column that holds text: {listed(texts) or 'there is none'}"
-                    )
-                others = "" if texts == there else f" (text is in {listed(texts) or 'none'})"
-                raise SourceError(
-                    f"source {self.label}: {self.spec.dataset} has no column {field!r}; "
-                    f"its columns are {listed(there)}{others}; name one of them in the preset"
-                )
-            if column != field:
-                self.notices.append(f"{self.label}: field {field!r} is not in {self.spec.dataset}; using {column!r}")
-            for name, schema in files.items():
-                if (kind := cells.type_of(column, schema)) is None:
-                    self.notices.append(f"{self.label}: {name} has no column {column!r}")
-                elif str(kind) == "null":
-                    self.notices.append(f"{self.label}: {name} begins with nothing but nulls in {column!r}")
-            columns[field] = column
-            wanted += [found[0] for schema in schemas if (found := cells.locate(column, schema.names))]
-        self._wanted = list(dict.fromkeys(wanted)) or None
+    def _want_columns(self, files: dict[str, Any]) -> None:
+        """Read only what `_columns` needs of each file, as far as its format allows."""
+        found = (cells.locate(column, schema.names) for column in self._columns.values() for schema in files.values())
+        self._wanted = list(dict.fromkeys(place[0] for place in found if place)) or None
         if self._wanted and hasattr(self._builder.config, "usecols"):  # CSV
             self._builder.config.usecols = set(self._wanted).__contains__
             self._builder.config.converters = dict.fromkeys(self._wanted, str)  # as written: "007", "None"
-        return columns
 
     def _cannot_open(self, error: Exception) -> SourceError:
         return SourceError(
@@ -338,8 +308,3 @@ def is_network_trouble(error: Exception) -> bool:
     """
     kinds = NoAnswer | ConnectionError | TimeoutError
     return any(isinstance(link, kinds) or is_request_error(link) for link in causes(error))
-
-
-def listed(names: list[str]) -> str:
-    more = f" and {len(names) - COLUMNS_NAMED} more" if len(names) > COLUMNS_NAMED else ""
-    return ", ".join(names[:COLUMNS_NAMED]) + more

@@ -1,0 +1,52 @@
+"""Finds the columns of a dataset that the fields of a preset mean, by the schemas of its first files."""
+
+from typing import Any
+
+from configs.errors import SourceError
+from configs.schema import FIELD_ALIASES, HFSource
+from configs.text import clip
+from data.sources import cells
+
+COLUMNS_NAMED = 20  # in a message
+
+
+def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> dict[str, str]:
+    """Map fields to columns of any file, through FIELD_ALIASES where a name is missing.
+
+    `files`: the Arrow schema of each, by name. `notices` receives what is not as the preset has
+    it. Raises SourceError for a column that no file has, or that holds no text.
+    """
+    columns, schemas = {}, list(files.values())
+    there = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    for field in spec.fields or [spec.text_field or "text"]:
+        kinds: list[Any] = []
+        for column in (field, *FIELD_ALIASES.get(field, ())):
+            kinds = [kind for schema in schemas if (kind := cells.type_of(column, schema)) is not None]
+            if kinds or not schemas:
+                break
+        if schemas and not any(map(cells.may_hold_text, kinds)):
+            texts = list(dict.fromkeys(name for schema in schemas for name in cells.text_columns(schema)))
+            if kinds:
+                raise SourceError(
+                    f"source {spec.label}: {column!r} of {spec.dataset} holds {clip(str(kinds[0]), 80)}, "
+                    f"which is not text; name a column that holds text: {listed(texts) or 'there is none'}"
+                )
+            others = "" if texts == there else f" (text is in {listed(texts) or 'none'})"
+            raise SourceError(
+                f"source {spec.label}: {spec.dataset} has no column {field!r}; "
+                f"its columns are {listed(there)}{others}; name one of them in the preset"
+            )
+        if column != field:
+            notices.append(f"{spec.label}: field {field!r} is not in {spec.dataset}; using {column!r}")
+        for name, schema in files.items():
+            if (kind := cells.type_of(column, schema)) is None:
+                notices.append(f"{spec.label}: {name} has no column {column!r}")
+            elif str(kind) == "null":
+                notices.append(f"{spec.label}: {name} begins with nothing but nulls in {column!r}")
+        columns[field] = column
+    return columns
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - COLUMNS_NAMED} more" if len(names) > COLUMNS_NAMED else ""
+    return ", ".join(names[:COLUMNS_NAMED]) + more
