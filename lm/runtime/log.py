@@ -71,5 +71,6 @@ def open_run_log(folder: Path) -> None:
 def close_run_log() -> None:
     for handler in _LOGGER.handlers:
         if isinstance(handler, _Kept) and handler.target:
-            handler.target.close()
+            with suppress(OSError):
+                handler.target.close()
             handler.setTarget(None)

@@ -97,7 +97,7 @@ class Trainer:
         self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
         self.saved_at = state.tokens_seen  # tokens seen at the last save
         self.result: StepResult | None = None  # of the last collected step
-        self._saver = Saver(folder)
+        self._saver = Saver(folder, self.records.sync)
         self._pending: deque[Pending] = deque()
         self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
         self._rate_factor = 0.0  # of the last step
@@ -182,6 +182,7 @@ class Trainer:
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
+        self.learner.train_step.is_updating = False
         self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
@@ -233,8 +234,8 @@ class Trainer:
 
     def save(self, *, last: bool = False) -> None:
         """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
-        the third in a row; the `last` save before the program ends is waited for, and its
-        failure raised."""
+        the third in a row; the `last` save before the program ends is waited for and tried
+        again, and its failure raised."""
         self.saved_at = self.state.tokens_seen
         self.collect_results()
         self.world.from_first(self._save, last)
@@ -244,9 +245,25 @@ class Trainer:
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool) -> None:
-        self._saver.save(self.checkpoint())
-        if last:
-            self._saver.check_last()
+        (self._saver.save_last if last else self._saver.save)(self.checkpoint())
+
+    def save_at_once(self) -> None:
+        """Save the steps so far because an error ends the program: on the first rank alone, since
+        the others may be gone. A failure is logged, and the error is the message that remains.
+
+        Saves nothing if weights are being changed, or if the last step was skipped.
+        """
+        self._saver.wait()
+        saved = self.saved_at == self.state.tokens_seen and not self._saver.has_failed
+        if not self.world.is_first or saved or self.learner.train_step.is_updating:
+            return
+        try:
+            self.collect_results()
+            if self.is_sound:
+                self._save(last=True)
+                log.info("Saved at %s tokens.", f"{self.state.tokens_seen:,}")
+        except Exception as error:
+            log.error("Not saved: %s", error)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
