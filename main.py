@@ -157,7 +157,8 @@ def train(
 
     world, folder = World.start(), Path(checkpoint_dir)
     show_log(world.is_first)
-    with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
+    locked = FolderLock(folder) if world.is_first else nullcontext()
+    with StopRequest() as stop, watch(world, stop), locked as lock:
         checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
@@ -180,6 +181,7 @@ def train(
                 checkpoint,
                 state,
                 stop,
+                lock,
                 machine.matmul_flops,
             )
             del checkpoint  # the learner has loaded it

@@ -40,8 +40,8 @@ def write_report(
             draw(records, checkpoint_dir / "report.png", title)
         if heads:
             draw_heads(records, measures, checkpoint_dir / "heads.png", title)
-    except DiskError as error:  # the report is of use without pictures
-        log.warning("%s", error)
+    except DiskError as error:
+        log.warning("a picture cannot be written (%s): the report lacks it.", error.__cause__)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]

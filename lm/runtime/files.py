@@ -141,6 +141,19 @@ class FolderLock:
             os.write(self._file.fileno(), f"{os.getpid()}\n".encode())
         return self
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the folder was removed or moved: another run may have one of that name by now."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def regain(self) -> None:
+        """Lock the folder that has the name now, or a new one. Raises UserError as at first."""
+        self._file.close()
+        self.__enter__()
+
     def __exit__(self, *_: object) -> None:
         # Releases the lock. The file stays: deleting it would let two runs lock two files.
         self._file.close()

@@ -112,7 +112,7 @@ def save_machine(folder: Path, machine: Machine) -> None:
     try:
         write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
     except DiskError as error:
-        log.warning("%s", error)
+        log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)
 
 
 def keep_freed_memory() -> None:

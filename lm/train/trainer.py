@@ -23,14 +23,18 @@ from configs.errors import UserError
 from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
+from data.journal import HEADER
 from data.packing import chain_digest
 from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
+from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
+from lm.checkpoint.store import CURRENT
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
+from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
@@ -76,11 +80,13 @@ class Trainer:
         checkpoint: dict[str, Any] | None,
         state: TrainState,
         stop: StopRequest,
+        lock: FolderLock | None,
         matmul_flops: float,
     ):
         """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
 
-        `info` was returned by `stream.begin`. `matmul_flops` is the peak of one device per second.
+        `info` was returned by `stream.begin`; `lock` is the first rank's, of `folder`;
+        `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
@@ -97,7 +103,7 @@ class Trainer:
         self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
         self.saved_at = state.tokens_seen  # tokens seen at the last save
         self.result: StepResult | None = None  # of the last collected step
-        self._saver = Saver(folder, self.records.sync)
+        self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
         self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
         self._rate_factor = 0.0  # of the last step
@@ -155,6 +161,7 @@ class Trainer:
     def _read(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[Step | None, bool]:
         assert self.stream, "the first rank's"
         self._saver.check()
+        self._check_folder()
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
@@ -168,6 +175,16 @@ class Trainer:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
             return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+
+    def _check_folder(self) -> None:
+        """Raise UserError if the run's files were taken away: its rows would never come, and
+        another run might use the folder."""
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
+            raise UserError(
+                f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
+                f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
+            )
 
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
@@ -245,6 +262,11 @@ class Trainer:
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool) -> None:
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost:
+            self._lock.regain()
+            if store.latest_exists(self.folder):
+                raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
         (self._saver.save_last if last else self._saver.save)(self.checkpoint())
 
     def save_at_once(self) -> None:
