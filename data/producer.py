@@ -36,6 +36,7 @@ from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
+from data.files import room_on_disk
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
@@ -139,7 +140,8 @@ class Producer:
         assert header, "phase 2 has written it"
         self.tokenizer = load_tokenizer(header, stream_dir)
         dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
-        self.journal = JournalWriter(stream_dir, dtype)
+        with room_on_disk(stream_dir):
+            self.journal = JournalWriter(stream_dir, dtype)
         self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)

@@ -111,6 +111,7 @@ class TrainStep:
             [DIVERGENCE_LIMIT, DIVERGENCE_LIMIT, math.inf], dtype=torch.float64, device=world.device
         )
         self.skipped_in_a_row = 0
+        self.is_updating = False  # from the first change of a weight until the caller has counted the step
         self.measures: list[str] = []  # names of the heads' losses and measures
 
     def __call__(
@@ -155,6 +156,7 @@ class TrainStep:
         sums = self.world.sum(sums)
         checked = torch.cat([sums[:1] / num_tokens, torch.stack(norms)])
         sound = (checked < self.bounds[: len(checked)]).all()
+        self.is_updating = True
         if sound.device.type == "cuda":  # no sync: as with torch.amp, the kernels check found_inf
             for optimizer in self.optimizers:
                 optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]

@@ -67,7 +67,10 @@ def write_file(path: Path, contents: dict[str, Any]) -> None:
 
     with path.open("wb") as file:
         digesting = _DigestingFile(file)
-        torch.save(contents, digesting)  # type: ignore[arg-type]  # it calls only write and flush
+        try:
+            torch.save(contents, digesting)  # type: ignore[arg-type]  # it calls only write and flush
+        except RuntimeError as error:
+            raise digesting.refusal or error from error  # torch's own words hide what the disk said
         digesting.end()
         file.flush()
         os.fsync(file.fileno())
@@ -82,6 +85,7 @@ class _DigestingFile:
 
     def __init__(self, file: io.BufferedWriter):
         self._file, self._sha256, self._held = file, hashlib.sha256(), b""
+        self.refusal: OSError | None = None  # of the disk
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -89,7 +93,11 @@ class _DigestingFile:
             view, self._held = memoryview(self._held + bytes(view)), b""
         for part in (self._held, view[:-2]):
             self._sha256.update(part)
-            self._file.write(part)
+            try:
+                self._file.write(part)
+            except OSError as error:
+                self.refusal = error
+                raise
         self._held = bytes(view[-2:])
         return len(data)
 

@@ -8,13 +8,16 @@ loading checkpoints, uploading, changing weights.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor
@@ -22,7 +25,7 @@ from torch import Tensor
 from configs.catalog import catalogued
 from configs.schema import ModelConfig, Preset, Source, parse_preset
 from data import tokenizer as bpe
-from data.files import sync_folder
+from data.files import room_on_disk, sync_folder
 from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.model import NORM_EPS, ROPE_THETA
 from lm.report.gguf import ENCODINGS, write_gguf
@@ -106,7 +109,8 @@ def export_huggingface(
     `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` is the token
     that began every document of the stream; the model card is made from `run`; `aux_heads` are
     written beside the weights, in a file that other readers ignore; with `gguf`, GGUF files and
-    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete.
+    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete and on
+    the disk. Raises DiskError, which leaves the earlier one.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokenizer_id = tokenizer.token_to_id(end_of_text)
@@ -118,34 +122,57 @@ def export_huggingface(
         "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
         "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
     }
-    temporary, old = out_dir.with_name(out_dir.name + ".tmp"), out_dir.with_name(out_dir.name + ".old")
+    with replaced_folder(out_dir) as temporary:
+        for name, text in files.items():
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if aux_heads:
+            heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
+            save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
+        if gguf:
+            for encoding in ENCODINGS:
+                write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
+            (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
+        write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
+        for file in temporary.iterdir():
+            # safetensors lets only the owner read its files.
+            file.chmod((temporary / "config.json").stat().st_mode)
+    return out_dir
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder, whose files replace those of `folder` once all are on the disk.
+
+    Raises DiskError, and then leaves `folder` as it was.
+    """
+    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():  # ended between the two renames below
+        old.rename(folder)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, text in files.items():
-        (temporary / name).write_text(text + "\n", encoding="utf-8")
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
-    save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-    if aux_heads:
-        heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
-        save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
-    if gguf:
-        for encoding in ENCODINGS:
-            write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
-        (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
-    write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
-    for file in temporary.iterdir():
-        # safetensors lets only the owner read its files.
-        file.chmod((temporary / "config.json").stat().st_mode)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    if out_dir.exists():
-        out_dir.rename(old)
-    temporary.rename(out_dir)
-    sync_folder(out_dir.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    return out_dir
+    try:
+        with room_on_disk(folder):
+            temporary.mkdir(parents=True)
+            try:
+                yield temporary
+            except SafetensorError as error:  # hides the system's number of the error in its text
+                raise OSError(errno.EIO, str(error)) from error
+            for file in temporary.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            sync_folder(temporary)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def begins_document(end_of_text: str, end_of_text_id: int) -> processors.TemplateProcessing:

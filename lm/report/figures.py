@@ -6,11 +6,13 @@ imported only when a figure is drawn.
 
 from __future__ import annotations
 
-import os
+import io
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,9 +157,9 @@ def _finish(panels: Iterable[Axes], num_used: int) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", facecolor="white")
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor="white")
+    write_atomically(path, picture.getvalue())
 
 
 def _title(panel: Axes, text: str) -> None:

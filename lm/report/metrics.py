@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.files import write_atomically
-from lm.runtime.files import whole_lines
+from lm.runtime.files import Appender, whole_lines
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
@@ -42,26 +42,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """The writer of metrics.jsonl: each record is flushed at once, and passed to `mirror`."""
+    """The writer of metrics.jsonl: each record is written at once, and passed to `mirror`."""
 
     def __init__(self, path: Path):
         self.path = path
         self.mirror: Any = NullLog()  # also receives records (lm/report/tensorboard.py)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = Appender(path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with "tokens" seen. Values are JSON values, 0-d arrays or tensors."""
         record = _finite(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
         self.mirror.write(record)
+
+    def sync(self) -> None:
+        """Force all records to the disk, before a checkpoint that counts on them."""
+        self._file.sync()
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Cut the lines for which `is_kept` is false, and torn ones; returns the records left."""
         kept = [record for record in read_metrics(self.path) if is_kept(record)]
         self._file.close()
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._file = self.path.open("a", encoding="utf-8")
         return kept
 
     def close(self) -> None:
@@ -73,6 +75,9 @@ class NullLog:
     """A log that writes nothing, for every rank but the first."""
 
     def write(self, *_: Any) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

@@ -7,33 +7,41 @@ also for an unfinished run. Never here: measuring, the network.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aux_heads.metrics import Measure
+from configs.errors import DiskError
 from configs.text import fenced, human_count, table_cell
 from data.files import write_atomically
 from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 
+log = logging.getLogger(__name__)
+
 
 def write_report(
     checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
 ) -> Path:
     """Write `report.md` and its figures into `checkpoint_dir` and return the path of report.md.
+    Raises DiskError if there is no place for report.md; a figure without one is logged.
 
     `facts` are the rows of the first table, in order (machine, versions, time, ...); `measures`
     are the rows of the table of heads.
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
     title = figure_title(records, facts)
-    if records:
-        draw(records, checkpoint_dir / "report.png", title)
     heads = _heads(records, measures)
-    if heads:
-        draw_heads(records, measures, checkpoint_dir / "heads.png", title)
+    try:
+        if records:
+            draw(records, checkpoint_dir / "report.png", title)
+        if heads:
+            draw_heads(records, measures, checkpoint_dir / "heads.png", title)
+    except DiskError as error:
+        log.warning("a picture cannot be written (%s): the report lacks it.", error.__cause__)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]

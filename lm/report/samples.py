@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from configs.text import fenced, printable
 from data.files import write_atomically
-from lm.runtime.files import whole_lines
+from lm.runtime.files import Appender, whole_lines
 
 
 class Sample(NamedTuple):
@@ -30,6 +30,7 @@ class SampleLog:
 
     def __init__(self, path: Path):
         self.path = path
+        self._file = Appender(path)
 
     def write(self, tokens: int, samples: Iterable[Sample]) -> None:
         parts = [f"## {tokens:,} tokens\n"]
@@ -38,14 +39,21 @@ class SampleLog:
             parts += [f"`{name}`, held-out text:\n", fenced(prompt), "continued by the model:\n", fenced(continuation)]
             if marked:
                 parts += ["how hard it expected what follows each token to be:\n", fenced(marked)]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(parts) + "\n")
+        self._file.write("\n".join(parts) + "\n")
 
     def truncate_after(self, tokens_seen: int) -> list[Section]:
         """Cut the sections after `tokens_seen` tokens, and a torn one; returns those left."""
+        self._file.close()
         kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
         write_atomically(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept).encode())
         return kept
+
+    def sync(self) -> None:
+        """Force all samples to the disk, before a checkpoint that counts on them."""
+        self._file.sync()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_samples(path: Path) -> list[Section]:

@@ -61,6 +61,14 @@ class World:
             timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+            except dist.DistNetworkError as error:
+                if "EADDRINUSE" not in str(error):
+                    raise
+                raise UserError(
+                    f"Port {os.environ.get('MASTER_PORT')} of this machine is in use, by another job or by what is left of "
+                    "one: start with another, in MASTER_PORT or torchrun's --master_port. One machine alone needs none: "
+                    "torchrun --standalone."
+                ) from error
             except dist.DistStoreError as error:
                 raise RuntimeError(
                     f"In {timeout.total_seconds():.0f} s not all of the {size} processes have come: one is stopped, or "

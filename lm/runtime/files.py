@@ -1,14 +1,19 @@
-"""File-system operations that crash safety rests on: hard links, the lock.
+"""File-system operations that crash safety rests on: hard links, the lock, logs that never end a run.
 
 Linux and macOS. Nothing here depends on the content of the files.
 """
 
+import io
+import logging
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from configs.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def link_as(source: Path, target: Path) -> None:
@@ -44,6 +49,49 @@ def same_file(one: Path, other: Path) -> bool:
 def temporary_name(target: Path) -> Path:
     """Return a name beside `target`, so that `os.replace` stays within one file system."""
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+
+
+class Appender:
+    """The end of a log that never ends a run: what the disk refuses is kept, and written with what
+    comes next. The first refusal is logged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: io.FileIO | None = None
+        self._waiting = b""  # for the disk to take it
+        self._refused = False
+
+    def write(self, text: str) -> None:
+        self._waiting += text.encode()
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            while self._waiting:  # a disk that fills up accepts a part first
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            self._tell(error)
+
+    def sync(self) -> None:
+        """Force what was written to the disk; from any thread."""
+        try:
+            if self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._refused:
+            self._refused = True
+            log.warning(
+                "%s cannot be written (%s): training goes on, and it is tried again.", self.path, error.strerror
+            )
+
+    def close(self) -> None:
+        if self._waiting:
+            self.write("")
+        if self._file:
+            self._file.close()
+            self._file = None
 
 
 class FolderLock:
@@ -88,10 +136,23 @@ class FolderLock:
                 f"{self.path} cannot be locked ({error.strerror}). Put {folder} on a disk that supports locks; "
                 "a symbolic link is enough."
             ) from error
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+        with suppress(OSError):  # it is for a message only
+            os.truncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"{os.getpid()}\n".encode())
         return self
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the folder was removed or moved: another run may have one of that name by now."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def regain(self) -> None:
+        """Lock the folder that has the name now, or a new one. Raises UserError as at first."""
+        self._file.close()
+        self.__enter__()
 
     def __exit__(self, *_: object) -> None:
         # Releases the lock. The file stays: deleting it would let two runs lock two files.

@@ -7,6 +7,7 @@ never ends a run.
 
 import logging
 import re
+import threading
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -51,6 +52,13 @@ def show_log(is_first: bool) -> None:
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
     _LOGGER.handlers = [_Terminal(), _Kept(capacity=0)] if is_first else [logging.NullHandler()]
+    threading.excepthook = _show_defect
+
+
+def _show_defect(thread: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, unless a disk did: a library (TensorBoard) then tells its caller too."""
+    if not isinstance(thread.exc_value, OSError):
+        threading.__excepthook__(thread)
 
 
 def open_run_log(folder: Path) -> None:
@@ -71,5 +79,6 @@ def open_run_log(folder: Path) -> None:
 def close_run_log() -> None:
     for handler in _LOGGER.handlers:
         if isinstance(handler, _Kept) and handler.target:
-            handler.target.close()
+            with suppress(OSError):
+                handler.target.close()
             handler.setTarget(None)

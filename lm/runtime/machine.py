@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -25,7 +26,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import DiskError
 from data.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -104,8 +108,11 @@ def load_machine(folder: Path) -> Machine | None:
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Write `machine.json` atomically."""
-    write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
+    """Write `machine.json`. If the disk refuses, this is logged: the next start measures again."""
+    try:
+        write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
+    except DiskError as error:
+        log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)
 
 
 def keep_freed_memory() -> None:

@@ -94,5 +94,11 @@ class Records:
         self.state.sampled = self.state.tokens_seen
         self._samples.write(self.state.tokens_seen, samples)
 
+    def sync(self) -> None:
+        """Force the logs to the disk: a checkpoint counts on them, since it holds how far they are."""
+        self._metrics.sync()
+        self._samples.sync()
+
     def close(self) -> None:
         self._metrics.close()
+        self._samples.close()

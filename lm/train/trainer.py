@@ -23,14 +23,18 @@ from configs.errors import UserError
 from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
+from data.journal import HEADER
 from data.packing import chain_digest
 from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
+from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
+from lm.checkpoint.store import CURRENT
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
+from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
@@ -76,11 +80,13 @@ class Trainer:
         checkpoint: dict[str, Any] | None,
         state: TrainState,
         stop: StopRequest,
+        lock: FolderLock | None,
         matmul_flops: float,
     ):
         """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
 
-        `info` was returned by `stream.begin`. `matmul_flops` is the peak of one device per second.
+        `info` was returned by `stream.begin`; `lock` is the first rank's, of `folder`;
+        `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
@@ -97,7 +103,7 @@ class Trainer:
         self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
         self.saved_at = state.tokens_seen  # tokens seen at the last save
         self.result: StepResult | None = None  # of the last collected step
-        self._saver = Saver(folder)
+        self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
         self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
         self._rate_factor = 0.0  # of the last step
@@ -155,6 +161,7 @@ class Trainer:
     def _read(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[Step | None, bool]:
         assert self.stream, "the first rank's"
         self._saver.check()
+        self._check_folder()
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
@@ -169,6 +176,16 @@ class Trainer:
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
             return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
 
+    def _check_folder(self) -> None:
+        """Raise UserError if the run's files were taken away: its rows would never come, and
+        another run might use the folder."""
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
+            raise UserError(
+                f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
+                f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
+            )
+
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
         to stop during the step."""
@@ -182,6 +199,7 @@ class Trainer:
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
+        self.learner.train_step.is_updating = False
         self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
@@ -233,8 +251,8 @@ class Trainer:
 
     def save(self, *, last: bool = False) -> None:
         """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
-        the third in a row; the `last` save before the program ends is waited for, and its
-        failure raised."""
+        the third in a row; the `last` save before the program ends is waited for and tried
+        again, and its failure raised."""
         self.saved_at = self.state.tokens_seen
         self.collect_results()
         self.world.from_first(self._save, last)
@@ -244,9 +262,30 @@ class Trainer:
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool) -> None:
-        self._saver.save(self.checkpoint())
-        if last:
-            self._saver.check_last()
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost:
+            self._lock.regain()
+            if store.latest_exists(self.folder):
+                raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
+        (self._saver.save_last if last else self._saver.save)(self.checkpoint())
+
+    def save_at_once(self) -> None:
+        """Save the steps so far because an error ends the program: on the first rank alone, since
+        the others may be gone. A failure is logged, and the error is the message that remains.
+
+        Saves nothing if weights are being changed, or if the last step was skipped.
+        """
+        self._saver.wait()
+        saved = self.saved_at == self.state.tokens_seen and not self._saver.has_failed
+        if not self.world.is_first or saved or self.learner.train_step.is_updating:
+            return
+        try:
+            self.collect_results()
+            if self.is_sound:
+                self._save(last=True)
+                log.info("Saved at %s tokens.", f"{self.state.tokens_seen:,}")
+        except Exception as error:
+            log.error("Not saved: %s", error)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
