@@ -4,11 +4,14 @@ Linux and macOS. Nothing here depends on the content of the files.
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from configs.errors import UserError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `temporary_name`
 
 
 def link_as(source: Path, target: Path) -> None:
@@ -21,13 +24,19 @@ def link_beside(source: Path, target: Path) -> Path:
     """Give `source` a temporary name beside `target`, and return it.
 
     This is the first half of `link_as`, the only one that needs disk space. Where the file system
-    has no hard links, it copies: the same safety for more disk space.
+    has no hard links, it copies: the same safety for more disk space. A symbolic link gets another
+    link to its target.
     """
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
+    if source.is_symlink():
+        temporary.symlink_to(os.path.realpath(source))
+        return temporary
     try:
         os.link(source, temporary)
     except OSError:
+        if not source.is_file():  # reading a pipe or a device may never end
+            raise
         with source.open("rb") as original, temporary.open("wb") as copy:
             shutil.copyfileobj(original, copy, 1 << 20)
             copy.flush()
@@ -42,7 +51,8 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def temporary_name(target: Path) -> Path:
-    """Return a name beside `target`, so that `os.replace` stays within one file system."""
+    """Return a name beside `target` that TEMPORARY matches: `os.replace` stays within one file
+    system."""
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
 
 
