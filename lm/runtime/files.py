@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 
 from configs.errors import UserError
@@ -54,6 +55,16 @@ def temporary_name(target: Path) -> Path:
     """Return a name beside `target` that TEMPORARY matches: `os.replace` stays within one file
     system."""
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+
+
+def bad_name(path: Path) -> Path:
+    """Return the first name `<name>.bad-<n>` beside `path` that is free."""
+    return next(name for number in count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.bad-{number}")))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path`, a file, folder or anything else, to its `bad_name`, and return that."""
+    return path.rename(bad_name(path))
 
 
 class FolderLock:

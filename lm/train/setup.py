@@ -46,7 +46,7 @@ def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> 
     state = TrainState.new(len(preset.data.all_sources), preset.train.rows_per_process * world.size)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
-        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint)
+        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, len(state.factors))
         if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
     return checkpoint, state

@@ -419,7 +419,7 @@ REFUSED = {
     "a number": ({"model": {"weight": torch.tensor([1.0, float("nan")])}}, "not numbers throughout"),
     "a moment": ({"optimizer": [{"state": {0: {"exp_avg": torch.tensor([float("-inf")])}}}]}, "not numbers throughout"),
     "infinite": ({"heads": {"weight": torch.tensor([1.0, float("inf")])}}, "not numbers throughout"),
-    "types": ({"tokens_seen": "999", "preset": b"{}"}, "wrong preset, tokens_seen"),
+    "types": ({"tokens_seen": "999", "preset": 7}, "wrong preset, tokens_seen"),
     "a flag": ({"tokens_seen": True}, "wrong tokens_seen"),
     "a list": ({"model": [torch.ones(2)]}, "wrong model"),
     "missing": ({"rng": None, "model": None}, "wrong model, rng"),
