@@ -60,6 +60,8 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         write_file(temporary, contents)
         if not is_whole(temporary):
             raise OSError("what was written reads back otherwise")
+        with Checkpoint(temporary):  # what could not be read again never replaces what can
+            pass
         names = [*_rotation(folder), (temporary, folder / ALIAS)]
         # Everything that needs disk space comes first.
         links = [(link_beside(source, target), target) for source, target in names]
@@ -68,7 +70,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         # The commit: before it the old generations are valid, after it the new one is.
         os.replace(temporary, folder / CURRENT)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError, Damaged) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         raise CheckpointError(
             f"Saving {folder / CURRENT} failed: {error}\n"

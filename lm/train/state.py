@@ -61,9 +61,9 @@ class TrainState:
             state = TypeAdapter(cls).validate_python(cls._fields_of(checkpoint))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(NO_PROGRESS.format(type(error).__name__)) from error
-        lists = [state.source_tokens, state.factors, *(weights for _, weights in state.weight_changes)]
+        lengths = {len(state.source_tokens), len(state.factors), *(len(weights) for _, weights in state.weight_changes)}
         begun = state.windows_begun
-        if any(len(values) != num_sources for values in lists) or begun[:1] != [0] or sorted(set(begun)) != begun:
+        if lengths != {num_sources} or begun[:1] != [0] or sorted(set(begun)) != begun:
             raise CheckpointError(NO_PROGRESS.format("its lists do not fit"))
         return state
 
@@ -71,23 +71,23 @@ class TrainState:
     def _fields_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         position = checkpoint["stream_position"]
         adaptive, happened = position["adaptive"], checkpoint.get("events", {})
-        return dict(
-            global_batch_rows=checkpoint["global_batch_rows"],
-            source_tokens=list(position.get("source_tokens", [])),
-            factors=list(adaptive["factors"]),
-            tokens_seen=checkpoint["tokens_seen"],
-            num_steps=checkpoint["num_steps"],
-            skipped_steps=checkpoint["skipped_steps"],
-            seconds=checkpoint["seconds"],
-            exhausted=checkpoint["exhausted"],
-            text_digest=position["text_digest"],
-            windows_begun=list(position.get("windows_begun", [0])),
-            weight_changes=[(row, list(weights)) for row, weights in position["weight_changes"]],
-            adapted_on={label: tuple(measured) for label, measured in adaptive["bits_per_byte"].items()},
-            evaluated=happened.get("evaluated", 0),
-            adapted=adaptive["tokens"],
-            sampled=happened.get("sampled", 0),
-        )
+        return {
+            "global_batch_rows": checkpoint["global_batch_rows"],
+            "source_tokens": list(position.get("source_tokens", [])),
+            "factors": list(adaptive["factors"]),
+            "tokens_seen": checkpoint["tokens_seen"],
+            "num_steps": checkpoint["num_steps"],
+            "skipped_steps": checkpoint["skipped_steps"],
+            "seconds": checkpoint["seconds"],
+            "exhausted": checkpoint["exhausted"],
+            "text_digest": position["text_digest"],
+            "windows_begun": list(position.get("windows_begun", [0])),
+            "weight_changes": [(row, list(weights)) for row, weights in position["weight_changes"]],
+            "adapted_on": {label: tuple(measured) for label, measured in adaptive["bits_per_byte"].items()},
+            "evaluated": happened.get("evaluated", 0),
+            "adapted": adaptive["tokens"],
+            "sampled": happened.get("sampled", 0),
+        }
 
     def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
         """Return its part of a checkpoint (lm/checkpoint/file.py: CONTENTS)."""

@@ -99,7 +99,7 @@ def test_a_pipe_in_a_run_is_moved_or_refused_but_never_read(tmp_path, monkeypatc
     archive.restore(tmp_path, place)
     monkeypatch.setattr(os, "link", no_hard_links)
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match="Archiving the run in .* failed: .*no hard links"):
+    with pytest.raises(CheckpointError, match=r"Archiving the run in .* failed: .*no hard links"):
         archive.archive_run(tmp_path)
     archive.finish_interrupted(tmp_path)
     assert contents(tmp_path) == before
