@@ -7,12 +7,16 @@ are cut here, and a run that began without TensorBoard shows its whole curve. Te
 
 from __future__ import annotations
 
-import shutil
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lm.report.metrics import NullLog
+from lm.runtime.files import set_aside
+
+log = logging.getLogger(__name__)
 
 STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "skipped_steps")
 FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
@@ -20,15 +24,19 @@ FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
     """Replace the event files in `folder` by ones with `records`; by none without TensorBoard."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        log.warning("%s is no folder: it is now %s, and a new one is made.", folder, set_aside(folder).name)
+    for events in folder.glob("events.out.tfevents.*"):
+        if not events.is_dir():
+            events.unlink()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return NullLog()
-    log = EventLog(SummaryWriter(folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
+    events_log = EventLog(SummaryWriter(folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
     for record in records:
-        log.write(record)
-    return log
+        events_log.write(record)
+    return events_log
 
 
 class EventLog:

@@ -3,6 +3,7 @@
 Linux and macOS. Nothing here depends on the content of the files.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from configs.errors import UserError
 
+log = logging.getLogger(__name__)
+
+LARGEST_LOG = 50_000_000  # bytes
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # of `temporary_name`
 
 
@@ -67,6 +71,24 @@ def set_aside(path: Path) -> Path:
     return path.rename(bad_name(path))
 
 
+def set_aside_unless_log(path: Path) -> None:
+    """Set aside what is neither a file that `whole_lines` reads nor missing: a folder, a pipe, a
+    device, a file of another kind."""
+    if os.path.lexists(path) and not _is_log(path):
+        log.warning("%s is no log of this program: it is now %s, and a new one begins.", path, set_aside(path).name)
+
+
+def keep_copy(path: Path, content: str) -> None:
+    """Keep a log with other `content` than this program's under another name as well, before it is
+    cut."""
+    link_as(path, copy := bad_name(path))
+    log.warning("%s holds %s: the whole file is kept as %s.", path, content, copy.name)
+
+
+def _is_log(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= LARGEST_LOG
+
+
 class FolderLock:
     """A lock that keeps every other run out of `folder`, held within `with FolderLock(folder):`.
 
@@ -120,8 +142,9 @@ class FolderLock:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines with their ends, without a torn last one; [] if there is no such file."""
-    if not path.exists():
+    """Return the lines with their ends, without a torn last one; [] if there is no such file, or a
+    larger one than any log is."""
+    if not _is_log(path):
         return []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         return [line for line in file if line.endswith("\n")]
