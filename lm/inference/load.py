@@ -34,7 +34,7 @@ def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
     checkpoint's `state`, and these the checkpoint's preset; takes no memory for that."""
     preset = parse_preset(state["preset"], "the checkpoint")
     embedding = state["model"].get("embed.weight")
-    num_rows = len(embedding) if isinstance(embedding, Tensor) and embedding.ndim else 0
+    num_rows = len(embedding) if isinstance(embedding, Tensor) and embedding.ndim else 1
     with torch.device("meta"):
         trunk = Transformer(preset.model, num_rows)
         heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
