@@ -28,7 +28,7 @@ def find_files(label: str, path: str, pattern: str, *, follow_links: bool = Fals
     try:
         files = list(matching_files(root, pattern, follow_links=follow_links))
     except ValueError as error:
-        raise SourceError(f"{where}: {error}") from None
+        raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
         raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
     return files
