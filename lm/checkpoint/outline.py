@@ -108,7 +108,7 @@ class Checkpoint:
         if record.file_size > LARGEST_PICKLE:
             raise Damaged(f"damaged: its pickle has {record.file_size:,} bytes")
         pickled = self._archive.read(record)
-        num_opcodes = _check_opcodes(pickled)
+        num_opcodes = check_opcodes(pickled)
         self.state = _OutlineUnpickler(BytesIO(pickled)).load()
         outlines = list(_outlines(self.state, num_opcodes))
         for outline in outlines:
@@ -121,10 +121,9 @@ class Checkpoint:
         storage, entry = outline.storage, self._entries.get(self._name(outline.storage))
         if entry is None or entry.file_size != storage.num_elements * storage.item_bytes:
             raise Damaged("damaged: a tensor has no bytes, or not as many as it needs")
-        num_elements = math.prod(outline.shape)
         last = outline.offset + sum(step * (size - 1) for size, step in zip(outline.shape, outline.stride, strict=True))
-        if num_elements > storage.num_elements or (num_elements and last >= storage.num_elements):
-            raise Damaged("damaged: a tensor is larger than its bytes")
+        if math.prod(outline.shape) and last >= storage.num_elements:
+            raise Damaged("damaged: a tensor is not within its bytes")
 
     def _name(self, storage: Storage) -> str:
         return f"{self._prefix}data/{storage.key}"
@@ -178,7 +177,7 @@ class _DirectoryReader(FileIO):
         return super().read(size)
 
 
-def _check_opcodes(pickled: bytes) -> int:
+def check_opcodes(pickled: bytes) -> int:
     """Return the number of opcodes; raises Damaged unless they are OPCODES, and few enough to need
     little memory."""
     number = 0

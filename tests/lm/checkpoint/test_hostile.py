@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import pickletools
 import struct
 import time
 import zipfile
@@ -13,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, Damaged
 from lm.checkpoint import store
 from lm.checkpoint.file import FORMAT_VERSION, write_file
-from lm.checkpoint.outline import Checkpoint
+from lm.checkpoint.outline import Checkpoint, check_opcodes
 from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.train.state import TrainState
 from tests.lm.checkpoint.test_checkpoint import make_state, save
@@ -175,6 +176,15 @@ def test_each_is_refused_at_once_and_takes_no_memory(tmp_path, warm):
         assert seconds < 2 * SECONDS, f"{name}: {seconds:.2f} s for the menu and for a start"
         slowest, largest = max(slowest, seconds / 2), max(largest, memory)
     print(f"{len(ATTACKS)} hostile checkpoints: {slowest:.2f} s and {largest / 1e6:.0f} MB at most")
+
+
+def test_a_pickle_has_no_opcodes_but_those_of_plain_values():
+    pickled = {"BUILD": b"}}b", "EMPTY_SET": b"\x8f", "NEWOBJ": b"N)\x81", "INST": b"(ios\nsystem\n", "DUP": b"N2"}
+    for name, opcodes in pickled.items():
+        with pytest.raises(Damaged, match="more than numbers, text and tensors"):
+            check_opcodes(b"\x80\x02" + opcodes + b".")
+        assert name in {opcode.name for opcode, _, _ in pickletools.genops(b"\x80\x02" + opcodes + b".")}
+    assert check_opcodes(pickle.dumps([1, 2.5, "a", None, True, {"b": (1,)}], 2)) > 10
 
 
 def test_what_is_no_file_is_never_opened(tmp_path, warm):
