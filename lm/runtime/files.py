@@ -108,11 +108,13 @@ class FolderLock:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+")
+            # Never through a link, since the file is emptied, nor a pipe, which would block.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._file = open(os.open(self.path, flags, 0o666), "r+")
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}). {folder} has to be a folder that this user may write "
-                "into; a symbolic link to one is enough."
+                f"{self.path} cannot be written ({error.strerror or error}). {folder} has to be a folder that this user may "
+                "write into; a symbolic link to one is enough."
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -505,6 +505,18 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
         pass
 
 
+def test_the_lock_is_never_taken_through_a_link_or_a_pipe(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".lock").symlink_to(tmp_path / "thesis")
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / ".lock")
+    for name in ("linked", "piped"):
+        with pytest.raises(UserError, match="cannot be written"), files.FolderLock(tmp_path / name):
+            pass
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
 def test_too_little_disk_is_said_before_training(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     store.check_disk(tmp_path, free // 2)

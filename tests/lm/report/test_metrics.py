@@ -1,6 +1,7 @@
 """Records survive crashes, are cut back on resume, and hold whatever text a model may write."""
 
 import json
+import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +16,16 @@ from lm.report.metrics import MetricsLog, NullLog, read_metrics
 from lm.report.report import write_report
 from lm.report.samples import Sample, SampleLog, read_samples
 from lm.report.tensorboard import event_log
+from lm.runtime.log import close_run_log, open_run_log, show_log
 from lm.runtime.machine import Machine, load_machine, machine_identity, save_machine
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def _logged(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lm"), "propagate", True)  # a run before may have changed it
+
 
 NASTY = "```text\n## 5 tokens\n`````\n<script>\n\u202eevil\x1b[2J\r\x07\x9b\ttab | é 漢"
 
@@ -166,6 +174,13 @@ def no_file(kind: str, path: Path) -> None:
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "large"])
 def test_logs_and_caches_that_are_no_files_are_set_aside_and_made_anew(tmp_path, kind, caplog):
     names = ("metrics.jsonl", "samples.md", "machine.json")
+    no_file(kind, tmp_path / "run.log")
+    show_log(True)
+    open_run_log(tmp_path)
+    logging.getLogger("lm").info("hello")
+    close_run_log()
+    assert "hello" in (tmp_path / "run.log").read_text()
+    logging.getLogger("lm").propagate = True
     for name in names:
         no_file(kind, tmp_path / name)
     assert (read_metrics(tmp_path / names[0]), read_samples(tmp_path / names[1])) == ([], [])
