@@ -175,7 +175,17 @@ class HFSource(SourceSpec):
         return self.folder.name if self.folder else self.dataset, f"{self.dataset}/{self.config}"
 
 
-class PDFSource(SourceSpec):
+class FilesSource(SourceSpec):
+    """The keys of a source of files."""
+
+    follow_links: bool = Field(
+        default=False,
+        exclude_if=lambda follow: not follow,  # streams of earlier versions do not have it
+        description="Read what links in the folder lead to outside of it, too.",
+    )
+
+
+class PDFSource(FilesSource):
     """PDF files of your own; text is extracted page by page."""
 
     type: Literal["pdf"] = Field(description="PDF files.")
@@ -186,7 +196,7 @@ class PDFSource(SourceSpec):
         return (f"pdf:{Path(self.path).name or self.path}",)
 
 
-class TextSource(SourceSpec):
+class TextSource(FilesSource):
     """Text files of your own, one document per file."""
 
     type: Literal["text"] = Field(description="Text files.")

@@ -5,11 +5,12 @@ Everything random in it is a function of `train.seed` and of the row's index in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from aux_heads.joint import JointModel, build_heads
 from configs.errors import UserError
@@ -17,11 +18,16 @@ from configs.schema import Preset
 from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.model import Transformer
-from lm.optim import build_optimizers
+from lm.optim import Muon, build_optimizers
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
 from lm.runtime.machine import compile_choice, compile_problem, keep_freed_memory, precision_choice, thread_choice
 from lm.train_step import TrainStep
+
+MISFIT = (
+    "The last checkpoint is not what its own preset makes: {} does not fit. Another program has changed it, or another "
+    "version of this one has made it: put a copy of it back, go on with that version, or move the run elsewhere."
+)
 
 
 class Learner:
@@ -98,32 +104,41 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load a checkpoint's state; raises UserError if it does not fit this model."""
-        if misfit := next(self._misfits(state), None):
-            raise UserError(
-                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has changed it, "
-                "or another version of this one has made it: put a copy of it back, go on with that version, or move the run "
-                "elsewhere."
-            )
+        check_shapes({"model": self.trunk, "heads": self.heads}, state)
+        if misfit := next(self._misfits(state["optimizer"]), None):
+            raise UserError(MISFIT.format(misfit))
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
         self.train_step.reset()
 
-    def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
-        """Yield the names of entries whose shape is not that of the tensor they belong to."""
-        for part, saved in ((self.trunk, state["model"]), (self.heads, state["heads"])):
-            shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
-            yield from (name for name in shapes.keys() | saved.keys() if shapes.get(name) != _shape(saved.get(name)))
-        if len(state["optimizer"]) != len(self.optimizers):
+    def _misfits(self, saved_states: list[Any]) -> Iterator[str]:
+        """Yield the names of moments that no parameter has, or one of another shape."""
+        if len(saved_states) != len(self.optimizers):
             yield "optimizer"
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=False):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for number, moments in saved["state"].items():
-                known = isinstance(number, int) and number < len(parameters)
-                # The second shape is that of a step count.
-                fitting = (parameters[number].shape, torch.Size()) if known else ()
-                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in fitting)
+        for optimizer, saved in zip(self.optimizers, saved_states, strict=False):
+            names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+            parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+            moments = saved.get("state") if isinstance(saved, dict) else None
+            if not isinstance(moments, dict):
+                yield "optimizer"
+                continue
+            for number, of_one in moments.items():
+                if number not in parameters or not isinstance(of_one, dict) or of_one.keys() != names:
+                    yield f"optimizer's {number}"
+                    continue
+                shapes = dict.fromkeys(names, parameters[number].shape) | {"step": torch.Size()}
+                yield from (f"optimizer's {name}" for name in names if _shape(of_one[name]) != shapes[name])
+
+
+def check_shapes(parts: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+    """Raise UserError unless each part of a checkpoint's state has the tensors of its module."""
+    for part, module in parts.items():
+        saved, shapes = state[part], {name: tensor.shape for name, tensor in module.state_dict().items()}
+        for name in shapes.keys() | saved.keys():
+            if shapes.get(name) != _shape(saved.get(name)):
+                raise UserError(MISFIT.format(name))
 
 
 def _shape(value: Any) -> torch.Size | None:

@@ -39,7 +39,8 @@ class HubStandIn:
     `requests` lists what was asked. `gated` repositories answer 403 as the Hub does, `private` ones 401 without the token
     "good". With `signature` a file's bytes
     are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
-    signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order.
+    signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order. File
+    lists go on at the address `next_page`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class HubStandIn:
             self.add(name, files, (configs or {}).get(name, {}))
         self.gated, self.fault, self.retry_after = gated, fault, 1
         self.private: tuple[str, ...] = ()
-        self.signature = ""
+        self.signature = self.next_page = ""
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
         self.bytes_sent = 0
@@ -134,7 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._error(403, "GatedRepo", "Access to this dataset is restricted")
                 return self._send(200, b"OK")
             body = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
-            return body and self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"}
+            if self.hub.next_page and "/tree/" in path:
+                headers["Link"] = f'<{self.hub.next_page}>; rel="next"'
+            return body and self._send(200, json.dumps(body).encode(), headers)
         return self._error(404, "EntryNotFound", "Entry not found")
 
     def _shown(self, name: str) -> bool:

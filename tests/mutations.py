@@ -85,9 +85,42 @@ MUTATIONS = {
     ),
     "the digest is not looked at": Mutation(
         "lm/checkpoint/file.py",
-        "if not is_whole(path):\n            raise Damaged",
-        "if False:\n            raise Damaged",
+        "if not is_whole(path):\n                raise Damaged",
+        "if False:\n                raise Damaged",
         CHECKPOINT,
+    ),
+    "a folder is believed to be a move because of its name": Mutation(
+        "lm/checkpoint/archive.py",
+        "if entry.suffix != LINKING and not all(",
+        "if entry.suffix != LINKING and all(",
+        "tests/lm/checkpoint/test_archive.py",
+    ),
+    "a copy is removed that is the only one": Mutation(
+        "lm/checkpoint/archive.py",
+        "or _is_in(path, original / path.name)",
+        "or True",
+        "tests/lm/checkpoint/test_archive.py",
+    ),
+    "a tensor may be larger than its bytes": Mutation(
+        "lm/checkpoint/outline.py",
+        "if self.num_bytes > 2 * size:",
+        "if False:",
+        "tests/lm/checkpoint/test_hostile.py",
+    ),
+    "a pickle may hold whatever pickles can": Mutation(
+        "lm/checkpoint/outline.py", "opcode.name not in OPCODES or", "", "tests/lm/checkpoint/test_hostile.py"
+    ),
+    "the token follows a link to another host": Mutation(
+        "data/sources/hub_client.py",
+        "if origin(str(request.url)) != origin(constants.ENDPOINT):",
+        "if False:",
+        "tests/test_secrets.py",
+    ),
+    "links that leave a folder are followed": Mutation(
+        "data/sources/text.py",
+        "if self._inside and path.is_symlink()",
+        "if False",
+        "tests/data/sources/test_sources.py",
     ),
     "weights that are not numbers are saved": Mutation(
         "lm/checkpoint/file.py", "if where := _not_finite(self._contents):", "if where := None:", CHECKPOINT
@@ -196,7 +229,7 @@ MUTATIONS = {
         "lm/train/events.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
-        "lm/report/metrics.py", " if is_kept(record)]", "]", "tests/test_kills.py"
+        "lm/report/metrics.py", " if record and is_kept(record)]", " if record]", "tests/test_kills.py"
     ),
     "rows in the journal's order": Mutation(
         "data/order.py", 'return np.argsort(bits, kind="stable")', "return np.arange(length)", STREAM

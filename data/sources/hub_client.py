@@ -9,7 +9,8 @@ it. Longer waiting, and reporting it, are left to data/feed.py.
 `find_dataset` is the first request for a dataset, of the menu's probe and of the reader alike, and
 `refusal` puts an answer into words for both, so that they never disagree.
 
-Never written to a log: the token, and the presigned addresses that files are really read from.
+The token is sent to the own host of the endpoint, and to no other. Never written to a log: the
+token, and the presigned addresses that files are really read from.
 """
 
 import logging
@@ -22,7 +23,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
 from data.sources.hub_environment import (
@@ -155,6 +156,8 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
     # Set for every request: the libraries make some with 100 s and some without a limit.
     limits = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
     request.extensions = {**request.extensions, "timeout": limits}
+    if origin(str(request.url)) != origin(constants.ENDPOINT):  # where an answer's `Link: next` may lead
+        request.headers.pop("authorization", None)
     for delay in (*(RETRY_DELAYS if retries.get() else ()), None):
         try:
             response = send(request, **options)
@@ -177,6 +180,12 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
         problem = f"{problem}, through the proxy in {proxy}"
     last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
     raise last_failure.error
+
+
+def origin(address: str) -> tuple[str, str | None, int | None]:
+    """Return the scheme, host and port of an address."""
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def problem_with(response: Any, asked_range: str) -> str | None:

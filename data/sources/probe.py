@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import schema
 from configs.errors import SourceError
+from data.sources.find import matching_files
 from data.sources.hub_client import NoAnswer, connect, find_dataset, first_line, refusal, retries
 from data.sources.hub_messages import local_problem
 
@@ -57,21 +57,23 @@ def probe_one(spec: schema.Source) -> Probe:
             case "hf":
                 problem = dataset_problem(spec)
             case "pdf":
-                problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
+                problem = path_problem(spec.path, "**/*.[pP][dD][fF]", spec.follow_links)
             case "text":
-                problem = path_problem(spec.path, spec.glob)
+                problem = path_problem(spec.path, spec.glob, spec.follow_links)
     except Exception as error:  # its message is not shown, as it may contain the token
         problem = getattr(error, "strerror", None) or f"cannot be checked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
-def path_problem(path: str | Path, pattern: str) -> str:
+def path_problem(path: str, pattern: str, follow_links: bool) -> str:
     root = Path(os.path.expanduser(path))
     if not os.path.exists(root):
         return f"{path} does not exist"
-    if root.is_dir() and not list(islice((file for file in root.glob(pattern) if not file.is_dir()), 1)):
-        return f"no file in {path} matches {pattern}"
-    return ""
+    try:
+        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=follow_links))
+    except ValueError as error:
+        return str(error)
+    return "" if found else f"no file in {path} matches {pattern}"
 
 
 def dataset_problem(spec: schema.HFSource) -> str:

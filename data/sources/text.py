@@ -32,7 +32,9 @@ _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byt
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
+LINKED = "linked from outside"
 CHUNK = 1 << 20  # bytes
+LARGEST_HOLE = 1 << 24  # bytes that are all 0
 MOST_NAMED = 5  # files in a notice
 
 
@@ -47,9 +49,12 @@ class FileSource(Source):
     noun = "files"
     is_text = True  # and not bytes that `read_ahead` makes text of
 
-    def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
+    def __init__(
+        self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None, inside: Path | None = None
+    ):
+        """`inside`: the folder that files have to be in, wherever links lead."""
         super().__init__(label)
-        self.seed = seed
+        self.seed, self._inside = seed, inside
         self._files: dict[str, Path] = {}  # content digest -> path
         self._encodings: dict[str, str] = {}  # content digest -> codec, if the file is not UTF-8
         self._uncertain: list[Path] = []
@@ -61,6 +66,8 @@ class FileSource(Source):
             mend = "add files with text in them"
             if self._uncertain:
                 mend = "save them as UTF-8"
+            elif self._left_out[LINKED]:
+                mend = 'name the folder that the links lead to, or set "follow_links": true'
             elif self._left_out["unreadable"]:
                 mend = "allow this user to read them"
             raise SourceError(
@@ -84,6 +91,9 @@ class FileSource(Source):
 
     def _index(self, path: Path) -> None:
         try:
+            if self._inside and path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self._inside):
+                self._left_out[LINKED] += 1
+                return
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would block
                 reason = "not a regular file"
@@ -109,13 +119,19 @@ class FileSource(Source):
         self._left_out[reason] += 1
 
     def _examine(self, path: Path) -> tuple[str, str | None]:
-        """Return the digest of the content, and its encoding as Evidence does. Raises OSError."""
-        digest, evidence = hashlib.blake2b(digest_size=16), Evidence()
+        """Return the digest of the content, and its encoding as Evidence does. Raises OSError.
+
+        A binary file is read no further than needed to know that: a sparse one may be endless.
+        """
+        digest, evidence, num_empty = hashlib.blake2b(digest_size=16), Evidence(), 0
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
+                num_empty = 0 if chunk.strip(b"\0") else num_empty + len(chunk)
                 digest.update(chunk)
                 if self.is_text:
                     evidence.add(chunk)
+                if num_empty > LARGEST_HOLE or evidence.is_binary:
+                    return digest.hexdigest(), ""
         return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8
 
     def size(self) -> str:
@@ -195,26 +211,3 @@ def split(stream: io.TextIOBase) -> Iterator[str]:
 def is_binary(text: str) -> bool:
     """Return whether there is a NUL, or more than one control character in a hundred."""
     return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
-
-
-def find_files(label: str, path: str, pattern: str) -> list[Path]:
-    """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
-
-    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there
-    is none.
-    """
-    root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
-    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
-    if not os.path.exists(root):
-        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
-    if not root.is_dir():
-        return [root]
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
-    try:
-        files = [file for file in root.glob(pattern) if not file.is_dir()]
-    except (ValueError, NotImplementedError) as error:
-        raise SourceError(f"{where}: {pattern!r} is no glob pattern ({error}); write one such as '**/*.txt'") from None
-    if not files:
-        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
-    return files

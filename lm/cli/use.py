@@ -1,6 +1,5 @@
 """The uses of a trained model: talking to it and exporting it. Only the export is written."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
 from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
-from lm.inference.load import load_drafter, load_model
+from lm.inference.load import load_drafter, load_model, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
 from lm.runtime.files import FolderLock
@@ -30,6 +29,7 @@ def use(action: str, folder: Path) -> None:
         if notice:
             tell(notice)
         if action == "export":
+            load_tokenizer(state, run)  # checks that all fits
             obstacle = gguf_obstacle(run / "tokenizer.json")
             tell(f"exported to {export(state, run, gguf=not obstacle)}")
             tell(
@@ -38,8 +38,8 @@ def use(action: str, folder: Path) -> None:
             )
             return
     model, tokenizer, end_of_text = load_model(state, run)
-    name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]
-    tell(f"{name}: {human_count(seen)} of {human_count(budget)} tokens seen.")
+    seen, budget = state["tokens_seen"], state["token_budget"]
+    tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     with interruptible():
         talk(
             Decoder(model),

@@ -53,7 +53,7 @@ def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
     panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
     _line(panel, x, _running_median(y), "training (running median)", COLOURS[0])
     held_out = [
-        (record["tokens"], record["eval"]["loss"], record["eval"].get("tokens"))
+        (record["tokens"], record["eval"].get("loss"), record["eval"].get("tokens"))
         for record in records
         if record.get("eval")
     ]

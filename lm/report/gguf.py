@@ -35,10 +35,10 @@ PLAIN_BPE = {
 def gguf_obstacle(tokenizer_path: Path) -> str:
     """Return why no GGUF file can be written with this tokenizer, and the fix; "" if one can."""
     tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
-    words = {"use_regex": True} | (tokenizer["pre_tokenizer"] or {})  # absent in older files
+    words = {"use_regex": True} | (tokenizer.get("pre_tokenizer") or {})  # absent in older files
     model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
     known = GPT_2_WORDS.items() <= words.items() and PLAIN_BPE.items() <= model.items()
-    if not known or tokenizer["normalizer"]:
+    if not known or tokenizer.get("normalizer"):
         return (
             "No GGUF file for llama.cpp: it would split text differently from this tokenizer, which is not byte-level BPE with "
             "the word rule of GPT-2. convert_hf_to_gguf.py of llama.cpp knows some others."

@@ -22,23 +22,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.files import write_atomically
-from lm.runtime.files import Appender, whole_lines
+from lm.report.record import parse_record
+from lm.runtime.files import Appender, keep_copy, set_aside_unless_log, whole_lines
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl in order, without torn lines; [] without a file."""
-    records = []
-    for line in whole_lines(path):
-        try:
-            record = json.loads(line)
-        except ValueError:  # torn by a crash, then appended to without a cut
-            continue
-        if isinstance(record, dict) and "tokens" in record:
-            records.append(record)
-    return records
+    """Return the records of a metrics.jsonl in order; [] without a file.
+
+    Lines that were torn, or that `MetricsLog` did not write, are skipped.
+    """
+    return [record for record in map(parse_record, whole_lines(path)) if record]
 
 
 class MetricsLog:
@@ -46,6 +42,7 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self.path = path
+        set_aside_unless_log(path)
         self.mirror: Any = NullLog()  # also receives records (lm/report/tensorboard.py)
         self._file = Appender(path)
 
@@ -60,8 +57,14 @@ class MetricsLog:
         self._file.sync()
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Cut the lines for which `is_kept` is false, and torn ones; returns the records left."""
-        kept = [record for record in read_metrics(self.path) if is_kept(record)]
+        """Cut the lines for which `is_kept` is false, and torn ones; returns the records left.
+
+        A file with other lines is set aside.
+        """
+        records = [parse_record(line) for line in whole_lines(self.path)]
+        if None in records:
+            keep_copy(self.path, "lines that are no measurements")
+        kept = [record for record in records if record and is_kept(record)]
         self._file.close()
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         return kept

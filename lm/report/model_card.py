@@ -95,10 +95,10 @@ def _results(run: RunFacts) -> list[EvalResult]:
             dataset_name=f"{table_cell(source.label)}, held-out documents",
             metric_type="bits_per_byte",
             metric_name="bits per byte",
-            metric_value=round(measured[source.label]["bits_per_byte"], 4),
+            metric_value=round(value, 4),
         )
         for source in run.sources
-        if source.label in measured
+        if (value := measured.get(source.label, {}).get("bits_per_byte")) is not None
     ]
 
 

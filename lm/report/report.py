@@ -55,7 +55,7 @@ def figure_title(records: Sequence[Record], facts: Mapping[str, str]) -> str:
     """Return run, size and result in a line."""
     parameters = facts.get("parameters", "").replace(",", "")
     size = f"{human_count(int(parameters))} parameters" if parameters.isdecimal() else ""
-    found = next((record["eval"]["bits_per_byte"] for record in reversed(records) if record.get("eval")), None)
+    found = next((record["eval"].get("bits_per_byte") for record in reversed(records) if record.get("eval")), None)
     result = "" if found is None else f"{found:.4f} bits per byte on held-out text"
     return ", ".join(part for part in (facts.get("preset", ""), size, result) if part)
 
@@ -91,7 +91,7 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
     everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
     rows = [
-        (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+        (label, *(number(values.get(key)) for key in keys), f"{values.get('tokens') or 0:,}")
         for label, values in (everything | evaluation["per_source"]).items()
     ]
     return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]

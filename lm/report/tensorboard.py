@@ -8,7 +8,7 @@ are cut here, and a run that began without TensorBoard shows its whole curve. Te
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.report.metrics import NullLog
+from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,11 @@ FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
     """Replace the event files in `folder` by ones with `records`; by none without TensorBoard."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        log.warning("%s is no folder: it is now %s, and a new one is made.", folder, set_aside(folder).name)
+    for events in folder.glob("events.out.tfevents.*"):
+        if not events.is_dir():
+            events.unlink()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

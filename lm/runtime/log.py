@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.text import printable
+from lm.runtime.files import set_aside_unless_log
 from lm.runtime.terminal import fitted
 
 RAW = {"raw": True}
@@ -64,6 +65,7 @@ def _show_defect(thread: threading.ExceptHookArgs) -> None:
 def open_run_log(folder: Path) -> None:
     """Append what is logged between `show_log` and `close_run_log` to `folder/run.log`."""
     try:
+        set_aside_unless_log(folder / "run.log")
         file = _File(folder / "run.log", encoding="utf-8")
     except OSError as error:
         _LOGGER.handlers = [handler for handler in _LOGGER.handlers if not isinstance(handler, _Kept)]

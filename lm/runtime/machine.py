@@ -24,15 +24,22 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, TypeAdapter
 
 from configs.errors import DiskError
 from data.files import write_atomically
+from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
+
+
+LARGEST_FILE = 1_000_000  # bytes of machine.json
+Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +52,9 @@ class Machine:
     device_name: str
     low_precision: bool
     compiled: bool
-    matmul_flops: float  # per second, of one device, in the precision that training uses
-    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
-    paces: dict[str, float] = dataclasses.field(default_factory=dict)
+    matmul_flops: Rate  # per second, of one device, in the precision that training uses
+    speeds: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    paces: dict[str, Rate] = dataclasses.field(default_factory=dict)
 
 
 def machine_identity() -> str:
@@ -100,17 +107,24 @@ def measure_machine() -> Machine:
 
 def load_machine(folder: Path) -> Machine | None:
     """Load what `save_machine` wrote in `folder`; None if it is missing or of another machine."""
+    path = folder / "machine.json"
     try:
-        machine = Machine(**json.loads((folder / "machine.json").read_text()))
-    except (OSError, ValueError, TypeError):  # missing, or of another version: measured again
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            return None
+        machine = TypeAdapter(Machine).validate_json(path.read_bytes())
+    except (OSError, ValueError):  # unreadable, or of another form: measured again
         return None
     return machine if machine.identity == machine_identity() else None
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Write `machine.json`. If the disk refuses, this is logged: the next start measures again."""
+    """Write `machine.json`; what has its name and is no file is set aside. If the disk refuses,
+    this is logged: the next start measures again."""
+    path = folder / "machine.json"
     try:
-        write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
+        if os.path.lexists(path) and not path.is_file():
+            set_aside(path)
+        write_atomically(path, json.dumps(dataclasses.asdict(machine), indent=1).encode())
     except DiskError as error:
         log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)
 

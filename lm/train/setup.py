@@ -19,7 +19,7 @@ from data.mixing import shares
 from data.prepare import data_identity
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
-from lm.checkpoint.archive import archive_run, archived_in, restore
+from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
@@ -42,10 +42,11 @@ def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> 
     Returns it, or None, and the state to start from. Raises PresetError if its
     weights do not fit the preset.
     """
+    world.from_first(finish_interrupted, folder)
     state = TrainState.new(len(preset.data.all_sources), preset.train.rows_per_process * world.size)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
-        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint)
+        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, len(state.factors))
         if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
     return checkpoint, state

@@ -8,7 +8,7 @@ import pytest
 from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
 from lm.checkpoint.saver import MAX_FAILURES, REST, Saver
-from lm.checkpoint.store import CURRENT
+from lm.checkpoint.store import ALIAS, CURRENT
 from tests.lm.checkpoint.test_checkpoint import generations, make_state, tokens_in
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
@@ -40,7 +40,7 @@ def test_a_save_waits_for_the_one_before(tmp_path):
 
 
 def test_the_last_save_is_tried_again_and_its_failure_raised(tmp_path, monkeypatch):
-    saver, obstacle, waits = Saver(tmp_path), tmp_path / CURRENT, []
+    saver, obstacle, waits = Saver(tmp_path), tmp_path / ALIAS, []
     obstacle.mkdir()
     monkeypatch.setattr("lm.checkpoint.saver.time.sleep", waits.append)
     with pytest.raises(CheckpointError, match="directory"):
