@@ -77,6 +77,8 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(annotation) is list:
         item = "a source's name or object" if parts[0] == schema.SourceEntry else _member(parts[0])
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
+    if get_origin(annotation) is dict:
+        return f"an object{f' of at most {longest:,} keys' if longest else ''}, each {_member(parts[1])}"
     if _section(annotation):
         return "an object, see below"
     words = allowed_values(field).removeprefix("allowed: ").removesuffix(f". {field.description}")

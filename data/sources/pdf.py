@@ -66,7 +66,8 @@ class PDFSource(FileSource):
     is_text = False
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
-        super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
+        files = find_files(spec.label, spec.path, "**/*.[pP][dD][fF]", 'read them with "type": "text"')
+        super().__init__(spec.label, files, seed=seed, pinned=pinned)
         self.cache_dir = cache_dir
         self.text_bytes = None  # a file's size says little about its text
 

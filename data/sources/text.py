@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from configs.errors import SourceError
-from configs.text import counted, human_bytes
+from configs.text import clip, counted, human_bytes
 from data.sources.base import (
     HELD_OUT_ONE_IN,
     PIECE_CHARACTERS,
@@ -25,6 +25,7 @@ from data.sources.base import (
     hash_key,
     in_words,
 )
+from data.sources.compressed import ERRORS, open_bytes
 from data.sources.encoding import UTF_8, Evidence
 
 # A byte that is not UTF-8 in a file that otherwise is: it alone is read as Windows-1252.
@@ -34,6 +35,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
 CHUNK = 1 << 20  # bytes
 MOST_NAMED = 5  # files in a notice
+MOST_LISTED = 1000  # files that are looked at to say what a folder has
 
 
 class FileSource(Source):
@@ -90,33 +92,41 @@ class FileSource(Source):
             elif status.st_size == 0:
                 reason = "empty"
             else:
-                digest, encoding = self._examine(path)
+                digest, encoding, num_bytes = self._examine(path)
                 if digest in self._files:
                     reason = "duplicate"
                 elif encoding is None:
                     reason = UNCERTAIN
                     self._uncertain.append(path)
+                elif not num_bytes:
+                    reason = "empty"
                 elif encoding == "":
                     reason = "binary"
                 else:
                     self._files[digest] = path
-                    self._num_bytes += status.st_size
+                    self._num_bytes += num_bytes
                     if encoding != UTF_8:
                         self._encodings[digest] = encoding
                     return
         except OSError:
             reason = "unreadable"
+        except ERRORS:
+            reason = "damaged"
         self._left_out[reason] += 1
 
-    def _examine(self, path: Path) -> tuple[str, str | None]:
-        """Return the digest of the content, and its encoding as Evidence does. Raises OSError."""
-        digest, evidence = hashlib.blake2b(digest_size=16), Evidence()
-        with path.open("rb", buffering=0) as file:
+    def _examine(self, path: Path) -> tuple[str, str | None, int]:
+        """Return the digest of the content, its encoding as Evidence does, and its size in bytes.
+
+        Raises OSError and ERRORS.
+        """
+        digest, evidence, num_bytes = hashlib.blake2b(digest_size=16), Evidence(), 0
+        with open_bytes(path) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
+                num_bytes += len(chunk)
                 if self.is_text:
                     evidence.add(chunk)
-        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8
+        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8, num_bytes
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
@@ -166,7 +176,7 @@ class FileSource(Source):
         blank, encoding = True, self._encodings.get(digest, UTF_8)
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
-            with self._files[digest].open(encoding=encoding, errors=errors) as file:
+            with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
                         skipped["binary"] += 1
@@ -175,7 +185,7 @@ class FileSource(Source):
                     yield text
             if blank:
                 skipped["empty"] += 1
-        except OSError:
+        except (OSError, *ERRORS):
             skipped["unreadable"] += 1
 
 
@@ -197,11 +207,11 @@ def is_binary(text: str) -> bool:
     return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
 
 
-def find_files(label: str, path: str, pattern: str) -> list[Path]:
+def find_files(label: str, path: str, pattern: str, for_others: str = 'write "glob": "**/*SUFFIX"') -> list[Path]:
     """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
 
     Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there
-    is none.
+    is none; `for_others`: what to do if there are others, most of them with SUFFIX.
     """
     root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
@@ -216,5 +226,10 @@ def find_files(label: str, path: str, pattern: str) -> list[Path]:
     except (ValueError, NotImplementedError) as error:
         raise SourceError(f"{where}: {pattern!r} is no glob pattern ({error}); write one such as '**/*.txt'") from None
     if not files:
-        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
+        others = Counter(file.suffix for file in islice(root.rglob("?*.*"), MOST_LISTED) if file.is_file())
+        advice = "add files"
+        if others:
+            (suffix, _), *_ = most = others.most_common(MOST_NAMED)
+            advice = f"it has {in_words(dict(most))}: {for_others.replace('SUFFIX', clip(suffix, 20))}, or add files"
+        raise SourceError(f"{where} holds no file that matches {pattern!r}; {advice}")
     return files
