@@ -59,12 +59,13 @@ def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tu
     for number, value in (item for document in held_out for item in cell_hashes(document).items()):
         if counts[value] <= common:
             fields.setdefault(number, set()).add(value)
-    too_common = [
-        number for number, values in fields.items() if sum(counts[value] for value in values) > LARGEST_LOSS * len(seen)
-    ]
-    for number in fields.keys() - set(too_common):
-        shared |= fields[number]
-    return frozenset(shared), sorted(too_common)
+    too_common = []
+    for number, values in sorted(fields.items()):
+        if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
+            shared |= values
+        else:
+            too_common.append(number)
+    return frozenset(shared), too_common
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:

@@ -20,6 +20,7 @@ from data.sources.hub_messages import FORMATS
 from data.sources.parquet import ParquetFiles
 
 COUNTED_AT_ONCE = 16  # files whose rows are counted for a slice
+NOT_DATA = ("state.json",)  # beside a dataset that save_to_disk has written; the library ignores others like it
 MOST_COUNTED = 500  # files; more take minutes on the Hub
 
 
@@ -99,6 +100,8 @@ def open_files(spec: HFSource, revision: str | None, notices: list[str]) -> list
         having = [builder for builder in builders if part.name in (builder.config.data_files or {})] or builders[:1]
         found = [file for builder in having for file in _files_of(builder, part.name, spec)]
         files += _slice(found, part, spec) if part.is_slice else found
+    if not files:
+        raise FileNotFoundError("Unable to find any file")  # as the library says it of most formats
     return files
 
 
@@ -117,6 +120,8 @@ def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
     if casts:
         builder.info.features = dataset.info.features = None
     paths = [str(path) for path in (config.data_files or {}).get(split, [])]
+    if config.data_files and not paths:
+        return []
     if len(paths) != dataset.num_shards:
         reader: Reader = LibraryFiles(dataset)
         names = [f"file {number} of {dataset.num_shards}" for number in range(1, dataset.num_shards + 1)]
@@ -170,8 +175,13 @@ def _files_in_folder(spec: HFSource) -> dict[str, list[str]] | None:
     except FileNotFoundError:  # of which the library says more
         return None
     names = {part.name for part in spec.parts}
+    if names - found.keys() - {"all"}:  # as the library says it where all files have one format
+        raise ValueError(f"Bad split: {spec.split}. Available splits: {list(map(str, found))}")
     files = {split: list(map(str, found[split])) for split in found if split in names}
-    known = {split: [path for path in paths if format_of(path)] for split, paths in files.items()}
+    known = {
+        split: [path for path in paths if format_of(path) and PurePosixPath(path).name not in NOT_DATA]
+        for split, paths in files.items()
+    }
     return known if known.keys() == names and all(known.values()) else None
 
 
