@@ -29,6 +29,23 @@ A preset is one JSON object. Keys that have a default may be omitted, unknown ke
 accepted only where it is listed. [The README](../README.md#your-own-data) shows a complete preset.
 """
 SOURCES = "## Source objects\n\n`type` selects the kind of a source. Every kind has also these keys:\n"
+LAYOUTS = """\
+### Layouts of data
+
+| data | source object |
+| --- | --- |
+| one version of a dataset | `{"type": "hf", "dataset": "owner/name", "revision": "v1.0"}` |
+| its first tenth, in Parquet | `{"type": "hf", "dataset": "owner/name", "split": "train[:10%]"}` |
+| compressed JSON lines | `{"type": "hf", "dataset": "json", "data_files": "pile/*.jsonl.zst", "text_field": "text"}` |
+| a spreadsheet | `{"type": "hf", "dataset": "csv", "data_files": "rows.csv", "delimiter": ";", "text_field": "body"}` |
+| files of each split | `{"type": "hf", "dataset": "json", "data_files": {"train": "a/*.jsonl", "test": "b.jsonl"}}` |
+| files of several formats | `{"type": "hf", "dataset": "./folder", "data_files": ["*.parquet", "*.jsonl"]}` |
+| compressed text | `{"type": "text", "path": "~/books", "glob": "**/*.txt.zst"}` |
+
+Files ending in .gz, .bz2, .xz and .zst are read as what is inside. Of CSV every cell is taken as it is written, and
+a line with more cells than the header is skipped and counted. Without `data_files`, all tables of a folder on this
+disk are read, and of a dataset on the Hub those of its most common format.
+"""
 NAMES = "## Named sources\n\nA source may be one of these names in place of an object.\n"
 
 
@@ -43,6 +60,7 @@ def reference_text() -> str:
     for kind, model in schema.KINDS.items():
         own = set(model.model_fields) - shared
         parts += [f'### `"type": "{kind}"`\n\n{_summary(model)}\n', _table(model, only=own)]
+    parts.append(LAYOUTS)
     named = ([f"`{name}`", _reads(source.spec), source.about, source.licence] for name, source in NAMED_SOURCES.items())
     return "\n".join([INTRODUCTION, *parts, NAMES, _rows(["name", "reads", "text", "licence"], named)])
 
@@ -77,6 +95,8 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(annotation) is list:
         item = "a source's name or object" if parts[0] == schema.SourceEntry else _member(parts[0])
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
+    if get_origin(annotation) is dict:
+        return f"an object{f' of at most {longest:,} keys' if longest else ''}, each {_member(parts[1])}"
     if _section(annotation):
         return "an object, see below"
     words = allowed_values(field).removeprefix("allowed: ").removesuffix(f". {field.description}")

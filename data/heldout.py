@@ -43,8 +43,9 @@ def cell_hashes(document: Document) -> dict[int, bytes]:
     return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
 
 
-def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> frozenset[bytes]:
-    """Return hashes of fields of the held-out documents: what shares one is not trained on.
+def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tuple[frozenset[bytes], list[int]]:
+    """Return hashes of fields of the held-out documents: what shares one is not trained on; and
+    the numbers of the fields that are not used, since that would cost too much.
 
     If a question about a paragraph is held out, training must not see the paragraph, nor another
     question with that answer. `sample`: documents of the source, which show what a field is: a
@@ -58,10 +59,13 @@ def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> fr
     for number, value in (item for document in held_out for item in cell_hashes(document).items()):
         if counts[value] <= common:
             fields.setdefault(number, set()).add(value)
-    for values in fields.values():
+    too_common = []
+    for number, values in sorted(fields.items()):
         if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
             shared |= values
-    return frozenset(shared)
+        else:
+            too_common.append(number)
+    return frozenset(shared), too_common
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:

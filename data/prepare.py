@@ -66,6 +66,7 @@ def prepare_stream(
     token_budget: int,
     tokenizer_sha256: str | None,
     status: Status,
+    notice: Callable[[str], None],
 ) -> None:
     """Write all that a new stream needs; wait while the network is down.
 
@@ -84,7 +85,14 @@ def prepare_stream(
         chosen = collect(held_out, share, data.min_text_length) or first_of_two(head(i), data.min_text_length)
         has_cells = any(document.cells for document in chosen.values())
         sample = islice(head(i), SAMPLE_DOCUMENTS) if has_cells else ()
-        return chosen, shared_cells(chosen.values(), sample)
+        shared, too_common = shared_cells(chosen.values(), sample)
+        for number in too_common:
+            field = specs[i].fields[number]  # type: ignore[union-attr,index]  # only such sources have cells
+            notice(
+                f"{specs[i].label}: documents that share {field!r} with held-out text are trained on, since more than half of "
+                "the source does"
+            )
+        return chosen, shared
 
     def head(i: int) -> Iterator[Document]:
         return _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)

@@ -3,7 +3,8 @@
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
 "stream_dir", "token_budget", "tokenizer_sha256": of a resumed run or null, "weight_changes":
 [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
-object with those of the last four that have changed. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+object with those of the last four that have changed. Events on stdout: source, opened, ready, status, notice,
+epoch, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
 2. On "go": prepares a new stream (data/prepare.py), or checks an existing one
@@ -64,6 +65,9 @@ class Events:
     def status(self, message: str) -> None:
         self.emit("status", message=message)
 
+    def notice(self, message: str) -> None:
+        self.emit("notice", message=message)
+
 
 class Orders:
     """The latest orders of the trainer.
@@ -120,11 +124,18 @@ class OpenSource:
         self.pinned: dict | None = None
         self._cache_dir: Path | None = None
         self._source: Source | None = None
+        self._noticed: set[str] = set()
 
     def __call__(self) -> Source:
         if self._source is None:
             self._source = open_source(self.spec, cache_dir=self._cache_dir, seed=self.seed, pinned=self.pinned)
         return self._source
+
+    def new_notices(self) -> list[str]:
+        """Return those notices of the source that were not returned before."""
+        new = [notice for notice in (self._source.notices if self._source else ()) if notice not in self._noticed]
+        self._noticed.update(new)
+        return new
 
     def open_anew(self, pinned: dict | None, cache_dir: Path) -> None:
         self.pinned, self._cache_dir, self._source = pinned, cache_dir, None
@@ -135,7 +146,7 @@ class Producer:
 
     def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
-        self.orders, self.events = orders, events
+        self.sources, self.orders, self.events = sources, orders, events
         header = read_header(stream_dir)
         assert header, "phase 2 has written it"
         self.tokenizer = load_tokenizer(header, stream_dir)
@@ -205,6 +216,9 @@ class Producer:
 
     def _append(self) -> None:
         self.last_append = time.monotonic()
+        for source in self.sources:
+            for notice in source.new_notices():
+                self.events.notice(notice)
         rows = self.packer.take()
         if len(rows):
             state = {
@@ -265,7 +279,7 @@ def _describe(opened: OpenSource, status: Status) -> dict:
         "label": label,
         "size": source.size(),
         "first_line": first_line[:200],
-        "notices": source.notices,
+        "notices": opened.new_notices(),
         "text_bytes": source.text_bytes,
     }
 
@@ -288,7 +302,7 @@ def prepare(
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
     if not header:
-        prepare_stream(preset, stream_dir, sources, token_budget, tokenizer_sha256, events.status)
+        prepare_stream(preset, stream_dir, sources, token_budget, tokenizer_sha256, events.status, events.notice)
 
 
 def give_way() -> None:

@@ -101,6 +101,11 @@ class Stream:
         """The number of epochs that each source label has completed."""
         return self._process.epochs
 
+    def take_notices(self) -> list[str]:
+        """Return what the producer noticed since the last call, such as a file that it skips."""
+        notices, self._process.notices = self._process.notices, []
+        return notices
+
     def wait_opened(
         self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore
     ) -> list[SourceInfo]:

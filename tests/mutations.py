@@ -27,6 +27,7 @@ class Mutation(NamedTuple):
 
 
 GENERATE = "tests/lm/inference/test_generate.py"
+LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
 CHECKPOINT, STREAM, STEP = (
     "tests/lm/checkpoint/test_checkpoint.py",
@@ -304,7 +305,7 @@ MUTATIONS = {
         HUB,
     ),
     "the first file's types are those of all": Mutation(
-        "data/sources/hub.py", "builder.info.features = self._dataset.info.features = None", "pass", HUB
+        "data/sources/hub_files.py", "builder.info.features = dataset.info.features = None", "pass", HUB
     ),
     "all columns are read": Mutation("data/sources/parquet.py", "columns=columns", "columns=None", HUB),
     "an empty section keeps its heading": Mutation(
@@ -316,8 +317,32 @@ MUTATIONS = {
     "row groups are sorted in every round": Mutation(
         "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
     ),
-    "CSV cells are converted to numbers": Mutation(
-        "data/sources/hub.py", "self._builder.config.converters =", "_ =", HUB
+    "a ragged line of CSV is cut": Mutation(
+        "data/sources/csv_files.py", "if len(line) <= len(names) else None", "or None", LAYOUTS
+    ),
+    "a slice has the whole row groups": Mutation(
+        "data/sources/hub_files.py", "found.append(Group(group, start, stop))", "found.append(Group(group))", LAYOUTS
+    ),
+    "all files are counted for a slice": Mutation(
+        "data/sources/hub_files.py", "sum(counts) >= (part.stop or 0)", "False", LAYOUTS
+    ),
+    "zstd ends with its first frame": Mutation(
+        "data/sources/compressed.py",
+        "                self._frame = None\n",
+        "                self._file.seek(0, 2)\n",
+        LAYOUTS,
+    ),
+    "a file cut off is taken for a whole one": Mutation(
+        "data/sources/compressed.py", "if self._frame is not None:\n", "if False:\n", LAYOUTS
+    ),
+    "the other files are not asked for text": Mutation(
+        "data/sources/hub.py", " and not self._others_have_text(file):", ":", LAYOUTS
+    ),
+    "a file that fails late is not named": Mutation(
+        "data/sources/hub.py",
+        'skipped["unreadable file"] += 1\n                    self._name_unreadable(file, error)',
+        'skipped["unreadable file"] += 1',
+        LAYOUTS,
     ),
     "repeats are not blocked": Mutation(
         "lm/inference/generate.py",

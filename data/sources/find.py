@@ -3,19 +3,31 @@
 import fnmatch
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 from configs.errors import SourceError
+from configs.text import clip
+from data.sources.base import in_words
 
 MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
+MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
 
 
-def find_files(label: str, path: str, pattern: str, *, follow_links: bool = False) -> list[Path]:
+def find_files(
+    label: str,
+    path: str,
+    pattern: str,
+    *,
+    for_others: str = 'write "glob": "**/*SUFFIX"',
+    follow_links: bool = False,
+) -> list[Path]:
     """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
 
-    Raises SourceError if there is none, and for a folder of more than MOST_ENTRIES.
+    Raises SourceError for a folder of more than MOST_ENTRIES, and if no file matches: `for_others`
+    is what to do if there are others, most of them with SUFFIX.
     """
     root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
@@ -30,7 +42,12 @@ def find_files(label: str, path: str, pattern: str, *, follow_links: bool = Fals
     except ValueError as error:
         raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
-        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
+        others = Counter(file.suffix for file in islice(matching_files(root, "**/*.*"), MOST_LISTED))
+        advice = "add files"
+        if others:
+            (suffix, _), *_ = most = others.most_common(MOST_NAMED)
+            advice = f"it has {in_words(dict(most))}: {for_others.replace('SUFFIX', clip(suffix, 20))}, or add files"
+        raise SourceError(f"{where} holds no file that matches {pattern!r}; {advice}")
     return files
 
 

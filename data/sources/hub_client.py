@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
+from data.sources.compressed import register_zstd
 from data.sources.hub_environment import (
     TOKENS,
     certificate_variable,
@@ -72,6 +73,7 @@ def configure_library() -> None:
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     # Importing torch takes a second and 170 MB, to share a counter with workers that do not exist.
     datasets.config.TORCH_AVAILABLE = False
+    register_zstd()
     # Created for good: the library creates and deletes it per source, and two at once conflict.
     tqdm.get_lock()
     datasets.disable_progress_bars()

@@ -67,7 +67,13 @@ class PDFSource(FileSource):
     is_text = False
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
-        files = find_files(spec.label, spec.path, "**/*.[pP][dD][fF]", follow_links=spec.follow_links)
+        files = find_files(
+            spec.label,
+            spec.path,
+            "**/*.[pP][dD][fF]",
+            for_others='read them with "type": "text"',
+            follow_links=spec.follow_links,
+        )
         inside = None if spec.follow_links else folder_of(spec.path)
         super().__init__(spec.label, files, seed=seed, pinned=pinned, inside=inside)
         self.cache_dir = cache_dir

@@ -81,7 +81,7 @@ def dataset_problem(spec: schema.HFSource) -> str:
         return local_problem(spec)
     retries.set(False)  # of this thread
     try:
-        find_dataset(spec.dataset)
+        find_dataset(spec.dataset, spec.revision)
     except SourceError as error:
         return str(error)
     except NoAnswer as error:

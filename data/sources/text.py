@@ -25,6 +25,7 @@ from data.sources.base import (
     hash_key,
     in_words,
 )
+from data.sources.compressed import ERRORS, open_bytes
 from data.sources.encoding import UTF_8, Evidence
 
 # A byte that is not UTF-8 in a file that otherwise is: it alone is read as Windows-1252.
@@ -100,39 +101,45 @@ class FileSource(Source):
             elif status.st_size == 0:
                 reason = "empty"
             else:
-                digest, encoding = self._examine(path)
+                digest, encoding, num_bytes = self._examine(path)
                 if digest in self._files:
                     reason = "duplicate"
                 elif encoding is None:
                     reason = UNCERTAIN
                     self._uncertain.append(path)
+                elif not num_bytes:
+                    reason = "empty"
                 elif encoding == "":
                     reason = "binary"
                 else:
                     self._files[digest] = path
-                    self._num_bytes += status.st_size
+                    self._num_bytes += num_bytes
                     if encoding != UTF_8:
                         self._encodings[digest] = encoding
                     return
         except OSError:
             reason = "unreadable"
+        except ERRORS:
+            reason = "damaged"
         self._left_out[reason] += 1
 
-    def _examine(self, path: Path) -> tuple[str, str | None]:
-        """Return the digest of the content, and its encoding as Evidence does. Raises OSError.
+    def _examine(self, path: Path) -> tuple[str, str | None, int]:
+        """Return the digest of the content, its encoding as Evidence does, and its size in bytes.
 
         A binary file is read no further than needed to know that: a sparse one may be endless.
+        Raises OSError and ERRORS.
         """
-        digest, evidence, num_empty = hashlib.blake2b(digest_size=16), Evidence(), 0
-        with path.open("rb", buffering=0) as file:
+        digest, evidence, num_bytes, num_empty = hashlib.blake2b(digest_size=16), Evidence(), 0, 0
+        with open_bytes(path) as file:
             while chunk := file.read(CHUNK):
                 num_empty = 0 if chunk.strip(b"\0") else num_empty + len(chunk)
                 digest.update(chunk)
+                num_bytes += len(chunk)
                 if self.is_text:
                     evidence.add(chunk)
                 if num_empty > LARGEST_HOLE or evidence.is_binary:
-                    return digest.hexdigest(), ""
-        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8
+                    return digest.hexdigest(), "", num_bytes
+        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8, num_bytes
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
@@ -182,7 +189,7 @@ class FileSource(Source):
         blank, encoding = True, self._encodings.get(digest, UTF_8)
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
-            with self._files[digest].open(encoding=encoding, errors=errors) as file:
+            with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
                         skipped["binary"] += 1
@@ -191,7 +198,7 @@ class FileSource(Source):
                     yield text
             if blank:
                 skipped["empty"] += 1
-        except OSError:
+        except (OSError, *ERRORS):
             skipped["unreadable"] += 1
 
 

@@ -165,6 +165,8 @@ class Trainer:
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
+        for notice in self.stream.take_notices():
+            log.info("%s", notice)
         try:
             return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)), False
         except Stopped:
