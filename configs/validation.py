@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from configs.errors import PresetError
@@ -186,8 +187,10 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         elif kind == "missing":
             yield Problem(where, "is missing", allowed_values(field))
         elif kind == "extra_forbidden":
-            names = [info.alias or name for name, info in model.model_fields.items()]
-            yield Problem(where, f"{given}: unknown key", _nearest(str(line["loc"][-1]), names))
+            names = {info.alias or name: _takes(info, line["input"]) for name, info in model.model_fields.items()}
+            word, fitting = str(line["loc"][-1]), [name for name, takes in names.items() if takes]
+            choices = fitting if _close(word, fitting) else [*names]
+            yield Problem(where, f"{given}: unknown key", _nearest(word, choices))
         elif kind == "union_tag_invalid":
             tag = line["ctx"]["tag"]
             yield Problem(f"{where}.type", f"= {_show(tag)}: unknown kind", _nearest(tag, [*kinds]))
@@ -222,15 +225,20 @@ def _locate(
             where += f"[{step}]"
         elif isinstance(previous, int):  # the tag of a union follows its index and is not in the JSON
             model, field = kinds.get(step, model), None
-        elif field and field.annotation is not model:  # a type of a union, and not in the JSON
+        elif field and section(field.annotation) is not model:  # a type of a union, and not in the JSON
             pass
         else:
             where = _join(where, step)
             field = next((info for name, info in model.model_fields.items() if step in (name, info.alias)), None)
-            if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                model = field.annotation
+            model = (section(field.annotation) if field else None) or model
         previous = step
     return where, model, field
+
+
+def section(annotation: Any) -> type[BaseModel] | None:
+    """Return the model whose keys a field of this type holds, also if it may be null."""
+    parts = [part for part in get_args(annotation) or (annotation,) if part is not NoneType]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], BaseModel) else None
 
 
 def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
@@ -270,6 +278,15 @@ def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool =
 def _nearest(word: str, choices: list[str]) -> str:
     close = _close(word, choices)
     return f'did you mean "{close[0]}"?' if close else f"allowed: {', '.join(choices)}"
+
+
+def _takes(field: FieldInfo, value: Any) -> bool:
+    """Return whether a value is of a field's type; of two close keys, the one that takes it is meant."""
+    try:
+        TypeAdapter(field.annotation or Any).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _close(word: str, choices: list[str]) -> list[str]:
