@@ -75,11 +75,20 @@ def _sources(panel: Axes, records: list[Record], labels: list[str]) -> None:
 
 def _mixture(panel: Axes, records: list[Record], labels: list[str]) -> None:
     _title(panel, "Mixture, share of tokens")
+    mixed = {label for record in records for label in record.get("mixture") or {}}
     for index, label in enumerate(labels):
+        if label not in mixed:  # only watched
+            continue
         points = [(record["tokens"], record["mixture"].get(label, 0.0)) for record in records if record.get("mixture")]
         colour, style = _look_of(index, len(labels))
         _line(panel, *_columns(points), label, colour, linestyle=style, marker="o")
     panel.set_ylim(bottom=0)
+    if finish := next((record["finish_from"] for record in reversed(records) if "finish_from" in record), None):
+        panel.axvline(finish, color="#606060", linewidth=0.8, linestyle=":")
+        panel.annotate(
+            "finish", (finish, 1), (-3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+            horizontalalignment="right", verticalalignment="top", fontsize="small",
+        )  # fmt: skip
 
 
 def _speed(panel: Axes, records: list[Record], labels: list[str]) -> None:

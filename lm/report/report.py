@@ -82,8 +82,13 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     )
     keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
     everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+    mixed = {"all", *last.get("mixture", evaluation["per_source"])}
     rows = [
-        (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+        (
+            label if label in mixed else f"{label} (only watched)",
+            *(number(values.get(key)) for key in keys),
+            f"{values['tokens']:,}",
+        )
         for label, values in (everything | evaluation["per_source"]).items()
     ]
     return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]

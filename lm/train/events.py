@@ -21,7 +21,8 @@ from aux_heads.value import Value, trailing_loss
 from configs.schema import AuxiliaryConfig
 from configs.text import printable
 from data.journal import run_ahead_rows
-from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
+from data.mixing import base_weights, in_force, loss_slope, relative_loss, shares, shares_asked
+from data.order import finish_row
 from data.stream import Stream
 from lm.evaluate import Evaluation, evaluate
 from lm.inference.decoder import Decoder
@@ -78,10 +79,16 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
         world_size=trainer.world.size,
         reduce=trainer.world.sum,
         observe=heads.observe,
+        watched=trainer.labels[len(trainer.trained_labels) :],
     )
     if evaluation is None:
         return None
-    line: dict[str, Any] = {"mixture": dict(zip(trainer.labels, shares(trainer.state.source_tokens), strict=True))}
+    # What is watched comes last, and has no part in the mixture.
+    line: dict[str, Any] = {
+        "mixture": dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
+    }
+    if (finish := first_row_of_finish(trainer)) is not None:
+        line["finish_from"] = finish * trainer.preset.model.seq_length
     line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
     trainer.records.write_evaluation(line, evaluation, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
@@ -120,21 +127,28 @@ class HeldOutHeads:
         return {name: sums[i] / tokens[i] for i, name in enumerate(names) if tokens[i]}
 
 
+def first_row_of_finish(trainer: Trainer) -> int | None:
+    preset = trainer.preset
+    return finish_row(preset.data.finish_share, preset.model.seq_length, trainer.token_budget)
+
+
 def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
     """Return the progress of each source for the rows so far. The stream stores it at
     intervals, so it may include a few later rows. `asked` and `realised` are shares of tokens,
     or of documents with round_robin."""
-    strategy, weights = trainer.preset.data.mix_strategy, trainer.preset.data.weights
+    strategy = trainer.preset.data.mix_strategy
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     entries = stream.progress(num_rows)
     unit = "documents" if strategy == "round_robin" else "tokens"
     realised = shares([entry[unit] for entry in entries])
-    asked = shares_asked(base_weights(strategy, weights), trainer.state.weight_changes, num_rows)
+    base, changes = base_weights(strategy, trainer.preset.data.weights), trainer.state.weight_changes
+    (_, first), *later = in_force(base, changes, first_row_of_finish(trainer))
+    asked = shares_asked(first, later, num_rows)
     keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
     return {
         label: {key: entry[key] for key in keys}
         | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
-        for i, (label, entry) in enumerate(zip(trainer.labels, entries, strict=True))
+        for i, (label, entry) in enumerate(zip(trainer.trained_labels, entries, strict=False))
     }
 
 
@@ -145,17 +159,24 @@ def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
         return
     data, seq_length, state = trainer.preset.data, trainer.preset.model.seq_length, trainer.state
     found = {label: (s.bits_per_byte, s.stderr or 0.0) for label, s in evaluation.per_source.items()}
-    state.factors, reasons = decide(trainer.preset.auxiliary, trainer.labels, state.factors, state.adapted_on, found)
-    state.adapted_on = found
+    base = base_weights(data.mix_strategy, data.weights)
+    factors, moves = list(state.factors), []
+    for start in range(0, len(base), len(trainer.labels)):  # once, or twice with a finish: each part by itself
+        read = {start + i: label for i, label in enumerate(trainer.labels) if base[start + i]}
+        before = [factors[i] for i in read]
+        moved, reasons = decide(trainer.preset.auxiliary, [*read.values()], before, state.adapted_on, found)
+        factors = [dict(zip(read, moved, strict=True)).get(i, factor) for i, factor in enumerate(factors)]
+        words = [f"x{factor:.2f}, {reason}" for factor, reason in zip(moved, reasons, strict=True)]
+        moves.append(dict(zip(read.values(), words, strict=True)))
+    state.factors, state.adapted_on = factors, found
 
     from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
-    base = base_weights(data.mix_strategy, data.weights)
     weights = [weight * factor for weight, factor in zip(base, state.factors, strict=True)]
     state.weight_changes.append((from_row, weights))
     if trainer.stream:
         trainer.stream.change_weights(weights, from_row)
-    moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(state.factors, reasons, strict=True)]
-    by_source = dict(zip(trainer.labels, moves, strict=True))
+    finish = first_row_of_finish(trainer)
+    by_source = moves[finish is not None and from_row >= finish]
     trainer.records.write_adaptation({"from_tokens": from_row * seq_length, "sources": by_source})
     log.info("mixture from %s tokens on: %s", f"{from_row * seq_length:,}", "; ".join(map(" ".join, by_source.items())))
 

@@ -15,7 +15,7 @@ class TrainState:
 
     global_batch_rows: int  # per step over all processes: kept when their number changes
     source_tokens: list[int]  # by source, in the rows seen so far
-    factors: list[float]  # of each source's weight, as adapted so far
+    factors: list[float]  # of each source's weight, as adapted so far; then of those in the finish, if any
     tokens_seen: int = 0
     num_steps: int = 0
     skipped_steps: int = 0
@@ -33,8 +33,8 @@ class TrainState:
     sampled: int = 0
 
     @classmethod
-    def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
-        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources)
+    def new(cls, num_sources: int, num_weights: int, global_batch_rows: int) -> TrainState:
+        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_weights)
 
     def is_trained(self, token_budget: int) -> bool:
         """Return whether the budget is reached, or the sources ran out before it."""
