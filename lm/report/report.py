@@ -91,7 +91,22 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
         )
         for label, values in (everything | evaluation["per_source"]).items()
     ]
-    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows), *_overlapping(last)]
+
+
+def _overlapping(record: Record) -> list[str]:
+    """Return a table of the evaluation with overlapping windows; [] if there was none."""
+    if not (found := record.get("overlapping")):
+        return []
+    rows = [
+        (label, number(values["bits_per_byte"]), number(values["plain"]))
+        for label, values in ({"all": found} | found["per_source"]).items()
+    ]
+    return [
+        f"With overlapping windows, so that at least {found['context']} tokens come before each, on {found['tokens']:,} "
+        "of these tokens:",
+        table(("source", "bits per byte", "without overlap"), rows),
+    ]
 
 
 def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:

@@ -20,6 +20,7 @@ from aux_heads.metrics import in_words
 from aux_heads.value import Value, trailing_loss
 from configs.schema import AuxiliaryConfig
 from configs.text import printable
+from data.heldout import HeldOut
 from data.journal import run_ahead_rows
 from data.mixing import base_weights, in_force, loss_slope, relative_loss, shares, shares_asked
 from data.order import finish_row
@@ -34,6 +35,7 @@ from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000
+OVERLAPPING_EVAL_TOKENS = 250_000  # the evaluation at the end takes at most twice as long with it
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,28 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     trainer.collect_results()  # before the training clock stops
     held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS)
     heads = HeldOutHeads(trainer)
-    evaluation = evaluate(
+    evaluation = _evaluate(trainer, held_out, observe=heads.observe)
+    overlapping = _overlapping(trainer, evaluation) if evaluation and everything else None
+    if evaluation is None or (everything and overlapping is None):
+        return None
+    # What is watched comes last, and has no part in the mixture.
+    line: dict[str, Any] = {
+        "mixture": dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
+    }
+    if (finish := first_row_of_finish(trainer)) is not None:
+        line["finish_from"] = finish * trainer.preset.model.seq_length
+    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
+    line |= {"overlapping": overlapping} if overlapping else {}
+    trainer.records.write_evaluation(line, evaluation, heads.means())
+    sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
+    log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
+    if trainer.records.head_measures:
+        log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
+    return evaluation
+
+
+def _evaluate(trainer: Trainer, held_out: HeldOut, **options: Any) -> Evaluation | None:
+    return evaluate(
         trainer.learner.joint.trunk_forward,
         trainer.learner.trunk.output.weight,
         held_out.sources,
@@ -78,24 +101,38 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
         rank=trainer.world.rank,
         world_size=trainer.world.size,
         reduce=trainer.world.sum,
-        observe=heads.observe,
         watched=trainer.labels[len(trainer.trained_labels) :],
+        **options,
     )
-    if evaluation is None:
+
+
+def _overlapping(trainer: Trainer, everything: Evaluation) -> dict[str, Any] | None:
+    """Return bits per byte with overlapping windows beside `plain` ones of the same text; None if
+    asked to stop. Every token then has most of a row before it, where plain rows give the first
+    tokens almost nothing: what a user of the model has, who slides the window."""
+    held_out, seq_length = trainer.held_out, trainer.preset.model.seq_length
+    num_tokens = min(OVERLAPPING_EVAL_TOKENS, held_out.num_tokens)
+    log.info("evaluating %s held-out tokens with overlapping windows, which is four times the work", f"{num_tokens:,}")
+    whole = num_tokens == held_out.num_tokens
+    plain = everything if whole else _evaluate(trainer, held_out.subset(num_tokens))
+    overlapping = _evaluate(trainer, held_out.overlapping(num_tokens)) if plain else None
+    if plain is None or overlapping is None:
         return None
-    # What is watched comes last, and has no part in the mixture.
-    line: dict[str, Any] = {
-        "mixture": dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
+    log.info(
+        "with at least %d tokens before each: %.4f bits per byte (%.4f without)",
+        seq_length - seq_length // 4, overlapping.bits_per_byte, plain.bits_per_byte,
+    )  # fmt: skip
+    both = {
+        label: {"bits_per_byte": source.bits_per_byte, "plain": plain.per_source[label].bits_per_byte}
+        for label, source in overlapping.per_source.items()
     }
-    if (finish := first_row_of_finish(trainer)) is not None:
-        line["finish_from"] = finish * trainer.preset.model.seq_length
-    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
-    trainer.records.write_evaluation(line, evaluation, heads.means())
-    sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
-    log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
-    if trainer.records.head_measures:
-        log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
-    return evaluation
+    return {
+        "context": seq_length - seq_length // 4,
+        "tokens": overlapping.tokens,
+        "bits_per_byte": overlapping.bits_per_byte,
+        "plain": plain.bits_per_byte,
+        "per_source": both,
+    }
 
 
 class HeldOutHeads:

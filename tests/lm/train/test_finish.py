@@ -72,6 +72,12 @@ def test_a_run_killed_in_its_finish_ends_as_one_that_never_was(make, text, tmp_p
     assert line["eval"]["loss"] == pytest.approx(
         sum(measured[label]["loss"] * size for label, size in sizes.items()) / sum(sizes.values())
     )
+    overlapping = line["overlapping"]
+    assert overlapping["context"] == 24
+    assert overlapping["plain"] == line["eval"]["bits_per_byte"]  # all of the held-out text is little
+    assert overlapping["tokens"] == line["eval"]["tokens"]
+    assert overlapping["bits_per_byte"] != overlapping["plain"]
+    assert set(overlapping["per_source"]) == set(measured)
     report = (tmp_path / "whole" / "report.md").read_text()
     assert re.search(r"\| text:old \(only watched\) \| \d", report)
     assert "| sources | large, small |" in report
