@@ -187,13 +187,13 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         elif kind == "missing":
             yield Problem(where, "is missing", allowed_values(field))
         elif kind == "extra_forbidden":
-            names = {info.alias or name: _takes(info, line["input"]) for name, info in model.model_fields.items()}
-            word, fitting = str(line["loc"][-1]), [name for name, takes in names.items() if takes]
-            choices = fitting if _close(word, fitting) else [*names]
-            yield Problem(where, f"{given}: unknown key", _nearest(word, choices))
+            fields = {info.alias or name: info for name, info in model.model_fields.items()}
+            close = _close(str(line["loc"][-1]), [*fields], most=3)
+            taking = [name for name in close if _takes(fields[name], line["input"])]
+            yield Problem(where, f"{given}: unknown key", _nearest(taking or close, [*fields]))
         elif kind == "union_tag_invalid":
             tag = line["ctx"]["tag"]
-            yield Problem(f"{where}.type", f"= {_show(tag)}: unknown kind", _nearest(tag, [*kinds]))
+            yield Problem(f"{where}.type", f"= {_show(tag)}: unknown kind", _nearest(_close(tag, [*kinds]), [*kinds]))
         elif kind == "union_tag_not_found":
             hint = (
                 f'allowed: a named source such as "wikipedia", or an object whose "type" is one of {", ".join(kinds)}'
@@ -201,7 +201,8 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             yield Problem(where, given, hint)
         elif kind == "literal_error" and isinstance(line["input"], str):
             choices = _literals(line["ctx"]["expected"])
-            yield Problem(where, f"{given}: there is no such choice", _nearest(line["input"], choices))
+            close = _close(line["input"], choices)
+            yield Problem(where, f"{given}: there is no such choice", _nearest(close, choices))
         elif kind in ("value_error", "assertion_error"):  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:  # a regular expression says less than the description of the field
@@ -275,13 +276,12 @@ def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool =
     return f"allowed: {noun}{' ' + span if span else ''}{detail}. {field.description}"
 
 
-def _nearest(word: str, choices: list[str]) -> str:
-    close = _close(word, choices)
+def _nearest(close: list[str], choices: list[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else f"allowed: {', '.join(choices)}"
 
 
 def _takes(field: FieldInfo, value: Any) -> bool:
-    """Return whether a value is of a field's type; of two close keys, the one that takes it is meant."""
+    """Return whether a value is of a field's type: "field": "text" means text_field, not fields."""
     try:
         TypeAdapter(field.annotation or Any).validate_python(value, strict=True)
     except ValidationError:
@@ -289,8 +289,8 @@ def _takes(field: FieldInfo, value: Any) -> bool:
     return True
 
 
-def _close(word: str, choices: list[str]) -> list[str]:
-    return difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+def _close(word: str, choices: list[str], *, most: int = 1) -> list[str]:
+    return difflib.get_close_matches(word.lower(), choices, n=most, cutoff=0.6)
 
 
 def _join(where: str, key: str) -> str:

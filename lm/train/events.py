@@ -35,7 +35,7 @@ from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000
-OVERLAPPING_EVAL_TOKENS = 250_000  # the evaluation at the end takes at most twice as long with it
+OVERLAPPING_EVAL_TOKENS = 250_000  # with four passes over each: as much work as the default train.eval_tokens
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,9 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     trainer.records.write_evaluation(line, evaluation, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
+    if overlapping:
+        words = "%.4f bits per byte with overlapping windows, at least %d tokens before each (%.4f without)"
+        log.info(words, overlapping["bits_per_byte"], overlapping["context"], overlapping["plain"])
     if trainer.records.head_measures:
         log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
     return evaluation
@@ -107,21 +110,17 @@ def _evaluate(trainer: Trainer, held_out: HeldOut, **options: Any) -> Evaluation
 
 
 def _overlapping(trainer: Trainer, everything: Evaluation) -> dict[str, Any] | None:
-    """Return bits per byte with overlapping windows beside `plain` ones of the same text; None if
-    asked to stop. Every token then has most of a row before it, where plain rows give the first
-    tokens almost nothing: what a user of the model has, who slides the window."""
+    """Return bits per byte with overlapping windows, beside the `plain` ones of the same text; None
+    if asked to stop. Every token then has most of a row before it, as in a text that the model
+    continues, where plain rows give their first tokens nothing."""
     held_out, seq_length = trainer.held_out, trainer.preset.model.seq_length
     num_tokens = min(OVERLAPPING_EVAL_TOKENS, held_out.num_tokens)
-    log.info("evaluating %s held-out tokens with overlapping windows, which is four times the work", f"{num_tokens:,}")
+    log.info("evaluating %s held-out tokens with overlapping windows: four times the work", f"{num_tokens:,}")
     whole = num_tokens == held_out.num_tokens
     plain = everything if whole else _evaluate(trainer, held_out.subset(num_tokens))
     overlapping = _evaluate(trainer, held_out.overlapping(num_tokens)) if plain else None
     if plain is None or overlapping is None:
         return None
-    log.info(
-        "with at least %d tokens before each: %.4f bits per byte (%.4f without)",
-        seq_length - seq_length // 4, overlapping.bits_per_byte, plain.bits_per_byte,
-    )  # fmt: skip
     both = {
         label: {"bits_per_byte": source.bits_per_byte, "plain": plain.per_source[label].bits_per_byte}
         for label, source in overlapping.per_source.items()
@@ -199,12 +198,13 @@ def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
     base = base_weights(data.mix_strategy, data.weights)
     factors, moves = list(state.factors), []
     for start in range(0, len(base), len(trainer.labels)):  # once, or twice with a finish: each part by itself
-        read = {start + i: label for i, label in enumerate(trainer.labels) if base[start + i]}
-        before = [factors[i] for i in read]
-        moved, reasons = decide(trainer.preset.auxiliary, [*read.values()], before, state.adapted_on, found)
-        factors = [dict(zip(read, moved, strict=True)).get(i, factor) for i, factor in enumerate(factors)]
-        words = [f"x{factor:.2f}, {reason}" for factor, reason in zip(moved, reasons, strict=True)]
-        moves.append(dict(zip(read.values(), words, strict=True)))
+        numbers = [i for i in range(start, start + len(trainer.labels)) if base[i]]
+        labels, before = [trainer.labels[i - start] for i in numbers], [factors[i] for i in numbers]
+        after, reasons = decide(trainer.preset.auxiliary, labels, before, state.adapted_on, found)
+        for i, factor in zip(numbers, after, strict=True):
+            factors[i] = factor
+        words = (f"x{factor:.2f}, {reason}" for factor, reason in zip(after, reasons, strict=True))
+        moves.append(dict(zip(labels, words, strict=True)))
     state.factors, state.adapted_on = factors, found
 
     from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
