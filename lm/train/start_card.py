@@ -52,7 +52,9 @@ def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
         parts = shares(data.weights[len(labels) :])
         percent = data.mix_strategy == "weighted"
         mixed = [f"{label} {part:.0%}" if percent else label for label, part in zip(labels, parts, strict=True) if part]
-        rows.append(("finish", f"from {first:,} tokens on, the last {data.finish.share:.0%}: {', '.join(mixed)}"))
+        rows.append(
+            ("finish", f"from {first:,} tokens on, the last {100 * data.finish.share:.3g}%: {', '.join(mixed)}")
+        )
     if watched := labels[num_trained:]:
         rows.append(("watched", f"{', '.join(watched)}: evaluated, never trained on"))
     return rows
