@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from configs import schema
 from configs.catalog import NAMED_SOURCES
-from configs.validation import allowed_values
+from configs.validation import allowed_values, section
 
 PATH = Path(__file__).parents[1] / "docs" / "presets.md"
 ROOT = schema.Preset
@@ -52,9 +52,8 @@ NAMES = "## Named sources\n\nA source may be one of these names in place of an o
 def reference_text() -> str:
     """Return the text of docs/presets.md: sections, kinds of sources, named sources."""
     parts = ["## Top level\n", _table(ROOT)]
-    for key, field in ROOT.model_fields.items():
-        if section := _section(field.annotation):
-            parts += [f"## `{key}`\n\n{_summary(section)}\n", _table(section)]
+    for key, model in _sections(ROOT):
+        parts += [f"## `{key}`\n\n{_summary(model)}\n", _table(model)]
     shared = set.intersection(*(set(model.model_fields) - {"type"} for model in schema.KINDS.values()))
     parts += [SOURCES, _table(schema.PythonSource, only=shared)]
     for kind, model in schema.KINDS.items():
@@ -65,8 +64,12 @@ def reference_text() -> str:
     return "\n".join([INTRODUCTION, *parts, NAMES, _rows(["name", "reads", "text", "licence"], named)])
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the path and the model of every object inside of `model`."""
+    for key, field in model.model_fields.items():
+        if inner := section(field.annotation):
+            yield f"{prefix}{key}", inner
+            yield from _sections(inner, f"{prefix}{key}.")
 
 
 def _summary(model: type[BaseModel]) -> str:
@@ -97,7 +100,7 @@ def allowed(field: FieldInfo) -> str:
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
     if get_origin(annotation) is dict:
         return f"an object{f' of at most {longest:,} keys' if longest else ''}, each {_member(parts[1])}"
-    if _section(annotation):
+    if section(annotation):
         return "an object, see below"
     words = allowed_values(field).removeprefix("allowed: ").removesuffix(f". {field.description}")
     words = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", words)
@@ -117,7 +120,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if "default" in (field.description or ""):
         return "see meaning"
-    return "that of each key" if _section(field.annotation) else f"`{json.dumps(field.default)}`"
+    is_section = section(field.annotation) and field.default is not None
+    return "that of each key" if is_section else f"`{json.dumps(field.default)}`"
 
 
 def _reads(spec: dict[str, Any]) -> str:

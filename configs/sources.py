@@ -99,7 +99,8 @@ class HFSource(SourceSpec):
         min_length=1,
         max_length=MOST_FIELDS,
         description="Columns used by format, in order; the last is the answer, without which a row is skipped, as it is "
-        "without any of the others. With dots, a field inside of a column: answers.text.",
+        "without any of the others. With dots, a field inside of a column: answers.text. One column without a format: as "
+        "text_field.",
     )
     format: str | None = Field(
         default=None,
@@ -193,6 +194,10 @@ class HFSource(SourceSpec):
         alternatives = ("text_field", "fields", "format")
         if isinstance(given, dict) and all(given.get(key) is None for key in alternatives):
             return {**given, "text_field": "text"}
+        match given:
+            case {"fields": [str() as name]} if 0 < len(name) <= LONGEST_NAME:
+                if given.get("text_field") is None and given.get("format") is None:
+                    return {**given, "text_field": name, "fields": None}
         return given
 
     @property
@@ -301,6 +306,11 @@ def look_up(entry: Any) -> Source:
         return entry
     spec = NAMED_SOURCES[entry].spec
     return KINDS[spec["type"]].model_validate({"label": entry, **spec})
+
+
+def same_text(source: Source, other: Source) -> bool:
+    """Return whether two sources are one, whatever their labels."""
+    return source.model_dump(exclude={"label"}) == other.model_dump(exclude={"label"})
 
 
 def unique_labels(specs: list[Source]) -> list[str]:

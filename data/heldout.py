@@ -12,7 +12,7 @@ of each document's opening end-of-text token. The target at [i, t] is rows[i, t 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +103,31 @@ class SourceRows:
         starts[:, 0] = np.searchsorted(kept, starts[:, 0])
         return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
 
+    def overlapping(self, kept: np.ndarray) -> "SourceRows":
+        """Return windows of T tokens that score the targets of the rows `kept`, each target once.
+
+        They are a quarter of T apart, and each scores its last quarter, so that at least three
+        quarters of T come before each target; fewer only in the source's first row, which is as it
+        was. No documents begin in them.
+        """
+        length = self.valid.shape[1]
+        quarter = length // 4
+        ends = np.append(np.arange(quarter, length, quarter), length)  # of the quarters of a row
+        later = kept[kept > 0]
+        first_tokens = ((later[:, None] - 1) * length + ends).ravel()
+        scored = np.tile(np.arange(length) >= (length - np.diff(ends, prepend=0))[:, None], (len(later), 1))
+        if len(kept) > len(later):
+            first_tokens, scored = np.append(0, first_tokens), np.vstack((np.ones(length, dtype=bool), scored))
+        places = first_tokens[:, None] + np.arange(length)
+        tokens = np.append(self.rows[:, :-1].ravel(), self.rows[-1:, -1])
+        return SourceRows(
+            self.label,
+            tokens[first_tokens[:, None] + np.arange(length + 1)],
+            self.valid.ravel()[places] & scored,
+            self.answer.ravel()[places] & scored,
+            np.empty((0, 2), dtype=np.int64),
+        )
+
     def document(self, number: int) -> tuple[list[int], int]:
         """Return a document's tokens and how many of them precede its answer.
 
@@ -156,12 +181,19 @@ class HeldOut:
 
         Sources keep their proportions; every source that has rows keeps at least one.
         """
+        return self._with_rows(num_tokens, SourceRows.select)
+
+    def overlapping(self, num_tokens: int) -> "HeldOut":
+        """Return windows that score the same targets as `subset`; see `SourceRows.overlapping`."""
+        return self._with_rows(num_tokens, SourceRows.overlapping)
+
+    def _with_rows(self, num_tokens: int, take: Callable[[SourceRows, np.ndarray], SourceRows]) -> "HeldOut":
         share = min(1.0, num_tokens / max(1, self.num_tokens))
         chosen = []
         for source in self.sources:
             count = len(source.rows)
             keep = min(count, max(1, round(share * count)))
-            chosen.append(source.select((np.arange(keep) * count) // max(1, keep)))
+            chosen.append(take(source, (np.arange(keep) * count) // max(1, keep)))
         return HeldOut(chosen, self.hashes)
 
     def save(self, path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -22,7 +22,7 @@ from data.feed import FIRST_WAIT, Feed, Status, pause, watch
 from data.files import room_on_disk, write_atomically
 from data.heldout import BYTES_PER_TOKEN, HeldOut, cell_hashes, collect, pack, shared_cells, text_hash
 from data.journal import begin
-from data.mixing import Mixer, base_weights
+from data.mixing import Mixer, base_weights, over_the_run
 from data.packing import row_dtype
 from data.sources.base import Document, Source
 
@@ -73,15 +73,18 @@ def prepare_stream(
     `tokenizer_sha256`: of a run that has lost its stream. Raises UserError, for such a run also if
     its sources no longer give the same tokenizer.
     """
-    data, specs = preset.data, preset.data.all_sources
+    data, specs, num_trained = preset.data, preset.data.all_sources, len(preset.data.trained_sources)
     with room_on_disk(stream_dir):
         stream_dir.mkdir(parents=True, exist_ok=True)
     status("choosing held-out text")
-    weights = base_weights(data.mix_strategy, data.weights)
+    weights = over_the_run(base_weights(data.mix_strategy, data.weights), len(specs), data.finish_share)
 
     def choose(i: int) -> tuple[dict[bytes, Document], frozenset[bytes]]:
-        share = preset.train.eval_tokens * weights[i] / sum(weights)
         held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
+        if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
+            share = preset.train.eval_tokens / num_trained
+            return collect(chain(held_out, head(i)), share, data.min_text_length), frozenset()
+        share = preset.train.eval_tokens * weights[i] / sum(weights)
         chosen = collect(held_out, share, data.min_text_length) or first_of_two(head(i), data.min_text_length)
         has_cells = any(document.cells for document in chosen.values())
         sample = islice(head(i), SAMPLE_DOCUMENTS) if has_cells else ()
@@ -99,11 +102,10 @@ def prepare_stream(
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         chosen, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
-    hashes = frozenset(key for documents in chosen for key in documents)
-    if not hashes:
-        labels = ", ".join(spec.label for spec in specs)
+    if not any(chosen[:num_trained]):
+        labels = ", ".join(spec.label for spec in specs[:num_trained])
         raise UserError(f"{labels}: no document can be held out for evaluation; at least two are needed")
-    hashes = hashes.union(*shared)
+    hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
 
     if data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)

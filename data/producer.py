@@ -31,6 +31,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from configs import schema
 from configs.errors import Retryable, SourceError, UserError
 from configs.schema import Preset, parse_preset
@@ -41,7 +43,8 @@ from data.files import room_on_disk
 from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
-from data.mixing import Mixer, base_weights
+from data.mixing import Mixer, base_weights, weights_at
+from data.order import finish_row
 from data.packing import Packer, row_dtype
 from data.prepare import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
 from data.sources.base import Source, in_words
@@ -111,10 +114,6 @@ class Orders:
         with self._news:
             self._news.wait_for(lambda: num_rows < self.limit)
 
-    def weights(self, row: int) -> list[float] | None:
-        """Return the weights for a document chosen after `row` rows, or None for the preset's."""
-        return next((weights for from_row, weights in reversed(self.weight_changes) if from_row <= row), None)
-
 
 class OpenSource:
     """A source of the preset, opened at the start or, if the network is down then, when needed."""
@@ -144,9 +143,19 @@ class OpenSource:
 class Producer:
     """Phase 3: the loop that chooses documents, packs them and appends rows."""
 
-    def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
+    def __init__(
+        self,
+        preset: Preset,
+        stream_dir: Path,
+        sources: list[OpenSource],
+        token_budget: int,
+        orders: Orders,
+        events: Events,
+    ):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
         self.sources, self.orders, self.events = sources, orders, events
+        self.num_rows = -(-token_budget // seq_length)  # to produce
+        self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
         header = read_header(stream_dir)
         assert header, "phase 2 has written it"
         self.tokenizer = load_tokenizer(header, stream_dir)
@@ -156,12 +165,15 @@ class Producer:
         self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
-        self.mixer = Mixer(preset.data.mix_strategy, self.base_weights)
+        self.strategy = preset.data.mix_strategy
+        self.mixer = Mixer(self.strategy, self.weights())
+        self.finishing = False
         self.last_append = time.monotonic()
         state = self.journal.state
         if state:
             self.mixer.load_state(state["mixer"])
             self.packer.load_state(state["packer"])
+            self.finishing = state.get("finishing", False)
         held_out = HeldOut.load(stream_dir / HELD_OUT).hashes
         skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out)
         encode = partial(bpe.encode, self.tokenizer)
@@ -181,10 +193,30 @@ class Producer:
             )
             for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
         ]
+        self._enter_part()
 
-    def run(self, num_rows: int) -> None:
+    def weights(self) -> list[float]:
+        """Return the weights of the sources for a document chosen now."""
+        return weights_at(self.base_weights, self.orders.weight_changes, self.finish, self.packer.num_rows)
+
+    def _enter_part(self) -> None:
+        """Begin the finish once there are the rows before it, with a mixture of its own.
+
+        The document that reaches beyond them is cut there. In a run resumed with a larger budget,
+        the finish may also end again.
+        """
+        if self.finish is None or (self.packer.num_rows >= self.finish) == self.finishing:
+            return
+        self.finishing, self.mixer = not self.finishing, Mixer(self.strategy, self.weights())
+        if self.finishing:
+            for source, dropped in enumerate(np.bincount(self.packer.cut(self.finish))):
+                self.feeds[source].progress.tokens -= int(dropped)
+        for index, feed in enumerate(self.feeds):
+            self.mixer.active[index] &= not feed.finished
+
+    def run(self) -> None:
         """Append rows until there are `num_rows` or the sources are used up."""
-        while self.packer.num_rows < num_rows:
+        while self.packer.num_rows < self.num_rows:
             if self.mixer.exhausted:
                 self._append()
                 self.events.emit("exhausted")
@@ -201,13 +233,14 @@ class Producer:
         self._append()
 
     def _add_document(self) -> None:
-        self.mixer.weights = self.orders.weights(self.packer.num_rows) or self.base_weights
+        self.mixer.weights = self.weights()
         index = self.mixer.choose()
         feed = self.feeds[index]
         tokens = feed.next_document()
         if tokens is not None:
             self.packer.add(tokens, index)
             self.mixer.charge(index, len(tokens) + 1)  # plus the end-of-text token that opens it
+            self._enter_part()
         elif feed.finished:
             self.mixer.drop(index)
         else:
@@ -226,6 +259,7 @@ class Producer:
                 "sources": [asdict(feed.progress) for feed in self.feeds],
                 "mixer": self.mixer.state(),
                 "packer": self.packer.state(),
+                "finishing": self.finishing,
                 "documents": self.duplicates.save(),
             }
             self.journal.append(rows, state)
@@ -330,14 +364,14 @@ def main() -> int:
         orders.wait_for_go()
         prepare(preset, stream_dir, sources, request["token_budget"], request["tokenizer_sha256"], events)
         give_back_memory()  # preparing leaves 100 MB behind
-        producer = Producer(preset, stream_dir, sources, orders, events)
+        producer = Producer(preset, stream_dir, sources, request["token_budget"], orders, events)
         events.emit(
             "ready",
             vocab_size=bpe.vocab_size(producer.tokenizer),
             tokenizer_sha256=bpe.fingerprint(producer.tokenizer),
             rows=producer.journal.num_rows,
         )
-        producer.run(-(-request["token_budget"] // preset.model.seq_length))
+        producer.run()
         threading.Event().wait()  # all rows are produced; the trainer ends this process
     except UserError as error:
         events.emit("error", message=str(error))

@@ -16,7 +16,7 @@ import numpy as np
 from configs.schema import Preset
 from data.heldout import HeldOut
 from data.journal import JournalReader, run_ahead_rows
-from data.order import RowOrder, window_edges
+from data.order import RowOrder, finish_row, window_edges
 from data.packing import row_dtype
 from data.prepare import HELD_OUT, tokenizer_path
 from data.producer_client import ProducerProcess, SourceInfo
@@ -75,7 +75,8 @@ class Stream:
         self.seq_length = preset.model.seq_length
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
         num_rows = -(-token_budget // self.seq_length)
-        self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows), preset.train.seed)
+        finish = finish_row(preset.data.finish_share, self.seq_length, token_budget)
+        self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows, finish), preset.train.seed)
         self.stream_dir = checkpoint_dir.absolute() / "stream"
         self.wait_seconds = 0.0
         self._weight_changes = [(int(row), list(weights)) for row, weights in weight_changes]

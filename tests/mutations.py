@@ -26,6 +26,7 @@ class Mutation(NamedTuple):
     tests: str
 
 
+FINISH = "tests/data/test_finish.py"
 GENERATE = "tests/lm/inference/test_generate.py"
 LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
@@ -240,6 +241,21 @@ MUTATIONS = {
     ),
     "a window is not cut where the sources end": Mutation(
         "data/order.py", "min(end, num_rows) - start", "end - start", STREAM
+    ),
+    "a window crosses the beginning of the finish": Mutation(
+        "data/order.py", "edges.append(min(end, ", "edges.append(min(num_rows, ", FINISH
+    ),
+    "a document reaches into the finish": Mutation(
+        "data/packing.py", "[:kept], np.concatenate(self._source)", ", np.concatenate(self._source)", FINISH
+    ),
+    "a finish that was killed begins again": Mutation(
+        "data/producer.py", 'state.get("finishing", False)', "False", FINISH
+    ),
+    "what is watched is trained on": Mutation(
+        "data/mixing.py", "[weight > 0 for weight in weights]", "[True for weight in weights]", FINISH
+    ),
+    "windows overlap by half": Mutation(
+        "data/heldout.py", "quarter = length // 4", "quarter = length // 2", "tests/data/test_heldout.py"
     ),
     "windows begun are forgotten": Mutation(
         "data/order.py", "edges = list(begun)", "edges = [0]", "tests/data/test_order.py"

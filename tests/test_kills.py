@@ -31,6 +31,7 @@ from tests.program import (
     check_logs,
     ended,
     fingerprint,
+    preset_json,
     producer_of,
     write_text,
 )
@@ -102,6 +103,9 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
 
 def test_kills_leave_no_trace(tmp_path):
     text, rng, killed = write_text(tmp_path / "text"), random.Random(1), Counter()
+    sources = preset_json(text)["data"]["sources"]
+    finish = {"share": 0.3, "sources": sources, "source_weights": [1.0, 2.0]}
+    weighted_data = {"source_weights": [1.0, 3.0], "finish": finish}
     made: list[Program] = []
 
     def program(strategy: str) -> Program:
@@ -110,7 +114,7 @@ def test_kills_leave_no_trace(tmp_path):
         made[-1].add(
             model={"seq_length": 64},
             train={"save_every_tokens": 1_500},
-            data={"mix_strategy": strategy} | ({"source_weights": [1.0, 3.0]} if weighted else {}),
+            data={"mix_strategy": strategy} | (weighted_data if weighted else {}),
             auxiliary=ALL_HEADS | ADAPTIVE | {"adaptive_rule": "loss_slope" if weighted else "relative_loss"},
         )
         return made[-1]
@@ -119,7 +123,7 @@ def test_kills_leave_no_trace(tmp_path):
     for strategy, uninterrupted in whole.items():
         assert uninterrupted.run().code == 0
         changes = uninterrupted.state()["stream_position"]["weight_changes"]
-        base = [1.0, 3.0] if strategy == "weighted" else [1.0, 1.0]
+        base = [1.0, 3.0, 1.0, 2.0] if strategy == "weighted" else [1.0, 1.0]
         moved = [row * 64 for row, weights in changes if weights != pytest.approx(base, rel=0.01)]
         assert moved[0] < BUDGET - 5_000  # adapted weights are in force well before the end
         for line in read_metrics(uninterrupted.checkpoints / "metrics.jsonl"):

@@ -68,7 +68,7 @@ class Decoder:
     positions before them in a cache.
 
     S is fixed: positions past the training length have no meaning to a rotary model, so the caller
-    must `rollback` and start again before the cache overflows (`generate` does).
+    must `rollback` and encode the last tokens again before the cache overflows (`generate` does).
     """
 
     @torch.no_grad()

@@ -250,7 +250,8 @@ def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
         facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
     samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
-    return RunFacts(facts, [source_facts(source) for source in preset.data.all_sources], records, samples)
+    trained = preset.data.all_sources[: len(preset.data.trained_sources)]
+    return RunFacts(facts, [source_facts(source) for source in trained], records, samples)
 
 
 def source_facts(source: Source) -> SourceFacts:

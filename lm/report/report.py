@@ -90,11 +90,31 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     )
     keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
     everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+    mixed = {"all", *last.get("mixture", evaluation["per_source"])}
     rows = [
-        (label, *(number(values.get(key)) for key in keys), f"{values.get('tokens') or 0:,}")
+        (
+            label if label in mixed else f"{label} (only watched)",
+            *(number(values.get(key)) for key in keys),
+            f"{values.get('tokens') or 0:,}",
+        )
         for label, values in (everything | evaluation["per_source"]).items()
     ]
-    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows), *_overlapping(last)]
+
+
+def _overlapping(record: Record) -> list[str]:
+    """Return a table of the evaluation with overlapping windows; [] if there was none."""
+    if not (found := record.get("overlapping")):
+        return []
+    rows = [
+        (label, number(values["bits_per_byte"]), number(values["plain"]))
+        for label, values in ({"all": found} | found["per_source"]).items()
+    ]
+    return [
+        f"With overlapping windows, so that at least {found['context']} tokens come before each, on {found['tokens']:,} "
+        "of these tokens:",
+        table(("source", "bits per byte", "without overlap"), rows),
+    ]
 
 
 def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:

@@ -15,7 +15,7 @@ from configs.schema import Preset, parse_preset
 from configs.text import counted
 from data import tokenizer as bpe
 from data.journal import read_header
-from data.mixing import shares
+from data.mixing import over_the_run, shares
 from data.prepare import data_identity
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
@@ -43,10 +43,11 @@ def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> 
     weights do not fit the preset.
     """
     world.from_first(finish_interrupted, folder)
-    state = TrainState.new(len(preset.data.all_sources), preset.train.rows_per_process * world.size)
+    numbers = len(preset.data.all_sources), len(preset.data.weights)
+    state = TrainState.new(*numbers, preset.train.rows_per_process * world.size)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
-        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, len(state.factors))
+        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, *numbers)
         if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
     return checkpoint, state
@@ -113,14 +114,15 @@ def check(
     compiling = " (compiling it first: up to two minutes, once per model shape)" if learner.compiled else ""
     log.info("trying one step%s", compiling)
     seconds = dry_run(preset, world, learner, state.global_batch_rows)
-    weights = preset.data.weights
-    known = preset.data.mix_strategy == "weighted" or len(weights) == 1
+    data = preset.data
+    weights = over_the_run(data.weights, len(sources), data.finish_share)
+    known = data.mix_strategy == "weighted" or len(data.trained_sources) == 1
     made = f"byte-level BPE, {counted(learner.vocab_size, 'token')}, trained on the head of the mixture"
     card = StartCard(
         preset=preset,
         sources=sources,
         shares=shares(weights if known else [0.0] * len(weights)),
-        tokenizer=preset.data.tokenizer or made,
+        tokenizer=data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, learner.vocab_size),
         rows_per_step=state.global_batch_rows,
         world_size=world.size,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from configs.schema import Preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
+from data.mixing import shares
+from data.order import finish_row
 from data.producer_client import SourceInfo
 
 WIDTH = 80  # columns
@@ -40,6 +42,24 @@ def how_much(source: SourceInfo, share: float, token_budget: int) -> str:
     return f"{source.size}, to be read about {times:,.0f} times" if times >= 2 else source.size
 
 
+def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
+    """Return the rows about a finish and about sources that are only watched."""
+    data = preset.data
+    labels, num_trained = [source.label for source in data.all_sources], len(data.trained_sources)
+    rows = []
+    if data.finish:
+        first = (finish_row(data.finish.share, preset.model.seq_length, token_budget) or 0) * preset.model.seq_length
+        parts = shares(data.weights[len(labels) :])
+        percent = data.mix_strategy == "weighted"
+        mixed = [f"{label} {part:.0%}" if percent else label for label, part in zip(labels, parts, strict=True) if part]
+        rows.append(
+            ("finish", f"from {first:,} tokens on, the last {100 * data.finish.share:.3g}%: {', '.join(mixed)}")
+        )
+    if watched := labels[num_trained:]:
+        rows.append(("watched", f"{', '.join(watched)}: evaluated, never trained on"))
+    return rows
+
+
 def render_card(card: StartCard) -> str:
     """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
@@ -56,6 +76,7 @@ def render_card(card: StartCard) -> str:
         rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {size}"))
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))
     rows += [
+        *_parts(card.preset, card.token_budget),
         ("tokenizer", card.tokenizer),
         (
             "model",

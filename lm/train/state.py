@@ -26,7 +26,7 @@ class TrainState:
 
     global_batch_rows: Annotated[int, Field(ge=1)]  # per step over all processes: kept when their number changes
     source_tokens: list[Number]  # by source, in the rows seen so far
-    factors: list[Finite]  # of each source's weight, as adapted so far
+    factors: list[Finite]  # of each source's weight, as adapted so far; then of those in the finish, if any
     tokens_seen: Number = 0
     num_steps: Number = 0
     skipped_steps: Number = 0
@@ -44,16 +44,16 @@ class TrainState:
     sampled: Number = 0
 
     @classmethod
-    def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
-        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources)
+    def new(cls, num_sources: int, num_weights: int, global_batch_rows: int) -> TrainState:
+        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_weights)
 
     def is_trained(self, token_budget: int) -> bool:
         """Return whether the budget is reached, or the sources ran out before it."""
         return self.tokens_seen >= token_budget or self.exhausted
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Any], num_sources: int) -> TrainState:
-        """Return the progress in a checkpoint of a run of `num_sources`.
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any], num_sources: int, num_weights: int) -> TrainState:
+        """Return the progress in a checkpoint of a run of `num_sources` with `num_weights`.
 
         Raises CheckpointError unless it is one that a run can have.
         """
@@ -61,9 +61,10 @@ class TrainState:
             state = TypeAdapter(cls).validate_python(cls._fields_of(checkpoint))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(NO_PROGRESS.format(type(error).__name__)) from error
-        lengths = {len(state.source_tokens), len(state.factors), *(len(weights) for _, weights in state.weight_changes)}
+        lengths = {len(state.factors), *(len(weights) for _, weights in state.weight_changes)}
+        fits = len(state.source_tokens) == num_sources and lengths == {num_weights}
         begun = state.windows_begun
-        if lengths != {num_sources} or begun[:1] != [0] or sorted(set(begun)) != begun:
+        if not fits or begun[:1] != [0] or sorted(set(begun)) != begun:
             raise CheckpointError(NO_PROGRESS.format("its lists do not fit"))
         return state
 

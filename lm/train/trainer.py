@@ -92,6 +92,7 @@ class Trainer:
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
         self.labels = [source.label for source in preset.data.all_sources]
+        self.trained_labels = self.labels[: len(preset.data.trained_sources)]
         self.held_out = info.held_out
         self.tokenizer = world.from_first(bpe.load, info.tokenizer_path)
         self.token_bytes = self._token_bytes()
@@ -322,7 +323,7 @@ class Trainer:
         return {
             "preset": self.preset.name,
             "tokens": f"{state.tokens_seen:,} in {state.num_steps:,} steps{skipped}",
-            "sources": ", ".join(self.labels) + (" (used up before the budget)" if state.exhausted else ""),
+            "sources": ", ".join(self.trained_labels) + (" (used up before the budget)" if state.exhausted else ""),
             "text seen": f"{state.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",

@@ -15,6 +15,10 @@ MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64}
 QA = {"type": "hf", "dataset": "owner/qa", "fields": ["question", "answer"], "format": "{question} {answer}"}
 
 
+TEXT = {"type": "hf", "dataset": "owner/text"}
+NAMED_C4 = {"type": "hf", "dataset": "allenai/c4", "config": "en", "text_field": "text", "label": "mine"}
+
+
 def preset_of(**sections) -> dict:
     return {"name": "small", "model": MODEL, "data": {"sources": ["wikipedia"]}, **sections}
 
@@ -130,6 +134,39 @@ def test_every_problem_is_listed_at_once_with_its_place():
             "enable_adaptive_sources needs mix_strategy",
         ),
         ({"name": "../up"}, 'name = "../up"'),
+        (
+            {"data": {"sources": ["c4"], "finish": {"shar": 0.1, "share": 1, "sources": ["c"]}}},
+            'p.json: data.finish.shar = 0.1: unknown key\n    did you mean "share"?',
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 1, "sources": ["c4"]}}},
+            "data.finish.share = 1\n    allowed: a number",
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c"]}}},
+            'data.finish.sources[0] = "c": there is no',
+        ),
+        ({"data": {"sources": ["c4"], "finish": {"share": 0.1}}}, "data.finish.sources is missing"),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1, 2]}}},
+            "data.finish.source_weights = [1, 2]\n    2 given; needed: one for each of the 1 source",
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1]}}},
+            'its source_weights need mix_strategy "weighted"',
+        ),
+        (
+            {"data": {"sources": ["c4"], "mix_strategy": "sequential", "finish": {"share": 0.1, "sources": ["c4"]}}},
+            'needs mix_strategy "round_robin" or "weighted"',
+        ),
+        ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "data.watch = [{"),
+        ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "\n    mine is trained on as well: take it out"),
+        ({"data": {"sources": ["c4"] * 200, "watch": ["squad"]}}, "together: at most 200 sources"),
+        (
+            {"data": {"sources": [{**TEXT, "field": "body"}]}},
+            'field = "body": unknown key\n    did you mean "text_field"?',
+        ),
+        ({"data": {"sources": [{**TEXT, "field": ["a", "b"]}]}}, 'unknown key\n    did you mean "fields"?'),
     ],
 )
 def test_refusals_say_where_what_and_what_is_allowed(sections, expected):
@@ -268,6 +305,23 @@ def test_labels_are_short_and_unique():
     assert labels[:2] == ["wikipedia", "wikipedia#2"]
     assert labels[2:6] == ["a/b/x", "a/b/y", "a/c", "pdf:books"]
     assert labels[6:] == ["wikipedia#2#2", "python"]
+
+
+def test_one_column_without_a_format_is_the_text():
+    [source] = parse(data={"sources": [{**TEXT, "fields": ["body"]}]}).data.all_sources
+    assert (source.text_field, source.fields, source.format) == ("body", None, None)
+    assert "fields[0]" in refusal(data={"sources": [{**TEXT, "fields": [""]}]})
+
+
+def test_a_source_of_both_parts_is_one_source_and_watched_ones_come_last():
+    finish = {"share": 0.1, "sources": [NAMED_C4, "squad", "squad"], "source_weights": [3, 1, 1]}
+    data = {"sources": ["wikipedia", "c4"], "mix_strategy": "weighted", "source_weights": [2, 1], "watch": ["gooaq"]}
+    preset = parse(data={**data, "finish": finish})
+    assert [source.label for source in preset.data.all_sources] == ["wikipedia", "c4", "squad", "gooaq"]
+    assert len(preset.data.trained_sources) == 3
+    assert preset.data.weights == [2, 1, 0, 0, 0, 3, 2, 0]
+    assert parse(data=data).data.weights == [2, 1, 0]
+    assert parse_preset(preset.to_json(), "stored") == preset
 
 
 def test_presets_cannot_be_changed():

@@ -112,6 +112,33 @@ def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
     assert held_out.subset(10**9).num_tokens == held_out.num_tokens
 
 
+def flat(array):
+    return np.append(array[:, :-1].ravel(), array[-1:, -1])
+
+
+@pytest.mark.parametrize("length", [T, 10])  # 10: windows are 2 tokens apart
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_overlapping_windows_score_the_same_targets_with_more_text_before_them(length, share, tokenizer):
+    held_out = HeldOut(
+        [pack("qa", ANSWERED, tokenizer, length), pack("prose", PROSE, tokenizer, length), pack("none", [], tokenizer, length)],
+        frozenset(),
+    )  # fmt: skip
+    num_tokens = int(share * held_out.num_tokens)
+    whole, plain, windows = (
+        each.sources for each in (held_out, held_out.subset(num_tokens), held_out.overlapping(num_tokens))
+    )
+    for source, rows, overlapping in zip(whole, plain, windows, strict=True):
+        assert targets(overlapping, overlapping.valid) == targets(rows, rows.valid)
+        assert targets(overlapping, overlapping.answer) == targets(rows, rows.answer)
+        text = flat(source.rows).tolist()
+        first = overlapping.valid.argmax(1)
+        assert (first[1:] >= 3 * length // 4)[overlapping.valid[1:].any(1)].all()
+        starts = [
+            next(i for i in range(len(text)) if text[i : i + length + 1] == row.tolist()) for row in overlapping.rows
+        ]
+        assert len(starts) == 0 or len(set(starts)) > len(rows.rows)
+
+
 def test_saved_and_loaded_it_is_the_same(held_out, tmp_path):
     held_out.save(tmp_path / "heldout.npz")
     loaded = HeldOut.load(tmp_path / "heldout.npz")

@@ -271,7 +271,7 @@ def test_tensors_are_what_torch_reads(tmp_path):
 
 def test_progress_that_no_run_has_is_refused():
     good = TrainState.new(2, 8).to_checkpoint(32) | {"events": {}}
-    assert TrainState.from_checkpoint(good, 2) == TrainState.new(2, 8)
+    assert TrainState.from_checkpoint(good, 2, 2) == TrainState.new(2, 2, 8)
     position = good["stream_position"]
     adaptive = position["adaptive"]
     bad = [
@@ -288,4 +288,4 @@ def test_progress_that_no_run_has_is_refused():
     ]  # fmt: skip
     for changes in bad:
         with pytest.raises(CheckpointError, match="does not say how far its run was"):
-            TrainState.from_checkpoint(good | changes, 2)
+            TrainState.from_checkpoint(good | changes, 2, 2)

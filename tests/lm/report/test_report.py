@@ -5,7 +5,7 @@ import pytest
 from aux_heads.metrics import Measure
 from lm.report import figures
 from lm.report.metrics import MetricsLog
-from lm.report.report import write_report
+from lm.report.report import held_out_table, write_report
 from lm.report.samples import Sample, SampleLog
 
 MEASURES = (
@@ -109,6 +109,22 @@ def test_an_evaluation_of_more_text_is_not_joined_to_those_before(monkeypatch):
     line, star = panel.lines
     assert list(line.get_ydata()) == [4.0 / 3, 1.0]
     assert list(star.get_ydata()) == [3.5 / 3]
+
+
+def test_the_mixture_shows_where_the_finish_begins_and_not_what_is_only_watched(monkeypatch):
+    record = evaluated(20, 3.0, 100) | {"mixture": {"wiki": 0.75, "chats": 0.25}, "finish_from": 15}
+    record["eval"]["per_source"] |= {"old": record["eval"]["per_source"]["wiki"]}
+    panels = drawn(monkeypatch, [record])
+    shown = [line.get_label() for line in panels["Mixture, share of tokens"].lines[:-1]]
+    assert shown == ["wiki", "chats"]
+    assert list(panels["Mixture, share of tokens"].lines[-1].get_xdata()) == [15, 15]
+    assert len(panels["Held-out bits per byte, per source"].lines) == 3
+    both = {"bits_per_byte": 0.9, "plain": 1.0}
+    record["overlapping"] = {"context": 24, "tokens": 50, **both, "per_source": {"wiki": both}}
+    _, sources, explained, overlapping = held_out_table([record])
+    assert "| old (only watched) |" in sources
+    assert "at least 24 tokens" in explained
+    assert "| wiki | 0.9000 | 1.0000 |" in overlapping
 
 
 def test_a_single_point_of_a_baseline_is_seen(monkeypatch):
