@@ -3,6 +3,7 @@
 UserError                 the user must change something: one message, no traceback, exit code 2
  +- PresetError           a preset that cannot be used; lists every problem
  +- SourceError           a source that cannot be used
+ +- StartPointError       a model that cannot be started from
  +- DiskFull              no space left for the stream; what was written is intact
  +- CheckpointError       a checkpoint could not be written, or none can be read
  |   +- Damaged           one checkpoint file; the previous generation may be intact
@@ -25,6 +26,10 @@ class PresetError(UserError):
 
 class SourceError(UserError):
     """A source that cannot be used; the message says what is wrong, where, and what to do."""
+
+
+class StartPointError(UserError):
+    """A model that cannot be started from; the message says what is wrong, where, and what to do."""
 
 
 class DiskFull(UserError):

@@ -35,7 +35,7 @@ from data.sources.hub_client import (
     NoAnswer,
     causes,
     configure_library,
-    find_dataset,
+    find,
     first_line,
     is_request_error,
     last_failure,
@@ -257,7 +257,7 @@ class HubSource(Source):
         from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
         if not self.spec.is_local:
-            self.pinned["revision"] = find_dataset(self.spec.dataset, self.pinned["revision"])["sha"]
+            self.pinned["revision"] = find("dataset", self.spec.dataset, self.pinned["revision"])["sha"]
         self._builder = builder = datasets.load_dataset_builder(
             str(self.spec.folder or self.spec.dataset),
             self.spec.config,

@@ -27,14 +27,17 @@ class TrainState:
     weight_changes: list[tuple[int, list[float]]] = field(default_factory=list)
     # held-out measures at the last adaptation
     adapted_on: dict[str, Measured] = field(default_factory=dict)
-    # Tokens seen when each event last happened.
+    # Tokens seen when each event last happened; -1: it is due before the first step.
     evaluated: int = 0
     adapted: int = 0
     sampled: int = 0
 
     @classmethod
-    def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
-        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources)
+    def new(cls, num_sources: int, global_batch_rows: int, *, continued: bool = False) -> TrainState:
+        """Return the state at the beginning of a run. With `continued`, for a model that is trained
+        already, an evaluation and samples are due there, to show what the run changes."""
+        last = -1 if continued else 0
+        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_sources, evaluated=last, sampled=last)
 
     def is_trained(self, token_budget: int) -> bool:
         """Return whether the budget is reached, or the sources ran out before it."""

@@ -10,9 +10,10 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 
 from data import tokenizer as bpe
+from lm.families import exported_config, exported_state
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface, qwen3_config, qwen3_state
+from lm.report.export import export_huggingface
 from lm.report.gguf import gguf_obstacle, write_gguf
 from tests.lm.report.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, model_of
 
@@ -107,8 +108,8 @@ def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, enco
     bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
     preset = make_preset(hidden_size=64)  # 80 wide inside the MLP: no multiple of 32
     model = model_of(preset, 300)
-    state = qwen3_state(model.state_dict(), tied=False)
-    config = qwen3_config(preset.model, 300, 0)
+    state = exported_state(model.state_dict(), preset.model)
+    config = exported_config(preset.model, 300, 0)
     write_gguf(tmp_path, encoding, config, state, tmp_path / "tokenizer.json", name="tiny")
     reader = GGUFReader(tmp_path / f"model-{encoding}.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}

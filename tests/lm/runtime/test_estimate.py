@@ -16,7 +16,7 @@ import lm.model
 from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import ModelConfig, Preset, TrainConfig, load_preset, parse_preset
-from lm.loss import CHUNK_ROWS
+from lm.loss import CHUNK_ROWS, CHUNK_VOCAB
 from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.runtime import estimate, machine
@@ -208,7 +208,7 @@ def test_guesses_learn_from_the_runs_that_were_tried(preset):
 
 
 def test_logits_of_a_gpu_are_counted_by_the_chunk_that_the_loss_takes():
-    assert CHUNK_ROWS["cuda"] == estimate.LOGIT_ROWS
+    assert (CHUNK_ROWS["cuda"], CHUNK_VOCAB) == (estimate.LOGIT_ROWS, estimate.LOGIT_VOCAB)
 
 
 def test_a_small_step_costs_time_besides_its_tokens():
