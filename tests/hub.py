@@ -127,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._stored(stored[1], stored[2])
         if file := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
-        if api := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path):
+        if api := re.fullmatch(
+            r"/api/(?:datasets|models)/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path
+        ):
             if not self._shown(api[1]):
                 return self._error(401, "RepoNotFound", "Repository not found")
             if path.endswith("/auth-check"):

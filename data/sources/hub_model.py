@@ -38,7 +38,9 @@ class HubModel:
 
         try:
             # By its revision, so that the cache notes which commit that is.
-            options = {"revision": self.commit, "local_files_only": True} if self.unreachable else {"revision": self.revision}
+            options = (
+                {"revision": self.commit, "local_files_only": True} if self.unreachable else {"revision": self.revision}
+            )
             path = Path(hf_hub_download(self.name, file, **options))
         except Exception as error:
             if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in causes(error)):

@@ -81,8 +81,10 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     )
     if evaluation is None:
         return None
-    line: dict[str, Any] = {"mixture": dict(zip(trainer.labels, shares(trainer.state.source_tokens), strict=True))}
-    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
+    line: dict[str, Any] = {}
+    if trainer.state.tokens_seen:  # before the first step nothing is read
+        line["mixture"] = dict(zip(trainer.labels, shares(trainer.state.source_tokens), strict=True))
+        line["sources"] = source_records(trainer, trainer.stream) if trainer.stream else {}
     trainer.records.write_evaluation(line, evaluation, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
     log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)

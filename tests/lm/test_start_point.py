@@ -247,5 +247,5 @@ def test_a_tied_output_layer_that_is_stored_too_is_taken_if_it_is_the_same(tmp_p
 
 
 def test_a_folder_that_is_not_there_is_one_message(tmp_path):
-    with pytest.raises(StartPointError, match="model.init_from: the folder .*nowhere cannot be read"):
+    with pytest.raises(StartPointError, match=r"model.init_from: the folder .*nowhere cannot be read"):
         open_start_point(starting_from(tmp_path / "nowhere"))

@@ -65,7 +65,10 @@ def test_offline_by_choice_the_cache_is_used(hub, cache, monkeypatch):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda hub: setattr(hub, "gated", ("some/closed",)), "some/closed is gated: accept its terms at http://.*/some/closed"),
+        (
+            lambda hub: setattr(hub, "gated", ("some/closed",)),
+            "some/closed is gated: accept its terms at http://.*/some/closed",
+        ),
         (lambda hub: setattr(hub, "private", ("some/closed",)), "some/closed does not exist on the Hub or is private"),
         (lambda hub: hub.repos.clear(), "some/closed does not exist on the Hub or is private"),
     ],
@@ -85,7 +88,7 @@ def test_a_download_that_breaks_off_is_resumed_and_never_taken_for_whole(hub, ca
     model = find_model("some/broken")
     halves = iter(["truncate"] * 2 + ["drop"] * 100)
     hub.fault = lambda method, path, number: next(halves) if method == "GET" and "model.safetensors" in path else None
-    with pytest.raises(StartPointError, match="model.safetensors cannot be downloaded now .*start again"):
+    with pytest.raises(StartPointError, match=r"model.safetensors cannot be downloaded now .*start again"):
         model.path("model.safetensors")
     assert not list(cache.rglob("*model.safetensors*"))
     assert not list(cache.rglob("*.incomplete"))
@@ -109,7 +112,9 @@ def test_a_file_of_the_cache_that_was_changed_is_named(hub, cache):
         path = model.path("model.safetensors")
         whole = path.read_bytes()
         path.resolve().write_bytes(damage(whole))
-        with pytest.raises(StartPointError, match="is not the model.safetensors of some/changed at commit .*: delete it"):
+        with pytest.raises(
+            StartPointError, match=r"is not the model.safetensors of some/changed at commit .*: delete it"
+        ):
             model.path("model.safetensors")
         path.resolve().write_bytes(whole)
 
