@@ -26,8 +26,10 @@ POLICY_POSITIONS = 2048
 # Bytes kept for the backward pass per token, layer and channel (a CPU recomputes some of them),
 # and per attention score. The factors apply without bf16 and without torch.compile.
 LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
-# Of a GPU's chunk of the loss: logits in bf16 and their gradient. A CPU's chunk is small.
-LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, 32_768, 32_768
+# Of a chunk of the loss: logits in bf16 and their gradient. Rows in it, up to a vocabulary of that size.
+LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768}, 32_768
+# Per entry of the output layer, which the loss copies: in bf16, its gradient, a chunk's part of that, and scaled.
+OUTPUT_BYTES = 12
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
 PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
@@ -173,10 +175,10 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
     if device == "cpu":
         fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
-        logits = 0
-    else:
-        rows = LOGIT_ROWS * LOGIT_VOCAB // max(LOGIT_VOCAB, model.vocab_size)
-        logits = LOGIT_BYTES * min(rows, num_tokens) * model.vocab_size
+    rows = min(num_tokens, LOGIT_ROWS[device] * LOGIT_VOCAB // max(LOGIT_VOCAB, model.vocab_size))
+    logits = LOGIT_BYTES * rows * model.vocab_size
+    # A tied layer has the gradients of both its uses at the same time.
+    fixed += (OUTPUT_BYTES + 4 * model.tie_embeddings) * model.vocab_size * model.hidden_size
     return int(fixed + state + gradients + factor * (per_token * num_tokens + logits) + policy)
 
 
