@@ -162,12 +162,13 @@ def train(
         checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
-        learner = setup.build_learner(preset, world, state)
+        preset, start = setup.with_start_point(preset, world, checkpoint)
+        learner = setup.build_learner(preset, world, folder, state, start)
         stream = setup.open_stream(preset, folder, token_budget, state, checkpoint) if world.is_first else None
         try:
             on_first = world.on_first(stream)
             machine = setup.check(preset, world, folder, learner, on_first, state, token_budget, fresh)
-            info = world.from_first(setup.begin, preset, folder, stream, fresh)
+            info = world.from_first(setup.begin, preset, folder, stream, fresh, start)
             if world.is_first:
                 open_run_log(folder)
             trainer = Trainer(
@@ -178,6 +179,7 @@ def train(
                 learner,
                 stream,
                 info,
+                start,
                 checkpoint,
                 state,
                 stop,

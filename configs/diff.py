@@ -19,15 +19,17 @@ FIXED = (
     "auxiliary.enable_dynamics",
     "auxiliary.enable_span_contrastive",
 )
-FOLLOWING = ("model.vocab_size", "model.mlp_size")  # their defaults depend on the model's width
+# Their defaults depend on other sizes of the model.
+FOLLOWING = ("model.num_kv_heads", "model.vocab_size", "model.mlp_size")
 
 
 def changes(old: Preset, new: Preset) -> Changes:
     """Return the settings that differ, by their path in the JSON: (old value, new value).
 
     Names and sentences do not count, nor FOLLOWING where both values are the default for the
-    width.
+    other sizes, nor what one of the two leaves to the model that it starts from.
     """
+    old, new = with_shape_of(new, old), with_shape_of(old, new)
     before, after = (_flat(json.loads(preset.to_json())) for preset in (old, new))
     return {
         key: (before.get(key), after.get(key))
@@ -36,6 +38,11 @@ def changes(old: Preset, new: Preset) -> Changes:
         and key not in ("name", "description", "$schema")
         and not (key in FOLLOWING and _follows(old.model, key) and _follows(new.model, key))
     }
+
+
+def with_shape_of(shaped: Preset, preset: Preset) -> Preset:
+    """Return `preset` with what it leaves to the model that it starts from taken from `shaped`."""
+    return preset.model_copy(update={"model": preset.model.completed(shaped.model)})
 
 
 def _follows(model: ModelConfig, key: str) -> bool:

@@ -3,6 +3,7 @@
 UserError                 the user must change something: one message, no traceback, exit code 2
  +- PresetError           a preset that cannot be used; lists every problem
  +- SourceError           a source that cannot be used
+ +- StartPointError       a model that cannot be started from
  +- DiskError             the disk refuses a write; what was written is intact
  |   +- DiskFull          it has no space left
  +- CheckpointError       a checkpoint could not be written, or none can be read
@@ -26,6 +27,10 @@ class PresetError(UserError):
 
 class SourceError(UserError):
     """A source that cannot be used; the message says what is wrong, where, and what to do."""
+
+
+class StartPointError(UserError):
+    """A model that cannot be started from; the message says what is wrong, where, and what to do."""
 
 
 class DiskError(UserError):

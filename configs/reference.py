@@ -116,7 +116,7 @@ def _member(annotation: Any, union: FieldInfo | None = None) -> str:
 
 def _default(field: FieldInfo) -> str:
     """Return the default as JSON; some depend on other keys, and the description says how."""
-    if field.is_required():
+    if field.is_required() or "; required" in (field.description or ""):
         return "required"
     if "default" in (field.description or ""):
         return "see meaning"

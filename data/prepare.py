@@ -45,6 +45,7 @@ def data_identity(preset: Preset) -> dict:
         "vocab_size": None if preset.data.tokenizer else preset.model.vocab_size,
         "seed": preset.train.seed,
         "data": preset.data.model_dump(mode="json"),
+        **({"init_from": preset.model.init_from} if preset.model.init_from else {}),
     }
 
 
@@ -107,7 +108,9 @@ def prepare_stream(
         raise UserError(f"{labels}: no document can be held out for evaluation; at least two are needed")
     hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
 
-    if data.tokenizer:
+    if preset.model.init_from:
+        tokenizer = bpe.load(tokenizer_path(stream_dir))  # put there by the trainer
+    elif data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)
     else:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)

@@ -22,6 +22,7 @@ from lm.optim import Muon, build_optimizers
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
 from lm.runtime.machine import compile_choice, compile_problem, keep_freed_memory, precision_choice, thread_choice
+from lm.start_point import StartPoint
 from lm.train_step import TrainStep
 
 MISFIT = (
@@ -33,8 +34,18 @@ MISFIT = (
 class Learner:
     """State that training changes (`state`, `load_state`) and the `train_step` that changes it."""
 
-    def __init__(self, preset: Preset, world: World, *, vocab_size: int, end_of_text: int, tokens_per_step: int):
-        """Raises UserError if memory cannot hold the model, or if rows are too short for heads."""
+    def __init__(
+        self,
+        preset: Preset,
+        world: World,
+        *,
+        vocab_size: int,
+        end_of_text: int,
+        tokens_per_step: int,
+        start: StartPoint | None = None,
+    ):
+        """Raises UserError if memory cannot hold the model, if rows are too short for heads, or if
+        the weights of `start`, which are the trunk's if it is given, are not finite."""
         model, train, aux = preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
@@ -55,6 +66,8 @@ class Learner:
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
         torch.manual_seed(train.seed)
         self.trunk = Transformer(model, vocab_size).to(world.device)
+        if start:  # DDP copies the first rank's weights to the others
+            world.from_first(start.load_into, self.trunk)
         self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
         loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
         self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)

@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face Hub: a folder of datasets served the way the `datasets` library asks for them.
+"""A small stand-in for the Hugging Face Hub: datasets served the way the `datasets` library asks for them, and models.
 
     python -m tests.hub FOLDER PORT        serves FOLDER/<owner>/<name>/... ; then HF_ENDPOINT=http://127.0.0.1:PORT
 
@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 Files = dict[str, bytes | Path]
 
 
+LARGE = 10_000  # bytes of a file that the Hub keeps outside of git
 FAULTS = (429, 500, 503, 504, "drop", "truncate", "stall", "half", "page")
 
 
@@ -125,14 +126,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._fault = fault
         if stored := re.fullmatch(r"/stored/([^/]+/[^/]+)/(.+)", path):
             return self._stored(stored[1], stored[2])
-        if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if file := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
-        if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path):
+        if api := re.fullmatch(
+            r"/api/(?:datasets|models)/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path
+        ):
             if not self._shown(api[1]):
                 return self._error(401, "RepoNotFound", "Repository not found")
             if path.endswith("/auth-check"):
                 if api[1] in self.hub.gated:
-                    return self._error(403, "GatedRepo", "Access to this dataset is restricted")
+                    return self._error(403, "GatedRepo", "Access to this repository is restricted")
                 return self._send(200, b"OK")
             body = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
             headers = {"Content-Type": "application/json"}
@@ -147,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name in self.hub.repos and allowed
 
     def _info(self, name: str) -> dict:
-        siblings = [{"rfilename": path} for path in sorted(self.hub.repos[name])]
+        siblings = [{"rfilename": path, **facts(content)} for path, content in sorted(self.hub.repos[name].items())]
         gated = "auto" if name in self.hub.gated else False
         found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
         return {**found, "tags": [], "siblings": siblings}
@@ -240,6 +243,12 @@ def readme(configs: dict[str, dict[str, str]]) -> bytes:
         lines += [f'- config_name: "{name}"', "  data_files:"]
         lines += [f'  - split: {split}\n    path: "{glob}"' for split, glob in splits.items()]
     return "\n".join(["---", *lines, "---", "# A dataset", ""]).encode()
+
+
+def facts(content: bytes | Path) -> dict:
+    """What the Hub knows of a file: its size, and the SHA-256 of one that is too large for git."""
+    digest = {"lfs": {"sha256": hashlib.sha256(part(content, 0, size(content))).hexdigest()}}
+    return {"size": size(content), **(digest if size(content) > LARGE else {})}
 
 
 def size(content: bytes | Path) -> int:

@@ -36,7 +36,7 @@ from data.sources.hub_client import (
     NoAnswer,
     causes,
     configure_library,
-    find_dataset,
+    find,
     first_line,
     is_request_error,
     last_failure,
@@ -269,7 +269,7 @@ class HubSource(Source):
         """Return the files at the pinned revision; pin the one of the preset if none is pinned."""
         if not self.spec.is_local:
             revision = self.pinned["revision"] or self.spec.revision
-            self.pinned["revision"] = find_dataset(self.spec.dataset, revision)["sha"]
+            self.pinned["revision"] = find("dataset", self.spec.dataset, revision)["sha"]
         return open_files(self.spec, self.pinned["revision"], self.notices)
 
     def _translate(self, call: Callable[[], Any]) -> Any:

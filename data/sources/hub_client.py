@@ -6,8 +6,8 @@ a request three times, and an answer other than the one requested counts as none
 it raises NoAnswer, which no library retries, and stores it as `last_failure` in case one catches
 it. Longer waiting, and reporting it, are left to data/feed.py.
 
-`find_dataset` is the first request for a dataset, of the menu's probe and of the reader alike, and
-`refusal` puts an answer into words for both, so that they never disagree.
+`find` is the first request for a dataset or a model, of the menu's probe and of the reader alike,
+and `refusal` puts an answer into words for both, so that they never disagree.
 
 The token is sent to the own host of the endpoint, and to no other. Never written to a log: the
 token, and the presigned addresses that files are really read from.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
@@ -41,6 +41,7 @@ from data.sources.hub_environment import (
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 # Bytes; smaller bodies are read here even if the library streams them, to retry broken ones.
 SMALL_BODY = 2**24
+Kind = Literal["dataset", "model"]
 retries = ContextVar("retries", default=True)  # whether `ask` repeats a request that failed
 _configuring = threading.RLock()
 
@@ -62,7 +63,7 @@ def configure_library() -> None:
 
     Raises SourceError for an environment in which the libraries cannot be imported.
     """
-    with suppress(SourceError):  # files on this disk need no client, and `find_dataset` says why there is none
+    with suppress(SourceError):  # files on this disk need no client, and `find` says why there is none
         connect()
     import datasets
     from tqdm import tqdm
@@ -104,8 +105,9 @@ def connect() -> Any:
         return client
 
 
-def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Return what the Hub says of a dataset at `revision` (default: the newest).
+def find(kind: Kind, name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return what the Hub says of a dataset or a model at `revision` (default: the newest), with the
+    sizes of its files.
 
     Raises SourceError for an environment that cannot be used, NoAnswer, and the library's errors.
     """
@@ -114,9 +116,9 @@ def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    address = f"{constants.ENDPOINT}/api/datasets/{name}"
+    address = f"{constants.ENDPOINT}/api/{kind}s/{name}"
     at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
-    response = client.get(address + at_revision, headers=build_hf_headers())
+    response = client.get(f"{address}{at_revision}?blobs=true", headers=build_hf_headers())
     hf_raise_for_status(response)
     found = response.json()
     if found.get("gated"):  # its description may be read by everyone, its files not
@@ -126,16 +128,16 @@ def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
     return found
 
 
-def refusal(error: BaseException, dataset: str) -> str | None:
-    """Return what the Hub refuses and how to fix it, after the name of the dataset; None if
-    `error` is no refusal."""
+def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | None:
+    """Return what the Hub refuses and how to fix it, after the name of the dataset or model; None
+    if `error` is no refusal."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     chain, line = causes(error), first_line(error)
     where, _ = token_in_use()
     if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
-        page = f"{constants.ENDPOINT}/datasets/{dataset}"
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
         token = (
             f"the account of the token in {where}" if where else "your account, and set HF_TOKEN or run `hf auth login`"
         )

@@ -162,10 +162,14 @@ def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
         return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"]
-    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
+    size = (
+        f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory  {entry.time}"
+    )
+    model = entry.preset.model
+    start = [f"starts from {model.init_from}"] if model.init_from else []
     return [
-        f"{title}  {size}  {entry.time}",
-        f"    {'  '.join(_sources_in_words(entry.sources))}",
+        f"{title}  {'its size is not known yet' if model.unknown else size}",
+        f"    {'  '.join(start + _sources_in_words(entry.sources))}",
         *([f"    {entry.preset.description}"] if entry.preset.description else []),
     ]
 

@@ -1,8 +1,8 @@
-"""The export of a run: a folder that transformers and other readers of `Qwen3ForCausalLM` open
-without custom code.
+"""The export of a run: a folder that transformers and other readers of `Qwen3ForCausalLM`, or of
+`LlamaForCausalLM`, open without custom code.
 
 The trunk already has that architecture: exporting renames tensors and splits our fused matrices,
-bit for bit. The folder is written beside an older one and replaces it as a whole. Never here:
+bit for bit (lm/families.py). The folder is written beside an older one and replaces it as a whole. Never here:
 loading checkpoints, uploading, changing weights.
 """
 
@@ -23,74 +23,15 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from configs.catalog import catalogued
-from configs.schema import ModelConfig, Preset, Source, parse_preset
+from configs.schema import Preset, Source, parse_preset
 from data import tokenizer as bpe
 from data.files import room_on_disk, sync_folder
+from lm.families import exported_config, exported_state
 from lm.inference.sampling import TEMPERATURE, TOP_P
-from lm.model import NORM_EPS, ROPE_THETA
 from lm.report.gguf import ENCODINGS, write_gguf
 from lm.report.metrics import read_metrics
 from lm.report.model_card import RunFacts, SourceFacts, write_model_card
 from lm.report.samples import read_samples
-
-LAYER_NAMES = {  # ours: theirs; where there are several, ours stacks theirs in this order
-    "attention_norm": ("input_layernorm",),
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.q_norm": ("self_attn.q_norm",),
-    "attention.k_norm": ("self_attn.k_norm",),
-    "attention.proj": ("self_attn.o_proj",),
-    "mlp_norm": ("post_attention_layernorm",),
-    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down": ("mlp.down_proj",),
-}
-OUTER_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-
-
-def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    """Return `Transformer.state_dict()` under the names of `Qwen3ForCausalLM`, in fp32; a tied
-    output layer is omitted, as it is there."""
-    exported = {}
-    for name, tensor in model_state.items():
-        if tied and name == "output.weight":
-            continue
-        module = name.removesuffix(".weight")
-        if module in OUTER_NAMES:
-            targets: tuple[str, ...] = (OUTER_NAMES[module],)
-        else:
-            _, index, inner = module.split(".", 2)
-            targets = tuple(f"model.layers.{index}.{target}" for target in LAYER_NAMES[inner])
-        for target, part in zip(targets, tensor.detach().float().cpu().chunk(len(targets)), strict=True):
-            exported[f"{target}.weight"] = part.clone()
-    return exported
-
-
-def qwen3_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    """Return config.json, with `rope_theta` where transformers 5 and where older readers look."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.seq_length,
-        "rms_norm_eps": NORM_EPS,
-        "rope_theta": ROPE_THETA,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,  # without one, classifiers made of the model refuse batches
-        "dtype": "float32",
-        "torch_dtype": "float32",  # the name readers before transformers 5 look for
-    }
 
 
 def export_huggingface(
@@ -116,7 +57,7 @@ def export_huggingface(
     tokenizer_id = tokenizer.token_to_id(end_of_text)
     assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
     tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)
-    config = qwen3_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
+    config = exported_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
     files = {
         "config.json": json.dumps(config, indent=2),
         "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
@@ -126,7 +67,7 @@ def export_huggingface(
         for name, text in files.items():
             (temporary / name).write_text(text + "\n", encoding="utf-8")
         (temporary / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
+        state = exported_state(model_state, preset.model)
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if aux_heads:
             heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
@@ -227,7 +168,7 @@ def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
 
 
 def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
-    """Export a checkpoint's `state` to `folder/hf`, for all programs that read Qwen3."""
+    """Export a checkpoint's `state` to `folder/hf`, for all programs that read its family."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
     tokenizer = bpe.load(path)

@@ -14,8 +14,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from configs.schema import Preset
 from configs.text import fenced, table_cell
+from lm.families import CLASSES, family
 from lm.report.figures import draw
-from lm.report.report import held_out_table, table
+from lm.report.report import before_and_after, held_out_table, table
 from lm.report.samples import Section
 
 FIGURE = "curves.png"
@@ -53,6 +54,7 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         "## Data",
         _data(run),
         *held_out_table(run.records),
+        *before_and_after(run.records),
         *_samples(run.samples),
         "## Limits",
         _limits(preset),
@@ -103,8 +105,8 @@ def _results(run: RunFacts) -> list[EvalResult]:
 
 
 def _usage(preset: Preset, end_of_text: str) -> str:
-    length = preset.model.seq_length
-    return f"""A base language model: it continues text. Architecture `Qwen3ForCausalLM`, context {length} tokens.
+    length, name = preset.model.seq_length, CLASSES[family(preset.model)]
+    return f"""A base language model: it continues text. Architecture `{name}`, context {length} tokens.
 Every document it learnt from began with `{end_of_text}`; the tokenizer puts that token before a text by itself:
 
 ```python

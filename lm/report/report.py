@@ -44,7 +44,8 @@ def write_report(
         log.warning("a picture cannot be written (%s): the report lacks it.", error.__cause__)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
-        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records), *heads]
+        parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records)]
+        parts += [*before_and_after(records), *heads]
         parts += _read(records)
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
     write_atomically(checkpoint_dir / "report.md", ("\n\n".join(part.rstrip("\n") for part in parts) + "\n").encode())
@@ -115,6 +116,26 @@ def _overlapping(record: Record) -> list[str]:
         "of these tokens:",
         table(("source", "bits per byte", "without overlap"), rows),
     ]
+
+
+def before_and_after(records: Sequence[Record]) -> list[str]:
+    """Return a heading and a table of what the run has changed on the same held-out text; [] for a
+    run that began with an untrained model."""
+    evaluated = [record for record in records if record.get("eval")]
+    if not evaluated or evaluated[0]["tokens"]:
+        return []
+    before = evaluated[0]["eval"]
+    after = next(record for record in reversed(evaluated) if record["eval"]["tokens"] == before["tokens"])
+    found = [
+        {"all": record["bits_per_byte"]} | {label: one["bits_per_byte"] for label, one in record["per_source"].items()}
+        for record in (before, after["eval"])
+    ]
+    rows = [
+        (label, number(was), number(found[1][label]), f"{found[1][label] / was - 1:+.1%}")
+        for label, was in found[0].items()
+    ]
+    heading = f"## Bits per byte before the first step, and after {after['tokens']:,} tokens"
+    return [heading, table(("source", "before", "after", "change"), rows)]
 
 
 def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:

@@ -73,13 +73,13 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     overlapping = _overlapping(trainer, evaluation) if evaluation and everything else None
     if evaluation is None or (everything and overlapping is None):
         return None
-    # What is watched comes last, and has no part in the mixture.
-    line: dict[str, Any] = {
-        "mixture": dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
-    }
+    line: dict[str, Any] = {}
+    if trainer.state.tokens_seen:  # before the first step nothing is read
+        # What is watched comes last, and has no part in the mixture.
+        line["mixture"] = dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
+        line["sources"] = source_records(trainer, trainer.stream) if trainer.stream else {}
     if (finish := first_row_of_finish(trainer)) is not None:
         line["finish_from"] = finish * trainer.preset.model.seq_length
-    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
     line |= {"overlapping": overlapping} if overlapping else {}
     trainer.records.write_evaluation(line, evaluation, heads.means())
     sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())

@@ -66,6 +66,8 @@ def render_card(card: StartCard) -> str:
     remaining = card.token_budget - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
     layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
+    if model.num_kv_heads != model.num_heads:
+        heads += f" ({model.num_kv_heads} of keys and values)"
     a_step, steps = counted(card.rows_per_step, "row"), counted(math.ceil(remaining / card.tokens_per_step), "step")
     widest = max((len(source.label) for source in card.sources), default=0)
     width = min(widest, 24)
@@ -83,6 +85,7 @@ def render_card(card: StartCard) -> str:
             f"{human_count(card.num_parameters)} parameters: {layers}, {model.hidden_size} wide,",
         ),
         ("", f"{heads}, {model.seq_length} tokens of context"),
+        *([("", f"starts from {model.init_from}")] if model.init_from else []),
         ("batch", f"{card.tokens_per_step:,} tokens a step, {steps}"),
         (
             "",

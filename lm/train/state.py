@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 from configs.errors import CheckpointError
 
 Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+Last = Annotated[int, Field(ge=-1, lt=2**53, strict=True)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Measured = tuple[float, float]  # bits per byte, its standard error
 
@@ -38,14 +39,17 @@ class TrainState:
     weight_changes: list[tuple[Number, list[Finite]]] = field(default_factory=list)
     # held-out measures at the last adaptation
     adapted_on: dict[str, Measured] = field(default_factory=dict)
-    # Tokens seen when each event last happened.
-    evaluated: Number = 0
+    # Tokens seen when each event last happened; -1: it is due before the first step.
+    evaluated: Last = 0
     adapted: Number = 0
-    sampled: Number = 0
+    sampled: Last = 0
 
     @classmethod
-    def new(cls, num_sources: int, num_weights: int, global_batch_rows: int) -> TrainState:
-        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_weights)
+    def new(cls, num_sources: int, num_weights: int, global_batch_rows: int, *, continued: bool = False) -> TrainState:
+        """Return the state at the beginning of a run. With `continued`, for a model that is trained
+        already, an evaluation and samples are due there, to show what the run changes."""
+        last = -1 if continued else 0
+        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_weights, evaluated=last, sampled=last)
 
     def is_trained(self, token_budget: int) -> bool:
         """Return whether the budget is reached, or the sources ran out before it."""

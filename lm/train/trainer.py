@@ -38,6 +38,7 @@ from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
+from lm.start_point import StartPoint, described
 from lm.train.records import Records
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
@@ -77,6 +78,7 @@ class Trainer:
         learner: Learner,
         stream: Stream | None,
         info: StreamInfo,
+        start: StartPoint | None,
         checkpoint: dict[str, Any] | None,
         state: TrainState,
         stop: StopRequest,
@@ -85,7 +87,8 @@ class Trainer:
     ):
         """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
 
-        `info` was returned by `stream.begin`; `lock` is the first rank's, of `folder`;
+        `info` was returned by `stream.begin`; `start` is the model whose weights the learner has
+        at the beginning of the run, if it starts from one; `lock` is the first rank's, of `folder`;
         `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
@@ -96,17 +99,26 @@ class Trainer:
         self.held_out = info.held_out
         self.tokenizer = world.from_first(bpe.load, info.tokenizer_path)
         self.token_bytes = self._token_bytes()
+        self.start_point: dict[str, Any] = start.pinned if start else {}  # the model that the run starts from
         if checkpoint:
             self._load(checkpoint)
+            self.start_point = checkpoint.get("start_point", {})
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
         utilization = self._flops_per_token / (matmul_flops * world.size)
         self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
-        self.saved_at = state.tokens_seen  # tokens seen at the last save
+        # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
+        # never needs that model again.
+        self.saved_at = -1 if start else state.tokens_seen
         self.result: StepResult | None = None  # of the last collected step
         self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
-        self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
+        self._peak_rates = peak_learning_rates(
+            preset.train,
+            preset.model.hidden_size,
+            tokens_per_step,
+            continued=preset.model.init_from is not None,
+        )
         self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
@@ -304,6 +316,7 @@ class Trainer:
             **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
             "facts": self.facts(),
+            **({"start_point": self.start_point} if self.start_point else {}),
             "tokenizer_sha256": self.stream_info.tokenizer_sha256,
             "world_size": self.world.size,
         }
@@ -322,6 +335,7 @@ class Trainer:
         )
         return {
             "preset": self.preset.name,
+            **({"starts from": described(self.start_point)} if self.start_point else {}),
             "tokens": f"{state.tokens_seen:,} in {state.num_steps:,} steps{skipped}",
             "sources": ", ".join(self.trained_labels) + (" (used up before the budget)" if state.exhausted else ""),
             "text seen": f"{state.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",

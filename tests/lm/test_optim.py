@@ -80,7 +80,7 @@ def test_fused_parts_step_like_separate_matrices():
     separate = [nn.Parameter(random(16, 16, seed=part)) for part in range(3)]
     fused = nn.Parameter(torch.cat([parameter.detach() for parameter in separate]))
     rate = {"lr": 0.1, "weight_decay": 0.3}
-    muons = [Muon([{"params": separate, **rate}]), Muon([{"params": [fused], "parts": 3, **rate}])]
+    muons = [Muon([{"params": separate, **rate}]), Muon([{"params": [fused], "parts": (1, 1, 1), **rate}])]
     for step in range(3):
         for part, parameter in enumerate(separate):
             parameter.grad = random(16, 16, seed=10 * step + part)
@@ -170,10 +170,10 @@ def test_muon_has_the_hidden_matrices_alone_cut_into_their_parts():
     muon, _, _ = optimizers_of(model)
     parts = {id(parameter): group["parts"] for group in muon.param_groups for parameter in group["params"]}
     for layer in model.trunk.layers:
-        assert parts.pop(id(layer.attention.qkv.weight)) == 3
-        assert parts.pop(id(layer.mlp.gate_up.weight)) == 2
-        assert parts.pop(id(layer.attention.proj.weight)) == 1
-        assert parts.pop(id(layer.mlp.down.weight)) == 1
+        assert parts.pop(id(layer.attention.qkv.weight)) == (2, 2, 2)
+        assert parts.pop(id(layer.mlp.gate_up.weight)) == (1, 1)
+        assert parts.pop(id(layer.attention.proj.weight)) == (1,)
+        assert parts.pop(id(layer.mlp.down.weight)) == (1,)
     assert not parts
 
 

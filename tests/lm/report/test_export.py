@@ -43,7 +43,7 @@ def model_of(preset, vocab_size):
     return random_norms(random_model(preset.model, vocab_size, std=0.1))
 
 
-def make_preset(tied=False, hidden_size=48):
+def make_preset(tied=False, hidden_size=48, **more):
     model = {
         "hidden_size": hidden_size,
         "num_layers": 3,
@@ -51,6 +51,7 @@ def make_preset(tied=False, hidden_size=48):
         "seq_length": 64,
         "mlp_size": 80,
         "tie_embeddings": tied,
+        **more,
     }
     preset = {"name": "tiny", "description": "A | test.", "model": model, "data": {"sources": [{"type": "python"}]}}
     return parse_preset(json.dumps(preset), "test")
@@ -86,17 +87,25 @@ def export(model, preset, tokenizer_path, folder, run=RUN, **options):
     return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, run=run, **options)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+LLAMA = {"qk_norm": False, "num_kv_heads": 2, "head_dim": 10, "rope_theta": 500_000, "norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [({}, "Qwen3ForCausalLM"), ({"tied": True}, "Qwen3ForCausalLM"), (LLAMA, "LlamaForCausalLM")],
+    ids=["untied", "tied", "a Llama"],
+)
 @torch.no_grad()
-def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, tied):
+def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, more, name):
     from transformers import AutoModelForCausalLM
 
-    preset = make_preset(tied)
+    preset = make_preset(**more)
     model = model_of(preset, 300)
     theirs, info = AutoModelForCausalLM.from_pretrained(
         export(model, preset, tokenizer_path, tmp_path / "hf"), output_loading_info=True
     )
-    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    assert type(theirs).__name__ == name
+    assert f"Architecture `{name}`" in (tmp_path / "hf" / "README.md").read_text()
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in model.parameters())
