@@ -162,7 +162,7 @@ def train(
     world, folder = World.start(), Path(checkpoint_dir)
     show_log(world.is_first)
     with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
-        checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
+        preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         learner = setup.build_learner(preset, world, state)

@@ -4,6 +4,7 @@ UserError                 the user must change something: one message, no traceb
  +- PresetError           a preset that cannot be used; lists every problem
  +- SourceError           a source that cannot be used
  +- DiskFull              no space left for the stream; what was written is intact
+ +- StreamDamaged         rows are not those that were written; they can be made again
  +- CheckpointError       a checkpoint could not be written, or none can be read
  |   +- Damaged           one checkpoint file; the previous generation may be intact
  +- SavingFailed          saving failed several times in a row: exit code 1, as for a lost machine
@@ -29,6 +30,10 @@ class SourceError(UserError):
 
 class DiskFull(UserError):
     """The disk has no space left. What was written before is intact."""
+
+
+class StreamDamaged(UserError):
+    """What is read of the stream is not what was written; it can be made again from the sources."""
 
 
 class CheckpointError(UserError):
