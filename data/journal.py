@@ -172,9 +172,12 @@ class JournalReader:
         self._ends: list[int] = []  # the number of rows after each append
 
     def num_rows(self) -> int:
-        """Return the number of rows committed so far."""
+        """Return the number of rows committed so far. Raises StreamDamaged if some have gone."""
         path = self.folder / STATES
-        if path.exists() and path.stat().st_size > self._read:
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._read:
+            raise _damaged(path, "it has lost rows")
+        if size > self._read:
             if not self._appends:
                 self._check = _header_check(read_header(self.folder))
             with path.open("rb") as states:
@@ -201,7 +204,7 @@ class JournalReader:
             states.seek(append.offset)
             entry = _from_line(states.readline(), append.check_before)
         if entry is None:
-            raise _damaged(self.folder / STATES, num_rows, num_rows)
+            raise _damaged(self.folder / STATES, f"the state after {num_rows:,} rows is not the one that was written")
         return entry["state"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
@@ -227,20 +230,20 @@ class JournalReader:
 
     def _append(self, number: int, start: int, end: int) -> np.ndarray:
         """Return the rows of one append, start .. end - 1."""
-        path = self.folder / ROWS
+        path, wrong = self.folder / ROWS, f"rows {start:,} to {end:,} are not those that were written"
         try:
             with path.open("rb") as file:
                 file.seek(start * self.dtype.itemsize)
                 content = file.read((end - start) * self.dtype.itemsize)
         except OSError as error:
-            raise _damaged(path, start, end) from error
+            raise _damaged(path, wrong) from error
         if crc32(content) != self._appends[number].crc32:
-            raise _damaged(path, start, end)
+            raise _damaged(path, wrong)
         return np.frombuffer(content, self.dtype)
 
 
-def _damaged(path: Path, first: int, end: int) -> StreamDamaged:
+def _damaged(path: Path, what: str) -> StreamDamaged:
     return StreamDamaged(
-        f"{path} is damaged: rows {first:,} to {end:,} are not those that were written. They are made again from the "
-        "sources, now or at the next start; if this happens again, check the disk"
+        f"{path} is damaged: {what}. It is made again from the sources, now or at the next start; if this repeats, check the "
+        "disk"
     )

@@ -40,7 +40,7 @@ from data.heldout import (
 from data.journal import HEADER, read_header, write_header
 from data.mixing import Mixer, base_weights
 from data.packing import row_dtype
-from data.sources.base import Document, Source
+from data.sources.base import HELD_OUT_ONE_IN, Document, Source
 
 # Change it when a preset's rows or their order change: streams of other formats are not resumed.
 FORMAT = 6
@@ -162,7 +162,9 @@ def prepare_stream(
     def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
         share = preset.train.eval_tokens * weights[i] / sum(weights)
         held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
-        chosen, cuts = collect(held_out, share, data.min_text_length), dict[bytes, int]()
+        # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
+        has_enough = len(list(islice(head(i), HELD_OUT_ONE_IN))) == HELD_OUT_ONE_IN
+        chosen, cuts = collect(held_out, share if has_enough else 0, data.min_text_length), dict[bytes, int]()
         if not chosen:
             chosen, cuts = collect_of_few(head(i), data.min_text_length)
         has_cells = any(document.cells for document in chosen.values())

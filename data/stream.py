@@ -151,6 +151,7 @@ class Stream:
         if ready["lost"]:
             self._intact_rows = min(self._intact_rows, ready["rows"])
         self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
+        self._windows = {}
         self._process.num_rows = self._reader.num_rows
 
     def _num_rows(self) -> int:
@@ -186,13 +187,12 @@ class Stream:
                 raise StreamEnded(self._num_rows())
         else:
             self._process.handle_events()
-        windows = {}
-        parts = []
-        for start, end, places in self._order.places(first, count, self._num_rows()):
-            window = self._windows.get((start, end))
-            windows[start, end] = self._reader.rows(start, end - start) if window is None else window
-            parts.append(windows[start, end][places])
-        self._windows = windows
+        windows, parts = {}, []
+        for start, stop, places in self._order.places(first, count, self._num_rows()):
+            window = self._windows.get((start, stop))
+            windows[start, stop] = self._reader.rows(start, stop - start) if window is None else window
+            parts.append(windows[start, stop][places])
+        self._windows = windows  # those of the last rows: training reads on in them
         records = np.concatenate(parts)
         return np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
 

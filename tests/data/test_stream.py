@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 
 from configs.errors import ProducerDied, StreamDamaged, UserError
-from configs.schema import parse_preset
+from configs.schema import TextSource, parse_preset
 from data import tokenizer as bpe
 from data.heldout import text_hash
 from data.journal import JournalReader, JournalWriter, read_header, write_header
 from data.packing import row_dtype
 from data.prepare import FORMAT
 from data.producer_client import Stopped
+from data.sources.opening import open_source
 from data.stream import Stream, StreamEnded
 from tests.data.sources.test_pdf import make_pdf
 from tests.hub import parquet
@@ -248,7 +250,12 @@ def test_rows_are_the_sources_text_without_held_out_documents(tmp_path, started)
 
 def test_of_a_single_document_the_end_is_held_out(tmp_path, started):
     text = (LIBRARY / "json" / "encoder.py").read_text()[:15_000]
-    (tmp_path / "only.txt").write_text(text)
+    spec = TextSource(type="text", path=str(tmp_path / "only.txt"))
+    for length in range(15_000, 0, -1):  # one that would be held out as a whole if it had company
+        (tmp_path / "only.txt").write_text(text[:length])
+        if list(open_source(spec, cache_dir=None, seed=1337).held_out()):
+            text = text[:length]
+            break
     source = {"type": "text", "path": str(tmp_path / "only.txt"), "repeat": 3}
     stream = started(make_preset(sources=[source], weights=None), tmp_path / "run", 10**6)
     stream.begin()
@@ -429,8 +436,8 @@ def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, star
     stream.consumed(4000)
     stream.rows(3999, 1)  # all is written
     expected = journal(tmp_path, 4000)
-    flip(tmp_path / "stream" / "rows.bin", 3500 * DTYPE.itemsize)
-    stream.rows(0, 2000)
+    flip(tmp_path / "stream" / "rows.bin", 3999 * DTYPE.itemsize)
+    stream.rows(0, 1000)
     with pytest.raises(StreamDamaged, match=r"rows .* are not those that were written"):
         stream.rows(0, 4000)
     stream.make_again(on_status=(said := []).append)
@@ -440,8 +447,17 @@ def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, star
 
     flip(tmp_path / "stream" / "rows.bin", 100)
     os.kill(stream._process.pid, signal.SIGKILL)  # the next producer finds the damage first
-    with pytest.raises(StreamDamaged, match="was damaged: made again are rows from 0 on"):
+    with pytest.raises(StreamDamaged, match=r"has lost rows|was damaged: made again are rows from 0 on"):
         stream.rows(0, 10**6)
+    stream.make_again()
+    np.testing.assert_array_equal(journal(tmp_path, 4000), expected)
+
+    shutil.rmtree(tmp_path / "stream")
+    with pytest.raises(StreamDamaged, match="has lost rows"):
+        stream.rows(0, 10**6)
+    stream.make_again()
+    stream.rows(0, 4000)
+    np.testing.assert_array_equal(journal(tmp_path, 4000), expected)
 
 
 def test_a_given_tokenizer_is_used(tmp_path, started):

@@ -1,6 +1,7 @@
 """A run that has lost files, and a new one that cannot begin: nothing is written over, and what can be made again is."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_a_stream_that_is_damaged_is_made_again_and_this_is_said(names, run, tex
     [said] = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
     assert "stream was damaged or incomplete: made again are " in said
     assert all(Path(name).name in said for name in names if name not in ("stream/rows.bin", "stream/states.jsonl"))
-    assert "rows from 0 on" in said
+    assert re.search(r"rows from [\d,]+ on", said)
 
 
 @pytest.mark.parametrize("sources_changed", [False, True])
@@ -115,7 +116,7 @@ def test_damage_during_a_run_is_noticed_before_it_is_trained_on(
         shutil.copytree(text, mine)
     train(mine, tmp_path / "run")
     said = capsys.readouterr()
-    assert "rows.bin is damaged: rows 0 to " in said.out + said.err
+    assert re.search(r"rows\.bin is damaged: rows [\d,]+ to [\d,]+ are not those", said.out + said.err)
     if sources_changed:
         assert state_in(tmp_path / "run")["tokens_seen"] == BUDGET
     else:
