@@ -159,7 +159,7 @@ def train(
     show_log(world.is_first)
     locked = FolderLock(folder) if world.is_first else nullcontext()
     with StopRequest() as stop, watch(world, stop), locked as lock:
-        checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
+        preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         preset, start = setup.with_start_point(preset, world, checkpoint)

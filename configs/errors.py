@@ -6,6 +6,7 @@ UserError                 the user must change something: one message, no traceb
  +- StartPointError       a model that cannot be started from
  +- DiskError             the disk refuses a write; what was written is intact
  |   +- DiskFull          it has no space left
+ +- StreamDamaged         rows are not those that were written; they can be made again
  +- CheckpointError       a checkpoint could not be written, or none can be read
  |   +- Damaged           one checkpoint file; the previous generation may be intact
  +- SavingFailed          saving failed several times in a row: exit code 1, as for a lost machine
@@ -39,6 +40,10 @@ class DiskError(UserError):
 
 class DiskFull(DiskError):
     """The disk has no space left. What was written before is intact."""
+
+
+class StreamDamaged(UserError):
+    """What is read of the stream is not what was written; it can be made again from the sources."""
 
 
 class CheckpointError(UserError):

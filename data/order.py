@@ -14,7 +14,7 @@ of its text is read before it, and none of the other text after it.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -63,20 +63,27 @@ class RowOrder:
         """Return the edges of the windows that hold training's rows before `row`."""
         return [edge for edge in self.edges if edge < row] + [self.window(row - 1)[1] if row else 0]
 
-    def journal_rows(self, first: int, count: int, num_rows: int) -> np.ndarray:
-        """Return (count,) the journal's rows for training's rows first .. first + count - 1.
+    def places(self, first: int, count: int, num_rows: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield where training's rows first .. first + count - 1 are: for each of their windows its
+        first row and end in the journal, and the (n,) places of n rows within it.
 
         All are below `num_rows`, where the journal ends, and its last window with it, if the
         sources are used up early.
         """
-        parts, row = [], first
+        row = first
         while row < first + count:
             start, end = self.window(row)
-            last = min(end, first + count)
-            order = permutation(self.seed, start, min(end, num_rows) - start)
-            parts.append(start + order[row - start : last - start])
+            last, end_in_journal = min(end, first + count), min(end, num_rows)
+            yield (
+                start,
+                end_in_journal,
+                permutation(self.seed, start, end_in_journal - start)[row - start : last - start],
+            )
             row = last
-        return np.concatenate(parts)
+
+    def journal_rows(self, first: int, count: int, num_rows: int) -> np.ndarray:
+        """Return (count,) the journal's rows for training's rows first .. first + count - 1."""
+        return np.concatenate([start + places for start, _, places in self.places(first, count, num_rows)])
 
 
 @lru_cache(maxsize=2)  # a step may lie in two windows

@@ -1,14 +1,14 @@
 """The process that fills the journal: python -m data.producer, run by data/producer_client.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
-"stream_dir", "token_budget", "tokenizer_sha256": of a resumed run or null, "weight_changes":
+"stream_dir", "token_budget", "header": of a resumed run's journal or null, "weight_changes":
 [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
-object with those of the last four that have changed. Events on stdout: source, opened, ready, status, notice,
-epoch, exhausted, error.
+object with those of the last four that have changed. Events on stdout: source, opened, ready,
+status, notice, epoch, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
-2. On "go": prepares a new stream (data/prepare.py), or checks an existing one
-   against the preset and cuts it to its last append.                                     -> ready
+2. On "go": prepares a new stream (data/prepare.py), or checks an existing one against the preset,
+   makes again what is lost or damaged of it, and cuts it to its last intact append.     -> ready
 3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond the rows that
    were consumed or are wanted.
 
@@ -40,13 +40,12 @@ from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
 from data.files import room_on_disk
-from data.heldout import HeldOut
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
+from data.prepare import Prepared, check_identity, load_or_prepare, reason_to_skip
 from data.sources.base import Source, in_words
 from data.sources.opening import open_source
 
@@ -147,23 +146,23 @@ class Producer:
         self,
         preset: Preset,
         stream_dir: Path,
+        prepared: Prepared,
         sources: list[OpenSource],
         token_budget: int,
         orders: Orders,
         events: Events,
     ):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
+        _, tokenizer, held_out = prepared
         self.sources, self.orders, self.events = sources, orders, events
         self.num_rows = -(-token_budget // seq_length)  # to produce
         self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
-        header = read_header(stream_dir)
-        assert header, "phase 2 has written it"
-        self.tokenizer = load_tokenizer(header, stream_dir)
-        dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
+        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer))
+        self.duplicates = Duplicates()
         with room_on_disk(stream_dir):
-            self.journal = JournalWriter(stream_dir, dtype)
+            self.journal = JournalWriter(stream_dir, dtype, lambda state: self.duplicates.add(state["documents"]))
         self.first_row = self.journal.num_rows
-        self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
+        self.packer = Packer(dtype, bpe.end_of_text(tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
         self.strategy = preset.data.mix_strategy
         self.mixer = Mixer(self.strategy, self.weights())
@@ -174,10 +173,8 @@ class Producer:
             self.mixer.load_state(state["mixer"])
             self.packer.load_state(state["packer"])
             self.finishing = state.get("finishing", False)
-        held_out = HeldOut.load(stream_dir / HELD_OUT).hashes
-        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out)
-        encode = partial(bpe.encode, self.tokenizer)
-        self.duplicates = Duplicates(stream_dir, state["documents"] if state else 0)
+        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes)
+        encode = partial(bpe.encode, tokenizer)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
             Feed(
@@ -190,6 +187,7 @@ class Producer:
                 progress=progress,
                 before_waiting=self._append,
                 admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,
+                cuts=held_out.cuts,
             )
             for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
         ]
@@ -260,14 +258,14 @@ class Producer:
                 "mixer": self.mixer.state(),
                 "packer": self.packer.state(),
                 "finishing": self.finishing,
-                "documents": self.duplicates.save(),
+                "documents": self.duplicates.new_records(),
             }
             self.journal.append(rows, state)
 
 
-def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenSource]:
-    """Run phase 1. Raises UserError listing every source that cannot be used."""
-    header = read_header(stream_dir)
+def open_sources(preset: Preset, header: dict[str, Any] | None, events: Events) -> list[OpenSource]:
+    """Run phase 1. `header`: of a stream that may be there. Raises UserError listing every source
+    that cannot be used."""
     sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
     if header and [entry["label"] for entry in header["sources"]] == [source.spec.label for source in sources]:
         for source, entry in zip(sources, header["sources"], strict=True):
@@ -321,22 +319,30 @@ def _describe(opened: OpenSource, status: Status) -> dict:
 def prepare(
     preset: Preset,
     stream_dir: Path,
+    header: dict[str, Any] | None,
     sources: list[OpenSource],
     token_budget: int,
-    tokenizer_sha256: str | None,
     events: Events,
-) -> None:
-    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text."""
-    header = read_header(stream_dir)
-    if header:
+) -> tuple[Prepared, list[str]]:
+    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text.
+
+    `header`: of a resumed run. Return also the names of what was lost.
+    """
+    found = read_header(stream_dir)
+    if header is not None and found not in (None, header):
+        raise UserError(
+            f"{stream_dir} is not the stream of this run, but another's. Copy stream/ from where this run was before, or move "
+            "it elsewhere: the sources then give it again"
+        )
+    header = found if header is None else header
+    if header is not None:
         check_identity(header, preset, stream_dir)
     for i, source in enumerate(sources):
         pinned = header["sources"][i]["pinned"] if header else None
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
-    if not header:
-        prepare_stream(preset, stream_dir, sources, token_budget, tokenizer_sha256, events.status, events.notice)
+    return load_or_prepare(preset, stream_dir, header, sources, token_budget, events.status, events.notice)
 
 
 def give_way() -> None:
@@ -359,18 +365,18 @@ def main() -> int:
         request = json.loads(sys.stdin.readline())
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
         orders = Orders(request, run_ahead_rows(preset.model.seq_length, request["token_budget"]))
-        sources = open_sources(preset, stream_dir, events)
+        header, budget = request["header"], request["token_budget"]
+        sources = open_sources(preset, header or read_header(stream_dir), events)
         events.emit("opened")
         orders.wait_for_go()
-        prepare(preset, stream_dir, sources, request["token_budget"], request["tokenizer_sha256"], events)
+        prepared, lost = prepare(preset, stream_dir, header, sources, budget, events)
         give_back_memory()  # preparing leaves 100 MB behind
-        producer = Producer(preset, stream_dir, sources, request["token_budget"], orders, events)
-        events.emit(
-            "ready",
-            vocab_size=bpe.vocab_size(producer.tokenizer),
-            tokenizer_sha256=bpe.fingerprint(producer.tokenizer),
-            rows=producer.journal.num_rows,
-        )
+        producer = Producer(preset, stream_dir, prepared, sources, budget, orders, events)
+        rows = producer.journal.num_rows
+        if producer.journal.damaged or rows < request["consumed"]:
+            lost.append(f"rows from {rows:,} on")
+        vocab_size = bpe.vocab_size(prepared.tokenizer)
+        events.emit("ready", vocab_size=vocab_size, header=prepared.header, rows=rows, lost=lost)
         producer.run()
         threading.Event().wait()  # all rows are produced; the trainer ends this process
     except UserError as error:

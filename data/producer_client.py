@@ -155,6 +155,11 @@ class ProducerProcess:
             said = "".join(self._last_words) or "(nothing)"
             self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
 
+    def restart(self) -> None:
+        """Start another process, with the request as it is now."""
+        self.end()
+        self._start()
+
     def end(self) -> int:
         """Close stdin, which ends the process, and free its resources. Return its exit code."""
         with suppress(BrokenPipeError):

@@ -27,6 +27,7 @@ class Mutation(NamedTuple):
 
 
 FINISH = "tests/data/test_finish.py"
+LOST = "tests/lm/train/test_lost_files.py"
 GENERATE = "tests/lm/inference/test_generate.py"
 LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
@@ -290,11 +291,8 @@ MUTATIONS = {
     "a copy in another source is kept": Mutation(
         "data/duplicates.py", "before % EPOCH != source or", "", "tests/data/test_duplicates.py"
     ),
-    "records of lost rows are kept": Mutation(
-        "data/duplicates.py",
-        "self._file.truncate(num_records * RECORD.itemsize)",
-        "pass",
-        "tests/data/test_duplicates.py",
+    "records of earlier appends are lost": Mutation(
+        "data/duplicates.py", "self._given.update(", "self._given = dict(", "tests/data/test_duplicates.py"
     ),
     "rows that skip a token": Mutation(
         "data/packing.py",
@@ -307,6 +305,27 @@ MUTATIONS = {
     ),
     "a torn append is kept": Mutation(
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
+    ),
+    "damaged rows are kept": Mutation(
+        "data/journal.py",
+        "if entry is None or not self._has_rows(entry):",
+        "if entry is None:",
+        "tests/data/test_journal.py",
+    ),
+    "damaged rows are trained on": Mutation(
+        "data/journal.py",
+        "if crc32(content) != self._appends[number].crc32:",
+        "if False:",
+        "tests/data/test_journal.py",
+    ),
+    "an end that is held out is trained on": Mutation(
+        "data/feed.py", "            if self._cuts:", "            if False:", STREAM
+    ),
+    "any text may take the place of a run's": Mutation(
+        "data/prepare.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
+    ),
+    "text made again from other sources is trained on": Mutation(
+        "lm/train/trainer.py", "if digest != self.state.text_digest:", "if False:", LOST
     ),
     "whatever the Hub answers is data": Mutation(
         "data/sources/hub_client.py",

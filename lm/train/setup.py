@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.diff import changes, check_continuable, describe, with_shape_of
+from configs.diff import changes, check_continuable, describe, with_labels_of, with_shape_of
 from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from configs.text import counted
@@ -37,12 +37,14 @@ BATCH_KEYS = {"train.per_gpu_batch_size", "train.accumulation_steps"}
 Checkpoint = dict[str, Any]
 
 
-def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> tuple[Checkpoint | None, TrainState]:
+def resume_or_begin(
+    preset: Preset, world: World, folder: Path, fresh: bool
+) -> tuple[Preset, Checkpoint | None, TrainState]:
     """Load the checkpoint of the unfinished run in `folder`, if there is one and
     no `fresh` run is wanted.
 
-    Returns it, or None, and the state to start from. Raises PresetError if its
-    weights do not fit the preset.
+    Returns the preset, with the run's labels of its sources, the checkpoint or None, and the state
+    to start from. Raises PresetError if its weights do not fit the preset.
     """
     world.from_first(finish_interrupted, folder)
     numbers = len(preset.data.all_sources), len(preset.data.weights)
@@ -50,10 +52,11 @@ def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> 
     state = TrainState.new(*numbers, rows_per_step, continued=continued)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
+        preset = with_labels_of(parse_preset(checkpoint["preset"], "the checkpoint"), preset)
         rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, *numbers)
         if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
-    return checkpoint, state
+    return preset, checkpoint, state
 
 
 def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, set[str]]:
@@ -116,7 +119,7 @@ def open_stream(
         start_row=state.tokens_seen // preset.model.seq_length,
         weight_changes=state.weight_changes,
         begun_windows=state.windows_begun,
-        tokenizer_sha256=checkpoint["tokenizer_sha256"] if checkpoint else None,
+        header=state.stream_header if checkpoint else None,
     )
 
 

@@ -34,6 +34,7 @@ class TrainState:
     seconds: Finite = 0.0  # of training
     exhausted: bool = False  # the sources ran out
     text_digest: str = ""  # of all text seen, in order
+    stream_header: dict[str, Any] = field(default_factory=dict)  # what the stream is made from (data/prepare.py)
     windows_begun: list[Number] = field(default_factory=lambda: [0])  # data/order.py: RowOrder.edges_begun
     # (first row in the journal, weights)
     weight_changes: list[tuple[Number, list[Finite]]] = field(default_factory=list)
@@ -86,6 +87,7 @@ class TrainState:
             "seconds": checkpoint["seconds"],
             "exhausted": checkpoint["exhausted"],
             "text_digest": position["text_digest"],
+            "stream_header": position.get("header", {}),
             "windows_begun": list(position.get("windows_begun", [0])),
             "weight_changes": [(row, list(weights)) for row, weights in position["weight_changes"]],
             "adapted_on": {label: tuple(measured) for label, measured in adaptive["bits_per_byte"].items()},
@@ -110,6 +112,7 @@ class TrainState:
                 "weight_changes": self.weight_changes,
                 "adaptive": {"tokens": self.adapted, "factors": self.factors, "bits_per_byte": self.adapted_on},
                 "text_digest": self.text_digest,
+                "header": self.stream_header,
             },
             "events": {"evaluated": self.evaluated, "sampled": self.sampled},
         }

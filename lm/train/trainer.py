@@ -13,13 +13,14 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from configs.errors import UserError
+from configs.errors import StreamDamaged, UserError
 from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
@@ -130,30 +131,25 @@ class Trainer:
         return np.pad(known, (0, self.learner.vocab_size - len(known)))
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
-            raise UserError(
-                f"{self.folder / 'tokenizer.json'} is not the tokenizer this run was trained with "
-                f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): restore that file to resume."
-            )
         self.learner.load_state(checkpoint)
         self.world.from_first(self._check_text)
 
     def _check_text(self) -> None:
-        """Raise UserError unless the rows that were trained on are the stream's. Rows that it has
-        lost are made again first."""
+        """Raise UserError unless the rows that were trained on are the stream's, those included that
+        were lost and are made again now."""
         assert self.stream, "the first rank's"
         seq_length, digest = self.preset.model.seq_length, ""
         end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
-        if self.stream.num_rows < end:
-            log.info("%s has lost rows of this run: they are made again", self.folder / "stream")
-        for first in range(0, end, ROWS_AT_ONCE):
-            tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
-            digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
+        with suppress(StreamEnded):
+            for first in range(0, end, ROWS_AT_ONCE):
+                tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
+                digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
         if digest != self.state.text_digest:
+            self.stream.take_back()
             raise UserError(
                 f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "
-                "lost and its sources have changed. Copy stream/ from where the run was before, or start a new run: this one "
-                "is archived, not lost."
+                "damaged and its sources have changed. Restore these and start again, copy stream/ from where the run was "
+                "before, or start a new run: this one is archived, not lost."
             )
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -181,7 +177,7 @@ class Trainer:
         for notice in self.stream.take_notices():
             log.info("%s", notice)
         try:
-            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)), False
+            return Step(plan, *self._rows(plan, on_status)), False
         except Stopped:
             return None, False
         except StreamEnded as end:
@@ -200,6 +196,18 @@ class Trainer:
                 f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
                 f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
             )
+
+    def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
+        text trained on."""
+        assert self.stream, "the first rank's"
+        try:
+            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
+        except StreamDamaged as damage:
+            log.warning("%s", damage)
+            self.stream.make_again(self.stop, log.info)
+            self._check_text()
+            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
 
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
@@ -308,7 +316,7 @@ class Trainer:
         assert self.stream, "the first rank's"
         seq_length = self.preset.model.seq_length
         begun = self.stream.windows_begun(self.state.tokens_seen // seq_length)
-        state = dataclasses.replace(self.state, windows_begun=begun)
+        state = dataclasses.replace(self.state, windows_begun=begun, stream_header=self.stream_info.header)
         return {
             "preset": self.preset.to_json(),
             "token_budget": self.token_budget,
@@ -317,7 +325,7 @@ class Trainer:
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
             "facts": self.facts(),
             **({"start_point": self.start_point} if self.start_point else {}),
-            "tokenizer_sha256": self.stream_info.tokenizer_sha256,
+            "tokenizer_sha256": self.stream_info.header["tokenizer_sha256"],
             "world_size": self.world.size,
         }
 

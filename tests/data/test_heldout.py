@@ -1,10 +1,12 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, shared_cells, text_hash
-from data.prepare import first_of_two, reason_to_skip
+from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, collect_of_few, pack, shared_cells, text_hash
+from data.prepare import reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source
 
@@ -24,7 +26,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def held_out(tokenizer):
     sources = [pack("qa", ANSWERED, tokenizer, T), pack("prose", PROSE, tokenizer, T), pack("none", [], tokenizer, T)]
-    return HeldOut(sources, frozenset(text_hash(document.text) for document in ANSWERED + PROSE))
+    cuts = {text_hash("a document"): 7, text_hash("another"): 5}
+    return HeldOut(sources, frozenset(text_hash(document.text) for document in ANSWERED + PROSE), cuts)
 
 
 def targets(source, mask):
@@ -142,7 +145,7 @@ def test_overlapping_windows_score_the_same_targets_with_more_text_before_them(l
 def test_saved_and_loaded_it_is_the_same(held_out, tmp_path):
     held_out.save(tmp_path / "heldout.npz")
     loaded = HeldOut.load(tmp_path / "heldout.npz")
-    assert loaded.hashes == held_out.hashes
+    assert (loaded.hashes, loaded.cuts, loaded.digest()) == (held_out.hashes, held_out.cuts, held_out.digest())
     assert [source.label for source in loaded.sources] == ["qa", "prose", "none"]
     for ours, theirs in zip(held_out.sources, loaded.sources, strict=True):
         for name in ("rows", "valid", "answer", "starts"):
@@ -174,15 +177,30 @@ def test_a_source_too_small_for_one_in_twenty_still_holds_out_a_document(tmp_pat
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
     source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
-    held_out = list(source.held_out()) or list(first_of_two(beginning(source), 1).values())
-    assert len(held_out) == 1
-    assert held_out[0].text in texts
+    held_out, cuts = collect_of_few(beginning(source), 1)
+    assert [document.text in texts for document in held_out.values()] == [True]
+    assert not cuts
+    assert collect_of_few(islice(beginning(source), 1), 1) == ({}, {}), "nothing would be left to train on"
 
 
-def test_a_single_document_is_not_taken_away_from_training(tmp_path):
-    (tmp_path / "only.txt").write_text("the only document there is " * 20)
-    source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
-    assert first_of_two(beginning(source), 1) == {}
+@pytest.mark.parametrize("mark", ["\n\n", "\n", " ", "x"])
+@pytest.mark.parametrize("others", [0, 3])
+def test_of_a_few_documents_the_end_of_the_longest_is_held_out(mark, others):
+    long = "".join(f"{number:05}{mark}" for number in range(1000))
+    documents = [Document("another, much shorter one" * 9 + str(n)) for n in range(others)]
+    held_out, cuts = collect_of_few(iter([*documents, Document(long)]), 1)
+    [kept] = cuts.values()
+    assert cuts == {text_hash(long): kept}
+    assert {key: document.text for key, document in held_out.items()} == {text_hash(long[kept:]): long[kept:]}
+    assert 0.02 * len(long) < len(long[kept:]) <= 0.05 * len(long)
+    assert long[:kept].endswith(mark) or mark == "x"
+
+
+def test_of_a_few_questions_one_is_held_out_as_a_whole():
+    questions = [Document(f"{n} " * 1000, None, (f"question {n}", f"answer {n}")) for n in range(3)]
+    held_out, cuts = collect_of_few(iter(questions), 1)
+    assert list(held_out.values()) == questions[:1]
+    assert not cuts
 
 
 def rows(number, answer):
