@@ -148,7 +148,7 @@ def test_a_model_of_the_hub_is_pinned_and_a_resumed_run_asks_for_nothing(hub, ma
     (tmp_path / "00_on.json").write_text(preset.to_json())
     (tmp_path / "run").mkdir()
     (entry,) = gather_menu(tmp_path / "run", tmp_path).entries
-    assert (entry.preset.model.hidden_size, entry.num_parameters, entry.obstacle) == (40, 52_860, "")
+    assert (entry.preset.model.hidden_size, entry.num_parameters, entry.obstacle) == (40, 56_520, "")
     with stop_at(1):
         main.train(preset, token_budget=2_000, checkpoint_dir=tmp_path / "run")
     commit = hub.revision("some/llama")
