@@ -18,6 +18,7 @@ from typing import Any
 from configs.errors import CheckpointError, Damaged, UserError
 
 FORMAT_VERSION = 2
+# A run that started from a model has `start_point` too: that model's name, commit and files.
 CONTENTS = {
     "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,

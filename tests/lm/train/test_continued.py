@@ -108,6 +108,7 @@ def test_the_first_checkpoint_is_the_model_itself(make, text, tmp_path, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_from_its_own_export_which_is_archived_meanwhile(make, text, tmp_path):
     folder, run = save(transformers_model("llama"), tmp_path / "model", texts=text_lines(text)), tmp_path / "run"
     main.train(make(folder), token_budget=2_000, checkpoint_dir=run)
@@ -139,6 +140,7 @@ def test_an_edit_that_contradicts_the_run_or_its_model_is_refused(make, text, tm
         main.train(make(tmp_path / "none"), token_budget=BUDGET, checkpoint_dir=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_pinned_and_a_resumed_run_asks_for_nothing(hub, make, text, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("data.sources.hub_client.RETRY_DELAYS", (0.01,))
