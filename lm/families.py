@@ -39,6 +39,7 @@ SIZES = {  # ours: theirs, which every config.json gives
     "vocab_size": "vocab_size",
     "mlp_size": "intermediate_size",
 }
+OTHERS = {"num_kv_heads": "num_key_value_heads", "tie_embeddings": "tie_word_embeddings", "norm_eps": "rms_norm_eps"}
 # What else a config.json may hold that would make it another model, and the values that do not.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -156,9 +157,11 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CLASSES:
         raise ValueError(f"has the model_type {_show(model_type)}; this program starts from {' and '.join(CLASSES)}")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"has {_show(rope)} as rope_parameters, which is no object")
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):  # the former in files of transformers 4
+        if not isinstance(part := config.get(key) or {}, dict):
+            raise ValueError(f"has {key} {_show(part)}, which is no object")
+        rope |= part
     layers = config.get("layer_types") or ["full_attention"]
     for key, value, allowed in (
         *((key, config.get(key, values[0]), values) for key, values in ALLOWED.items()),
@@ -182,7 +185,7 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
         shape = ModelConfig.model_validate({"seq_length": 8, **given})
     except ValidationError as error:
         problem = next(explain(causes(error), ModelConfig, {}))
-        theirs = SIZES.get(problem.where, problem.where)
+        theirs = (SIZES | OTHERS).get(problem.where, problem.where)
         raise ValueError(f"has {theirs} {problem.what.removeprefix('= ')}; {problem.hint}") from None
     longest = config.get("max_position_embeddings", 32_768 if is_qwen3 else 2048)
     if not isinstance(longest, int) or model.seq_length > longest:

@@ -64,13 +64,9 @@ def rotate_flipped(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute causal softmax attention; q is (B, H, T, K), k and v are (B, G, T, K)."""
-    if q.shape[1] != k.shape[1]:  # repeated here: a CPU has no faster kernel for groups
-        if q.device.type == "cuda":
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if q.shape[-2] % CPU_ATTENTION_BLOCKS == 0 and q.device.type == "cpu" and torch.compiler.is_compiling():
         return blocked_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -82,6 +78,8 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     which saves a pass over the scores.
     """
     (B, H, length, K), size = q.shape, q.shape[-2] // CPU_ATTENTION_BLOCKS
+    if k.shape[1] != H:
+        k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     masked = torch.full((size, size), MASKED, dtype=q.dtype, device=q.device).triu(1)
     outputs = []

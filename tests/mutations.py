@@ -37,6 +37,24 @@ CHECKPOINT, STREAM, STEP = (
     "tests/lm/test_train_step.py",
 )
 MUTATIONS = {
+    "a start point may hold NaN": Mutation(
+        "lm/start_point.py", "if not tensor.isfinite().all():", "if False:", "tests/lm/test_start_point.py"
+    ),
+    "a shard may be anywhere": Mutation(
+        "lm/start_point.py", """not {"/", "\\\\", "\\0"} & set(value)""", "True", "tests/lm/test_start_point.py"
+    ),
+    "a file of the Hub's cache is taken as it is": Mutation(
+        "data/sources/hub_model.py", "if not whole:", "if False:", "tests/data/sources/test_hub_model.py"
+    ),
+    "keys of a group come in another order": Mutation(
+        "lm/model.py",
+        "x.repeat_interleave(H // k.shape[1], dim=1)",
+        "x.repeat(1, H // k.shape[1], 1, 1)",
+        "tests/lm/test_model.py",
+    ),
+    "a continued run is not evaluated first": Mutation(
+        "lm/train/state.py", "last = -1 if continued else 0", "last = 0", "tests/lm/train/test_continued.py"
+    ),
     "further tokens never fade": Mutation(
         "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
     ),

@@ -106,8 +106,8 @@ def connect() -> Any:
 
 
 def find(kind: Kind, name: str, revision: str | None = None) -> dict[str, Any]:
-    """Return what the Hub says of a dataset or a model at `revision` (default: the newest), with the
-    sizes of its files.
+    """Return what the Hub says of a dataset or a model at `revision` (default: the newest); of a
+    model, with the sizes of its files.
 
     Raises SourceError for an environment that cannot be used, NoAnswer, and the library's errors.
     """
@@ -118,7 +118,8 @@ def find(kind: Kind, name: str, revision: str | None = None) -> dict[str, Any]:
 
     address = f"{constants.ENDPOINT}/api/{kind}s/{name}"
     at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
-    response = client.get(f"{address}{at_revision}?blobs=true", headers=build_hf_headers())
+    sizes = "?blobs=true" if kind == "model" else ""  # a dataset may have thousands of files
+    response = client.get(address + at_revision + sizes, headers=build_hf_headers())
     hf_raise_for_status(response)
     found = response.json()
     if found.get("gated"):  # its description may be read by everyone, its files not

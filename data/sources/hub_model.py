@@ -74,7 +74,7 @@ def find_model(name: str, revision: str | None = None) -> HubModel:
         raise StartPointError(f"{said}, and the model is not in its cache") from error
     except Exception as error:
         if refused := refusal(error, name, "model"):
-            raise StartPointError(f"{name} {refused}") from error
+            raise StartPointError(f"model.init_from: {name} {refused}") from error
         raise
     return HubModel(name, revision, *_listing(found))
 

@@ -93,7 +93,8 @@ def look_at_start(preset: Preset) -> tuple[Preset, list[Probe]]:
         try:
             return peek(preset), []
         except UserError as error:
-            return preset, [Probe(name, False, str(error).removeprefix(f"{name} ").removeprefix(f"{name}: "))]
+            said = str(error).removeprefix("model.init_from: ").removeprefix(f"{name} ").removeprefix(f"{name}: ")
+            return preset, [Probe(name, False, said)]
 
     silence = preset, [Probe(name, False, f"no answer within {SECONDS:g} s")]
     return answers_within(SECONDS, [look], [silence])[0]

@@ -49,6 +49,22 @@ def test_vocabulary_grows_with_the_model(hidden_size, vocab_size):
     assert parse(model={**MODEL, "hidden_size": hidden_size, "num_heads": 1}).model.vocab_size == vocab_size
 
 
+def test_grouped_queries_and_heads_of_any_width():
+    model = parse(model={**MODEL, "num_heads": 3, "num_kv_heads": 1, "head_dim": 10}).model
+    assert (model.heads_qkv, model.head_dim) == ((3, 1, 1), 10)
+    assert parse().model.heads_qkv == (4, 4, 4)
+
+
+def test_a_model_to_start_from_stands_for_the_shape():
+    preset = parse(model={"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8})
+    assert preset.model.unknown >= {"hidden_size", "num_layers", "num_heads", "vocab_size", "qk_norm"}
+    stored = json.loads(preset.to_json())["model"]
+    assert stored == {"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8}
+    assert parse_preset(preset.to_json(), "again") == preset
+    known = preset.model.completed(parse().model)
+    assert (known.hidden_size, known.num_layers, known.head_dim, known.unknown) == (64, 2, 8, set())
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     heads=st.integers(1, 16),
@@ -108,6 +124,20 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ),
         ({"model": {**MODEL, "hidden_size": 64.0}}, "model.hidden_size = 64.0"),
         ({"model": {**MODEL, "num_heads": 64}}, "a whole even number; allowed: [1, 2, 4, 8, 16, 32]"),
+        ({"model": {"seq_length": 64}}, "model.num_layers is missing"),
+        (
+            {"model": {**MODEL, "num_kv_heads": 3}},
+            "num_heads / num_kv_heads must be a whole number; allowed: [1, 2, 4]",
+        ),
+        ({"model": {**MODEL, "head_dim": 7}}, "an even number"),
+        ({"model": {**MODEL, "revision": "v1"}}, "only with init_from, and with a name on the Hub there"),
+        ({"model": {"init_from": "./here", "revision": "v1", "seq_length": 8}}, "only with init_from"),
+        ({"model": {"init_from": "here", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
+        ({"model": {"init_from": "https://huggingface.co/a/b", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
+        (
+            {"model": {"init_from": "a/b", "seq_length": 8}, "data": {"sources": ["wikipedia"], "tokenizer": "t.json"}},
+            "the tokenizer is that of model.init_from",
+        ),
         ({"model": {**MODEL, "vocab_size": 257}}, "model.vocab_size = 257"),
         ({"model": {**MODEL, "seq_length": 8193}}, "model.seq_length = 8193"),
         ({"model": {"hidden_size": 64}}, "model.num_layers is missing"),

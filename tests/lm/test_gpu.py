@@ -116,13 +116,18 @@ def test_what_cannot_be_captured_is_launched_as_it_is(monkeypatch):
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 
-def small_model() -> Transformer:
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
+LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False}
+both_families = pytest.mark.parametrize("family", [{"num_heads": 2}, LLAMA], ids=["Qwen3", "Llama"])
+
+
+def small_model(family: dict) -> Transformer:
+    config = ModelConfig(hidden_size=32, num_layers=2, seq_length=16, mlp_size=64, **family)
     return random_norms(random_model(config, VOCAB))
 
 
-def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(monkeypatch):
-    model = small_model().to(DEVICE)
+@both_families
+def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(monkeypatch, family):
+    model = small_model(family).to(DEVICE)
     tokens = torch.randint(VOCAB, (16,), generator=torch.Generator().manual_seed(1)).tolist()
     monkeypatch.setattr(
         torch, "empty", lambda *size, **options: torch.full(size, math.nan, **options)
@@ -152,15 +157,16 @@ def test_a_snapshot_is_of_the_moment_it_was_asked_for():
     assert snapshot.contents()["model"]["weight"].eq(1).all()
 
 
-def test_a_gpu_computes_what_a_cpu_does():
+@both_families
+def test_a_gpu_computes_what_a_cpu_does(family):
     """Queries and keys are rotated and gates multiplied otherwise there."""
-    model = small_model()
+    model = small_model(family)
     tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
     expected = model(tokens)
     torch.testing.assert_close(model.to(DEVICE)(tokens.to(DEVICE)).cpu(), expected, atol=1e-4, rtol=1e-4)
 
     x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(2))
-    cos, sin = rotary_tables(16, 8)
+    cos, sin = rotary_tables(16, 8, 10_000.0)
     torch.testing.assert_close(rotate_flipped(x, cos, sin), rotate(x, cos, sin))
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(torch.cat(products(x, weight, 2), dim=-1), x @ weight.T)

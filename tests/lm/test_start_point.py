@@ -180,8 +180,9 @@ WRONG = {
     "a negative size": (config(hidden_size=-40), "config.json has hidden_size -40; allowed"),
     "no size": (config(intermediate_size=None), "config.json has intermediate_size null; allowed"),
     "text for a size": (config(num_hidden_layers="2"), 'config.json has num_hidden_layers "2"; allowed'),
-    "groups that do not divide": (config(num_key_value_heads=3), "num_key_value_heads|num_kv_heads 3"),
-    "no number in the config": (config(rms_norm_eps=float("nan")), "norm_eps"),
+    "groups that do not divide": (config(num_key_value_heads=3), "config.json has num_key_value_heads 3"),
+    "no number in the config": (config(rms_norm_eps=float("nan")), "config.json has rms_norm_eps"),
+    "rotations that are a list": (config(rope_scaling=[1]), r"rope_scaling \[1\], which is no object"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "a tokenizer that is none": (text("tokenizer.json", "{}"), "tokenizer .*: cannot be read"),
     "a tokenizer without an end": (

@@ -76,6 +76,30 @@ def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True, lat
     return choice, "\n".join(said)
 
 
+def starting(stem: str, *statuses: Probe, known: bool) -> MenuEntry:
+    given = {
+        "name": "further",
+        "model": {"init_from": "owner/small", "seq_length": 64},
+        "data": {"sources": ["wikipedia"]},
+    }
+    preset = parse_preset(json.dumps(given), stem)
+    if known:
+        preset = preset.model_copy(update={"model": preset.model.completed(GENERAL.preset.model)})
+    return dataclasses.replace(GENERAL, path=Path(f"configs/{stem}.json"), preset=preset, sources=list(statuses))
+
+
+def test_a_preset_that_starts_from_a_model_says_so():
+    shown = render_menu(Menu([starting("04_further", Probe("wikipedia", True), known=True)]))
+    assert "starts from owner/small  ✓ wikipedia" in shown
+    assert "15.1M parameters" in shown
+    silent = starting("04_further", Probe("owner/small", False, "is gated"), Probe("wikipedia", True), known=False)
+    shown = render_menu(Menu([silent]))
+    assert "its size is not known yet" in shown
+    assert "✗ is gated: owner/small" in shown
+    with pytest.raises(UserError, match="owner/small is not available"):
+        default_choice([silent], None)
+
+
 # --- what Enter takes -------------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,19 @@ def run_folder(tmp_path):
     return tmp_path
 
 
+def test_a_run_that_started_from_a_model_shows_what_it_changed(tmp_path):
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    for tokens, measured, bits in ((0, 100, 1.5), (900, 100, 1.2), (1000, 100, 1.0), (1000, 5000, 1.1)):
+        per_source = {"old": {"bits_per_byte": 2.0 - bits, "tokens": 40}, "new": {"bits_per_byte": bits, "tokens": 60}}
+        evaluation = {"loss": 1.0, "bits_per_byte": bits, "tokens": measured, "per_source": per_source}
+        metrics.write({"tokens": tokens, "step": 1, "eval": evaluation})
+    metrics.close()
+    text = write_report(tmp_path, "{}", {}).read_text(encoding="utf-8")
+    assert "## Bits per byte before the first step, and after 1,000 tokens" in text
+    for row in ("| all | 1.5000 | 1.0000 | -33.3% |", "| old | 0.5000 | 1.0000 | +100.0% |"):  # on the same text
+        assert row in text
+
+
 def test_report_of_a_run(run_folder):
     facts = {"preset": "tiny", "machine": "2 cores | 8 GB"}
     path = write_report(run_folder, '{"name": "tiny"}', facts, MEASURES)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 import main
 from configs.errors import PresetError, UserError
 from configs.schema import parse_preset
+from lm.cli.choose import gather_menu
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.start_point import open_start_point
 from tests.hf_models import VOCAB, save, transformers_model
 from tests.lm.train.test_trainer import load, stop_at
-from tests.program import ALL_HEADS, fingerprint, preset_json
+from tests.program import ALL_HEADS, Program, fingerprint, preset_json, torchrun
 
 BUDGET = 9_001
 
@@ -106,6 +108,7 @@ def test_the_first_checkpoint_is_the_model_itself(make, text, tmp_path, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_from_its_own_export_which_is_archived_meanwhile(make, text, tmp_path):
     folder, run = save(transformers_model("llama"), tmp_path / "model", texts=text_lines(text)), tmp_path / "run"
     main.train(make(folder), token_budget=2_000, checkpoint_dir=run)
@@ -135,3 +138,55 @@ def test_an_edit_that_contradicts_the_run_or_its_model_is_refused(make, text, tm
         main.train(make("some/model"), token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
     with pytest.raises(UserError, match="cannot be read"):
         main.train(make(tmp_path / "none"), token_budget=BUDGET, checkpoint_dir=tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_pinned_and_a_resumed_run_asks_for_nothing(hub, make, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("data.sources.hub_client.RETRY_DELAYS", (0.01,))
+    folder = save(transformers_model("llama"), tmp_path / "model", texts=text_lines(text))
+    hub.add("some/llama", {path.name: path for path in folder.iterdir()})
+    preset = make("some/llama")
+    (tmp_path / "00_on.json").write_text(preset.to_json())
+    (tmp_path / "run").mkdir()
+    (entry,) = gather_menu(tmp_path / "run", tmp_path).entries
+    assert (entry.preset.model.hidden_size, entry.num_parameters, entry.obstacle) == (40, 56_520, "")
+    with stop_at(1):
+        main.train(preset, token_budget=2_000, checkpoint_dir=tmp_path / "run")
+    commit = hub.revision("some/llama")
+    assert load(tmp_path / "run")["start_point"]["commit"] == commit
+    assert not any("README" in request for request in hub.requests)
+    hub.repos.clear()
+    hub.requests.clear()
+    shutil.rmtree(tmp_path / "hub")
+    main.train(preset, token_budget=2_000, checkpoint_dir=tmp_path / "run")
+    assert hub.requests == []
+    assert (
+        f"| starts from | some/llama at commit {commit[:12]}: 1 file of weights, "
+        in (tmp_path / "run" / "report.md").read_text()
+    )
+    (entry,) = gather_menu(tmp_path / "run", tmp_path).entries
+    assert entry.obstacle == "some/llama is not available"
+    with pytest.raises(UserError, match="some/llama does not exist on the Hub or is private"):
+        main.train(preset, token_budget=2_000, checkpoint_dir=tmp_path / "run", fresh=True)
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_same_weights(text, tmp_path):
+    """What the second rank evaluates and trains is the model too: its weights are the first rank's."""
+    folder = save(transformers_model("qwen3", tied=True), tmp_path / "model", texts=text_lines(text))
+    found = []
+    for number in (1, 2):
+        program = Program(tmp_path / str(number), text, token_budget=2_000)
+        preset = preset_json(text) | {"model": {"init_from": str(folder), "seq_length": 64}}
+        program.add_text("00_on", json.dumps(preset))
+        try:
+            result = program.run("0\n", launcher=torchrun(2) if number == 2 else (sys.executable,))
+        finally:
+            program.close()
+        assert result.code == 0, result.err
+        found.append(
+            [line["eval"]["loss"] for line in read_metrics(program.checkpoints / "metrics.jsonl") if "eval" in line]
+        )
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-3)
+    assert found[1][-1] < found[1][0]
