@@ -160,6 +160,7 @@ def test_kills_leave_no_trace(tmp_path):
             rows = "stream/rows.bin"
             assert (run.checkpoints / rows).read_bytes() == (whole[strategy].checkpoints / rows).read_bytes()
             check_logs(run)
+            assert not list(run.checkpoints.rglob("*.tmp"))
             told = f"{sum(killed.values())} kills {dict(killed)}, {alone} of them on the producer alone"
             print(f"after {told}: equal to the last bit", flush=True)
     finally:
