@@ -98,3 +98,18 @@ def test_the_null_log_takes_everything_and_writes_nothing(tmp_path, monkeypatch)
 )
 def test_printable(text, expected):
     assert printable(text) == expected
+
+
+def test_what_the_disk_refuses_of_a_log_is_written_with_what_comes_next(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("lm.runtime.files.log.warning", lambda form, *values: said.append(form % values))
+    path = tmp_path / "folder" / "metrics.jsonl"  # the folder is not there: like a disk that is unmounted
+    log = MetricsLog(path)
+    for tokens in (1, 2):
+        log.write({"tokens": tokens})
+        log.sync()
+    assert said == [f"{path} cannot be written (No such file or directory): training goes on, and it is tried again."]
+    path.parent.mkdir()
+    log.write({"tokens": 3})
+    log.close()
+    assert [line["tokens"] for line in read_metrics(path)] == [1, 2, 3]
