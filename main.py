@@ -211,8 +211,8 @@ def training_loop(trainer: Trainer) -> None:
                 run_events(trainer)
                 try:
                     step = trainer.next_step(bar.set_postfix_str)
-                except (UserError, ProducerDied):  # a lost source, a full disk; on every rank
-                    trainer.save()
+                except (UserError, ProducerDied):  # on every rank: a lost source, a full disk
+                    trainer.world.from_first(trainer.save_at_once)
                     raise
                 if step is None:
                     break

@@ -39,7 +39,7 @@ from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
-from data.files import room_on_disk
+from data.files import FAILING, FULL, room_on_disk
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
@@ -384,6 +384,15 @@ def main() -> int:
         return 2
     except BrokenPipeError:
         pass  # the trainer is gone
+    except OSError as error:
+        if error.errno not in FULL | FAILING:
+            traceback.print_exc()
+            return 1
+        # A new process would meet the same.
+        events.emit(
+            "error", message=f"the data process cannot go on: {error}; see to that disk or file and start again"
+        )
+        return 2
     except BaseException:
         traceback.print_exc()
         return 1

@@ -158,6 +158,24 @@ MUTATIONS = {
         "            pass",
         "tests/test_saving.py tests/lm/train/test_trainer.py",
     ),
+    "the logs are not on the disk before a checkpoint": Mutation(
+        "lm/checkpoint/saver.py",
+        "            self._sync_logs()\n",
+        "",
+        "tests/lm/checkpoint/test_saver.py",
+    ),
+    "half a step is saved": Mutation(
+        "lm/train_step.py", "self.is_updating = True", "pass", "tests/lm/train/test_ended_runs.py"
+    ),
+    "an error ends a run unsaved": Mutation(
+        "main.py", "trainer.save_at_once()", "pass", "tests/lm/train/test_ended_runs.py"
+    ),
+    "a run is saved over another": Mutation(
+        "lm/train/trainer.py", "if store.latest_exists(self.folder):", "if False:", "tests/lm/train/test_ended_runs.py"
+    ),
+    "a closed terminal goes unheard": Mutation(
+        "lm/runtime/signals.py", '"SIGHUP", "SIGQUIT")', '"SIGQUIT")', "tests/test_lost_terminal.py"
+    ),
     "two runs in one folder": Mutation(
         "lm/runtime/files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT
     ),

@@ -25,7 +25,7 @@ def program(text, tmp_path):
 
 
 class Terminal:
-    """`command` as the leader of a session with a terminal of its own, in which Enter is pressed at once."""
+    """`command` as the leader of a session with a terminal of its own, in which Enter is pressed at the prompt."""
 
     def __init__(self, program: Program, *command: str):
         self.process, self.master = pty.fork()
@@ -33,14 +33,17 @@ class Terminal:
             os.chdir(program.elsewhere)
             os.execve(command[0], command, {**os.environ, **program.environment})
         self._closed = False
-        os.write(self.master, b"\n")
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
+        said, asked = b"", False
         with suppress(OSError):
             while not self._closed:
-                os.read(self.master, 10_000)
+                said += os.read(self.master, 10_000)
+                if not asked and b"\n> " in said:
+                    asked = True
+                    os.write(self.master, b"\n")
 
     def poll(self) -> int | None:
         return None if os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None else 1

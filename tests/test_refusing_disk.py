@@ -23,6 +23,8 @@ import pytest
 from lm.report.metrics import read_metrics
 from tests.program import BUDGET, Ended, Program, fingerprint
 
+# Root may read everything, unless it gives that up.
+AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 COMPILER = shutil.which("gcc")
 pytestmark = [
@@ -81,9 +83,10 @@ def whole(make) -> Program:
 
 
 def run(program: Program, *faults: tuple[str, str, int, int]) -> Ended:
-    """A start of the program; whatever the disk refuses, no traceback is shown and no temporary file left."""
+    """A start of the program, whose files only their owner may read; whatever the disk refuses, no traceback is shown and no
+    temporary file left."""
     program.environment["REFUSE"] = ";".join(" ".join(map(str, fault)) for fault in faults)
-    result = program.run()
+    result = program.run(launcher=("/bin/sh", "-c", 'umask 077; exec "$@"', "sh", *AS_ANYBODY, sys.executable))
     assert "Traceback" not in result.out + result.err, result.err
     assert result.code in (0, 2), result.err
     assert not [path for path in program.checkpoints.rglob("*") if path.name.endswith(".tmp")]
@@ -127,6 +130,9 @@ def test_a_stream_that_cannot_be_written_ends_the_run_saved(whole, make):
     assert result.code == 2
     assert f"cannot write {program.checkpoints / 'stream/rows.bin'}: Input/output error; see to that disk" in result.err
     assert 0 < program.tokens_in_metrics() <= program.state()["tokens_seen"] < BUDGET
+    (program.checkpoints / "stream/stream.json").chmod(0)  # as if it were another user's
+    assert "the data process cannot go on: [Errno 13] Permission denied: " in run(program).err
+    (program.checkpoints / "stream/stream.json").chmod(0o600)
     assert run(program).code == 0
     assert_ended_as(whole, program)
 

@@ -90,12 +90,16 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Raises DiskError, and then leaves `folder` as it was.
     """
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():  # ended between the two renames below
-        old.rename(folder)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        with room_on_disk(folder):
+
+    def tidy() -> None:
+        if old.exists() and not folder.exists():  # ended between the two renames below
+            old.rename(folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    with room_on_disk(folder):
+        tidy()
+        try:
             temporary.mkdir(parents=True)
             try:
                 yield temporary
@@ -109,11 +113,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 folder.rename(old)
             temporary.rename(folder)
             sync_folder(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            tidy()
 
 
 def begins_document(end_of_text: str, end_of_text_id: int) -> processors.TemplateProcessing:

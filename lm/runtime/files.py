@@ -81,13 +81,14 @@ class Appender:
             while self._waiting:  # a disk that fills up accepts a part first
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
+            self._file = None  # opened anew: a disk that was unmounted is then found again
             self._tell(error)
 
     def sync(self) -> None:
         """Force what was written to the disk; from any thread."""
         try:
-            if self._file:
-                os.fsync(self._file.fileno())
+            if file := self._file:
+                os.fsync(file.fileno())
         except OSError as error:
             self._tell(error)
 
@@ -101,9 +102,10 @@ class Appender:
     def close(self) -> None:
         if self._waiting:
             self.write("")
-        if self._file:
-            self._file.close()
-            self._file = None
+        with suppress(OSError):
+            if self._file:
+                self._file.close()
+        self._file = None
 
 
 def bad_name(path: Path) -> Path:

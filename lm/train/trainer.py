@@ -114,6 +114,7 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
+        self._leaving = False  # because of an error
         self._peak_rates = peak_learning_rates(
             preset.train,
             preset.model.hidden_size,
@@ -296,12 +297,14 @@ class Trainer:
         """Save the steps so far because an error ends the program: on the first rank alone, since
         the others may be gone. A failure is logged, and the error is the message that remains.
 
-        Saves nothing if weights are being changed, or if the last step was skipped.
+        Saves nothing if weights are being changed, or if the last step was skipped. Only the first
+        call acts.
         """
         self._saver.wait()
         saved = self.saved_at == self.state.tokens_seen and not self._saver.has_failed
-        if not self.world.is_first or saved or self.learner.train_step.is_updating:
+        if not self.world.is_first or saved or self._leaving or self.learner.train_step.is_updating:
             return
+        self._leaving = True
         try:
             self.collect_results()
             if self.is_sound:

@@ -1,17 +1,20 @@
 """The export is the same model: transformers gives our logits, our greedy text and our token ids."""
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from configs.errors import DiskError
 from configs.schema import parse_preset
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface
+from lm.report.export import export_huggingface, replaced_folder
 from lm.report.model_card import RunFacts, SourceFacts
 from lm.report.samples import Section
 from tests.lm.random_model import random_model, random_norms
@@ -214,3 +217,31 @@ def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
     assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].abs().sum() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     assert not (tmp_path / "hf" / "aux_heads.safetensors").exists()
+
+
+def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "hf", Path.rename
+
+    def refuse_the_last_name(path: Path, target: Path) -> Path:
+        if target == folder and path.name == "hf.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def write(content: str) -> None:
+        with replaced_folder(folder) as temporary:
+            (temporary / "model").write_text(content)
+
+    write("first")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_last_name)
+        with pytest.raises(DiskError, match=r"cannot write .*hf: Input/output error"):
+            write("second")
+    assert [path.name for path in tmp_path.rglob("*")] == ["hf", "model"]
+    assert (folder / "model").read_text() == "first"
+
+    folder.rename(tmp_path / "hf.old")  # killed between the two renames
+    with pytest.raises(ZeroDivisionError), replaced_folder(folder):
+        raise ZeroDivisionError
+    assert (folder / "model").read_text() == "first"
+    write("third")
+    assert (folder / "model").read_text() == "third"

@@ -228,3 +228,18 @@ def test_measurements_of_a_machine_that_are_none_are_made_anew(tmp_path):
     for text in (*(json.dumps(good | changes) for changes in bad), "[]", "7", "", DEEP, "{", '{"identity": 1}'):
         path.write_text(text)
         assert load_machine(tmp_path) is None, text[:80]
+
+
+def test_what_the_disk_refuses_of_a_log_is_written_with_what_comes_next(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("lm.runtime.files.log.warning", lambda form, *values: said.append(form % values))
+    path = tmp_path / "folder" / "metrics.jsonl"  # the folder is not there: like a disk that is unmounted
+    log = MetricsLog(path)
+    for tokens in (1, 2):
+        log.write({"tokens": tokens})
+        log.sync()
+    assert said == [f"{path} cannot be written (No such file or directory): training goes on, and it is tried again."]
+    path.parent.mkdir()
+    log.write({"tokens": 3})
+    log.close()
+    assert [line["tokens"] for line in read_metrics(path)] == [1, 2, 3]
