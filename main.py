@@ -40,7 +40,7 @@ try:
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
-    from lm.runtime.machine import is_one_word
+    from lm.runtime.machine import CACHE, is_one_word
     from lm.runtime.terminal import tell
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
@@ -63,7 +63,7 @@ def main() -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / CACHE))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
