@@ -41,7 +41,7 @@ try:
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
-    from lm.runtime.machine import is_one_word
+    from lm.runtime.machine import CACHE, is_one_word
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -61,7 +61,7 @@ def main() -> int:
     0: done, or saved on request. 2: the user must change something. 1: a defect or a lost machine.
     """
     if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / CACHE))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:

@@ -167,8 +167,9 @@ def _remove_copies(copy: Path, original: Path) -> None:
 
 
 def archived_runs(folder: Path) -> list[SavedRun]:
-    """Return the archived runs that can be read, newest first."""
-    summaries = (inspect(entry) for entry in (folder / "archive").glob("*") if entry.is_dir())
+    """Return the archived runs that can be read, newest first; no links, which cannot be moved."""
+    entries = (entry for entry in (folder / "archive").glob("*") if entry.is_dir() and not entry.is_symlink())
+    summaries = map(inspect, entries)
     return sorted((summary for summary in summaries if summary), key=lambda summary: summary.saved_at, reverse=True)
 
 

@@ -214,7 +214,7 @@ def read(path: Path) -> dict[str, Any]:
             state = checkpoint.tensors()
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise Damaged(f"damaged ({error})") from error

@@ -113,6 +113,9 @@ class Checkpoint:
         outlines = list(_outlines(self.state, num_opcodes))
         for outline in outlines:
             self._check(outline)
+        storages = {outline.storage for outline in outlines}
+        if len({storage.key for storage in storages}) < len(storages):
+            raise Damaged("damaged: its tensors differ about the type of their bytes")
         self.num_bytes = sum(outline.num_bytes for outline in outlines)
         if self.num_bytes > 2 * size:  # a tied output layer is one tensor under two names
             raise Damaged("damaged: its tensors are larger than the file")

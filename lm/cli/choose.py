@@ -21,7 +21,7 @@ from lm.checkpoint.archive import archived_runs, finish_interrupted
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.files import FolderLock, set_aside
-from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
+from lm.runtime.machine import CACHE, Machine, load_machine, measure_machine, save_machine
 from lm.runtime.terminal import is_terminal, read_line, size_of, tell
 from lm.start_point import peek
 
@@ -33,7 +33,7 @@ def choose(folder: Path, configs: Path) -> Choice:
     """
     with FolderLock(folder):
         finish_interrupted(folder)
-        if os.path.lexists(compiled := folder / "compiled") and not compiled.is_dir():
+        if os.path.lexists(compiled := folder / CACHE) and not compiled.is_dir():
             set_aside(compiled)  # the compiler makes a folder of that name
         if store.latest_exists(folder) and store.inspect(folder) is None:
             store.load(folder)  # raises the reason: a damaged run is never treated as no run

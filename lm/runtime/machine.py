@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 
+CACHE = "compiled"  # the compiler's, in checkpoints/
 LARGEST_FILE = 1_000_000  # bytes of machine.json
 Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
@@ -284,8 +285,28 @@ def compile_problem(device: str) -> str:
 
     A compiler can be there and fail for many reasons: an incomplete installation, a wrong version,
     a folder that it cannot write or name. From the second start on the function comes from the
-    compiler's cache.
+    compiler's cache, which is made anew if it is the cache that fails.
     """
+    problem = _compile_tiny_function(device)
+    return _compile_tiny_function(device) if problem and renew_cache() else problem
+
+
+def renew_cache() -> bool:
+    """Delete the compiler's cache in `checkpoints/`, of which a power cut may have left empty
+    files, and let torch forget it. Return whether there was one."""
+    cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    if cache.name != CACHE or not cache.is_dir() or not any(cache.iterdir()):
+        return False
+    import torch
+    from torch._inductor.codecache import PyCodeCache
+
+    shutil.rmtree(cache, ignore_errors=True)
+    torch.compiler.reset()
+    PyCodeCache.cache_clear()
+    return True
+
+
+def _compile_tiny_function(device: str) -> str:
     import torch
 
     try:

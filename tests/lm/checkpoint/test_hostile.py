@@ -64,6 +64,17 @@ def changed(**changes) -> bytes:
     return written({**STATE, **changes})
 
 
+TWO = {**STATE, "model": {"a": torch.zeros(4, dtype=torch.int32), "b": torch.zeros(4, dtype=torch.float16)}}
+
+
+def two_types(pickled: bytes) -> bytes:
+    """Let the second tensor, half as long, refer to the bytes of the first."""
+    assert pickled.count(b"\x01\x00\x00\x001") == 1
+    assert pickled.count(b"K\x04tq") == 2
+    first, second, rest = pickled.replace(b"\x01\x00\x00\x001", b"\x01\x00\x00\x000").split(b"K\x04tq", 2)
+    return first + b"K\x04tq" + second + b"K\x08tq" + rest
+
+
 def many_lists(depth: int) -> list:
     """Of 100 ** depth values, in a pickle of a few bytes."""
     value: list = [1]
@@ -109,6 +120,7 @@ ATTACKS = {
     "elements outside of the storage": lambda: with_pickle(
         parts_of(STATE)["data.pkl"].replace(b"K\x10K\x10\x86", b"K\x10K\x11\x86")
     ),
+    "bytes of two types": lambda: with_pickle(two_types(parts_of(TWO)["data.pkl"])),
     "a deflated pickle of 500 MB": lambda: zipped({"data.pkl": b"\0" * 500_000_000}, zipfile.ZIP_DEFLATED),
     "a stored pickle of 5 MB": lambda: with_pickle(pickle.dumps({**STATE, "model": {"text": "x" * 5_000_000}}, 2)),
     "a size of 4 GB": lambda: claims(24, "<I", 2**32 - 2),
