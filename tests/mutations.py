@@ -294,13 +294,16 @@ MUTATIONS = {
         "data/sources/hub_files.py", "sum(counts) >= (part.stop or 0)", "False", LAYOUTS
     ),
     "zstd ends with its first frame": Mutation(
-        "data/sources/compressed.py", "                self._frame = None\n", "                self._file.seek(0, 2)\n", LAYOUTS
+        "data/sources/compressed.py",
+        "                self._frame = None\n",
+        "                self._file.seek(0, 2)\n",
+        LAYOUTS,
     ),
     "a file cut off is taken for a whole one": Mutation(
         "data/sources/compressed.py", "if self._frame is not None:\n", "if False:\n", LAYOUTS
     ),
     "the other files are not asked for text": Mutation(
-        "data/sources/hub.py", " and not self._others_have_text(file):", ":", LAYOUTS
+        "data/sources/hub.py", "for other in self._others(file):", "for other in ():", LAYOUTS
     ),
     "a file that fails late is not named": Mutation(
         "data/sources/hub.py",

@@ -16,7 +16,7 @@ from configs.text import counted
 from data import tokenizer as bpe
 from data.journal import read_header
 from data.mixing import shares
-from data.prepare import data_identity
+from data.prepare import data_identity, without_null
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, restore
@@ -171,5 +171,6 @@ def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool) -> StreamIn
 def _stream_of_another(folder: Path, preset: Preset) -> bool:
     """Return whether a run killed before its first checkpoint left a stream
     that `preset` cannot use."""
-    header = read_header(folder / "stream")
-    return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())
+    header = without_null(read_header(folder / "stream"))
+    wanted = without_null(data_identity(preset))
+    return header is not None and any(header.get(key) != value for key, value in wanted.items())
