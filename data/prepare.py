@@ -136,6 +136,13 @@ def data_identity(preset: Preset) -> dict[str, Any]:
     }
 
 
+def without_null(settings: Any) -> Any:
+    """Return settings without those that are null, such as the ones that a stream of an earlier version lacks."""
+    if isinstance(settings, dict):
+        return {key: without_null(value) for key, value in settings.items() if value is not None}
+    return list(map(without_null, settings)) if isinstance(settings, list) else settings
+
+
 def reason_to_skip(document: Document, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
     """Return why a document is not trained on, or None."""
     if not document.text.strip():
@@ -274,7 +281,7 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
 
 def check_identity(header: dict[str, Any], preset: Preset, stream_dir: Path) -> None:
     """Raise UserError if the stream was made with other settings than this preset's."""
-    wanted: dict[str, Any] = json.loads(json.dumps(data_identity(preset)))
+    header, wanted = without_null(header), without_null(json.loads(json.dumps(data_identity(preset))))
     if header.get("format") != FORMAT:
         raise UserError(
             f"{stream_dir} was started by another version of this program, which orders documents differently; finish the run "

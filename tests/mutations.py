@@ -407,7 +407,7 @@ MUTATIONS = {
         "data/sources/compressed.py", "if self._frame is not None:\n", "if False:\n", LAYOUTS
     ),
     "the other files are not asked for text": Mutation(
-        "data/sources/hub.py", " and not self._others_have_text(file):", ":", LAYOUTS
+        "data/sources/hub.py", "for other in self._others(file):", "for other in ():", LAYOUTS
     ),
     "a file that fails late is not named": Mutation(
         "data/sources/hub.py",

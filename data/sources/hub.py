@@ -43,12 +43,13 @@ from data.sources.hub_client import (
 )
 from data.sources.hub_files import DataFile, Group, open_files
 from data.sources.hub_messages import advice_for
+from data.sources.parquet import ParquetFiles
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
 MOST_UNREADABLE = 20  # files at the start, before the first that can be read, and in notices
-# Without text, after which other files are looked at, and so many rows of each of those.
-ROWS_WITHOUT_TEXT, ROWS_OF_OTHERS = 500, 125
+MOST_WITHOUT_TEXT = 1000  # rows at the start, so many of them in each of a few other files than the first
+ROWS_OF_OTHERS = 125
 ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
 
 
@@ -108,23 +109,29 @@ class HubSource(Source):
                         at_the_start = at_the_start and not document.text.strip()
                         yield document, [turn, key, number, piece]
                     rows_without_text += at_the_start
-                    if at_the_start and rows_without_text == ROWS_WITHOUT_TEXT and not self._others_have_text(file):
-                        raise SourceError(no_text(self.spec, self._columns, self._schemas, "the first 1,000 rows"))
+                    if at_the_start and rows_without_text == MOST_WITHOUT_TEXT - ROWS_OF_OTHERS * len(
+                        self._others(file)
+                    ):
+                        self._look_for_text(file, skipped)
             # A round resumed in its middle says nothing about the files before it: try one more.
             if not groups_read and (turn > first_round or not first_key):
                 break
         if at_the_start and rows_without_text:
-            raise SourceError(no_text(self.spec, self._columns, self._schemas, f"its {rows_without_text:,} rows"))
+            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows"))
 
-    def _others_have_text(self, file: int) -> bool:
-        """Return whether a few other files than `file` have text in their first rows."""
-        others = [other for other in range(self._num_files) if other != file][:FILES_LOOKED_AT]
-        for other in others:
-            if (group := self._group(other, 0, 0, Counter())) is not None:
+    def _others(self, file: int) -> list[int]:
+        """Return a few other files than `file`."""
+        return [other for other in range(self._num_files) if other != file][:FILES_LOOKED_AT]
+
+    def _look_for_text(self, file: int, skipped: Counter[str]) -> None:
+        """Raise SourceError unless a few other files than `file` have text in their first rows."""
+        for other in self._others(file):
+            if (group := self._group(other, 0, 0, skipped)) is not None:
                 rows = islice(self._rows(other, group, 0, Counter()), ROWS_OF_OTHERS)
                 if any(document.text.strip() for _, row in rows for document in self._render(row, Counter())):
-                    return True
-        return False
+                    return
+        where = f"the first {MOST_WITHOUT_TEXT:,} rows"
+        raise SourceError(no_text(self.spec, self._columns, self._schemas, where))
 
     def held_out(self) -> Iterator[Document]:
         """Yield every twentieth row of the groups, from a few files alternately."""
@@ -190,10 +197,10 @@ class HubSource(Source):
                         else:
                             yield number + first + row, dict(zip(self._columns, values, strict=True))
                 number += len(table)
-                if number == group.stop:
+                if group.stop is not None and number >= group.stop:
                     return
         except UnreadableFile as error:  # and the run continues
-            skipped["unreadable file" if group == Group(0) else "unreadable row group"] += 1
+            skipped["unreadable row group" if isinstance(reader, ParquetFiles) else "unreadable file"] += 1
             self._name_unreadable(file, error)
 
     def _refuse_token_ids(self, columns: list[list[Any]]) -> None:

@@ -1,6 +1,6 @@
 """Reads row groups of Parquet files on the Hub or on this disk, a few rows of a few columns at a time.
 
-The `datasets` library, which reads every other format, decodes a whole row group and opens its file
+The `datasets` library, which reads most other formats, decodes a whole row group and opens its file
 again for each: 2,000 small ones cost 2,000 reads of the file's metadata, and a large one its size.
 """
 

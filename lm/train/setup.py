@@ -17,7 +17,7 @@ from data import tokenizer as bpe
 from data.files import write_atomically
 from data.journal import read_header
 from data.mixing import over_the_run, shares
-from data.prepare import data_identity
+from data.prepare import data_identity, without_null
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore
@@ -211,8 +211,8 @@ def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool, start: Star
 def _stream_of_another(folder: Path, preset: Preset, start: StartPoint | None) -> bool:
     """Return whether a run killed before its first checkpoint left a stream
     that `preset` cannot use."""
-    header = read_header(folder / "stream")
-    wanted = data_identity(preset)
+    header = without_null(read_header(folder / "stream"))
+    wanted = without_null(data_identity(preset))
     if start:
         wanted["tokenizer_sha256"] = start.tokenizer_sha256
     return header is not None and any(header.get(key) != value for key, value in wanted.items())

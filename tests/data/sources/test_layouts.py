@@ -10,6 +10,8 @@ import zstandard
 from configs.errors import SourceError
 from configs.schema import parse_preset
 from configs.sources import HFSource, TextSource
+from data.journal import read_header
+from data.prepare import check_identity
 from data.producer import Events, Producer, open_sources, prepare
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
@@ -231,3 +233,6 @@ def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
     assert len(notices) == 2, notices
     assert notices[0].startswith("data: documents that share 'label' with held-out text are trained on")
     assert "6.parquet, which cannot be read" in notices[1]
+    header = read_header(stream_dir)
+    del header["data"]["sources"][0]["revision"]  # as an earlier version wrote it, which had no such key
+    check_identity(header, preset, stream_dir)
