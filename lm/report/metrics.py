@@ -42,11 +42,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """The writer of metrics.jsonl: each record is flushed at once, and passed to `mirror`."""
+    """The writer of metrics.jsonl: each record is flushed at once, and passed to `mirrors`."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.mirror: Any = NullLog()  # also receives records (lm/report/tensorboard.py)
+        self.mirrors: list[Any] = []  # also receive records (lm/report/tensorboard.py, lm/report/tracker.py)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -54,7 +54,8 @@ class MetricsLog:
         record = _finite(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        self.mirror.write(record)
+        for mirror in self.mirrors:
+            mirror.write(record)
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Cut the lines for which `is_kept` is false, and torn ones; returns the records left."""
@@ -66,7 +67,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self.mirror.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 class NullLog:

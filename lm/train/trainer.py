@@ -94,7 +94,7 @@ class Trainer:
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
         utilization = self._flops_per_token / (matmul_flops * world.size)
-        self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
+        self.records = Records(world, folder, token_budget, state, preset, utilization)
         self.saved_at = state.tokens_seen  # tokens seen at the last save
         self.result: StepResult | None = None  # of the last collected step
         self._saver = Saver(folder)
