@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
-STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
 
 
 class Step(NamedTuple):
@@ -268,7 +268,7 @@ class Trainer:
 
     @property
     def machine(self) -> str:
-        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.decisions[0][0]}"
+        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.precision}"
 
     def facts(self) -> dict[str, str]:
         """Return what was trained, on what and where, for the report and the model card."""
