@@ -28,7 +28,10 @@ CODE = ("aux_heads", "configs", "data", "lm", *sorted(path.name for path in ROOT
 NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
 BUDGET = 20_011
 PIECE = 1_000  # characters of a document: enough of them that some are held out
-SIZES = {"small": 100_000, "large": 300_000}  # characters: what a long run reads, and no more to tokenize at every start
+SIZES = {
+    "small": 100_000,
+    "large": 300_000,
+}  # characters: what a long run reads, and no more to tokenize at every start
 
 
 class Ended(NamedTuple):
