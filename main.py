@@ -119,7 +119,7 @@ def start(choice: Choice) -> None:
     gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
-    if choice.action in ("talk", "export"):
+    if choice.action in ("talk", "export", "push"):
         if world.is_first:
             use(choice.action, CHECKPOINTS)
     elif choice.action != "quit":

@@ -246,6 +246,9 @@ class TrainConfig(Section):
     sample_no_repeat_ngram: int = Field(
         default=3, ge=0, le=100, description="Samples repeat no run of so many tokens; 0: they may repeat any."
     )
+    report_to: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="Tracker that is sent the metrics too, if that package is installed."
+    )
     matrix_learning_rate: LearningRate | None = Field(
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
     )

@@ -17,11 +17,20 @@ from configs.errors import UserError
 from configs.schema import Preset
 from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
+from lm.loss_scale import LossScale
 from lm.model import Transformer
 from lm.optim import Muon, build_optimizers
+from lm.runtime.devices import device_choice
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
-from lm.runtime.machine import compile_choice, compile_problem, keep_freed_memory, precision_choice, thread_choice
+from lm.runtime.machine import (
+    compile_choice,
+    compile_problem,
+    device_name,
+    keep_freed_memory,
+    precision_choice,
+    thread_choice,
+)
 from lm.start_point import StartPoint
 from lm.train_step import TrainStep
 
@@ -53,14 +62,15 @@ class Learner:
         if self.compiled and (problem := compile_problem(self.device_type)):
             self.compiled, compile_reason = False, problem
         self._decisions = [
-            (str(self.dtype).removeprefix("torch."), dtype_reason),
+            (device_name(world.device), device_choice(world.size).reason),
+            (self.precision, dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
             self._decisions.append((f"{threads} threads", thread_reason))
-        check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
+        check_memory(preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
@@ -88,12 +98,17 @@ class Learner:
             gradient_clip=train.gradient_clip,
             seed=train.seed,
             autocast=self.autocast,
+            loss_scale=LossScale(world.device) if self.dtype == torch.float16 else None,
         )
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def decisions(self) -> list[tuple[str, str]]:
         """(decision, reason) pairs for the start card; complete only after the dry run."""
-        if self.device_type == "cpu":
+        if self.device_type != "cuda":
             return self._decisions
         refused = "torchrun's processes average their gradients on the way"
         if isinstance(self.train_step, CapturedTrainStep):
@@ -104,10 +119,12 @@ class Learner:
         return [*self._decisions, graphs]
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def state(self) -> dict[str, Any]:
+        scale = self.train_step.loss_scale
         return {
+            **({"loss_scale": scale.state} if scale else {}),
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
             # Moments only: rates and decay are functions of the preset, which may be edited,
@@ -120,10 +137,15 @@ class Learner:
         check_shapes({"model": self.trunk, "heads": self.heads}, state)
         if misfit := next(self._misfits(state["optimizer"]), None):
             raise UserError(MISFIT.format(misfit))
+        if _shape(state.get("loss_scale", torch.zeros(2))) != (2,):
+            raise UserError(MISFIT.format("loss_scale"))
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        # Of float16; without one the run was begun on other hardware.
+        if self.train_step.loss_scale and "loss_scale" in state:
+            self.train_step.loss_scale.load(state["loss_scale"])
         self.train_step.reset()
 
     def _misfits(self, saved_states: list[Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 IGNORE = -100
 # A CPU core's cache holds the logits of a few hundred rows; a GPU needs large
 # matmuls, and has the memory.
-CHUNK_ROWS = {"cpu": 512, "cuda": 32_768}
+CHUNK_ROWS = {"cpu": 512, "cuda": 32_768, "mps": 2_048}
 CHUNK_VOCAB = 32_768  # with a larger vocabulary a chunk has fewer rows: as many logits at most
 
 

@@ -35,6 +35,8 @@ def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> 
     """Approximate the nearest semi-orthogonal matrix of each of N matrices
     (R, C); bf16 is precise enough."""
     a, b, c = NEWTON_SCHULZ
+    if dtype == torch.float16:  # in which gradients would be too small
+        matrices_NRC = matrices_NRC / (matrices_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-30)
     x = matrices_NRC.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -59,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict], dtype: torch.dtype = torch.bfloat16):
         super().__init__(groups, {"parts": (1,), "lr": 0.02, "weight_decay": 0.0})
-        self.dtype = dtype  # of the matmuls; float32 where the hardware is slow at bfloat16
+        self.dtype = dtype  # of the matmuls; another where the hardware is slow at bfloat16
         self.found_inf: Tensor | None = None  # set before a step: if not 0, nothing changes
 
     @torch.no_grad()
@@ -68,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         rates: dict[float | int, Tensor] = {}
         for group in self.param_groups:
             rate = id(group["lr"]) if isinstance(group["lr"], Tensor) else group["lr"]
-            rates[rate] = torch.as_tensor(group["lr"])
+            rates[rate] = torch.as_tensor(group["lr"], device=group["params"][0].device)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue

@@ -55,6 +55,12 @@ MUTATIONS = {
     "a continued run is not evaluated first": Mutation(
         "lm/train/state.py", "last = -1 if continued else 0", "last = 0", "tests/lm/train/test_continued.py"
     ),
+    "a resumed run begins with another scale of its loss": Mutation(
+        "lm/learner.py", '**({"loss_scale": scale.state} if scale else {}),', "", "tests/lm/test_loss_scale.py"
+    ),
+    "a broken upload goes on where it broke": Mutation(
+        "data/sources/hub_client.py", 'request.method == "PUT" or (', "False and (", "tests/lm/report/test_upload.py"
+    ),
     "further tokens never fade": Mutation(
         "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
     ),

@@ -2,9 +2,9 @@
 
 By themselves these libraries retry for minutes in silence, take some failures for an answer (a
 file that could not be requested "is not there"), and pass on whatever bytes arrive. So `ask` tries
-a request three times, and an answer other than the one requested counts as none. If all three fail
-it raises NoAnswer, which no library retries, and stores it as `last_failure` in case one catches
-it. Longer waiting, and reporting it, are left to data/feed.py.
+a request three times, unless it uploads something, and an answer other than the one requested
+counts as none. If all three fail it raises NoAnswer, which no library retries, and stores it as
+`last_failure` in case one catches it. Longer waiting, and reporting it, are left to data/feed.py.
 
 `find` is the first request for a dataset or a model, of the menu's probe and of the reader alike,
 and `refusal` puts an answer into words for both, so that they never disagree.
@@ -42,6 +42,7 @@ RETRY_DELAYS = (0.2, 2.0)  # seconds
 # Bytes; smaller bodies are read here even if the library streams them, to retry broken ones.
 SMALL_BODY = 2**24
 Kind = Literal["dataset", "model"]
+UPLOAD_TIMEOUT = 100  # seconds that the Hub may take to store a large file or to make a commit
 retries = ContextVar("retries", default=True)  # whether `ask` repeats a request that failed
 _configuring = threading.RLock()
 
@@ -163,6 +164,10 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
     request.extensions = {**request.extensions, "timeout": limits}
     if origin(str(request.url)) != origin(constants.ENDPOINT):  # where an answer's `Link: next` may lead
         request.headers.pop("authorization", None)
+    if request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path):
+        # The library repeats what may be repeated of an upload, since it can rewind the file.
+        limits["read"] = UPLOAD_TIMEOUT
+        return send(request, **options)
     for delay in (*(RETRY_DELAYS if retries.get() else ()), None):
         try:
             response = send(request, **options)

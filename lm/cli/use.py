@@ -1,8 +1,12 @@
-"""The uses of a trained model: talking to it and exporting it. Only the export is written."""
+"""The uses of a trained model: talking to it, exporting it and pushing the export to the Hub. Only
+the export is written."""
 
+import json
+import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from configs.errors import UserError
 from configs.text import clip, human_count
@@ -13,6 +17,7 @@ from lm.inference.decoder import Decoder
 from lm.inference.load import load_drafter, load_model, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
+from lm.report.upload import account, check_name, upload
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
 from lm.runtime.terminal import read_line, tell
@@ -22,8 +27,9 @@ DRAFTING_PAYS_FROM = 3
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of a run in `folder` or its archive, or export it."""
+    """Talk to the model of a run in `folder` or its archive, export it, or push its export."""
     run = pick(folder)
+    user = account() if action == "push" else ""  # first: it may not be logged in
     with FolderLock(folder):
         state, notice = store.load(run)
         if notice:
@@ -37,6 +43,9 @@ def use(action: str, folder: Path) -> None:
                 or "the .gguf files are for llama.cpp, Modelfile is for Ollama, the other files are for transformers"
             )
             return
+        if action == "push":
+            push(state, run, user)
+            return
     model, tokenizer, end_of_text = load_model(state, run)
     seen, budget = state["tokens_seen"], state["token_budget"]
     tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
@@ -49,6 +58,33 @@ def use(action: str, folder: Path) -> None:
             drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
             ask=read_line,
         )
+
+
+def push(state: dict[str, Any], run: Path, user: str) -> None:
+    """Push the export of a run, as it is by now, to a repository that `user` names. Raises UserError."""
+    exported = run / "hf"
+    if not exported.exists():
+        tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
+    default = f"{user}/{repository_name(json.loads(state['preset'])['name'])}"
+    while True:
+        try:
+            answer = read_line(f"push {exported} to which repository? Enter: {default} > ").strip()
+        except EOFError:
+            answer = ""
+        repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
+        try:
+            check_name(repository)
+            break
+        except UserError as error:
+            if not sys.stdin.isatty():
+                raise
+            tell(str(error))
+    tell(f"pushed to {upload(exported, repository)}\nA new repository is private; its settings there can change that.")
+
+
+def repository_name(preset: str) -> str:
+    """Return the name of a preset in the characters that the Hub allows."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", preset).strip("-")[:80].strip("-") or "small-language-model"
 
 
 def pick(folder: Path) -> Path:

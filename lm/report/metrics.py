@@ -40,19 +40,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """The writer of metrics.jsonl: each record is written at once, and passed to `mirror`."""
+    """The writer of metrics.jsonl: each record is written at once, and passed to `mirrors`."""
 
     def __init__(self, path: Path):
         self.path = path
         set_aside_unless_log(path)
-        self.mirror: Any = NullLog()  # also receives records (lm/report/tensorboard.py)
+        self.mirrors: list[Any] = []  # also receive records (lm/report/tensorboard.py, lm/report/tracker.py)
         self._file = Appender(path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with "tokens" seen. Values are JSON values, 0-d arrays or tensors."""
         record = _finite(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.mirror.write(record)
+        for mirror in self.mirrors:
+            mirror.write(record)
 
     def sync(self) -> None:
         """Force all records to the disk, before a checkpoint that counts on them."""
@@ -73,7 +74,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self.mirror.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 class NullLog:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from lm.runtime.devices import device_choice
 
 Result = TypeVar("Result")
 # A forward and backward pass takes far less time: if it takes longer, a rank is lost.
@@ -47,8 +48,9 @@ class World:
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         size = int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        kind = device_choice(size).value
+        cuda = kind == "cuda"
+        device = torch.device(kind, local_rank) if cuda else torch.device(kind)
         if cuda and local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start torchrun with "

@@ -25,13 +25,13 @@ POLICY_POSITIONS = 2048
 # 32,768 tokens in the vocabulary (benchmarks/growing.py).
 # Bytes kept for the backward pass per token, layer and channel (a CPU recomputes some of them),
 # and per attention score. The factors apply without bf16 and without torch.compile.
-LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
+LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38, "mps": 50}, 2.6
 # Of a chunk of the loss: logits in bf16 and their gradient. Rows in it, up to a vocabulary of that size.
-LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768}, 32_768
+LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768, "mps": 2_048}, 32_768
 # Per entry of the output layer, which the loss copies: in bf16, its gradient, a chunk's part of that, and scaled.
 OUTPUT_BYTES = 12
-FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
-PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
+FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0, "mps": 2.75}
+PROCESS_BYTES = 500_000_000  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate above free memory by this factor may fit: the dry run decides
 
@@ -159,7 +159,7 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
 
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Return the peak memory of training with the preset's micro-batch: of the GPU for "cuda", of
-    all our processes for "cpu".
+    all our processes for "cpu" and, as if it were one, "mps".
 
     Within a seventh for compiled bf16 steps, about a third for others; the dry run measures it.
     """
@@ -167,13 +167,13 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
     gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
     per_token = channels_per_token(model) * LAYER_BYTES[device]
-    if device == "cpu":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
+    if device != "cuda":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
         per_token += scores_per_token(model) * SCORE_BYTES
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
     positions = min(POLICY_POSITIONS, int(num_tokens * POLICY_SHARE)) if aux.enable_policy else 0
     policy = 4 * 4 * positions * model.vocab_size
-    fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
-    if device == "cpu":
+    fixed, state = PROCESS_BYTES, checkpoint_bytes(preset)
+    if device != "cuda":
         fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
     rows = min(num_tokens, LOGIT_ROWS[device] * LOGIT_VOCAB // max(LOGIT_VOCAB, model.vocab_size))
     logits = LOGIT_BYTES * rows * model.vocab_size
@@ -207,11 +207,11 @@ def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices
 
 
 def check_memory(preset: Preset, device: str, **choices: bool) -> None:
-    """Raise UserError, with a batch size that fits, if a CPU run needs more memory than is free.
+    """Raise UserError, with a batch size that fits, if a run needs more of the CPU's memory than is free.
 
-    On a GPU the dry run would fail; on a CPU the system would kill the process.
+    On a GPU with its own the dry run would fail; on others the system would kill the process.
     """
-    if device != "cpu":
+    if device == "cuda":
         return
     needed, available = memory_bytes(preset, device, **choices), available_memory()
     if needed <= MEMORY_TOLERANCE * available:

@@ -30,6 +30,7 @@ from pydantic import Field, TypeAdapter
 
 from configs.errors import DiskError
 from data.files import write_atomically
+from lm.runtime.devices import device_choice, device_identity, gpu_precision, hardware
 from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Machine:
     and `paces` the ratio of that to the estimate of lm/runtime/estimate.py."""
 
     identity: str
-    device: str  # "cpu" or "cuda"
+    device: str  # "cpu", "cuda" or "mps"
     device_name: str
     low_precision: bool
     compiled: bool
@@ -62,10 +63,9 @@ def machine_identity() -> str:
     """Return the key under which measurements apply, without torch: those of another machine, of
     other GPUs, or from before a compiler was installed do not."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    compiler = "a compiler" if toolchain("cuda" if gpus else "cpu")[0] else "no compiler"
-    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible), {compiler}"
+    gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    compiler = "a compiler" if toolchain("cuda" if gpu else "cpu")[0] else "no compiler"
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {device_identity()}, {compiler}"
 
 
 def _cpu_name() -> str:
@@ -83,24 +83,24 @@ def measure_machine() -> Machine:
     """Time matrix products for less than half a second, in the precision of training."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_choice(int(os.environ.get("WORLD_SIZE", 1))).value
     dtype, _ = precision_choice(device)
     # The threads of all processes that share this CPU.
     torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    size = 4096 if device == "cuda" else 768
+    size = 768 if device == "cpu" else 4096
     matrix = torch.randn(size, size, device=device).to(dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < 0.3:
         before = time.perf_counter()
         matrix @ matrix
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            getattr(torch, device).synchronize()
         best = min(best, time.perf_counter() - before)
     return Machine(
         identity=machine_identity(),
         device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        low_precision=dtype == torch.bfloat16,
+        device_name=_cpu_name() if device == "cpu" else device_name(torch.device(device)),
+        low_precision=dtype != torch.float32,
         compiled=compile_choice(device)[0],
         matmul_flops=2 * size**3 / best,
     )
@@ -167,6 +167,8 @@ def device_name(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
@@ -176,6 +178,10 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
+    if device == "mps":
+        import torch
+
+        return torch.mps.driver_allocated_memory()  # never less than before: torch keeps it
     if sys.platform == "darwin":
         import resource
 
@@ -238,13 +244,12 @@ def thread_choice() -> tuple[int, str]:
 
 
 def precision_choice(device: str) -> "tuple[torch.dtype, str]":
-    """Return the dtype of matrix products on "cuda" or "cpu", and the reason."""
+    """Return the dtype of matrix products on a device, and the reason."""
     import torch
 
-    if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
-        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
+    if device != "cpu":
+        name, reason = gpu_precision(device)
+        return getattr(torch, name), reason
     flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
@@ -255,12 +260,11 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 def compile_choice(device: str) -> tuple[bool, str]:
     """Return whether all that torch.compile needs is on this machine, and the reason. Whether it
     works is tried by `compile_problem`."""
+    if device == "mps":
+        return False, "it was never tried on a Mac's GPU"
     found, why = toolchain(device)
-    if found and device == "cuda":
-        import torch
-
-        if torch.cuda.get_device_capability() < (7, 0):
-            return False, f"{torch.cuda.get_device_name()} is too old for triton"
+    if found and device == "cuda" and hardware().capability < (7, 0):
+        return False, f"{hardware().gpus[0]} is too old for triton"
     return found, why
 
 

@@ -46,6 +46,8 @@ def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> fl
         raise UserError(_too_large(preset, world, learner))
     for optimizer in learner.optimizers:
         optimizer.state.clear()
+    if learner.train_step.loss_scale:
+        learner.train_step.loss_scale.restart()
     learner.train_step.reset()
     # Compiling leaves garbage between the buffers of a step: 4% of all memory with every
     # head (benchmarks/LOG.md).

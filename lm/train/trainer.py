@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
-STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
 
 
 class Step(NamedTuple):
@@ -107,7 +107,7 @@ class Trainer:
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
         utilization = self._flops_per_token / (matmul_flops * world.size)
-        self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
+        self.records = Records(world, folder, token_budget, state, preset, utilization)
         # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
         # never needs that model again.
         self.saved_at = -1 if start else state.tokens_seen
@@ -334,7 +334,7 @@ class Trainer:
 
     @property
     def machine(self) -> str:
-        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.decisions[0][0]}"
+        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.precision}"
 
     def facts(self) -> dict[str, str]:
         """Return what was trained, on what and where, for the report and the model card."""

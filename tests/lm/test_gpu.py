@@ -5,6 +5,7 @@ Run it on a GPU after every change of them: `python -m pytest tests/lm/test_gpu.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from lm import loss_scale
 from lm.checkpoint.file import Snapshot
 from lm.cuda_graph import WARM_UPS, NotCapturable
 from lm.inference.decoder import Decoder
@@ -87,6 +89,24 @@ def test_a_captured_step_does_what_the_plain_one_does():
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-4 if GPU else 0)
     for one, other in zip(weights, plain_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2 if GPU else 0, atol=1e-3 if GPU else 0)
+
+
+def test_a_captured_step_scales_its_loss_as_the_plain_one_does(monkeypatch):
+    monkeypatch.setattr(loss_scale, "STEPS_TO_GROW", 2)
+    states = []
+    for captured in (True, False):
+        scale = loss_scale.LossScale(DEVICE)
+        step = make_step(
+            world=World(0, 0, 1, DEVICE),
+            captured=captured,
+            loss_scale=scale,
+            autocast=partial(torch.autocast, DEVICE.type, dtype=torch.float16),
+        )
+        scale.load(torch.tensor([loss_scale.LARGEST, 0.0]))
+        skipped = [step(rows_of(index), StepPlan(8, NUM_ROWS, 8)).skipped for index in range(12)]
+        states.append((skipped, scale.state.tolist()))
+    assert states[0] == states[1]
+    assert {True, False} == {*skipped}
 
 
 def test_a_captured_step_that_is_given_up_leaves_no_trace():

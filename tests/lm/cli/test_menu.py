@@ -173,6 +173,7 @@ def test_ctrl_c_passes_through():
         ("01_BEST_QA.json", Choice("preset", QA.path)),
         ("T", Choice("talk")),
         ("e", Choice("export")),
+        ("push", Choice("push")),
         ("quit", Choice("quit")),
         ("a1", Choice("restore", ARCHIVED.folder)),
     ],
@@ -186,7 +187,7 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
     assert (
-        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1; ? shows the menu"
+        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, p, a1; ? shows the menu"
         in said
     )
 
@@ -214,6 +215,7 @@ def test_letters_that_do_not_apply_are_wrong_names():
         ("t", "there is no trained model to talk to yet"),
         ("talk", "there is no trained model to talk to yet"),
         ("e", "there is no trained model to export yet"),
+        ("p", "there is no trained model to push yet"),
     ],
 )
 def test_without_a_run_its_letters_say_so(letter, says):
