@@ -82,11 +82,11 @@ def whole(make) -> Program:
     return program
 
 
-def run(program: Program, *faults: tuple[str, str, int, int]) -> Ended:
+def run(program: Program, *faults: tuple[str, str, int, int], answers: str | None = None) -> Ended:
     """A start of the program, whose files only their owner may read; whatever the disk refuses, no traceback is shown and no
     temporary file left."""
     program.environment["REFUSE"] = ";".join(" ".join(map(str, fault)) for fault in faults)
-    result = program.run(launcher=("/bin/sh", "-c", 'umask 077; exec "$@"', "sh", *AS_ANYBODY, sys.executable))
+    result = program.run(answers, launcher=("/bin/sh", "-c", 'umask 077; exec "$@"', "sh", *AS_ANYBODY, sys.executable))
     assert "Traceback" not in result.out + result.err, result.err
     assert result.code in (0, 2), result.err
     assert not [path for path in program.checkpoints.rglob("*") if path.name.endswith(".tmp")]
@@ -152,6 +152,8 @@ def test_each_write_of_a_run_refuses_once(whole, make):
                 lost += [fault] * (program.tokens_in_metrics() > program.state()["tokens_seen"])
             while not (program.checkpoints / "report.md").exists() and len(codes) < 3:
                 codes.append(run(program).code)
+            if not (program.checkpoints / "hf").exists():
+                codes.append(run(program, answers="e\n").code)
             assert_ended_as(whole, program)
             print(*fault[:3], errno.errorcode[fault[3]], "exit codes", *codes, flush=True)
             shutil.rmtree(program.folder)
