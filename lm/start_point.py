@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import PresetError, StartPointError, UserError
-from configs.schema import FOLDER_STARTS, SHAPE, ModelConfig, Preset
+from configs.model import FOLDER_STARTS, SHAPE, ModelConfig
+from configs.schema import Preset
 from configs.text import counted, human_bytes
 from data import tokenizer as bpe
 from data.sources.hub_model import HubModel, find_model
