@@ -189,10 +189,8 @@ def open_start_point(preset: Preset) -> StartPoint:
 def described(pinned: dict[str, Any]) -> str:
     """Return in words what a checkpoint notes of a start point."""
     commit = f" at commit {pinned['commit'][:12]}" if pinned["commit"] else ""
-    files = ", ".join(
-        f"{name} ({human_bytes(size)})" for name, size in pinned["files"].items() if name not in (CONFIG, TOKENIZER)
-    )
-    return f"{pinned['init_from']}{commit}: {files}"
+    sizes = [size for name, size in pinned["files"].items() if name not in (CONFIG, TOKENIZER)]
+    return f"{pinned['init_from']}{commit}: {counted(len(sizes), 'file')} of weights, {human_bytes(sum(sizes))}"
 
 
 def peek(preset: Preset) -> Preset:
