@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from configs.schema import SHAPE, ModelConfig
+from configs.model import SHAPE, ModelConfig
 from configs.validation import causes, explain
 
 if TYPE_CHECKING:

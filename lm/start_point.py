@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import PresetError, StartPointError, UserError
-from configs.schema import FOLDER_STARTS, SHAPE, ModelConfig, Preset
+from configs.model import FOLDER_STARTS, SHAPE, ModelConfig
+from configs.schema import Preset
 from configs.text import counted, human_bytes
-from data import tokenizer as bpe
 from data.sources.hub_model import HubModel, find_model
 from lm.families import shape_in, tensors
 
@@ -79,6 +79,7 @@ class StartPoint:
         import torch
 
         parameters, places = dict(trunk.named_parameters()), tensors(self.model)
+        tied = None
         for path, name, read in self._tensors("pt"):
             tensor = read.get_tensor(name)
             if not tensor.isfinite().all():
@@ -88,11 +89,13 @@ class StartPoint:
             if place := places.get(name):
                 with torch.no_grad():
                     parameters[place.parameter][place.first_row :][: len(tensor)].copy_(tensor)
-            elif name == "lm_head.weight" and not torch.equal(tensor.float(), trunk.embed.weight.cpu()):
-                raise StartPointError(
-                    f"{path}: lm_head.weight differs from the embedding, but config.json says tie_word_embeddings: correct it "
-                    "there"
-                )
+            elif name == "lm_head.weight":
+                tied = tensor.float()
+        if tied is not None and not torch.equal(tied, trunk.embed.weight.cpu()):
+            raise StartPointError(
+                f"{self.weights[0].parent}: lm_head.weight differs from the embedding, but config.json says "
+                "tie_word_embeddings: correct it there"
+            )
 
     def check_tensors(self) -> None:
         """Raise StartPointError unless the files hold exactly the tensors of this shape."""
@@ -135,8 +138,7 @@ class StartPoint:
                     f"{path} is no whole safetensors file ({error}): it was cut off or changed; get another copy"
                 ) from None
             with opened as read:
-                # The embedding first, with which a tied output layer is compared.
-                for name in sorted(read.keys(), key=lambda name: name == "lm_head.weight"):
+                for name in read.keys():  # noqa: SIM118  # it is no dict
                     yield path, name, read
 
 
@@ -152,6 +154,8 @@ def open_start_point(preset: Preset) -> StartPoint:
     Raises PresetError for keys of the preset that contradict it, StartPointError if it cannot be
     used.
     """
+    from data import tokenizer as bpe  # not for the menu: with numpy it takes a fifth of a second
+
     files = _files_of(preset.model)
     model = _shape_of(preset.model, files)
     if contradictions := list(_contradictions(preset.model, model)):
@@ -188,10 +192,8 @@ def open_start_point(preset: Preset) -> StartPoint:
 def described(pinned: dict[str, Any]) -> str:
     """Return in words what a checkpoint notes of a start point."""
     commit = f" at commit {pinned['commit'][:12]}" if pinned["commit"] else ""
-    files = ", ".join(
-        f"{name} ({human_bytes(size)})" for name, size in pinned["files"].items() if name not in (CONFIG, TOKENIZER)
-    )
-    return f"{pinned['init_from']}{commit}: {files}"
+    sizes = [size for name, size in pinned["files"].items() if name not in (CONFIG, TOKENIZER)]
+    return f"{pinned['init_from']}{commit}: {counted(len(sizes), 'file')} of weights, {human_bytes(sum(sizes))}"
 
 
 def peek(preset: Preset) -> Preset:

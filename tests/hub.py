@@ -218,7 +218,11 @@ class _Handler(BaseHTTPRequestHandler):
         return name in self.hub.repos and allowed
 
     def _info(self, name: str) -> dict:
-        siblings = [{"rfilename": path, **facts(content)} for path, content in sorted(self.hub.repos[name].items())]
+        with_facts = "blobs=true" in self.path
+        siblings = [
+            {"rfilename": path, **(facts(content) if with_facts else {})}
+            for path, content in sorted(self.hub.repos[name].items())
+        ]
         gated = "auto" if name in self.hub.gated else False
         found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
         return {**found, "tags": [], "siblings": siblings}
@@ -315,8 +319,10 @@ def readme(configs: dict[str, dict[str, str]]) -> bytes:
 
 def facts(content: bytes | Path) -> dict:
     """What the Hub knows of a file: its size, and the SHA-256 of one that is too large for git."""
-    digest = {"lfs": {"sha256": hashlib.sha256(part(content, 0, size(content))).hexdigest()}}
-    return {"size": size(content), **(digest if size(content) > LARGE else {})}
+    total = size(content)
+    digest = hashlib.sha256(part(content, 0, total)).hexdigest()
+    lfs = {"lfs": {"size": total, "sha256": digest, "pointerSize": 134}} if total > LARGE else {}
+    return {"size": total, **lfs}
 
 
 def size(content: bytes | Path) -> int:

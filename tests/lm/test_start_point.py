@@ -213,7 +213,7 @@ def in_index(**files):
     return change
 
 
-SECOND, THIRD = (f"model-0000{number}-of-00006.safetensors" for number in (2, 3))
+FIRST, SECOND, THIRD = (f"model-0000{number}-of-00006.safetensors" for number in (1, 2, 3))
 WRONG_SHARDS = {
     "a shard that is missing": (lambda folder: (folder / SECOND).unlink(), f"names {SECOND}, which is not there"),
     "a shard elsewhere": (in_index(x="../../secret.safetensors"), "has no weight_map"),
@@ -243,8 +243,10 @@ def test_shards_that_do_not_fit_are_one_message(tmp_path, sharded, damage, messa
 def test_a_tied_output_layer_that_is_stored_too_is_taken_if_it_is_the_same(tmp_path, sharded):
     folder = copy(sharded, tmp_path / "model")
     embedding = trunk_of(folder).embed.weight.detach().clone()
-    weights(lambda state: state.update({"lm_head.weight": embedding}), SECOND)(folder)
-    assert torch.equal(trunk_of(folder).output.weight, embedding)
+    for shard in (SECOND, THIRD, FIRST):  # before and after that of the embedding
+        changed = copy(sharded, tmp_path / shard)
+        weights(lambda state: state.update({"lm_head.weight": embedding}), shard)(changed)
+        assert torch.equal(trunk_of(changed).output.weight, embedding)
 
 
 def test_a_folder_that_is_not_there_is_one_message(tmp_path):
