@@ -9,6 +9,7 @@ from configs.errors import UserError
 from data import tokenizer as bpe
 from data.journal import JournalReader
 from data.order import finish_row, window_edges
+from data.stream import StreamEnded
 from tests.data.test_stream import (  # noqa: F401  # a fixture
     DTYPE,
     LIBRARY,
@@ -78,6 +79,19 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):  # noqa: 
     from_finish = [not (source[a:b, 1:] == 1).any() for a, b in ((0, 1500), (1500, 2000), (2000, 3000), (3000, 4000))]
     assert from_finish == [False, True, False, True]
     assert {1500, 3000} <= set(longer.windows_begun(4000))
+
+
+def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_run(tmp_path, started):  # noqa: F811
+    once = folder("json", repeat=1)
+    finish = {"share": 0.25, "sources": [once, folder("asyncio")]}
+    preset = make_preset(sources=(once, "email"), weights=(1, 1), finish=finish)
+    _, source = read_all(started(preset, tmp_path / "two", 1200 * T), 1200)
+    assert [set(source[a:b, 1:].ravel().tolist()) for a, b in ((0, 900), (900, 1200))] == [{0, 1}, {2}]
+    stream = started(make_preset(sources=[once], weights=None, finish=finish), tmp_path / "one", 1200 * T)
+    stream.begin()
+    with pytest.raises(StreamEnded) as ended:
+        stream.rows(0, 1200)
+    assert 100 < ended.value.num_rows < 900
 
 
 def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):  # noqa: F811
