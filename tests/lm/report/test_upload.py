@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import main
 from configs.errors import UserError
 from data.sources import hub_client
 from lm.cli import use
+from lm.cli.menu import Choice
 
 
 @pytest.fixture
@@ -30,7 +32,8 @@ def files(run: Path) -> dict[str, bytes]:
 
 def push(run: Path, monkeypatch, answer: str = "") -> None:
     monkeypatch.setattr(use, "read_line", lambda prompt: answer)
-    use.use("push", run)
+    monkeypatch.setattr(main, "CHECKPOINTS", run)
+    main.start(Choice("push"))
 
 
 def test_enter_pushes_to_a_private_repository_named_like_the_preset(run, hub, monkeypatch, capsys):
