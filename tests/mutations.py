@@ -283,7 +283,7 @@ MUTATIONS = {
         "data/order.py", "SeedSequence((seed, start))", "SeedSequence((0, start))", "tests/data/test_order.py"
     ),
     "a window is not cut where the sources end": Mutation(
-        "data/order.py", "min(end, num_rows) - start", "end - start", STREAM
+        "data/order.py", "min(end, first + count), min(end, num_rows)", "min(end, first + count), end", STREAM
     ),
     "a window crosses the beginning of the finish": Mutation(
         "data/order.py", "edges.append(min(end, ", "edges.append(min(num_rows, ", FINISH
