@@ -46,7 +46,7 @@ def read_header(folder: Path) -> dict[str, Any] | None:
     try:
         header = json.loads((folder / HEADER).read_bytes())
         check = header.pop("check")
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
     return header if check == _header_check(header) else None
 

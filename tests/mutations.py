@@ -206,7 +206,7 @@ MUTATIONS = {
         "data/order.py", "SeedSequence((seed, start))", "SeedSequence((0, start))", "tests/data/test_order.py"
     ),
     "a window is not cut where the sources end": Mutation(
-        "data/order.py", "min(end, num_rows) - start", "end - start", STREAM
+        "data/order.py", "min(end, first + count), min(end, num_rows)", "min(end, first + count), end", STREAM
     ),
     "windows begun are forgotten": Mutation(
         "data/order.py", "edges = list(begun)", "edges = [0]", "tests/data/test_order.py"
