@@ -166,6 +166,7 @@ class JournalReader:
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
+        self._has_writer = (folder / STATES).exists()  # then it is only gone if somebody removes it
         self._read = 0  # bytes of states.jsonl parsed so far
         self._check = ""  # of the last line
         self._appends: list[Append] = []
@@ -175,7 +176,7 @@ class JournalReader:
         """Return the number of rows committed so far. Raises StreamDamaged if some have gone."""
         path = self.folder / STATES
         size = path.stat().st_size if path.exists() else 0
-        if size < self._read:
+        if size < self._read or (self._has_writer and not path.exists()):
             raise _damaged(path, "it has lost rows")
         if size > self._read:
             if not self._appends:

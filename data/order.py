@@ -73,12 +73,8 @@ class RowOrder:
         row = first
         while row < first + count:
             start, end = self.window(row)
-            last, end_in_journal = min(end, first + count), min(end, num_rows)
-            yield (
-                start,
-                end_in_journal,
-                permutation(self.seed, start, end_in_journal - start)[row - start : last - start],
-            )
+            last, written = min(end, first + count), min(end, num_rows)
+            yield start, written, permutation(self.seed, start, written - start)[row - start : last - start]
             row = last
 
     def journal_rows(self, first: int, count: int, num_rows: int) -> np.ndarray:
