@@ -236,12 +236,14 @@ def finish(trainer: Trainer) -> None:
     from lm.report.export import export
     from lm.report.report import write_report
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
+    from lm.train.milestones import keep_milestones
 
     state, folder = trainer.state, trainer.folder
     trainer.record()
     # Otherwise it was saved before, and only its report is missing.
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
+    keep_milestones(trainer)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
     if trainer.held_out.num_tokens > PERIODIC_EVAL_TOKENS:  # else it is all measured below
         measure(trainer)  # the last point of the curve of evaluations

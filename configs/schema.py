@@ -54,6 +54,7 @@ __all__ = [
 
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
+MAX_MILESTONES = 1000  # each is a folder with all weights
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
 HeadWeight = Annotated[float, Field(ge=0, le=100)]
@@ -117,6 +118,11 @@ class TrainConfig(Section):
     sample_no_repeat_ngram: int = Field(
         default=3, ge=0, le=100, description="Samples repeat no run of so many tokens; 0: they may repeat any."
     )
+    keep_at_tokens: Literal["babylm"] | Annotated[list[Count], Field(max_length=MAX_MILESTONES)] = Field(
+        default=[],
+        description="Tokens after which the weights of that moment are kept for good, exported to checkpoints/milestones/; "
+        'or "babylm": after every million words up to ten, then after every ten million up to a hundred.',
+    )
     matrix_learning_rate: LearningRate | None = Field(
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
     )
@@ -148,6 +154,14 @@ class TrainConfig(Section):
     def rows_per_process(self) -> int:
         """Rows that one process contributes to a step."""
         return self.per_gpu_batch_size * self.accumulation_steps
+
+    @property
+    def milestones(self) -> dict[str, int]:
+        """The points of `keep_at_tokens`, in words for "babylm", by the names of their folders (for
+        "babylm" those that the challenge gives its checkpoints)."""
+        if self.keep_at_tokens == "babylm":
+            return {f"chck_{millions}M": millions * 10**6 for millions in [*range(1, 10), *range(10, 101, 10)]}
+        return {f"tokens_{point}": point for point in self.keep_at_tokens}
 
     @field_validator("decay_fraction")
     @classmethod

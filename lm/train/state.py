@@ -17,6 +17,7 @@ class TrainState:
     source_tokens: list[int]  # by source, in the rows seen so far
     factors: list[float]  # of each source's weight, as adapted so far
     tokens_seen: int = 0
+    words_seen: int = 0  # begun in these tokens (data/words.py); without those of a version that did not count
     num_steps: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0  # of training
@@ -31,6 +32,7 @@ class TrainState:
     evaluated: int = 0
     adapted: int = 0
     sampled: int = 0
+    kept_at: tuple[int, int] = (0, 0)  # tokens and words seen when milestones were last looked for
 
     @classmethod
     def new(cls, num_sources: int, global_batch_rows: int) -> TrainState:
@@ -49,6 +51,7 @@ class TrainState:
             source_tokens=list(position.get("source_tokens", [])),
             factors=list(adaptive["factors"]),
             tokens_seen=checkpoint["tokens_seen"],
+            words_seen=position.get("words_seen", 0),
             num_steps=checkpoint["num_steps"],
             skipped_steps=checkpoint["skipped_steps"],
             seconds=checkpoint["seconds"],
@@ -60,6 +63,7 @@ class TrainState:
             evaluated=happened.get("evaluated", 0),
             adapted=adaptive["tokens"],
             sampled=happened.get("sampled", 0),
+            kept_at=tuple(happened.get("kept_at", (checkpoint["tokens_seen"], 0))),
         )
 
     def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
@@ -73,11 +77,12 @@ class TrainState:
             "exhausted": self.exhausted,
             "stream_position": {
                 "row": self.tokens_seen // seq_length,
+                "words_seen": self.words_seen,
                 "windows_begun": self.windows_begun,
                 "source_tokens": self.source_tokens,
                 "weight_changes": self.weight_changes,
                 "adaptive": {"tokens": self.adapted, "factors": self.factors, "bits_per_byte": self.adapted_on},
                 "text_digest": self.text_digest,
             },
-            "events": {"evaluated": self.evaluated, "sampled": self.sampled},
+            "events": {"evaluated": self.evaluated, "sampled": self.sampled, "kept_at": self.kept_at},
         }
