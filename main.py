@@ -124,7 +124,7 @@ def start(choice: Choice) -> None:
     gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
-    if choice.action in ("talk", "export"):
+    if choice.action in ("talk", "export", "benchmarks"):
         if world.is_first:
             use(choice.action, CHECKPOINTS)
     elif choice.action != "quit":
@@ -233,6 +233,7 @@ def training_loop(trainer: Trainer) -> None:
 def finish(trainer: Trainer) -> None:
     """Finish a run: save first, then evaluate on all held-out text, export and report."""
     from aux_heads.metrics import MEASURES
+    from lm.evaluation.benchmarks import run_listed
     from lm.report.export import export
     from lm.report.report import write_report
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
@@ -252,6 +253,7 @@ def finish(trainer: Trainer) -> None:
         log.info("%s", trainer.stop.farewell)
         return
     sample(trainer)
+    trainer.world.from_first(run_listed, trainer)
     if trainer.world.is_first:
         exported = export(trainer.checkpoint(), folder)
         # The report comes last: it marks the run as finished.

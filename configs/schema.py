@@ -123,6 +123,12 @@ class TrainConfig(Section):
         description="Tokens after which the weights of that moment are kept for good, exported to checkpoints/milestones/; "
         'or "babylm": after every million words up to ten, then after every ten million up to a hundred.',
     )
+    benchmarks: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]] = Field(
+        default=[],
+        max_length=100,
+        description='Benchmarks at the end of the run, by their names in lm_eval, such as "blimp"; they need the extra '
+        "benchmarks.",
+    )
     matrix_learning_rate: LearningRate | None = Field(
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
     )

@@ -26,8 +26,8 @@ from lm.checkpoint.store import CURRENT, SavedRun, inspect, latest_exists
 from lm.runtime.files import link_as
 
 ARTEFACTS = (
-    "stream", "hf", "milestones", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl", "samples.md", "run.log",
-    "report*", "simple_lm_trained.pth", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
+    "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl", "samples.md",
+    "run.log", "report*", "simple_lm_trained.pth", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 

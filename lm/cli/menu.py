@@ -30,6 +30,7 @@ WITHOUT_A_RUN = {
     "r": "there is no unfinished run to resume; start a preset",
     "t": "there is no trained model to talk to yet; start a preset, and choose t when its run has saved a checkpoint",
     "e": "there is no trained model to export yet; start a preset, and choose e when its run has saved a checkpoint",
+    "b": "there is no trained model to measure yet; start a preset, and choose b when its run has saved a checkpoint",
 }
 
 
@@ -70,7 +71,7 @@ class Menu:
     entries: list[MenuEntry]
     current: SavedRun | None = None  # the run in checkpoints/, finished or not
     archived: list[SavedRun] = field(default_factory=list)  # unfinished archived runs
-    has_model: bool = False  # whether there is a model to talk to and to export
+    has_model: bool = False  # whether there is a model to talk to, export and measure
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Choice:
     """The user's choice. `path`: the preset file ("preset") or the run's folder ("resume",
     "restore"), else unused."""
 
-    action: Literal["preset", "resume", "restore", "talk", "export", "quit"]
+    action: Literal["preset", "resume", "restore", "talk", "export", "benchmarks", "quit"]
     path: Path = Path()
 
 
@@ -123,7 +124,7 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
         head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run archives it)"]
-    letters = ["t  talk to the model", "e  export it"] if menu.has_model else []
+    letters = ["t  talk to the model", "e  export it", "b  benchmarks"] if menu.has_model else []
     letters = ["", " " + "     ".join([*letters, "q  quit"])]
     try:
         _, below = default_choice(menu.entries, menu.current)
@@ -249,9 +250,9 @@ def _understand(answer: str, menu: Menu) -> Choice:
     if menu.current and not menu.current.finished:
         choices["r"] = Choice("resume", menu.current.folder)
     if menu.has_model:
-        choices |= {"t": Choice("talk"), "e": Choice("export")}
+        choices |= {"t": Choice("talk"), "e": Choice("export"), "b": Choice("benchmarks")}
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
-    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e"}
+    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "benchmarks": "b"}
     letter = long_forms.get(word, word)
     if letter in choices:
         return choices[letter]

@@ -1,19 +1,23 @@
-"""The uses of a trained model: talking to it and exporting it. Only the export is written."""
+"""The uses of a trained model: talking to it, exporting it and measuring it by benchmarks."""
 
 import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from aux_heads.metrics import MEASURES
 from configs.errors import UserError
 from configs.text import clip, human_count
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
+from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
 from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
 from lm.inference.load import load_drafter, load_model
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
+from lm.report.report import benchmark_tables, write_report
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
 from lm.runtime.terminal import read_line, tell
@@ -23,12 +27,15 @@ DRAFTING_PAYS_FROM = 3
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of a run in `folder` or its archive, or export it."""
+    """Talk to the model of a run in `folder` or its archive, export it, or run benchmarks on it."""
     run = pick(folder)
     with FolderLock(folder):
         state, notice = store.load(run)
         if notice:
             tell(notice)
+        if action == "benchmarks":
+            measure(state, run)
+            return
         if action == "export":
             obstacle = gguf_obstacle(run / "tokenizer.json")
             tell(f"exported to {export(state, run, gguf=not obstacle)}")
@@ -49,6 +56,24 @@ def use(action: str, folder: Path) -> None:
             drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
             ask=read_line,
         )
+
+
+def measure(state: dict[str, Any], run: Path) -> None:
+    """Run the benchmarks that the user names; with the results, export the model again and, if the run
+    is finished, write its report."""
+    try:
+        answer = read_line(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
+    except EOFError:
+        answer = ""
+    loaded = load_benchmarks(answer.replace(",", " ").split() or STANDARD)
+    results = run_benchmarks(state, run, loaded, tell)
+    if not results:
+        raise UserError("None of these benchmarks could be run on this model.")
+    print("\n".join(benchmark_tables([{"tokens": state["tokens_seen"], "benchmarks": results}])))
+    places = [export(state, run, gguf=any((run / "hf").glob("*.gguf")))]
+    if (run / "report.md").exists():  # which marks a run as finished
+        places.append(write_report(run, state["preset"], state["facts"], MEASURES))
+    tell(f"recorded in {' and '.join(map(str, places))}")
 
 
 def pick(folder: Path) -> Path:
