@@ -149,6 +149,7 @@ def test_ctrl_c_passes_through():
         ("01_BEST_QA.json", Choice("preset", QA.path)),
         ("T", Choice("talk")),
         ("e", Choice("export")),
+        ("b", Choice("benchmarks")),
         ("quit", Choice("quit")),
         ("a1", Choice("restore", ARCHIVED.folder)),
     ],
@@ -162,7 +163,7 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
     assert (
-        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, a1; ? shows the menu"
+        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, b, a1; ? shows the menu"
         in said
     )
 
@@ -190,6 +191,7 @@ def test_letters_that_do_not_apply_are_wrong_names():
         ("t", "there is no trained model to talk to yet"),
         ("talk", "there is no trained model to talk to yet"),
         ("e", "there is no trained model to export yet"),
+        ("b", "there is no trained model to measure yet"),
     ],
 )
 def test_without_a_run_its_letters_say_so(letter, says):
@@ -210,7 +212,7 @@ def test_a_person_may_see_the_menu_again_as_it_is_by_now():
 
 def test_two_presets_of_one_number_must_be_named():
     twins = Menu([entry("01_a"), entry("01_b")])
-    choice, said = answer(twins, "1", "b")
+    choice, said = answer(twins, "1", "01_b")
     assert choice == Choice("preset", Path("configs/01_b.json"))
     assert "01_a or 01_b" in said
 
