@@ -77,7 +77,8 @@ class HarnessModel(TemplateLM):
         return Question(tuple(tokens[-longest - 1 :]), len(continuation))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        encoded = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        # With the end-of-text token twice at the beginning, as in lm_eval's own class.
+        encoded = [self.tok_encode(request.args[0]) for request in requests]
         parts = [
             [
                 (None, *make_disjoint_window(window))
