@@ -109,9 +109,10 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
         if harness.num_cut:
             texts = counted(harness.num_cut, "text")
             say(f"{name}: {texts} longer than the model's context lost the beginning, as in lm_eval's own class.")
-    log = MetricsLog(folder / "metrics.jsonl")
-    log.write({"tokens": state["tokens_seen"], "benchmarks": results})
-    log.close()
+    if results:
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        metrics.write({"tokens": state["tokens_seen"], "benchmarks": results})
+        metrics.close()
     path.unlink(missing_ok=True)
     return results
 
@@ -125,7 +126,7 @@ def run_listed(trainer: Trainer) -> None:
     try:
         if names:
             run_benchmarks(trainer.checkpoint(), trainer.folder, load_benchmarks(names), log.info)
-    except UserError as error:
+    except Exception as error:  # also what other people's tasks and data raise
         log.error("%s\nThe run is complete without them: choose b in the menu later.", error)
 
 
