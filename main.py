@@ -11,7 +11,6 @@ checkpoints/.
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -19,13 +18,14 @@ import sys
 import traceback
 from contextlib import nullcontext
 from importlib.util import find_spec
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.runtime.signals import StopRequest, ignore_signals, leave_on_signals
+from lm.runtime.terminal import outlive_output, tell
 
 if __name__ == "__main__":
+    outlive_output()
     leave_on_signals()  # before the slow imports
 
 try:
@@ -36,16 +36,15 @@ try:
     from configs.errors import UserError
     from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
+    from data.files import FAILING, FULL
     from lm.checkpoint.archive import archived_in, restore
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
     from lm.runtime.files import FolderLock
-    from lm.runtime.machine import is_one_word
-    from lm.runtime.terminal import tell
+    from lm.runtime.machine import CACHE, is_one_word
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
-
 if TYPE_CHECKING:
     from lm.train.trainer import Trainer
 
@@ -60,10 +59,8 @@ def main() -> int:
 
     0: done, or saved on request. 2: the user must change something. 1: a defect or a lost machine.
     """
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / "compiled"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / CACHE))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
@@ -85,12 +82,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL | FAILING:
             return report_defect()
-        print(
-            f"\nThe disk is full ({error}). The last checkpoint is intact: free some space, then start again.",
-            file=sys.stderr,
-        )
+        fix = "free some space" if error.errno in FULL else "see to that disk or file"
+        print(f"\nThe disk refuses: {error}. The last checkpoint is intact: {fix}, then start again.", file=sys.stderr)
         return 2
     except Exception as error:
         if not peer_has_ended(error):
@@ -124,7 +119,7 @@ def start(choice: Choice) -> None:
     gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
-    if choice.action in ("talk", "export", "benchmarks"):
+    if choice.action in ("talk", "export", "push", "benchmarks"):
         if world.is_first:
             use(choice.action, CHECKPOINTS)
     elif choice.action != "quit":
@@ -161,16 +156,18 @@ def train(
 
     world, folder = World.start(), Path(checkpoint_dir)
     show_log(world.is_first)
-    with StopRequest() as stop, watch(world, stop), FolderLock(folder) if world.is_first else nullcontext():
-        checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
+    locked = FolderLock(folder) if world.is_first else nullcontext()
+    with StopRequest() as stop, watch(world, stop), locked as lock:
+        preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
-        learner = setup.build_learner(preset, world, state)
+        preset, start = setup.with_start_point(preset, world, checkpoint)
+        learner = setup.build_learner(preset, world, folder, state, start)
         stream = setup.open_stream(preset, folder, token_budget, state, checkpoint) if world.is_first else None
         try:
             on_first = world.on_first(stream)
             machine = setup.check(preset, world, folder, learner, on_first, state, token_budget, fresh)
-            info = world.from_first(setup.begin, preset, folder, stream, fresh)
+            info = world.from_first(setup.begin, preset, folder, stream, fresh, start)
             if world.is_first:
                 open_run_log(folder)
             trainer = Trainer(
@@ -181,9 +178,11 @@ def train(
                 learner,
                 stream,
                 info,
+                start,
                 checkpoint,
                 state,
                 stop,
+                lock,
                 machine.matmul_flops,
             )
             del checkpoint  # the learner has loaded it
@@ -205,22 +204,26 @@ def training_loop(trainer: Trainer) -> None:
     from lm.train.progress import headline, progress_bar
 
     trainer.stop.farewell = None  # from here on there is something to save
-    with progress_bar(trainer) as bar, profiler(trainer.folder, trainer.world.is_first) as profiled:
-        while not trainer.done:
-            run_events(trainer)
-            try:
-                step = trainer.next_step(bar.set_postfix_str)
-            except (UserError, ProducerDied):  # a lost source, a full disk: keep the steps so far
-                trainer.save()
-                raise
-            if step is None:
-                break
-            if not trainer.train_on(step):
-                trainer.stop.ask()  # the request may have come to another rank
-                break
-            bar.set_postfix_str(headline(trainer), refresh=False)
-            bar.update(step.plan.num_tokens)
-            profiled()
+    try:
+        with progress_bar(trainer) as bar, profiler(trainer.folder, trainer.world.is_first) as profiled:
+            while not trainer.done:
+                run_events(trainer)
+                try:
+                    step = trainer.next_step(bar.set_postfix_str)
+                except (UserError, ProducerDied):  # on every rank: a lost source, a full disk
+                    trainer.world.from_first(trainer.save_at_once)
+                    raise
+                if step is None:
+                    break
+                if not trainer.train_on(step):
+                    trainer.stop.ask()  # the request may have come to another rank
+                    break
+                bar.set_postfix_str(headline(trainer), refresh=False)
+                bar.update(step.plan.num_tokens)
+                profiled()
+    except BaseException:  # whatever it is: keep the steps so far
+        trainer.save_at_once()
+        raise
     if not trainer.done:
         trainer.record()
         trainer.save(last=True)
@@ -233,6 +236,7 @@ def training_loop(trainer: Trainer) -> None:
 def finish(trainer: Trainer) -> None:
     """Finish a run: save first, then evaluate on all held-out text, export and report."""
     from aux_heads.metrics import MEASURES
+    from configs.errors import DiskError
     from lm.evaluation.benchmarks import run_listed
     from lm.report.export import export
     from lm.report.report import write_report
@@ -255,16 +259,20 @@ def finish(trainer: Trainer) -> None:
     sample(trainer)
     trainer.world.from_first(run_listed, trainer)
     if trainer.world.is_first:
-        exported = export(trainer.checkpoint(), folder)
-        # The report comes last: it marks the run as finished.
-        path = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
-        talk = "\n  talk to it            python main.py, then t" if folder == CHECKPOINTS else ""
-        log.info(
-            "Done: %s tokens in %s, %.4f bits per byte on held-out text.\n"
-            "  the report            %s\n"
-            "  the model, exported   %s%s",
-            f"{state.tokens_seen:,}", human_time(state.seconds), evaluation.bits_per_byte, path, exported, talk,
-        )  # fmt: skip
+        lines = []
+        try:
+            lines.append(f"  the model, exported   {export(trainer.checkpoint(), folder)}")
+        except DiskError as error:
+            log.error("%s. The model is saved: `python main.py`, then e, exports it.", error)
+        try:  # last: it marks the run as finished
+            report = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
+            lines.insert(0, f"  the report            {report}")
+        except DiskError as error:
+            log.error("%s. The model is saved: start again for the report.", error)
+        if folder == CHECKPOINTS:
+            lines.append("  talk to it            python main.py, then t")
+        result = f"{human_time(state.seconds)}, {evaluation.bits_per_byte:.4f} bits per byte on held-out text"
+        log.info("%s", "\n".join([f"Done: {state.tokens_seen:,} tokens in {result}.", *lines]))
 
 
 if __name__ == "__main__":

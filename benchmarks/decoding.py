@@ -24,10 +24,10 @@ from torch import Tensor
 from aux_heads.drafter import HeadDrafter
 from configs.schema import parse_preset
 from lm.checkpoint import store
+from lm.families import exported_config, exported_state
 from lm.inference.decoder import Decoder
 from lm.inference.generate import Drafter, Drafting, generate
 from lm.inference.load import load_drafter, load_model
-from lm.report.export import qwen3_config, qwen3_state
 from lm.runtime.machine import device_name, thread_choice
 
 NUM_TOKENS = 100
@@ -70,9 +70,9 @@ def transformers_model(state: dict, end_of_text: int):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     preset = parse_preset(state["preset"], "the checkpoint").model
-    config = qwen3_config(preset, state["model"]["embed.weight"].shape[0], end_of_text)
+    config = exported_config(preset, state["model"]["embed.weight"].shape[0], end_of_text)
     model = Qwen3ForCausalLM(Qwen3Config(**config))
-    model.load_state_dict(qwen3_state(state["model"], tied=preset.tie_embeddings), strict=not preset.tie_embeddings)
+    model.load_state_dict(exported_state(state["model"], preset), strict=not preset.tie_embeddings)
     return model.eval()
 
 

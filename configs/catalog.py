@@ -11,6 +11,30 @@ from typing import Any, NamedTuple
 QUESTION_ANSWER = "Q: {question}\nA: {answer}"
 IDENTITY = ("type", "dataset", "config")  # keys of a source object that identify its text
 
+FINEWEB2 = (  # ISO 639 code, configuration, name; the dataset has a thousand more
+    ("ar", "arb_Arab", "Arabic"),
+    ("cs", "ces_Latn", "Czech"),
+    ("de", "deu_Latn", "German"),
+    ("el", "ell_Grek", "Greek"),
+    ("es", "spa_Latn", "Spanish"),
+    ("fa", "fas_Arab", "Persian"),
+    ("fr", "fra_Latn", "French"),
+    ("hi", "hin_Deva", "Hindi"),
+    ("id", "ind_Latn", "Indonesian"),
+    ("it", "ita_Latn", "Italian"),
+    ("ja", "jpn_Jpan", "Japanese"),
+    ("ko", "kor_Hang", "Korean"),
+    ("nl", "nld_Latn", "Dutch"),
+    ("pl", "pol_Latn", "Polish"),
+    ("pt", "por_Latn", "Portuguese"),
+    ("ru", "rus_Cyrl", "Russian"),
+    ("sv", "swe_Latn", "Swedish"),
+    ("tr", "tur_Latn", "Turkish"),
+    ("uk", "ukr_Cyrl", "Ukrainian"),
+    ("vi", "vie_Latn", "Vietnamese"),
+    ("zh", "cmn_Hani", "Chinese"),
+)
+
 
 class NamedSource(NamedTuple):
     spec: dict[str, Any]  # the source object as written in a preset
@@ -35,6 +59,46 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "ODC-By-1.0",
         "filtered web pages of all kinds",
     ),
+    "fineweb_edu_dedup": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceTB/smollm-corpus", "config": "fineweb-edu-dedup", "text_field": "text"},
+        "ODC-By-1.0",
+        "FineWeb-Edu without near duplicates, 220 billion tokens",
+    ),
+    "cosmopedia_v2": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceTB/smollm-corpus", "config": "cosmopedia-v2", "text_field": "text"},
+        "ODC-By-1.0",
+        "textbooks, posts and stories written by Mixtral-8x7B-Instruct",
+    ),
+    "climbmix": NamedSource(
+        {"type": "hf", "dataset": "karpathy/climbmix-400b-shuffle", "text_field": "text"},
+        "CC-BY-NC-4.0 (NVIDIA's ClimbMix, of which this is the text: not for commercial use)",
+        "web pages, selected and mixed by topic so that small models learn most",
+    ),
+    "finemath": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceTB/finemath", "config": "finemath-4plus", "text_field": "text"},
+        "ODC-By-1.0",
+        "web pages that explain mathematics",
+    ),
+    "gutenberg": NamedSource(
+        {"type": "hf", "dataset": "sedthh/gutenberg_english", "text_field": "TEXT"},
+        "public domain in the USA; the collection MIT",
+        "48k English books of Project Gutenberg",
+    ),
+    "python_github": NamedSource(
+        {"type": "hf", "dataset": "codeparrot/codeparrot-clean", "text_field": "content"},
+        "each file's own (column `license`), copyleft among them",
+        "5M Python files from GitHub, without copies and generated ones",
+        "code",
+    ),
+    **{
+        f"fineweb2_{language}": NamedSource(
+            {"type": "hf", "dataset": "HuggingFaceFW/fineweb-2", "config": config, "text_field": "text"},
+            "ODC-By-1.0",
+            f"filtered web pages in {name}",
+            language,
+        )
+        for language, config, name in FINEWEB2
+    },
     "openwebtext": NamedSource(
         {"type": "hf", "dataset": "Skylion007/openwebtext", "text_field": "text"},
         "CC0-1.0",

@@ -1,14 +1,17 @@
 """Compares two presets: the changed settings, and whether a run can be resumed with them."""
 
 import json
+import re
 from typing import Any
 
 from configs.errors import PresetError
 from configs.schema import ModelConfig, Preset
+from configs.sources import PDFSource, SourceEntry, TextSource
 
 Changes = dict[str, tuple[Any, Any]]
 
-# The weights and the stream of a run depend on these. All else may be edited between two sessions.
+# The weights and the stream of a run depend on these. All else may be edited between two sessions,
+# and the path of text too: its content decides (data/prepare.py: check_paths).
 FIXED = (
     "model.",
     "data.",
@@ -19,16 +22,21 @@ FIXED = (
     "auxiliary.enable_dynamics",
     "auxiliary.enable_span_contrastive",
 )
-FOLLOWING = ("model.vocab_size", "model.mlp_size")  # their defaults depend on the model's width
+MOVABLE = re.compile(r"data\.(custom_)?sources\.\d+\.path")
+# Their defaults depend on other sizes of the model.
+FOLLOWING = ("model.num_kv_heads", "model.vocab_size", "model.mlp_size")
 
 
 def changes(old: Preset, new: Preset) -> Changes:
     """Return the settings that differ, by their path in the JSON: (old value, new value).
 
     Names and sentences do not count, nor FOLLOWING where both values are the default for the
-    width.
+    other sizes, nor what one of the two leaves to the model that it starts from.
     """
-    before, after = (_flat(json.loads(preset.to_json())) for preset in (old, new))
+    old, new = with_shape_of(new, old), with_shape_of(old, new)
+    before, after = (
+        _flat(json.loads(preset.to_json())) for preset in (with_labels_of(old, old), with_labels_of(old, new))
+    )
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
@@ -36,6 +44,26 @@ def changes(old: Preset, new: Preset) -> Changes:
         and key not in ("name", "description", "$schema")
         and not (key in FOLLOWING and _follows(old.model, key) and _follows(new.model, key))
     }
+
+
+def with_shape_of(shaped: Preset, preset: Preset) -> Preset:
+    """Return `preset` with what it leaves to the model that it starts from taken from `shaped`."""
+    return preset.model_copy(update={"model": preset.model.completed(shaped.model)})
+
+
+def with_labels_of(old: Preset, new: Preset) -> Preset:
+    """Return `new` with the labels of `old` where a text's label was made from its path: the run's
+    measurements keep their names when the text is moved."""
+    labels = iter([source.label for source in old.data.all_sources])
+
+    def labelled(entry: SourceEntry) -> SourceEntry:
+        label = next(labels, "")
+        if isinstance(entry, TextSource | PDFSource) and not entry.label:
+            return entry.model_copy(update={"label": label})
+        return entry
+
+    data = {key: [labelled(entry) for entry in getattr(new.data, key)] for key in ("sources", "custom_sources")}
+    return new.model_copy(update={"data": new.data.model_copy(update=data)})
 
 
 def _follows(model: ModelConfig, key: str) -> bool:
@@ -51,7 +79,7 @@ def describe(changed: Changes) -> str:
 
 def fixed_changes(changed: Changes) -> Changes:
     """Return those changes with which a run cannot be resumed."""
-    return {key: values for key, values in changed.items() if key.startswith(FIXED)}
+    return {key: values for key, values in changed.items() if key.startswith(FIXED) and not MOVABLE.fullmatch(key)}
 
 
 def check_continuable(old: Preset, changed: Changes) -> None:
@@ -68,5 +96,7 @@ def check_continuable(old: Preset, changed: Changes) -> None:
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -3,7 +3,10 @@
 UserError                 the user must change something: one message, no traceback, exit code 2
  +- PresetError           a preset that cannot be used; lists every problem
  +- SourceError           a source that cannot be used
- +- DiskFull              no space left for the stream; what was written is intact
+ +- StartPointError       a model that cannot be started from
+ +- DiskError             the disk refuses a write; what was written is intact
+ |   +- DiskFull          it has no space left
+ +- StreamDamaged         rows are not those that were written; they can be made again
  +- CheckpointError       a checkpoint could not be written, or none can be read
  |   +- Damaged           one checkpoint file; the previous generation may be intact
  +- SavingFailed          saving failed several times in a row: exit code 1, as for a lost machine
@@ -27,8 +30,20 @@ class SourceError(UserError):
     """A source that cannot be used; the message says what is wrong, where, and what to do."""
 
 
-class DiskFull(UserError):
+class StartPointError(UserError):
+    """A model that cannot be started from; the message says what is wrong, where, and what to do."""
+
+
+class DiskError(UserError):
+    """The disk refuses a write: it fails, is read-only or is gone. What was written before is intact."""
+
+
+class DiskFull(DiskError):
     """The disk has no space left. What was written before is intact."""
+
+
+class StreamDamaged(UserError):
+    """What is read of the stream is not what was written; it can be made again from the sources."""
 
 
 class CheckpointError(UserError):

@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from configs import schema
 from configs.catalog import NAMED_SOURCES
-from configs.validation import allowed_values
+from configs.validation import allowed_values, section
 
 PATH = Path(__file__).parents[1] / "docs" / "presets.md"
 ROOT = schema.Preset
@@ -29,26 +29,47 @@ A preset is one JSON object. Keys that have a default may be omitted, unknown ke
 accepted only where it is listed. [The README](../README.md#your-own-data) shows a complete preset.
 """
 SOURCES = "## Source objects\n\n`type` selects the kind of a source. Every kind has also these keys:\n"
+LAYOUTS = """\
+### Layouts of data
+
+| data | source object |
+| --- | --- |
+| one version of a dataset | `{"type": "hf", "dataset": "owner/name", "revision": "v1.0"}` |
+| its first tenth, in Parquet | `{"type": "hf", "dataset": "owner/name", "split": "train[:10%]"}` |
+| compressed JSON lines | `{"type": "hf", "dataset": "json", "data_files": "pile/*.jsonl.zst", "text_field": "text"}` |
+| a spreadsheet | `{"type": "hf", "dataset": "csv", "data_files": "rows.csv", "delimiter": ";", "text_field": "body"}` |
+| files of each split | `{"type": "hf", "dataset": "json", "data_files": {"train": "a/*.jsonl", "test": "b.jsonl"}}` |
+| files of several formats | `{"type": "hf", "dataset": "./folder", "data_files": ["*.parquet", "*.jsonl"]}` |
+| compressed text | `{"type": "text", "path": "~/books", "glob": "**/*.txt.zst"}` |
+
+Files ending in .gz, .bz2, .xz and .zst are read as what is inside. Of CSV every cell is taken as it is written, and
+a line with more cells than the header is skipped and counted. Without `data_files`, all tables of a folder on this
+disk are read, and of a dataset on the Hub those of its most common format.
+"""
 NAMES = "## Named sources\n\nA source may be one of these names in place of an object.\n"
 
 
 def reference_text() -> str:
     """Return the text of docs/presets.md: sections, kinds of sources, named sources."""
     parts = ["## Top level\n", _table(ROOT)]
-    for key, field in ROOT.model_fields.items():
-        if section := _section(field.annotation):
-            parts += [f"## `{key}`\n\n{_summary(section)}\n", _table(section)]
+    for key, model in _sections(ROOT):
+        parts += [f"## `{key}`\n\n{_summary(model)}\n", _table(model)]
     shared = set.intersection(*(set(model.model_fields) - {"type"} for model in schema.KINDS.values()))
     parts += [SOURCES, _table(schema.PythonSource, only=shared)]
     for kind, model in schema.KINDS.items():
         own = set(model.model_fields) - shared
         parts += [f'### `"type": "{kind}"`\n\n{_summary(model)}\n', _table(model, only=own)]
+    parts.append(LAYOUTS)
     named = ([f"`{name}`", _reads(source.spec), source.about, source.licence] for name, source in NAMED_SOURCES.items())
     return "\n".join([INTRODUCTION, *parts, NAMES, _rows(["name", "reads", "text", "licence"], named)])
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the path and the model of every object inside of `model`."""
+    for key, field in model.model_fields.items():
+        if inner := section(field.annotation):
+            yield f"{prefix}{key}", inner
+            yield from _sections(inner, f"{prefix}{key}.")
 
 
 def _summary(model: type[BaseModel]) -> str:
@@ -77,7 +98,9 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(annotation) is list:
         item = "a source's name or object" if parts[0] == schema.SourceEntry else _member(parts[0])
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
-    if _section(annotation):
+    if get_origin(annotation) is dict:
+        return f"an object{f' of at most {longest:,} keys' if longest else ''}, each {_member(parts[1])}"
+    if section(annotation):
         return "an object, see below"
     words = allowed_values(field).removeprefix("allowed: ").removesuffix(f". {field.description}")
     words = re.sub(r"\d{5,}", lambda digits: f"{int(digits[0]):,}", words)
@@ -93,11 +116,12 @@ def _member(annotation: Any, union: FieldInfo | None = None) -> str:
 
 def _default(field: FieldInfo) -> str:
     """Return the default as JSON; some depend on other keys, and the description says how."""
-    if field.is_required():
+    if field.is_required() or "; required" in (field.description or ""):
         return "required"
     if "default" in (field.description or ""):
         return "see meaning"
-    return "that of each key" if _section(field.annotation) else f"`{json.dumps(field.default)}`"
+    is_section = section(field.annotation) and field.default is not None
+    return "that of each key" if is_section else f"`{json.dumps(field.default)}`"
 
 
 def _reads(spec: dict[str, Any]) -> str:

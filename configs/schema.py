@@ -9,10 +9,22 @@ presets.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from configs.catalog import FIELD_ALIASES
 from configs.errors import PresetError, UserError
@@ -21,6 +33,7 @@ from configs.sources import (
     LONGEST_PATH,
     Count,
     HFSource,
+    Name,
     PDFSource,
     PythonSource,
     Section,
@@ -28,6 +41,7 @@ from configs.sources import (
     SourceEntry,
     TextSource,
     look_up,
+    same_text,
     unique_labels,
 )
 from configs.validation import causes, explain, preset_error, read_json, read_text
@@ -37,6 +51,7 @@ __all__ = [
     "TOKEN_BUDGET",
     "AuxiliaryConfig",
     "DataConfig",
+    "FinishConfig",
     "HFSource",
     "ModelConfig",
     "PDFSource",
@@ -54,21 +69,79 @@ __all__ = [
 
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
+FOLDER_STARTS = ("/", "~", ".")  # of a model to start from; other names are the Hub's
 MAX_MILESTONES = 1000  # each is a folder with all weights
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
 HeadWeight = Annotated[float, Field(ge=0, le=100)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(gt=0, le=10**6)]
+
+
+# What the config.json of a model to start from says about its shape.
+SHAPE = frozenset(
+    ("hidden_size", "num_layers", "head_size", "num_heads", "num_kv_heads", "vocab_size", "mlp_size",
+     "tie_embeddings", "rope_theta", "qk_norm", "norm_eps")
+)  # fmt: skip
+REQUIRED: Any = None  # the default of a size that must be given, unless it is read from such a model
+UNKNOWN = 0  # a size that is not given, as long as that config.json has not been read
+
+
+def _shape_or_model(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which keys are required: a shape, or a model that has one."""
+    sizes = ["hidden_size", "num_layers", "num_heads"]
+    for name in sizes:
+        del schema["properties"][name]["default"]
+    schema["anyOf"] = [{"required": ["init_from"]}, {"required": sizes}]
 
 
 class ModelConfig(Section):
-    """The trunk: a decoder in Qwen3's form (lm/model.py)."""
+    """The trunk: a decoder in the form of Qwen3, or without qk_norm in that of Llama. With init_from, every key but
+    seq_length has the value of that model."""
 
-    hidden_size: int = Field(
-        ge=16, le=8192, multiple_of=2, description="Width of the residual stream, an even number of channels."
+    model_config = ConfigDict(json_schema_extra=_shape_or_model)
+
+    init_from: str | None = Field(
+        default=None,
+        max_length=LONGEST_PATH,
+        pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*|(/|~|\.\.?/)[^\x00-\x1f]*)$",
+        description="Model to start from, Qwen3 (dense) or Llama: owner/name on the Hub, or a folder, beginning with /, ./, "
+        "../ or ~/.",
     )
-    num_layers: int = Field(ge=1, le=128, description="Number of transformer layers.")
-    num_heads: int = Field(ge=1, le=512, description="Attention heads a layer; hidden_size / num_heads must be even.")
+    revision: Name | None = Field(
+        default=None, description="Branch, tag or commit of init_from on the Hub; default: the newest commit."
+    )
+    hidden_size: int = Field(
+        default=REQUIRED,
+        ge=16,
+        le=8192,
+        multiple_of=2,
+        description="Width of the residual stream, an even number of channels; required without init_from.",
+    )
+    num_layers: int = Field(
+        default=REQUIRED, ge=1, le=128, description="Number of transformer layers; required without init_from."
+    )
+    head_size: int | None = Field(
+        default=None,
+        alias="head_dim",
+        ge=2,
+        le=512,
+        multiple_of=2,
+        description="Channels of a head, an even number; default hidden_size / num_heads.",
+    )
+    num_heads: int = Field(
+        default=REQUIRED,
+        ge=1,
+        le=512,
+        description="Attention heads a layer; without head_dim, hidden_size / num_heads must be even; required "
+        "without init_from.",
+    )
+    num_kv_heads: int = Field(
+        default_factory=lambda known: max(1, known["num_heads"]),
+        ge=1,
+        le=512,
+        description="Heads of keys and values, each for equally many heads of queries; default num_heads.",
+    )
     seq_length: int = Field(ge=8, le=8192, description="Tokens the model sees at once, and predicts, in one row.")
     vocab_size: int = Field(
         default_factory=lambda known: 8192 if known["hidden_size"] <= 384 else 16384,
@@ -77,25 +150,81 @@ class ModelConfig(Section):
         description="Tokens in the vocabulary, 256 bytes included; default 8192 up to hidden_size 384, above it 16384.",
     )
     mlp_size: int = Field(
-        default_factory=lambda known: -(-8 * known["hidden_size"] // 192) * 64,
+        default_factory=lambda known: max(64, -(-8 * known["hidden_size"] // 192) * 64),
         ge=16,
         le=65_536,
         description="Inner width of the SwiGLU, in channels; default 8/3 hidden_size rounded up to a multiple of 64.",
     )
     tie_embeddings: bool = Field(default=False, description="Use one matrix as both input embedding and output layer.")
+    rope_theta: float = Field(
+        default=10_000.0, ge=100, le=10**9, description="Base of the rotary position embeddings' wavelengths."
+    )
+    qk_norm: bool = Field(
+        default=True, description="Normalise queries and keys: with it the model is a Qwen3, without it a Llama."
+    )
+    norm_eps: float = Field(default=1e-6, gt=0, le=0.01, description="Added to the mean square in every norm.")
+
+    @field_validator("revision")
+    @classmethod
+    def _of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        source = info.data.get("init_from", "")
+        if revision and (source is None or source.startswith(FOLDER_STARTS)):
+            raise ValueError("only with init_from, and with a name on the Hub there")
+        return revision
+
+    @field_validator("hidden_size", "num_layers", "num_heads", mode="wrap")
+    @classmethod
+    def _given_or_read(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> int:
+        """Require the size, unless it will be read from `init_from`."""
+        if value is not None:
+            return check(value)
+        if info.data.get("init_from", "") is None:
+            raise PydanticKnownError("missing")
+        return UNKNOWN
 
     @field_validator("num_heads")
     @classmethod
     def _heads_divide(cls, num_heads: int, info: ValidationInfo) -> int:
         hidden_size = info.data.get("hidden_size")
-        if hidden_size and (hidden_size % num_heads or hidden_size // num_heads % 2):
+        if not hidden_size or info.data.get("head_size", "") or info.data.get("init_from"):
+            return num_heads
+        if hidden_size % num_heads or hidden_size // num_heads % 2:
             fitting = [heads for heads in range(1, 513) if hidden_size % (2 * heads) == 0]
             raise ValueError(f"hidden_size / num_heads must be a whole even number; allowed: {fitting}")
         return num_heads
 
+    @field_validator("num_kv_heads")
+    @classmethod
+    def _groups_divide(cls, num_kv_heads: int, info: ValidationInfo) -> int:
+        num_heads = info.data.get("num_heads")
+        if num_heads and num_heads % num_kv_heads:
+            fitting = [heads for heads in range(1, num_heads + 1) if num_heads % heads == 0]
+            raise ValueError(f"num_heads / num_kv_heads must be a whole number; allowed: {fitting}")
+        return num_kv_heads
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what is still to be read from `init_from`."""
+        names = {type(self).model_fields[name].alias or name for name in self.unknown}
+        return {name: value for name, value in dump(self).items() if name not in names | self.unknown}
+
+    @property
+    def unknown(self) -> frozenset[str]:
+        """The settings that are still to be read from the config.json of `init_from`."""
+        return SHAPE - self.model_fields_set if self.init_from else frozenset()
+
+    def completed(self, shape: "ModelConfig") -> "ModelConfig":
+        """Return this with its unknown settings taken from `shape`."""
+        return self.model_copy(update={name: getattr(shape, name) for name in self.unknown})
+
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def heads_qkv(self) -> tuple[int, int, int]:
+        """The numbers of heads of queries, keys and values."""
+        return self.num_heads, self.num_kv_heads, self.num_kv_heads
 
 
 class TrainConfig(Section):
@@ -128,6 +257,9 @@ class TrainConfig(Section):
         max_length=100,
         description='Benchmarks at the end of the run, by their names in lm_eval, such as "blimp"; they need the extra '
         "benchmarks.",
+    )
+    report_to: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="Tracker that is sent the metrics too, if that package is installed."
     )
     matrix_learning_rate: LearningRate | None = Field(
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
@@ -178,6 +310,30 @@ class TrainConfig(Section):
         return decay_fraction
 
 
+class FinishConfig(Section):
+    """The mixture of the end of a run. It begins with a row: a document that reaches beyond it is cut there."""
+
+    share: float = Field(gt=0, lt=1, description="Share of the run's tokens, its last ones.")
+    sources: list[SourceEntry] = Field(
+        min_length=1,
+        max_length=MAX_SOURCES,
+        description="Sources of these tokens, mixed by mix_strategy. One that is also among the others (labels do not count) "
+        "continues where it was.",
+    )
+    source_weights: list[Weight] | None = Field(
+        default=None,
+        max_length=MAX_SOURCES,
+        description="One positive number a source, relative, if mix_strategy is weighted; default all equal.",
+    )
+
+    @field_validator("source_weights")
+    @classmethod
+    def _one_each(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if weights is not None and "sources" in info.data and len(weights) != len(info.data["sources"]):
+            raise ValueError(f"{len(weights)} given; needed: one for each of the {len(info.data['sources'])} sources")
+        return weights
+
+
 class DataConfig(Section):
     """Where text comes from and how it is mixed."""
 
@@ -191,10 +347,18 @@ class DataConfig(Section):
         default="round_robin",
         description="Round-robin by document; one source after another; or shares of tokens by source_weights.",
     )
-    source_weights: list[Annotated[float, Field(gt=0, le=10**6)]] | None = Field(
+    source_weights: list[Weight] | None = Field(
         default=None,
         max_length=MAX_SOURCES,
         description="One positive number a source, relative; default all equal.",
+    )
+    finish: FinishConfig | None = Field(
+        default=None, description="Another mixture for the last part of the run, when the learning rate falls."
+    )
+    watch: list[SourceEntry] | None = Field(
+        default=None,
+        max_length=MAX_SOURCES,
+        description="Sources that are never trained on, only evaluated: held-out loss says what a run forgets of them.",
     )
     min_text_length: int = Field(
         default=1, ge=0, le=10**6, description="Minimum length of a document, in characters; shorter ones are skipped."
@@ -227,13 +391,47 @@ class DataConfig(Section):
                 raise ValueError(f"{len(weights)} given; needed: one for each of the {expected} sources")
         return weights
 
+    @field_validator("finish")
+    @classmethod
+    def _mixed_as_the_rest(cls, finish: FinishConfig | None, info: ValidationInfo) -> FinishConfig | None:
+        strategy = info.data.get("mix_strategy")
+        if finish and strategy == "sequential":
+            raise ValueError('needs mix_strategy "round_robin" or "weighted", not "sequential"')
+        if finish and finish.source_weights and strategy == "round_robin":
+            raise ValueError('its source_weights need mix_strategy "weighted"')
+        return finish
+
+    @field_validator("watch")
+    @classmethod
+    def _never_trained_on(cls, watch: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        if watch and {"sources", "custom_sources", "finish"} <= info.data.keys():
+            watched, trained = list(map(look_up, watch)), cls.model_construct(**info.data).trained_sources
+            if both := next((spec for spec in watched if any(same_text(spec, known) for known in trained)), None):
+                raise ValueError(f"{unique_labels([both])[0]} is trained on as well: take it out of one of both places")
+        return watch
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        if len(self.all_sources) > MAX_SOURCES:
+            raise ValueError(f"sources, custom_sources, finish and watch together: at most {MAX_SOURCES} sources")
+        return self
+
+    @property
+    def trained_sources(self) -> list[Source]:
+        """Sources that are trained on, without labels: sources, custom_sources, those of finish alone."""
+        return _distinct([*self.sources, *self.custom_sources], self.finish.sources if self.finish else [])
+
     @property
     def all_sources(self) -> list[Source]:
-        """All sources in order, named ones looked up, each with a unique label."""
-        specs = [look_up(entry) for entry in [*self.sources, *self.custom_sources]]
+        """All sources, named ones looked up, each with a unique label; those of watch come last."""
+        specs = _distinct(self.trained_sources, self.watch or [])
         return [
             spec.model_copy(update={"label": label}) for spec, label in zip(specs, unique_labels(specs), strict=True)
         ]
+
+    @property
+    def finish_share(self) -> float | None:
+        return self.finish.share if self.finish else None
 
     def drops_duplicates(self, spec: Source) -> bool:
         """Return whether `drop_duplicates` applies to this source."""
@@ -241,7 +439,25 @@ class DataConfig(Section):
 
     @property
     def weights(self) -> list[float]:
-        return self.source_weights or [1.0] * (len(self.sources) + len(self.custom_sources))
+        """The weight of each of `all_sources`, 0 where it is not read; with a finish, those in it follow."""
+        specs, first = self.all_sources, len(self.sources) + len(self.custom_sources)
+        weights = [*(self.source_weights or [1.0] * first), *[0.0] * (len(specs) - first)]
+        if self.finish:
+            last = [0.0] * len(specs)
+            asked = self.finish.source_weights or [1.0] * len(self.finish.sources)
+            for entry, weight in zip(self.finish.sources, asked, strict=True):
+                last[next(i for i, spec in enumerate(specs) if same_text(spec, look_up(entry)))] += weight
+            weights += last
+        return weights
+
+
+def _distinct(entries: Iterable[Any], others: Iterable[Any]) -> list[Source]:
+    """Return the sources of `entries`, then those of `others` whose text is not among them."""
+    specs = [look_up(entry) for entry in entries]
+    for spec in map(look_up, others):
+        if not any(same_text(spec, known) for known in specs):
+            specs.append(spec)
+    return specs
 
 
 WEIGHED = (
@@ -335,6 +551,13 @@ class Preset(Section):
         if type(length) is int and length > 0 and isinstance(train, dict) and "per_gpu_batch_size" not in train:
             return {**given, "train": {**train, "per_gpu_batch_size": max(1, MICRO_BATCH_TOKENS // length)}}
         return given
+
+    @field_validator("data")
+    @classmethod
+    def _one_tokenizer(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        if data.tokenizer and "model" in info.data and info.data["model"].init_from:
+            raise ValueError("tokenizer: the tokenizer is that of model.init_from; remove one of the two keys")
+        return data
 
     @field_validator("auxiliary")
     @classmethod

@@ -6,7 +6,6 @@ data/sources/opening.py does.
 
 import os
 import re
-import string
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,13 +23,14 @@ from pydantic import (
 )
 
 from configs.catalog import NAMED_SOURCES
+from configs.formats import check_format
+from configs.splits import Part, parse_split
 from configs.text import clip
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # local files, named as in `datasets`
 LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 MOST_FIELDS = 64
 MOST_ROWS_PUT_TOGETHER = 10_000  # rows in one document
-MOST_PUT_IN = 100  # columns in one document, since each cell may be long
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -44,6 +44,7 @@ def _path(path: str) -> str:
 
 
 FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_path)]
+FilePaths = FilePath | Annotated[list[FilePath], Field(max_length=1000)]
 
 
 class Section(BaseModel):
@@ -80,7 +81,15 @@ class HFSource(SourceSpec):
         "json, csv, parquet, text, arrow.",
     )
     config: Name | None = Field(default=None, description="Configuration (subset) of the dataset.")
-    split: Name = Field(default="train", description="Split of the dataset.")
+    revision: Name | None = Field(
+        default=None,
+        description="Branch, tag or commit of a dataset on the Hub; default: the newest when a run begins.",
+    )
+    split: Name = Field(
+        default="train",
+        description="Split of the dataset, or several: train+validation. A slice, such as train[:10%] or "
+        "train[1000:2000], is possible where rows can be counted without being read: in Parquet.",
+    )
     text_field: Name | None = Field(
         default=None,
         description='Column holding the text; default "text" when there are no fields. With dots, a field inside of a '
@@ -91,7 +100,8 @@ class HFSource(SourceSpec):
         min_length=1,
         max_length=MOST_FIELDS,
         description="Columns used by format, in order; the last is the answer, without which a row is skipped, as it is "
-        "without any of the others. With dots, a field inside of a column: answers.text.",
+        "without any of the others. With dots, a field inside of a column: answers.text. One column without a format: as "
+        "text_field.",
     )
     format: str | None = Field(
         default=None,
@@ -109,8 +119,16 @@ class HFSource(SourceSpec):
         "single lines of longer texts.",
     )
     data_dir: FilePath | None = Field(default=None, description="Folder of the repository to read.")
-    data_files: FilePath | Annotated[list[FilePath], Field(max_length=1000)] | None = Field(
-        default=None, description="Files of the repository, as paths or globs."
+    data_files: FilePaths | Annotated[dict[Name, FilePaths], Field(max_length=100)] | None = Field(
+        default=None,
+        description='Files of the repository, as paths or globs; or of each split: {"train": "a/*.jsonl"}.',
+    )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        pattern=r'^[^"\r\n]$',
+        description="Character between the columns of CSV files; default: a comma, or a tab in .tsv files.",
     )
 
     @field_validator("dataset", mode="before")
@@ -151,7 +169,7 @@ class HFSource(SourceSpec):
             raise ValueError(f'fields need a format, such as "{" ".join(f"{{{field}}}" for field in fields)}"')
         if fields is None:
             raise ValueError('format needs fields: the list of columns it uses, such as ["question", "answer"]')
-        _check_format(form, fields)
+        check_format(form, fields)
         return form
 
     @field_validator("rows_per_document")
@@ -161,11 +179,29 @@ class HFSource(SourceSpec):
             raise ValueError("needs text_field; rows of several fields are documents of their own")
         return rows
 
+    @field_validator("revision")
+    @classmethod
+    def _of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        dataset = info.data.get("dataset", "")
+        if revision and (dataset in LOCAL_FORMATS or dataset.startswith(("/", "~", "."))):
+            raise ValueError("only a dataset on the Hub has revisions: remove it")
+        return revision
+
+    @field_validator("split")
+    @classmethod
+    def _split_is_plain(cls, split: str) -> str:
+        parse_split(split)
+        return split
+
     @field_validator("data_files")
     @classmethod
-    def _some_files(cls, files: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+    def _some_files(cls, files: Any, info: ValidationInfo) -> Any:
         if not files and info.data.get("dataset") in LOCAL_FORMATS and not info.data.get("data_dir"):
             raise ValueError("a format in dataset needs the files to read: a path, a glob, or a list of them")
+        if isinstance(files, dict) and "split" in info.data:
+            for name in (part.name for part in parse_split(info.data["split"])):
+                if not files.get(name):
+                    raise ValueError(f"has no files for split {name!r}; it has {', '.join(map(repr, files))[:80]}")
         return files
 
     @model_validator(mode="before")
@@ -174,7 +210,26 @@ class HFSource(SourceSpec):
         alternatives = ("text_field", "fields", "format")
         if isinstance(given, dict) and all(given.get(key) is None for key in alternatives):
             return {**given, "text_field": "text"}
+        match given:
+            case {"fields": [str() as name]} if 0 < len(name) <= LONGEST_NAME:
+                if given.get("text_field") is None and given.get("format") is None:
+                    return {**given, "text_field": name, "fields": None}
         return given
+
+    @property
+    def parts(self) -> list[Part]:
+        """The splits to read, or slices of them."""
+        return parse_split(self.split)
+
+    @property
+    def files_by_split(self) -> dict[str, list[str]] | None:
+        """The paths and globs in data_files of each split that is read."""
+        if self.data_files is None:
+            return None
+        by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files}
+        names = [part.name for part in self.parts if part.name in by_split] or list(by_split)
+        files = {name: by_split[name] for name in names}
+        return {name: [paths] if isinstance(paths, str) else list(paths) for name, paths in files.items()}
 
     @property
     def folder(self) -> Path | None:
@@ -191,7 +246,17 @@ class HFSource(SourceSpec):
         return self.folder.name if self.folder else self.dataset, f"{self.dataset}/{self.config}"
 
 
-class PDFSource(SourceSpec):
+class FilesSource(SourceSpec):
+    """The keys of a source of files."""
+
+    follow_links: bool = Field(
+        default=False,
+        exclude_if=lambda follow: not follow,  # streams of earlier versions do not have it
+        description="Read what links in the folder lead to outside of it, too.",
+    )
+
+
+class PDFSource(FilesSource):
     """PDF files of your own; text is extracted page by page."""
 
     type: Literal["pdf"] = Field(description="PDF files.")
@@ -202,7 +267,7 @@ class PDFSource(SourceSpec):
         return (f"pdf:{Path(self.path).name or self.path}",)
 
 
-class TextSource(SourceSpec):
+class TextSource(FilesSource):
     """Text files of your own, one document per file."""
 
     type: Literal["text"] = Field(description="Text files.")
@@ -252,44 +317,16 @@ SourceEntry = Annotated[
 ]
 
 
-def _check_format(form: str, fields: list[str]) -> None:
-    """Raise ValueError unless `form` is text with bare column names in braces.
-
-    `str.format` on text from a file could reach attributes or fill memory.
-    """
-    try:
-        parts = list(string.Formatter().parse(form))
-    except ValueError as error:
-        raise ValueError(f"{error}; write {{{{ and }}}} for braces in the text") from None
-    used: list[str] = []
-    sections: list[str] = []  # begun and not ended
-    for _, name, spec, conversion in parts:
-        if name is None:
-            continue
-        mark, field = (name[:1], name[1:]) if name[:1] in ("#", "/") and name not in fields else ("", name)
-        if field not in fields or spec or conversion:
-            written = f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
-            allowed = ", ".join(f"{{{field}}}" for field in fields)
-            raise ValueError(f"{written[:80]} is not a bare name from fields; allowed: {allowed}")
-        if mark == "#":
-            sections.append(field)
-        elif mark and (not sections or sections.pop() != field):
-            raise ValueError(f"{{/{field}}} ends no section; write {{#{field}}} where it begins, inside of no other")
-        elif not mark:
-            used.append(field)
-    if sections:
-        raise ValueError(f"the section {{#{sections[-1]}}} does not end; write {{/{sections[-1]}}} where it does")
-    if not used:
-        raise ValueError("uses none of its fields, so that every document would be the same")
-    if len(used) > MOST_PUT_IN:
-        raise ValueError(f"puts in {len(used):,} columns; at most {MOST_PUT_IN}")
-
-
 def look_up(entry: Any) -> Source:
     if not isinstance(entry, str):
         return entry
     spec = NAMED_SOURCES[entry].spec
     return KINDS[spec["type"]].model_validate({"label": entry, **spec})
+
+
+def same_text(source: Source, other: Source) -> bool:
+    """Return whether two sources are one, whatever their labels."""
+    return source.model_dump(exclude={"label"}) == other.model_dump(exclude={"label"})
 
 
 def unique_labels(specs: list[Source]) -> list[str]:

@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from configs.errors import PresetError
@@ -186,11 +187,13 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
         elif kind == "missing":
             yield Problem(where, "is missing", allowed_values(field))
         elif kind == "extra_forbidden":
-            names = [info.alias or name for name, info in model.model_fields.items()]
-            yield Problem(where, f"{given}: unknown key", _nearest(str(line["loc"][-1]), names))
+            fields = {info.alias or name: info for name, info in model.model_fields.items()}
+            close = _close(str(line["loc"][-1]), [*fields], most=3)
+            taking = [name for name in close if _takes(fields[name], line["input"])]
+            yield Problem(where, f"{given}: unknown key", _nearest(taking or close, [*fields]))
         elif kind == "union_tag_invalid":
             tag = line["ctx"]["tag"]
-            yield Problem(f"{where}.type", f"= {_show(tag)}: unknown kind", _nearest(tag, [*kinds]))
+            yield Problem(f"{where}.type", f"= {_show(tag)}: unknown kind", _nearest(_close(tag, [*kinds]), [*kinds]))
         elif kind == "union_tag_not_found":
             hint = (
                 f'allowed: a named source such as "wikipedia", or an object whose "type" is one of {", ".join(kinds)}'
@@ -198,7 +201,8 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             yield Problem(where, given, hint)
         elif kind == "literal_error" and isinstance(line["input"], str):
             choices = _literals(line["ctx"]["expected"])
-            yield Problem(where, f"{given}: there is no such choice", _nearest(line["input"], choices))
+            close = _close(line["input"], choices)
+            yield Problem(where, f"{given}: there is no such choice", _nearest(close, choices))
         elif kind in ("value_error", "assertion_error"):  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:  # a regular expression says less than the description of the field
@@ -222,15 +226,20 @@ def _locate(
             where += f"[{step}]"
         elif isinstance(previous, int):  # the tag of a union follows its index and is not in the JSON
             model, field = kinds.get(step, model), None
-        elif field and field.annotation is not model:  # a type of a union, and not in the JSON
+        elif field and section(field.annotation) is not model:  # a type of a union, and not in the JSON
             pass
         else:
             where = _join(where, step)
             field = next((info for name, info in model.model_fields.items() if step in (name, info.alias)), None)
-            if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                model = field.annotation
+            model = (section(field.annotation) if field else None) or model
         previous = step
     return where, model, field
+
+
+def section(annotation: Any) -> type[BaseModel] | None:
+    """Return the model whose keys a field of this type holds, also if it may be null."""
+    parts = [part for part in get_args(annotation) or (annotation,) if part is not NoneType]
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], type) and issubclass(parts[0], BaseModel) else None
 
 
 def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool = False) -> str:
@@ -267,13 +276,21 @@ def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool =
     return f"allowed: {noun}{' ' + span if span else ''}{detail}. {field.description}"
 
 
-def _nearest(word: str, choices: list[str]) -> str:
-    close = _close(word, choices)
+def _nearest(close: list[str], choices: list[str]) -> str:
     return f'did you mean "{close[0]}"?' if close else f"allowed: {', '.join(choices)}"
 
 
-def _close(word: str, choices: list[str]) -> list[str]:
-    return difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+def _takes(field: FieldInfo, value: Any) -> bool:
+    """Return whether a value is of a field's type: "field": "text" means text_field, not fields."""
+    try:
+        TypeAdapter(field.annotation or Any).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _close(word: str, choices: list[str], *, most: int = 1) -> list[str]:
+    return difflib.get_close_matches(word.lower(), choices, n=most, cutoff=0.6)
 
 
 def _join(where: str, key: str) -> str:

@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
-from data.heldout import text_hash
+from data.heldout import EMPTY, text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
@@ -70,7 +70,8 @@ class Feed(Generic[Encoded]):
     `Encoded` a text. `reason_to_skip(document)` returns why it is not used, or None. `status`
     receives messages about trouble, possibly from another thread. `before_waiting()` is called
     between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
-    document may be given, or was given before; None: all may.
+    document may be given, or was given before; None: all may. `cuts`: documents whose end is held
+    out (heldout.py: HeldOut).
     """
 
     def __init__(
@@ -85,12 +86,13 @@ class Feed(Generic[Encoded]):
         progress: Progress | None = None,
         before_waiting: Callable[[], None] = lambda: None,
         admit: Callable[[bytes, int], bool] | None = None,
+        cuts: Mapping[bytes, int] = EMPTY,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
-        self._seed, self._admit = seed, admit
+        self._seed, self._admit, self._cuts = seed, admit, cuts
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
@@ -181,6 +183,8 @@ class Feed(Generic[Encoded]):
             if reason := self._reason_to_skip(document._replace(text=text)):
                 skipped[reason] += 1
                 continue
+            if self._cuts:
+                text = text[: self._cuts.get(text_hash(text))]
             texts.append(text)
             hashes.append(text_hash(text) if self._admit else b"")
             size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each

@@ -1,27 +1,37 @@
-"""Crash-safe writes: whole files replaced atomically, folders synced, DiskFull for a full disk."""
+"""Crash-safe writes: whole files replaced atomically, folders synced, DiskError for what the disk
+refuses."""
 
 import errno
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from configs.errors import DiskFull
+from configs.errors import DiskError, DiskFull
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Read-only after an error, failing, unplugged, unmounted, or another user's.
+FAILING = {errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.EPERM}
+GONE = {errno.ENOENT, errno.ENOTDIR}  # a folder that was removed meanwhile
 
 
 @contextmanager
 def room_on_disk(path: Path) -> Iterator[None]:
+    """Raise DiskError in place of an OSError that means that `path` cannot be written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
-        ) from error
+        if error.errno in FULL:
+            raise DiskFull(
+                f"cannot write {path}: {error.strerror}; make room there and start again: nothing that was written is lost"
+            ) from error
+        if error.errno in FAILING | GONE:
+            raise DiskError(
+                f"cannot write {path}: {error.strerror}; see to that disk or folder and start again: nothing that was "
+                "written is lost"
+            ) from error
+        raise
 
 
 def write_all(file: io.FileIO, content: bytes) -> None:
@@ -33,18 +43,17 @@ def write_all(file: io.FileIO, content: bytes) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the content of `path` as a whole or, after a crash, not at all. Raises DiskFull."""
+    """Replace the content of `path` as a whole or, after a crash, not at all. Raises DiskError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with room_on_disk(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except DiskFull:
-        temporary.unlink(missing_ok=True)  # missing if the disk had no space for its name
-        raise
-    temporary.replace(path)
-    sync_folder(path.parent)
+        with room_on_disk(path):
+            with temporary.open("wb", buffering=0) as file:
+                write_all(file, content)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # it has its name, unless the disk refused
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,11 +11,14 @@ of each document's opening end-of-text token. The target at [i, t] is rows[i, t 
 
 import hashlib
 import io
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,6 +32,9 @@ BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a token
 HASH_BYTES = 16
 # A value is common if more documents than these have it; a field by which more are lost is a category.
 FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
+SMALL_SOURCE = 100  # documents of a source looked at if none of them was selected
+SHORTEST_CUT, CUT_SHARE = 1_000, 0.05  # characters of a document whose end may be held out; its largest share
+EMPTY: Mapping[bytes, int] = MappingProxyType({})
 
 
 @lru_cache(maxsize=1)  # data/feed.py needs it twice for each document
@@ -43,8 +49,9 @@ def cell_hashes(document: Document) -> dict[int, bytes]:
     return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
 
 
-def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> frozenset[bytes]:
-    """Return hashes of fields of the held-out documents: what shares one is not trained on.
+def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tuple[frozenset[bytes], list[int]]:
+    """Return hashes of fields of the held-out documents: what shares one is not trained on; and
+    the numbers of the fields that are not used, since that would cost too much.
 
     If a question about a paragraph is held out, training must not see the paragraph, nor another
     question with that answer. `sample`: documents of the source, which show what a field is: a
@@ -58,10 +65,13 @@ def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> fr
     for number, value in (item for document in held_out for item in cell_hashes(document).items()):
         if counts[value] <= common:
             fields.setdefault(number, set()).add(value)
-    for values in fields.values():
+    too_common = []
+    for number, values in sorted(fields.items()):
         if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
             shared |= values
-    return frozenset(shared)
+        else:
+            too_common.append(number)
+    return frozenset(shared), too_common
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
@@ -76,6 +86,36 @@ def collect(documents: Iterable[Document], num_tokens: float, min_text_length: i
         chosen[key] = document
         wanted -= len(document.text.encode("utf-8", "replace"))
     return chosen
+
+
+def collect_of_few(
+    documents: Iterator[Document], min_text_length: int
+) -> tuple[dict[bytes, Document], dict[bytes, int]]:
+    """Hold out something of a source too small for 1 in 20 of its documents to be selected.
+
+    Return documents as `collect` does, and cuts (HeldOut): the end of the longest document is held
+    out, or the first one as a whole if all are short or have fields, or nothing if there is then
+    nothing else to train on.
+    """
+    usable = collect(islice(documents, SMALL_SOURCE), math.inf, min_text_length)
+    key, longest = max(usable.items(), key=lambda item: len(item[1].text), default=(b"", Document("")))
+    if len(longest.text) < SHORTEST_CUT or (longest.cells and len(usable) > 1):
+        return dict(islice(usable.items(), int(len(usable) > 1))), {}
+    kept = start_of_end(longest.text)
+    end = Document(longest.text[kept:])
+    return {text_hash(end.text): end}, {key: kept}
+
+
+def start_of_end(text: str) -> int:
+    """Return where the end of `text` that is held out begins: 2.5% to 5% of it.
+
+    After a blank line, or else a line end or a space.
+    """
+    first, last = math.ceil((1 - CUT_SHARE) * len(text)), math.ceil((1 - CUT_SHARE / 2) * len(text))
+    for mark in ("\n\n", "\n", " "):
+        if (found := text.find(mark, first, last)) >= 0:
+            return found + len(mark)
+    return first
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,31 @@ class SourceRows:
         starts[:, 0] = np.searchsorted(kept, starts[:, 0])
         return SourceRows(self.label, self.rows[kept], self.valid[kept], self.answer[kept], starts)
 
+    def overlapping(self, kept: np.ndarray) -> "SourceRows":
+        """Return windows of T tokens that score the targets of the rows `kept`, each target once.
+
+        They are a quarter of T apart, and each scores its last quarter, so that at least three
+        quarters of T come before each target; fewer only in the source's first row, which is as it
+        was. No documents begin in them.
+        """
+        length = self.valid.shape[1]
+        quarter = length // 4
+        ends = np.append(np.arange(quarter, length, quarter), length)  # of the quarters of a row
+        later = kept[kept > 0]
+        first_tokens = ((later[:, None] - 1) * length + ends).ravel()
+        scored = np.tile(np.arange(length) >= (length - np.diff(ends, prepend=0))[:, None], (len(later), 1))
+        if len(kept) > len(later):
+            first_tokens, scored = np.append(0, first_tokens), np.vstack((np.ones(length, dtype=bool), scored))
+        places = first_tokens[:, None] + np.arange(length)
+        tokens = np.append(self.rows[:, :-1].ravel(), self.rows[-1:, -1])
+        return SourceRows(
+            self.label,
+            tokens[first_tokens[:, None] + np.arange(length + 1)],
+            self.valid.ravel()[places] & scored,
+            self.answer.ravel()[places] & scored,
+            np.empty((0, 2), dtype=np.int64),
+        )
+
     def document(self, number: int) -> tuple[list[int], int]:
         """Return a document's tokens and how many of them precede its answer.
 
@@ -114,11 +179,15 @@ class SourceRows:
 
 
 class HeldOut:
-    """The held-out rows of every source, in the preset's order, and the hashes of their texts."""
+    """The held-out rows of every source, in the preset's order, and the hashes of their texts.
 
-    def __init__(self, sources: Sequence[SourceRows], hashes: frozenset[bytes]):
+    `cuts`: of documents whose end is held out, by their hashes, how many characters are trained on.
+    """
+
+    def __init__(self, sources: Sequence[SourceRows], hashes: frozenset[bytes], cuts: Mapping[bytes, int] = EMPTY):
         self.sources = list(sources)
         self.hashes = hashes
+        self.cuts = cuts
 
     @property
     def num_tokens(self) -> int:
@@ -152,22 +221,44 @@ class HeldOut:
 
         Sources keep their proportions; every source that has rows keeps at least one.
         """
+        return self._with_rows(num_tokens, SourceRows.select)
+
+    def overlapping(self, num_tokens: int) -> "HeldOut":
+        """Return windows that score the same targets as `subset`; see `SourceRows.overlapping`."""
+        return self._with_rows(num_tokens, SourceRows.overlapping)
+
+    def _with_rows(self, num_tokens: int, take: Callable[[SourceRows, np.ndarray], SourceRows]) -> "HeldOut":
         share = min(1.0, num_tokens / max(1, self.num_tokens))
         chosen = []
         for source in self.sources:
             count = len(source.rows)
             keep = min(count, max(1, round(share * count)))
-            chosen.append(source.select((np.arange(keep) * count) // max(1, keep)))
-        return HeldOut(chosen, self.hashes)
+            chosen.append(take(source, (np.arange(keep) * count) // max(1, keep)))
+        return HeldOut(chosen, self.hashes, self.cuts)
 
-    def save(self, path: Path) -> None:
-        arrays = {"labels": np.array([source.label for source in self.sources])}
-        arrays["hashes"] = np.frombuffer(b"".join(sorted(self.hashes)), dtype=np.uint8).reshape(-1, HASH_BYTES)
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            "labels": np.array([source.label for source in self.sources]),
+            "hashes": _hash_array(sorted(self.hashes)),
+            "cut_hashes": _hash_array(self.cuts),
+            "cut_lengths": np.array(list(self.cuts.values()), dtype=np.int64),
+        }
         for i, source in enumerate(self.sources):
             for name in ("rows", "valid", "answer", "starts"):
                 arrays[f"{name}_{i}"] = getattr(source, name)
+        return arrays
+
+    def digest(self) -> str:
+        """Return a digest of the content, whatever version of NumPy wrote the file."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, array in self._arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+        np.savez(buffer, **self._arrays())  # type: ignore[arg-type]  # no array is named allow_pickle
         write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -177,7 +268,12 @@ class HeldOut:
                 SourceRows(str(label), *(arrays[f"{name}_{i}"] for name in ("rows", "valid", "answer", "starts")))
                 for i, label in enumerate(arrays["labels"])
             ]
-            return cls(sources, frozenset(bytes(row) for row in arrays["hashes"]))
+            cuts = zip(map(bytes, arrays["cut_hashes"]), arrays["cut_lengths"].tolist(), strict=True)
+            return cls(sources, frozenset(map(bytes, arrays["hashes"])), dict(cuts))
+
+
+def _hash_array(hashes: Iterable[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
 def pack(label: str, documents: Sequence[Document], tokenizer: Tokenizer, seq_length: int) -> SourceRows:

@@ -2,11 +2,14 @@
 
     stream.json    header, written once: what the stream was made from (data/prepare.py)
     rows.bin       the rows, one after another (records of packing.row_dtype)
-    states.jsonl   one line an append: {"rows": total, "state": of every source then, "check": ...}
+    states.jsonl   one line an append: {"rows": total, "crc32": of its rows, "state": of every source
+                   then, "check": ...}
 
 An append is committed by its line in states.jsonl, which is written once its rows are on the disk.
-A writer that opens the journal cuts whatever a crash left after the last committed append. Nothing
-is ever changed in place, and no row is lost.
+The check of a line is a digest of it and of the check before; the first one continues the header's.
+So the journal vouches for all its rows, and for their order. A writer that opens it cuts what a
+crash left after the last committed append, and everything from the first damage on: those rows are
+made again. Nothing is ever changed in place.
 """
 
 import fcntl
@@ -14,12 +17,15 @@ import hashlib
 import io
 import json
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
-from configs.errors import DiskFull
+from configs.errors import DiskFull, StreamDamaged
 from data.files import room_on_disk, sync_folder, write_all, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
@@ -35,51 +41,62 @@ def run_ahead_rows(seq_length: int, token_budget: int) -> int:
     return int(RUN_AHEAD * token_budget) // seq_length
 
 
-def read_header(folder: Path) -> dict | None:
-    """Read stream.json. Return None if the stream was never fully prepared."""
+def read_header(folder: Path) -> dict[str, Any] | None:
+    """Read stream.json. Return None if it is missing (the stream was never fully prepared) or damaged."""
     try:
-        return json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        header = json.loads((folder / HEADER).read_bytes())
+        check = header.pop("check")
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
         return None
+    return header if check == _header_check(header) else None
 
 
-def begin(folder: Path, header: dict) -> None:
-    """Create an empty journal. The header comes last: a journal with a header is complete."""
-    for name in (ROWS, STATES):
-        (folder / name).unlink(missing_ok=True)
-    write_atomically(folder / HEADER, (json.dumps(header, indent=1) + "\n").encode())
+def write_header(folder: Path, header: dict[str, Any]) -> None:
+    """Begin a journal. Rows that were written under another header are cut by the next writer."""
+    content = json.dumps(header | {"check": _header_check(header)}, indent=1) + "\n"
+    write_atomically(folder / HEADER, content.encode())
+
+
+def _header_check(header: dict[str, Any] | None) -> str:
+    return _digest(json.dumps(header, sort_keys=True).encode())
 
 
 def _digest(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=8).hexdigest()
 
 
-def _to_line(entry: dict) -> bytes:
+def _to_line(entry: dict[str, Any], check_before: str) -> tuple[bytes, str]:
+    """Return the line of states.jsonl and its check."""
     body = json.dumps(entry).encode()[:-1]
-    return body + f'{_CHECK}{_digest(body)}"}}\n'.encode()
+    check = _digest(check_before.encode() + body)
+    return body + f'{_CHECK}{check}"}}\n'.encode(), check
 
 
-def _from_line(line: bytes) -> dict | None:
-    """Return the entry, or None if the line is torn or damaged."""
+def _from_line(line: bytes, check_before: str) -> dict[str, Any] | None:
+    """Return the entry with its check, or None if the line is torn, damaged or not the next one."""
     body, _, check = line.rpartition(_CHECK.encode())
-    return json.loads(body + b"}") if check == f'{_digest(body)}"}}\n'.encode() else None
+    return json.loads(line) if check == f'{_digest(check_before.encode() + body)}"}}\n'.encode() else None
 
 
 class JournalWriter:
-    """The writer of the journal in `folder`, which it first cuts to its last committed append.
+    """The writer of the journal in `folder`, which it first cuts to its last intact append.
 
-    `num_rows`: rows in the journal. `state`: the state of the last append, or None. The
+    `num_rows`: rows in the journal. `state`: the state of the last append, or None. `damaged`:
+    whether committed rows were cut. `seen(state)` is called for every append that is there. The
     constructor waits for another writer to end: one whose trainer was killed may live a moment
     longer.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype):
+    def __init__(self, folder: Path, dtype: np.dtype, seen: Callable[[dict[str, Any]], Any] = lambda state: None):
         self.folder, self.dtype = folder, dtype
         self._rows = self._open(folder / ROWS)
         fcntl.flock(self._rows, fcntl.LOCK_EX)
         self._states = self._open(folder / STATES)
         sync_folder(folder)
-        self.num_rows, self.state, self._states_size = self._last_append()
+        self.num_rows, self.damaged, self._states_size = 0, False, 0
+        self.state: dict[str, Any] | None = None
+        self._check = _header_check(read_header(folder))
+        self._read_appends(seen)
         self._cut()
 
     @staticmethod
@@ -87,18 +104,23 @@ class JournalWriter:
         with room_on_disk(path):
             return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
 
-    def _last_append(self) -> tuple[int, dict | None, int]:
-        """Return (rows, state, size of states.jsonl) after the last append with all its rows."""
-        num_rows, state, size, position = 0, None, 0, 0
-        present = os.fstat(self._rows.fileno()).st_size // self.dtype.itemsize
+    def _read_appends(self, seen: Callable[[dict[str, Any]], Any]) -> None:
         with (self.folder / STATES).open("rb") as lines:
             for line in lines:
-                entry = _from_line(line)
-                if entry is None or entry["rows"] > present:
-                    break
-                position += len(line)
-                num_rows, state, size = entry["rows"], entry["state"], position
-        return num_rows, state, size
+                entry = _from_line(line, self._check)
+                if entry is None or not self._has_rows(entry):
+                    self.damaged = line.endswith(b"\n")  # a crash leaves a torn line, which is no damage
+                    return
+                seen(entry["state"])
+                self.num_rows, self.state, self._check = entry["rows"], entry["state"], entry["check"]
+                self._states_size += len(line)
+
+    def _has_rows(self, entry: dict[str, Any]) -> bool:
+        """Return whether the next rows of the file are those of this append."""
+        try:
+            return crc32(self._rows.read((entry["rows"] - self.num_rows) * self.dtype.itemsize)) == entry["crc32"]
+        except OSError:  # a place of the disk that cannot be read
+            return False
 
     def _cut(self) -> None:
         for file, size in ((self._states, self._states_size), (self._rows, self.num_rows * self.dtype.itemsize)):
@@ -106,21 +128,21 @@ class JournalWriter:
             file.seek(size)
             os.fsync(file.fileno())
 
-    def append(self, rows: np.ndarray, state: dict) -> None:
+    def append(self, rows: np.ndarray, state: dict[str, Any]) -> None:
         """Append `rows` (records) and the JSON `state` after them. Raises DiskFull.
 
         Both are on the disk on return.
         """
-        line = _to_line({"rows": self.num_rows + len(rows), "state": state})
+        content, num_rows = rows.tobytes(), self.num_rows + len(rows)
+        line, check = _to_line({"rows": num_rows, "crc32": crc32(content), "state": state}, self._check)
         try:
             with room_on_disk(self.folder / ROWS):
-                write_all(self._rows, rows.tobytes())
+                write_all(self._rows, content)
                 write_all(self._states, line)
         except DiskFull:
             self._cut()
             raise
-        self.num_rows += len(rows)
-        self.state = state
+        self.num_rows, self.state, self._check = num_rows, state, check
         self._states_size += len(line)
 
     def close(self) -> None:
@@ -128,49 +150,100 @@ class JournalWriter:
         self._rows.close()
 
 
+class Append(NamedTuple):
+    """A line of states.jsonl: where it begins, the CRC-32 of its rows, the check of the line before."""
+
+    offset: int
+    crc32: int
+    check_before: str
+
+
 class JournalReader:
-    """A reader of rows while a writer appends. Without new rows, a check costs one `stat`."""
+    """A reader of rows while a writer appends. Without new rows, a check costs one `stat`.
+
+    It must be replaced if a writer has cut rows.
+    """
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
         self._read = 0  # bytes of states.jsonl parsed so far
-        self._num_rows = 0
-        self._appends: list[tuple[int, int]] = []  # rows after each append, offset of its line
-        self._mapped = np.empty(0, dtype=dtype)
+        self._check = ""  # of the last line
+        self._appends: list[Append] = []
+        self._ends: list[int] = []  # the number of rows after each append
 
     def num_rows(self) -> int:
-        """Return the number of rows committed so far."""
+        """Return the number of rows committed so far. Raises StreamDamaged if some have gone."""
         path = self.folder / STATES
-        if path.exists() and path.stat().st_size > self._read:
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._read:
+            raise _damaged(path, "it has lost rows")
+        if size > self._read:
+            if not self._appends:
+                self._check = _header_check(read_header(self.folder))
             with path.open("rb") as states:
                 states.seek(self._read)
                 for line in states:
-                    entry = _from_line(line)
+                    entry = _from_line(line, self._check)
                     if entry is None:  # still being written, or torn: the writer will cut it
                         break
-                    self._num_rows = entry["rows"]
-                    self._appends.append((self._num_rows, self._read))
+                    self._appends.append(Append(self._read, entry["crc32"], self._check))
+                    self._ends.append(entry["rows"])
+                    self._check = entry["check"]
                     self._read += len(line)
-        return self._num_rows
+        return self._ends[-1] if self._ends else 0
 
-    def state_with(self, num_rows: int) -> dict:
+    def state_with(self, num_rows: int) -> dict[str, Any]:
         """Return the state after the first append that completes `num_rows` rows.
 
-        Raises IndexError if there is none yet.
+        Raises IndexError if there is none yet, StreamDamaged.
         """
         if num_rows > self.num_rows():
-            raise IndexError(f"row {num_rows} of {self._num_rows}")
-        _, start = self._appends[bisect_left(self._appends, (num_rows, 0))]
+            raise IndexError(f"row {num_rows} of {self.num_rows()}")
+        append = self._appends[bisect_left(self._ends, num_rows)]
         with (self.folder / STATES).open("rb") as states:
-            states.seek(start)
-            entry = _from_line(states.readline())
-        assert entry is not None, "a line that was whole once stays as it is"
+            states.seek(append.offset)
+            entry = _from_line(states.readline(), append.check_before)
+        if entry is None:
+            raise _damaged(self.folder / STATES, f"the state after {num_rows:,} rows is not the one that was written")
         return entry["state"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """Return (count,) records, a view of the file. Raises IndexError for uncommitted rows."""
+        """Return (count,) records, read from the file.
+
+        Raises IndexError for uncommitted rows, StreamDamaged for rows that are not those that were
+        written.
+        """
         if first + count > self.num_rows():
-            raise IndexError(f"rows {first}..{first + count - 1} of {self._num_rows}")
-        if first + count > len(self._mapped):
-            self._mapped = np.memmap(self.folder / ROWS, dtype=self.dtype, mode="r", shape=(self._num_rows,))
-        return self._mapped[first : first + count]
+            raise IndexError(f"rows {first}..{first + count - 1} of {self.num_rows()}")
+        parts, row = [], first
+        while row < first + count:
+            number = bisect_right(self._ends, row)
+            start, end = self._ends[number - 1] if number else 0, self._ends[number]
+            parts.append(self._append(number, start, end)[row - start : first + count - start])
+            row = end
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+    def cut(self, num_rows: int) -> None:
+        """Remove the appends after the one that ends with `num_rows`. There must be no writer."""
+        if num_rows < self.num_rows():
+            os.truncate(self.folder / STATES, self._appends[bisect_right(self._ends, num_rows)].offset)
+
+    def _append(self, number: int, start: int, end: int) -> np.ndarray:
+        """Return the rows of one append, start .. end - 1."""
+        path, wrong = self.folder / ROWS, f"rows {start:,} to {end:,} are not those that were written"
+        try:
+            with path.open("rb") as file:
+                file.seek(start * self.dtype.itemsize)
+                content = file.read((end - start) * self.dtype.itemsize)
+        except OSError as error:
+            raise _damaged(path, wrong) from error
+        if crc32(content) != self._appends[number].crc32:
+            raise _damaged(path, wrong)
+        return np.frombuffer(content, self.dtype)
+
+
+def _damaged(path: Path, what: str) -> StreamDamaged:
+    return StreamDamaged(
+        f"{path} is damaged: {what}. It is made again from the sources, now or at the next start; if this repeats, check the "
+        "disk"
+    )

@@ -36,15 +36,18 @@ LARGEST_MOVE = 1.25  # the slope rule changes a factor by at most this ratio at 
 
 
 class Mixer:
-    """A choice among `len(weights)` sources; those left share the part of a dropped one."""
+    """A choice among `len(weights)` sources; those left share the part of a dropped one.
+
+    A source of weight 0 is never chosen.
+    """
 
     def __init__(self, strategy: Strategy, weights: Sequence[float]):
         self.strategy = strategy
         self.weights = list(weights)
         self.credits = [0.0] * len(weights)
         self.longest = 0  # largest cost of a document so far
-        self.active = [True] * len(weights)
-        self.current = 0  # sequential only: the source being read
+        self.active = [weight > 0 for weight in weights]
+        self.current = 0  # sequential only: the source being read; the first has a weight
 
     @property
     def exhausted(self) -> bool:
@@ -106,9 +109,40 @@ class Mixer:
 def base_weights(strategy: Strategy, source_weights: Sequence[float]) -> list[float]:
     """Return the weights a run starts with, which adaptive factors multiply.
 
-    They are the preset's for `weighted`, else equal.
+    They are the preset's for `weighted`, else equal; 0 remains 0.
     """
-    return list(source_weights) if strategy == "weighted" else [1.0] * len(source_weights)
+    return list(source_weights) if strategy == "weighted" else [float(weight > 0) for weight in source_weights]
+
+
+def weights_at(
+    base: Sequence[float], changes: Sequence[tuple[int, Sequence[float]]], finish: int | None, row: int
+) -> list[float]:
+    """Return the weight of each source for a document chosen after `row` rows.
+
+    `changes` of the weights `base` are (from row, weights) in order. With a finish, which begins at
+    row `finish`, its weights follow the others in each.
+    """
+    weights = next((weights for from_row, weights in reversed(changes) if from_row <= row), base)
+    if finish is None:
+        return list(weights)
+    half = len(weights) // 2
+    return list(weights[:half] if row < finish else weights[half:])
+
+
+def in_force(
+    base: Sequence[float], changes: Sequence[tuple[int, Sequence[float]]], finish: int | None
+) -> list[tuple[int, list[float]]]:
+    """Return (from row, weights of each source) in order, the first from row 0 on."""
+    starts = sorted({0, *(row for row, _ in changes), *([] if finish is None else [finish])})
+    return [(start, weights_at(base, changes, finish, start)) for start in starts]
+
+
+def over_the_run(weights: Sequence[float], num_sources: int, finish_share: float | None) -> list[float]:
+    """Return the weights (num_sources,) of a whole run, of which the finish is `finish_share`."""
+    if finish_share is None:
+        return list(weights)
+    main, finish = shares(weights[:num_sources]), shares(weights[num_sources:])
+    return [(1 - finish_share) * a + finish_share * b for a, b in zip(main, finish, strict=True)]
 
 
 def shares(amounts: Sequence[float]) -> list[float]:

@@ -8,10 +8,13 @@ Resuming stays a seek: only i is stored.
 The first windows are small, so that training begins before much is written. Two of the largest fit
 into the run-ahead: while training reads one, the next is produced, and new weights apply after
 both.
+
+A window never crosses the row at which the finish of a run begins (data.finish), so that no row
+of its text is read before it, and none of the other text after it.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,18 +22,29 @@ import numpy as np
 FIRST_PART = 8  # the first window is one eighth of the largest; each is at most twice the one before
 
 
-def window_edges(num_rows: int, run_ahead_rows: int, begun: Sequence[int] = (0,)) -> list[int]:
+def finish_row(share: float | None, seq_length: int, token_budget: int) -> int | None:
+    """Return the row with which the finish of a run begins; None: it has none.
+
+    The finish has `share` of the tokens, and those by which the budget before it is not whole rows.
+    """
+    return None if share is None else max(1, int((1 - share) * token_budget) // seq_length)
+
+
+def window_edges(
+    num_rows: int, run_ahead_rows: int, begun: Sequence[int] = (0,), finish: int | None = None
+) -> list[int]:
     """Return where each window begins, and `num_rows`, where the last one ends.
 
     `begun`: edges of the windows already read from, with the end of the last; these stay as they
-    are if the run gets another number of rows.
+    are if the run gets another number of rows. `finish`: a row that must be an edge as well.
     """
     edges = list(begun)
     largest = max(1, run_ahead_rows // 2)
     first = max(1, largest // FIRST_PART)
     while edges[-1] < num_rows:
         before = edges[-1] - edges[-2] if len(edges) > 1 else 0
-        edges.append(min(num_rows, edges[-1] + min(max(first, 2 * before), largest)))
+        end = finish if finish is not None and edges[-1] < finish else num_rows
+        edges.append(min(end, edges[-1] + min(max(first, 2 * before), largest)))
     return edges
 
 
@@ -49,20 +63,27 @@ class RowOrder:
         """Return the edges of the windows that hold training's rows before `row`."""
         return [edge for edge in self.edges if edge < row] + [self.window(row - 1)[1] if row else 0]
 
-    def journal_rows(self, first: int, count: int, num_rows: int) -> np.ndarray:
-        """Return (count,) the journal's rows for training's rows first .. first + count - 1.
+    def places(self, first: int, count: int, num_rows: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield where training's rows first .. first + count - 1 are: for each of their windows its
+        first row and end in the journal, and the (n,) places of n rows within it.
 
         All are below `num_rows`, where the journal ends, and its last window with it, if the
         sources are used up early.
         """
-        parts, row = [], first
+        row = first
         while row < first + count:
             start, end = self.window(row)
-            last = min(end, first + count)
-            order = permutation(self.seed, start, min(end, num_rows) - start)
-            parts.append(start + order[row - start : last - start])
+            last, end_in_journal = min(end, first + count), min(end, num_rows)
+            yield (
+                start,
+                end_in_journal,
+                permutation(self.seed, start, end_in_journal - start)[row - start : last - start],
+            )
             row = last
-        return np.concatenate(parts)
+
+    def journal_rows(self, first: int, count: int, num_rows: int) -> np.ndarray:
+        """Return (count,) the journal's rows for training's rows first .. first + count - 1."""
+        return np.concatenate([start + places for start, _, places in self.places(first, count, num_rows)])
 
 
 @lru_cache(maxsize=2)  # a step may lie in two windows

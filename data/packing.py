@@ -68,6 +68,16 @@ class Packer:
         self._length = len(self._tokens[0])
         return rows
 
+    def cut(self, num_rows: int) -> np.ndarray:
+        """Drop the tokens after the first `num_rows` rows, or after those taken if these are more.
+
+        Return the source (n,) of each token dropped.
+        """
+        kept = max(0, num_rows - self._taken) * self.seq_length + 1
+        tokens, source = np.concatenate(self._tokens)[:kept], np.concatenate(self._source)
+        self._tokens, self._source, self._length = [tokens], [source[:kept]], len(tokens)
+        return source[kept:]
+
     def state(self) -> dict:
         """Return the remainder after `take()`, at most T tokens, as JSON."""
         assert not self.waiting, "take() the rows before asking for the state"

@@ -1,51 +1,146 @@
-"""Prepares a new stream: chooses held-out text, trains or loads the tokenizer, and writes both.
+"""Prepares a stream: chooses held-out text, trains or loads the tokenizer, and writes both.
 
     <checkpoints>/tokenizer.json, stream/heldout.npz, stream/stream.json (written last)
 
-Everything here depends only on the preset and the sources: an interrupted start is repeated.
+Everything here depends only on the preset and the sources: an interrupted start is repeated, and a
+file that is missing or damaged is made again. The header in stream.json has a digest of each; a
+checkpoint holds a copy of it, so that a run that has lost its stream knows what to make again, and
+from which revisions of its sources.
 """
 
-import math
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import Tokenizer
 
+from configs import schema
 from configs.errors import Retryable, UserError
 from configs.schema import Preset
-from configs.text import human_bytes
+from configs.text import counted, human_bytes
 from data import tokenizer as bpe
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
 from data.files import room_on_disk, write_atomically
-from data.heldout import BYTES_PER_TOKEN, HeldOut, cell_hashes, collect, pack, shared_cells, text_hash
-from data.journal import begin
-from data.mixing import Mixer, base_weights
+from data.heldout import (
+    BYTES_PER_TOKEN,
+    SHORTEST_CUT,
+    HeldOut,
+    cell_hashes,
+    collect,
+    collect_of_few,
+    pack,
+    shared_cells,
+    text_hash,
+)
+from data.journal import HEADER, read_header, write_header
+from data.mixing import Mixer, base_weights, over_the_run
 from data.packing import row_dtype
-from data.sources.base import Document, Source
+from data.sources.base import HELD_OUT_ONE_IN, Document, Source
 
 # Change it when a preset's rows or their order change: streams of other formats are not resumed.
-FORMAT = 5
+FORMAT = 6
 HELD_OUT = "heldout.npz"
 SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
+
+Content = TypeVar("Content")
 
 
 def tokenizer_path(stream_dir: Path) -> Path:
     return stream_dir.parent / "tokenizer.json"
 
 
-def data_identity(preset: Preset) -> dict:
-    """Return the settings that must be unchanged for a stream to be resumed."""
+class Prepared(NamedTuple):
+    """All that rows are made with. `header`: of the journal."""
+
+    header: dict[str, Any]
+    tokenizer: Tokenizer
+    held_out: HeldOut
+
+    def save(self, stream_dir: Path) -> None:
+        """Write all three, the header last. Raises DiskFull."""
+        with room_on_disk(stream_dir):
+            stream_dir.mkdir(parents=True, exist_ok=True)
+        self.held_out.save(stream_dir / HELD_OUT)
+        write_atomically(tokenizer_path(stream_dir), self.tokenizer.to_str(pretty=True).encode())
+        write_header(stream_dir, self.header)
+
+
+def load_or_prepare(
+    preset: Preset,
+    stream_dir: Path,
+    header: dict[str, Any] | None,
+    sources: Sequence[Callable[[], Source]],
+    token_budget: int,
+    status: Status,
+    notice: Callable[[str], None],
+) -> tuple[Prepared, list[str]]:
+    """Return all that rows are made with, and the names of the files that had to be made again.
+
+    `header`: of the stream, if there is one already. Raises UserError if it is not of this preset,
+    or if what is lost cannot be made again.
+    """
+    if header is None:
+        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice)
+        prepared.save(stream_dir)
+        return prepared, []
+    check_paths(header, preset, sources)
+    tokenizer = _if_intact(tokenizer_path(stream_dir), bpe.load, bpe.fingerprint, header["tokenizer_sha256"])
+    held_out = _if_intact(stream_dir / HELD_OUT, HeldOut.load, HeldOut.digest, header["held_out"])
+    files = ((tokenizer_path(stream_dir).name, tokenizer), (HELD_OUT, held_out), (HEADER, read_header(stream_dir)))
+    lost = [name for name, content in files if content is None]
+    if tokenizer and held_out:
+        prepared = Prepared(header, tokenizer, held_out)
+    else:
+        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice)
+        if any(prepared.header[key] != header[key] for key in ("tokenizer_sha256", "held_out")):
+            raise UserError(
+                f"{stream_dir} is damaged or incomplete ({', '.join(lost)}) and cannot be made again: the sources no longer "
+                "give the text that this run began with. Restore them, or copy stream/ and tokenizer.json from where the run "
+                "was before, or start a new run: this one is archived, not lost"
+            )
+        prepared = prepared._replace(header=header)
+    if lost:
+        prepared.save(stream_dir)
+    return prepared, lost
+
+
+def _if_intact(
+    path: Path, load: Callable[[Path], Content], digest: Callable[[Content], str], expected: str
+) -> Content | None:
+    with suppress(Exception):  # damaged bytes can raise anything
+        content = load(path)
+        if digest(content) == expected:
+            return content
+    return None
+
+
+def data_identity(preset: Preset) -> dict[str, Any]:
+    """Return the settings that must be unchanged for a stream to be resumed.
+
+    The paths of text are not among them: its content decides (check_paths).
+    """
     return {
         "format": FORMAT,
         "seq_length": preset.model.seq_length,
         "vocab_size": None if preset.data.tokenizer else preset.model.vocab_size,
         "seed": preset.train.seed,
-        "data": preset.data.model_dump(mode="json"),
+        "data": preset.data.model_dump(mode="json", exclude={"custom_sources"})
+        | {"sources": [spec.model_dump(mode="json", exclude={"path"}) for spec in preset.data.all_sources]},
+        **({"init_from": preset.model.init_from} if preset.model.init_from else {}),
     }
+
+
+def without_null(settings: Any) -> Any:
+    """Return settings without those that are null, such as the ones that a stream of an earlier version lacks."""
+    if isinstance(settings, dict):
+        return {key: without_null(value) for key, value in settings.items() if value is not None}
+    return list(map(without_null, settings)) if isinstance(settings, list) else settings
 
 
 def reason_to_skip(document: Document, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
@@ -64,58 +159,67 @@ def prepare_stream(
     stream_dir: Path,
     sources: Sequence[Callable[[], Source]],
     token_budget: int,
-    tokenizer_sha256: str | None,
     status: Status,
-) -> None:
-    """Write all that a new stream needs; wait while the network is down.
+    notice: Callable[[str], None],
+) -> Prepared:
+    """Make all that a new stream needs, and write nothing; wait while the network is down.
 
-    `tokenizer_sha256`: of a run that has lost its stream. Raises UserError, for such a run also if
-    its sources no longer give the same tokenizer.
+    Raises UserError.
     """
-    data, specs = preset.data, preset.data.all_sources
-    with room_on_disk(stream_dir):
-        stream_dir.mkdir(parents=True, exist_ok=True)
+    data, specs, num_trained = preset.data, preset.data.all_sources, len(preset.data.trained_sources)
     status("choosing held-out text")
-    weights = base_weights(data.mix_strategy, data.weights)
+    weights = over_the_run(base_weights(data.mix_strategy, data.weights), len(specs), data.finish_share)
 
-    def choose(i: int) -> tuple[dict[bytes, Document], frozenset[bytes]]:
-        share = preset.train.eval_tokens * weights[i] / sum(weights)
+    def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
         held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
-        chosen = collect(held_out, share, data.min_text_length) or first_of_two(head(i), data.min_text_length)
+        if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
+            share = preset.train.eval_tokens / num_trained
+            return collect(chain(held_out, head(i)), share, data.min_text_length), {}, frozenset()
+        share = preset.train.eval_tokens * weights[i] / sum(weights)
+        # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
+        has_enough = len(list(islice(head(i), HELD_OUT_ONE_IN))) == HELD_OUT_ONE_IN
+        chosen, cuts = collect(held_out, share if has_enough else 0, data.min_text_length), dict[bytes, int]()
+        if not chosen:
+            chosen, cuts = collect_of_few(head(i), data.min_text_length)
         has_cells = any(document.cells for document in chosen.values())
         sample = islice(head(i), SAMPLE_DOCUMENTS) if has_cells else ()
-        return chosen, shared_cells(chosen.values(), sample)
+        shared, too_common = shared_cells(chosen.values(), sample)
+        for number in too_common:
+            field = specs[i].fields[number]  # type: ignore[union-attr,index]  # only such sources have cells
+            notice(
+                f"{specs[i].label}: documents that share {field!r} with held-out text are trained on, since more than half of "
+                "the source does"
+            )
+        return chosen, cuts, shared
 
     def head(i: int) -> Iterator[Document]:
         return _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        chosen, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
-    hashes = frozenset(key for documents in chosen for key in documents)
-    if not hashes:
-        labels = ", ".join(spec.label for spec in specs)
-        raise UserError(f"{labels}: no document can be held out for evaluation; at least two are needed")
-    hashes = hashes.union(*shared)
+        chosen, cuts_of_each, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
+    if not any(chosen[:num_trained]):
+        labels = ", ".join(spec.label for spec in specs[:num_trained])
+        raise UserError(
+            f"{labels}: no document can be held out for evaluation; needed are two documents, or one of {SHORTEST_CUT:,} "
+            "characters, whose end can be held out"
+        )
+    hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
+    cuts = {key: kept for each in cuts_of_each for key, kept in each.items()}
 
-    if data.tokenizer:
+    if preset.model.init_from:
+        tokenizer = bpe.load(tokenizer_path(stream_dir))  # put there by the trainer
+    elif data.tokenizer:
         tokenizer = bpe.load(data.tokenizer)
     else:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
         # The run's mixture from its beginning; nothing is encoded yet, so shares count characters.
         feeds = [
-            Feed(spec, source, list, skip, status, seed=preset.train.seed)
+            Feed(spec, source, list, skip, status, seed=preset.train.seed, cuts=cuts)
             for spec, source in zip(specs, sources, strict=True)
         ]
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
         texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
         tokenizer = bpe.train(texts, preset.model.vocab_size)
-
-    if tokenizer_sha256 not in (None, bpe.fingerprint(tokenizer)):
-        raise UserError(
-            f"{stream_dir} is not there, and cannot be made again: the sources no longer give the text that this run's "
-            "tokenizer was trained on. Copy stream/ from where the run was before, or start a new run: this one is archived, "
-            "not lost"
-        )
 
     status("tokenizing held-out text")
     seq_length = preset.model.seq_length
@@ -123,17 +227,18 @@ def prepare_stream(
         pack(spec.label, list(documents.values()), tokenizer, seq_length)
         for spec, documents in zip(specs, chosen, strict=True)
     ]
-    HeldOut(packed, hashes).save(stream_dir / HELD_OUT)
-    write_atomically(tokenizer_path(stream_dir), tokenizer.to_str(pretty=True).encode())
+    held_out = HeldOut(packed, hashes, cuts)
     header = {
         **data_identity(preset),
         "tokenizer_sha256": bpe.fingerprint(tokenizer),
+        "held_out": held_out.digest(),
         "token_type": row_dtype(seq_length, bpe.vocab_size(tokenizer))["tokens"].base.name,
         "sources": [
-            {"label": spec.label, "pinned": source().pinned} for spec, source in zip(specs, sources, strict=True)
+            {"label": spec.label, "path": path_of(spec), "pinned": source().pinned}
+            for spec, source in zip(specs, sources, strict=True)
         ],
     }
-    begin(stream_dir, header)
+    return Prepared(header, tokenizer, held_out)
 
 
 def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
@@ -156,15 +261,6 @@ def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status
         yield document
 
 
-def first_of_two(head: Iterator[Document], min_text_length: int) -> dict[bytes, Document]:
-    """Return one document of a source too small for 1 in 20 to be held out.
-
-    Return none if there would be nothing else to train on.
-    """
-    usable = collect(islice(head, 100), math.inf, min_text_length)
-    return dict(islice(usable.items(), int(len(usable) > 1)))
-
-
 def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
     """Yield texts as the run will mix them, each source once; report progress every quarter."""
     length, said = 0, -1
@@ -183,9 +279,9 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
     status(f"training the tokenizer on {human_bytes(length)}")
 
 
-def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
+def check_identity(header: dict[str, Any], preset: Preset, stream_dir: Path) -> None:
     """Raise UserError if the stream was made with other settings than this preset's."""
-    wanted = data_identity(preset)
+    header, wanted = without_null(header), without_null(json.loads(json.dumps(data_identity(preset))))
     if header.get("format") != FORMAT:
         raise UserError(
             f"{stream_dir} was started by another version of this program, which orders documents differently; finish the run "
@@ -210,16 +306,17 @@ def check_identity(header: dict, preset: Preset, stream_dir: Path) -> None:
         )
 
 
-def load_tokenizer(header: dict, stream_dir: Path) -> Tokenizer:
-    """Load the stream's tokenizer.
+def path_of(spec: schema.Source) -> str | None:
+    """Return where the text of a source is, if its content identifies it."""
+    return spec.path if spec.type in ("text", "pdf") else None
 
-    Raises UserError if tokenizer.json is not the one that the stream was made with.
-    """
-    path = tokenizer_path(stream_dir)
-    tokenizer = bpe.load(path)
-    if bpe.fingerprint(tokenizer) != header["tokenizer_sha256"]:
-        raise UserError(
-            f"{path} is not the tokenizer that {stream_dir} was made with "
-            f"(sha256 {header['tokenizer_sha256'][:16]}...); restore that one, or start a new run"
-        )
-    return tokenizer
+
+def check_paths(header: dict[str, Any], preset: Preset, sources: Sequence[Callable[[], Source]]) -> None:
+    """Raise UserError for text that was moved to another path, and is not the same text there."""
+    for spec, source, entry in zip(preset.data.all_sources, sources, header["sources"], strict=True):
+        if path_of(spec) != entry["path"] and source().pinned != entry["pinned"]:
+            raise UserError(
+                f"source {spec.label}: this run began with the text in {entry['path']}, and {path_of(spec)} holds other text "
+                f"({source().size()}; then it was {counted(entry['pinned']['files'], 'file')}). Put the same files there, or "
+                "start a new run"
+            )

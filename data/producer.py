@@ -1,13 +1,14 @@
 """The process that fills the journal: python -m data.producer, run by data/producer_client.py.
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
-"stream_dir", "token_budget", "tokenizer_sha256": of a resumed run or null, "weight_changes":
+"stream_dir", "token_budget", "header": of a resumed run's journal or null, "weight_changes":
 [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
-object with those of the last four that have changed. Events on stdout: source, opened, ready, status, epoch, exhausted, error.
+object with those of the last four that have changed. Events on stdout: source, opened, ready,
+status, notice, epoch, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
-2. On "go": prepares a new stream (data/prepare.py), or checks an existing one
-   against the preset and cuts it to its last append.                                     -> ready
+2. On "go": prepares a new stream (data/prepare.py), or checks an existing one against the preset,
+   makes again what is lost or damaged of it, and cuts it to its last intact append.     -> ready
 3. Appends rows until the token budget is covered, at most RUN_AHEAD of it beyond the rows that
    were consumed or are wanted.
 
@@ -30,18 +31,21 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from configs import schema
 from configs.errors import Retryable, SourceError, UserError
 from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
-from data.heldout import HeldOut
+from data.files import FAILING, FULL, room_on_disk
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
-from data.mixing import Mixer, base_weights
+from data.mixing import Mixer, base_weights, weights_at
+from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import HELD_OUT, check_identity, load_tokenizer, prepare_stream, reason_to_skip
+from data.prepare import Prepared, check_identity, load_or_prepare, reason_to_skip
 from data.sources.base import Source, in_words
 from data.sources.opening import open_source
 
@@ -62,6 +66,9 @@ class Events:
 
     def status(self, message: str) -> None:
         self.emit("status", message=message)
+
+    def notice(self, message: str) -> None:
+        self.emit("notice", message=message)
 
 
 class Orders:
@@ -106,10 +113,6 @@ class Orders:
         with self._news:
             self._news.wait_for(lambda: num_rows < self.limit)
 
-    def weights(self, row: int) -> list[float] | None:
-        """Return the weights for a document chosen after `row` rows, or None for the preset's."""
-        return next((weights for from_row, weights in reversed(self.weight_changes) if from_row <= row), None)
-
 
 class OpenSource:
     """A source of the preset, opened at the start or, if the network is down then, when needed."""
@@ -119,11 +122,18 @@ class OpenSource:
         self.pinned: dict | None = None
         self._cache_dir: Path | None = None
         self._source: Source | None = None
+        self._noticed: set[str] = set()
 
     def __call__(self) -> Source:
         if self._source is None:
             self._source = open_source(self.spec, cache_dir=self._cache_dir, seed=self.seed, pinned=self.pinned)
         return self._source
+
+    def new_notices(self) -> list[str]:
+        """Return those notices of the source that were not returned before."""
+        new = [notice for notice in (self._source.notices if self._source else ()) if notice not in self._noticed]
+        self._noticed.update(new)
+        return new
 
     def open_anew(self, pinned: dict | None, cache_dir: Path) -> None:
         self.pinned, self._cache_dir, self._source = pinned, cache_dir, None
@@ -132,27 +142,39 @@ class OpenSource:
 class Producer:
     """Phase 3: the loop that chooses documents, packs them and appends rows."""
 
-    def __init__(self, preset: Preset, stream_dir: Path, sources: list[OpenSource], orders: Orders, events: Events):
+    def __init__(
+        self,
+        preset: Preset,
+        stream_dir: Path,
+        prepared: Prepared,
+        sources: list[OpenSource],
+        token_budget: int,
+        orders: Orders,
+        events: Events,
+    ):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
-        self.orders, self.events = orders, events
-        header = read_header(stream_dir)
-        assert header, "phase 2 has written it"
-        self.tokenizer = load_tokenizer(header, stream_dir)
-        dtype = row_dtype(seq_length, bpe.vocab_size(self.tokenizer))
-        self.journal = JournalWriter(stream_dir, dtype)
+        _, tokenizer, held_out = prepared
+        self.sources, self.orders, self.events = sources, orders, events
+        self.num_rows = -(-token_budget // seq_length)  # to produce
+        self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
+        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer))
+        self.duplicates = Duplicates()
+        with room_on_disk(stream_dir):
+            self.journal = JournalWriter(stream_dir, dtype, lambda state: self.duplicates.add(state["documents"]))
         self.first_row = self.journal.num_rows
-        self.packer = Packer(dtype, bpe.end_of_text(self.tokenizer))
+        self.packer = Packer(dtype, bpe.end_of_text(tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
-        self.mixer = Mixer(preset.data.mix_strategy, self.base_weights)
+        self.strategy = preset.data.mix_strategy
+        self.mixer = Mixer(self.strategy, self.weights())
+        self.finishing = False
         self.last_append = time.monotonic()
         state = self.journal.state
         if state:
             self.mixer.load_state(state["mixer"])
             self.packer.load_state(state["packer"])
-        held_out = HeldOut.load(stream_dir / HELD_OUT).hashes
-        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out)
-        encode = partial(bpe.encode, self.tokenizer)
-        self.duplicates = Duplicates(stream_dir, state["documents"] if state else 0)
+            self.finishing = state.get("finishing", False)
+        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes)
+        encode = partial(bpe.encode, tokenizer)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
             Feed(
@@ -165,13 +187,34 @@ class Producer:
                 progress=progress,
                 before_waiting=self._append,
                 admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,
+                cuts=held_out.cuts,
             )
             for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
         ]
+        self._enter_part()
 
-    def run(self, num_rows: int) -> None:
+    def weights(self) -> list[float]:
+        """Return the weights of the sources for a document chosen now."""
+        return weights_at(self.base_weights, self.orders.weight_changes, self.finish, self.packer.num_rows)
+
+    def _enter_part(self) -> None:
+        """Begin the finish once there are the rows before it, with a mixture of its own.
+
+        The document that reaches beyond them is cut there. In a run resumed with a larger budget,
+        the finish may also end again.
+        """
+        if self.finish is None or (self.packer.num_rows >= self.finish) == self.finishing:
+            return
+        self.finishing, self.mixer = not self.finishing, Mixer(self.strategy, self.weights())
+        if self.finishing:
+            for source, dropped in enumerate(np.bincount(self.packer.cut(self.finish))):
+                self.feeds[source].progress.tokens -= int(dropped)
+        for index, feed in enumerate(self.feeds):
+            self.mixer.active[index] &= not feed.finished
+
+    def run(self) -> None:
         """Append rows until there are `num_rows` or the sources are used up."""
-        while self.packer.num_rows < num_rows:
+        while self.packer.num_rows < self.num_rows:
             if self.mixer.exhausted:
                 self._append()
                 self.events.emit("exhausted")
@@ -188,13 +231,14 @@ class Producer:
         self._append()
 
     def _add_document(self) -> None:
-        self.mixer.weights = self.orders.weights(self.packer.num_rows) or self.base_weights
+        self.mixer.weights = self.weights()
         index = self.mixer.choose()
         feed = self.feeds[index]
         tokens = feed.next_document()
         if tokens is not None:
             self.packer.add(tokens, index)
             self.mixer.charge(index, len(tokens) + 1)  # plus the end-of-text token that opens it
+            self._enter_part()
         elif feed.finished:
             self.mixer.drop(index)
         else:
@@ -203,6 +247,9 @@ class Producer:
 
     def _append(self) -> None:
         self.last_append = time.monotonic()
+        for source in self.sources:
+            for notice in source.new_notices():
+                self.events.notice(notice)
         rows = self.packer.take()
         if len(rows):
             state = {
@@ -210,14 +257,15 @@ class Producer:
                 "sources": [asdict(feed.progress) for feed in self.feeds],
                 "mixer": self.mixer.state(),
                 "packer": self.packer.state(),
-                "documents": self.duplicates.save(),
+                "finishing": self.finishing,
+                "documents": self.duplicates.new_records(),
             }
             self.journal.append(rows, state)
 
 
-def open_sources(preset: Preset, stream_dir: Path, events: Events) -> list[OpenSource]:
-    """Run phase 1. Raises UserError listing every source that cannot be used."""
-    header = read_header(stream_dir)
+def open_sources(preset: Preset, header: dict[str, Any] | None, events: Events) -> list[OpenSource]:
+    """Run phase 1. `header`: of a stream that may be there. Raises UserError listing every source
+    that cannot be used."""
     sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
     if header and [entry["label"] for entry in header["sources"]] == [source.spec.label for source in sources]:
         for source, entry in zip(sources, header["sources"], strict=True):
@@ -263,7 +311,7 @@ def _describe(opened: OpenSource, status: Status) -> dict:
         "label": label,
         "size": source.size(),
         "first_line": first_line[:200],
-        "notices": source.notices,
+        "notices": opened.new_notices(),
         "text_bytes": source.text_bytes,
     }
 
@@ -271,22 +319,30 @@ def _describe(opened: OpenSource, status: Status) -> dict:
 def prepare(
     preset: Preset,
     stream_dir: Path,
+    header: dict[str, Any] | None,
     sources: list[OpenSource],
     token_budget: int,
-    tokenizer_sha256: str | None,
     events: Events,
-) -> None:
-    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text."""
-    header = read_header(stream_dir)
-    if header:
+) -> tuple[Prepared, list[str]]:
+    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text.
+
+    `header`: of a resumed run. Return also the names of what was lost.
+    """
+    found = read_header(stream_dir)
+    if header is not None and found not in (None, header):
+        raise UserError(
+            f"{stream_dir} is not the stream of this run, but another's. Copy stream/ from where this run was before, or move "
+            "it elsewhere: the sources then give it again"
+        )
+    header = found if header is None else header
+    if header is not None:
         check_identity(header, preset, stream_dir)
     for i, source in enumerate(sources):
         pinned = header["sources"][i]["pinned"] if header else None
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / "pdf_text")
-    if not header:
-        prepare_stream(preset, stream_dir, sources, token_budget, tokenizer_sha256, events.status)
+    return load_or_prepare(preset, stream_dir, header, sources, token_budget, events.status, events.notice)
 
 
 def give_way() -> None:
@@ -309,25 +365,34 @@ def main() -> int:
         request = json.loads(sys.stdin.readline())
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
         orders = Orders(request, run_ahead_rows(preset.model.seq_length, request["token_budget"]))
-        sources = open_sources(preset, stream_dir, events)
+        header, budget = request["header"], request["token_budget"]
+        sources = open_sources(preset, header or read_header(stream_dir), events)
         events.emit("opened")
         orders.wait_for_go()
-        prepare(preset, stream_dir, sources, request["token_budget"], request["tokenizer_sha256"], events)
+        prepared, lost = prepare(preset, stream_dir, header, sources, budget, events)
         give_back_memory()  # preparing leaves 100 MB behind
-        producer = Producer(preset, stream_dir, sources, orders, events)
-        events.emit(
-            "ready",
-            vocab_size=bpe.vocab_size(producer.tokenizer),
-            tokenizer_sha256=bpe.fingerprint(producer.tokenizer),
-            rows=producer.journal.num_rows,
-        )
-        producer.run(-(-request["token_budget"] // preset.model.seq_length))
+        producer = Producer(preset, stream_dir, prepared, sources, budget, orders, events)
+        rows = producer.journal.num_rows
+        if producer.journal.damaged or rows < request["consumed"]:
+            lost.append(f"rows from {rows:,} on")
+        vocab_size = bpe.vocab_size(prepared.tokenizer)
+        events.emit("ready", vocab_size=vocab_size, header=prepared.header, rows=rows, lost=lost)
+        producer.run()
         threading.Event().wait()  # all rows are produced; the trainer ends this process
     except UserError as error:
         events.emit("error", message=str(error))
         return 2
     except BrokenPipeError:
         pass  # the trainer is gone
+    except OSError as error:
+        if error.errno not in FULL | FAILING:
+            traceback.print_exc()
+            return 1
+        # A new process would meet the same.
+        events.emit(
+            "error", message=f"the data process cannot go on: {error}; see to that disk or file and start again"
+        )
+        return 2
     except BaseException:
         traceback.print_exc()
         return 1

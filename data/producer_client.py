@@ -54,13 +54,14 @@ class ProducerProcess:
 
     `tell` keeps the request current. `sources` (by their numbers), `opened`, `ready`, `exhausted`:
     the events of the current process. `status`: its current work or trouble, or "". `epochs`:
-    epochs that each source label has completed. `num_rows()`: rows committed so far, to be set
+    epochs that each source label has completed. `notices`: to be shown once. `num_rows()`: rows committed so far, to be set
     once there is a journal; a death after new rows restarts the count of deaths.
     """
 
     def __init__(self, request: dict[str, Any]):
         self.status = ""
         self.epochs: dict[str, int] = {}
+        self.notices: list[str] = []
         self.num_rows: Callable[[], int] = lambda: 0
         self._request = request
         self._deaths, self._rows_at_death = 0, -1
@@ -131,6 +132,8 @@ class ProducerProcess:
                     self.ready, self.status = event, ""
                 case "status":
                     self.status = event["message"]
+                case "notice":
+                    self.notices.append(event["message"])
                 case "epoch":
                     self.epochs[event["label"]] = event["epoch"]
                 case "exhausted":
@@ -151,6 +154,11 @@ class ProducerProcess:
         else:
             said = "".join(self._last_words) or "(nothing)"
             self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
+
+    def restart(self) -> None:
+        """Start another process, with the request as it is now."""
+        self.end()
+        self._start()
 
     def end(self) -> int:
         """Close stdin, which ends the process, and free its resources. Return its exit code."""

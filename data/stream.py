@@ -1,11 +1,13 @@
 """The trainer's side of the stream: rows by number, shuffled within windows (data/order.py).
 
 Runs on global rank 0 only. It never reads a source, tokenizes or writes a row: data/producer.py
-does, in a process of its own (data/producer_client.py).
+does, in a process of its own (data/producer_client.py). A window is read once, compared with its
+digests, and kept in memory while it is trained on.
 
 Shapes: B rows, T seq_length: rows are (B, T+1) token ids and (B, T+1) source numbers.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from configs.errors import StreamDamaged
 from configs.schema import Preset
 from data.heldout import HeldOut
 from data.journal import JournalReader, run_ahead_rows
-from data.order import RowOrder, window_edges
+from data.order import RowOrder, finish_row, window_edges
 from data.packing import row_dtype
 from data.prepare import HELD_OUT, tokenizer_path
 from data.producer_client import ProducerProcess, SourceInfo
@@ -32,7 +35,7 @@ class StreamEnded(Exception):
 
 class StreamInfo(NamedTuple):
     vocab_size: int
-    tokenizer_sha256: str
+    header: dict[str, Any]  # of the journal: what the stream is made from (data/prepare.py)
     tokenizer_path: Path
     held_out: HeldOut
 
@@ -51,8 +54,8 @@ class Stream:
     Creating it starts the producer, which writes nothing before `begin()`; rows and `held_out`
     exist from then on. `start_row`: rows already trained on. `weight_changes`: the (from_row,
     weights) passed to change_weights so far. `begun_windows`: the earlier result of
-    `windows_begun(start_row)`. `tokenizer_sha256`: of a resumed run, whose stream may have to be made
-    again. `wait_seconds`: time spent blocked in rows().
+    `windows_begun(start_row)`. `header`: of a resumed run, whose stream may have to be made again.
+    `wait_seconds`: time spent blocked in rows().
 
     Methods that wait raise Stopped once `should_stop` is true, and pass `on_status` what they wait
     for.
@@ -70,12 +73,13 @@ class Stream:
         start_row: int = 0,
         weight_changes: Sequence[tuple[int, list[float]]] = (),
         begun_windows: Sequence[int] = (0,),
-        tokenizer_sha256: str | None = None,
+        header: dict[str, Any] | None = None,
     ):
         self.seq_length = preset.model.seq_length
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
         num_rows = -(-token_budget // self.seq_length)
-        self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows), preset.train.seed)
+        finish = finish_row(preset.data.finish_share, self.seq_length, token_budget)
+        self._order = RowOrder(window_edges(num_rows, self.run_ahead_rows, begun_windows, finish), preset.train.seed)
         self.stream_dir = checkpoint_dir.absolute() / "stream"
         self.wait_seconds = 0.0
         self._weight_changes = [(int(row), list(weights)) for row, weights in weight_changes]
@@ -86,9 +90,11 @@ class Stream:
             "weight_changes": self._weight_changes,
             "consumed": start_row,
             "wanted": start_row,
-            "tokenizer_sha256": tokenizer_sha256,
+            "header": header,
             "go": False,
         }
+        self._intact_rows = sys.maxsize  # before the first that was made again
+        self._windows: dict[tuple[int, int], np.ndarray] = {}  # rows by (first, end) in the journal
         self._process = ProducerProcess(request)
 
     @property
@@ -100,6 +106,11 @@ class Stream:
     def epochs(self) -> dict[str, int]:
         """The number of epochs that each source label has completed."""
         return self._process.epochs
+
+    def take_notices(self) -> list[str]:
+        """Return what the producer noticed since the last call, such as a file that it skips."""
+        notices, self._process.notices = self._process.notices, []
+        return notices
 
     def wait_opened(
         self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore
@@ -118,16 +129,44 @@ class Stream:
         does.
         """
         self._process.tell(go=True)
-        ready = self._process.wait(lambda: self._process.ready, should_stop, on_status)
-        self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
-        self._process.num_rows = self._reader.num_rows
+        ready = self._wait_ready(should_stop, on_status)
+        self._process.tell(header=ready["header"])  # of this run from now on, whatever becomes of its file
         self.held_out = HeldOut.load(self.stream_dir / HELD_OUT)
-        path = tokenizer_path(self.stream_dir)
-        return StreamInfo(ready["vocab_size"], ready["tokenizer_sha256"], path, self.held_out)
+        return StreamInfo(ready["vocab_size"], ready["header"], tokenizer_path(self.stream_dir), self.held_out)
 
-    @property
-    def num_rows(self) -> int:
-        """The number of rows that exist so far."""
+    def make_again(self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore) -> None:
+        """Let a new producer look for damage, and make again what is damaged."""
+        self._process.restart()
+        self._wait_ready(should_stop, on_status)
+
+    def take_back(self) -> None:
+        """End the producer, and remove the rows that were made again: they are not those that were
+        lost."""
+        self.close()
+        self._reader.cut(self._intact_rows)
+
+    def _wait_ready(self, should_stop: Callable[[], bool], on_status: Callable[[str], Any]) -> dict[str, Any]:
+        ready = self._process.wait(lambda: self._process.ready, should_stop, on_status)
+        if ready["lost"]:
+            on_status(f"{self.stream_dir} was damaged or incomplete: made again are {', '.join(ready['lost'])}")
+        self._open(ready)
+        return ready
+
+    def _open(self, ready: dict[str, Any]) -> None:
+        self._ready = ready
+        if ready["lost"]:
+            self._intact_rows = min(self._intact_rows, ready["rows"])
+        self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
+        self._windows = {}
+        self._process.num_rows = self._reader.num_rows
+
+    def _num_rows(self) -> int:
+        """Return the number of rows so far. Raises StreamDamaged if a producer that was started
+        again has found damage, and cut it."""
+        if (ready := self._process.ready) and ready is not self._ready:
+            self._open(ready)
+            if ready["lost"]:
+                raise StreamDamaged(f"{self.stream_dir} was damaged: made again are {', '.join(ready['lost'])}")
         return self._reader.num_rows()
 
     def rows(
@@ -140,25 +179,27 @@ class Stream:
         """Return (count, T+1) tokens and uint8 sources of rows first .. first + count - 1.
 
         Wait for the end of their window. Raises StreamEnded if they will never exist, UserError if
-        the producer failed, or Stopped.
+        the producer failed, StreamDamaged, or Stopped.
         """
         end = max(self._order.window(first + count - 1)[1], first + count)
-        if end > self._reader.num_rows():
+        if end > self._num_rows():
             began = time.monotonic()
             self._process.tell(wanted=end)
             try:
-                self._process.wait(
-                    lambda: self._process.exhausted or end <= self._reader.num_rows(), should_stop, on_status
-                )
+                self._process.wait(lambda: self._process.exhausted or end <= self._num_rows(), should_stop, on_status)
             finally:
                 self.wait_seconds += time.monotonic() - began
-            if first + count > self._reader.num_rows():
-                raise StreamEnded(self._reader.num_rows())
+            if first + count > self._num_rows():
+                raise StreamEnded(self._num_rows())
         else:
             self._process.handle_events()
-        journal_rows = self._order.journal_rows(first, count, self._reader.num_rows())
-        lowest, highest = int(journal_rows.min()), int(journal_rows.max())
-        records = self._reader.rows(lowest, highest + 1 - lowest)[journal_rows - lowest]
+        windows, parts = {}, []
+        for start, stop, places in self._order.places(first, count, self._num_rows()):
+            window = self._windows.get((start, stop))
+            windows[start, stop] = self._reader.rows(start, stop - start) if window is None else window
+            parts.append(windows[start, stop][places])
+        self._windows = windows  # those of the last rows: training reads on in them
+        records = np.concatenate(parts)
         return np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
 
     def consumed(self, row: int) -> None:

@@ -16,7 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import UserError
 from configs.schema import Preset
+from data.tokenizer_trial import trial
 
+LARGEST_FILE = 200_000_000  # bytes
+MOST_TOKENS = 2**20
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
 LONGEST_WORD = 100  # characters of a word that training uses
 _ENDLESS = re.compile(rf"(\S{{{LONGEST_WORD}}})\S+|(\s{{{LONGEST_WORD}}})\s+")
@@ -54,15 +57,29 @@ def without_endless_words(text: str) -> str:
 def load(path: Path | str) -> Tokenizer:
     """Load a tokenizer.json.
 
-    Raises UserError if it cannot be read or has no usable end-of-text token.
+    Raises UserError if it cannot be read or used, or has no usable end-of-text token. A file is
+    tried in a process with limits first, unless it is of the kind that `train` makes.
     """
     path = Path(os.path.expanduser(path))
     if os.path.exists(path) and not os.path.isfile(path):  # reading a device may never end
         raise UserError(f"tokenizer {path}: not a file; give the path of a tokenizer.json")
+    if path.exists() and path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"tokenizer {path}: larger than {LARGEST_FILE:,} bytes; give the path of a tokenizer.json")
+    if path.exists() and not _is_trained_here(path) and (problem := trial(path)):
+        raise UserError(f"tokenizer {path}: {problem}; give the path of another tokenizer.json")
     try:
         tokenizer = _ready(Tokenizer.from_file(str(path)))
-    except Exception as error:  # `tokenizers` raises plain Exception for a missing, torn or foreign file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception for a missing, torn or foreign file; a panic is none
         raise UserError(f"tokenizer {path}: cannot be read ({error}); give the path of a tokenizer.json") from None
+    if vocab_size(tokenizer) > MOST_TOKENS:
+        raise UserError(
+            f"tokenizer {path}: the ids of its tokens go up to {vocab_size(tokenizer) - 1:,}; use one with at most "
+            f"{MOST_TOKENS:,}"
+        )
+    if not tokenizer.encode("The year 1984", add_special_tokens=False).ids:
+        raise UserError(f"tokenizer {path}: it makes no token of text; give the path of another tokenizer.json")
     try:
         written = end_name(tokenizer)
     except LookupError:
@@ -77,6 +94,20 @@ def load(path: Path | str) -> Tokenizer:
             "the end-of-text token as a word; use a BPE tokenizer"
         )
     return tokenizer
+
+
+def _is_trained_here(path: Path) -> bool:
+    """Return whether a file differs from one of `train` in vocabulary and merges alone: its rules
+    are then those of this program."""
+    try:
+        return _rules(path.read_text(encoding="utf-8")) == _rules(train([], 0).to_str())
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+
+
+def _rules(text: str) -> dict:
+    content = json.loads(text)
+    return content | {"model": content["model"] | {"vocab": None, "merges": None}}
 
 
 def _ready(tokenizer: Tokenizer) -> Tokenizer:
@@ -110,7 +141,7 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 def vocab_size(tokenizer: Tokenizer) -> int:
     """Return the rows an embedding needs: the largest id + 1 (a vocabulary may have gaps)."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -120,8 +151,17 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
-    """Yield the token ids of each text, uint32, without special tokens."""
-    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+    """Yield the token ids of each text, uint32, without special tokens. Raises UserError for a
+    tokenizer that fails."""
+    try:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # its own rules may fail on a text, or panic
+        raise UserError(
+            f"the tokenizer cannot encode a document ({error}): correct the rules in data.tokenizer, or use another one"
+        ) from error
+    for encoding in encodings:
         yield np.array(encoding.ids, dtype=np.uint32)
 
 

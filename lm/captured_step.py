@@ -45,6 +45,7 @@ class CapturedTrainStep(TrainStep):
         return self._forward_backward(inputs).clone()  # graphs share memory: it may be overwritten
 
     def update(self, inputs: Sequence[Tensor]) -> Tensor:
+        self.is_updating = True
         return self._update(inputs) if self._update else super().update(inputs)
 
     def _capture(self, forward_backward: CapturedFunction, inputs: Sequence[Tensor]) -> None:

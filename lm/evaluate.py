@@ -12,7 +12,7 @@ Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     tokens: int
-    per_source: dict[str, SourceEvaluation]  # skips sources without held-out text
+    per_source: dict[str, SourceEvaluation]  # skips sources without held-out text; includes watched ones
 
     def to_json(self) -> dict[str, Any]:
         """Return the `eval` object of metrics.jsonl, without values that do not apply (those of
@@ -72,6 +72,7 @@ def evaluate(
     world_size: int = 1,
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     observe: Observe = lambda *batch: None,
+    watched: Collection[str] = (),
 ) -> Evaluation | None:
     """Evaluate the trunk, compiled or not, on held-out rows, `batch_rows` at a time.
 
@@ -79,7 +80,8 @@ def evaluate(
     sources are mixed as in training. `token_bytes` (V,) is 0 for special tokens, which count in
     the loss but not in bits per byte. Each rank evaluates every `world_size`-th row; `reduce` sums
     one float64 CPU tensor over the ranks and is called exactly once, stopped or not, because ranks
-    may have different numbers of rows, even none, and notice a stop at different times.
+    may have different numbers of rows, even none, and notice a stop at different times. The labels
+    `watched` have an entry of their own, but do not count in the totals.
     """
     source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])
     own = np.random.default_rng(0).permutation(len(source))[rank::world_size]
@@ -92,7 +94,7 @@ def evaluate(
     sums = reduce(torch.from_numpy(sums)).numpy()
     if sums[-1]:
         return None
-    return _summary(sums[:-1].reshape(len(sources), len(COLUMNS)), [part.label for part in sources])
+    return _summary(sums[:-1].reshape(len(sources), len(COLUMNS)), [part.label for part in sources], watched)
 
 
 def _losses(
@@ -159,7 +161,7 @@ def _sums(
     return sums
 
 
-def _summary(sums: np.ndarray, labels: Sequence[str]) -> Evaluation:
+def _summary(sums: np.ndarray, labels: Sequence[str], watched: Collection[str]) -> Evaluation:
     per_source = {}
     for label, values in zip(labels, sums, strict=True):
         s = dict(zip(COLUMNS, values.tolist(), strict=True))
@@ -173,7 +175,8 @@ def _summary(sums: np.ndarray, labels: Sequence[str]) -> Evaluation:
                 answer_loss=s["answer_nats"] / s["answer_tokens"] if has_answers else None,
                 answer_bits_per_byte=s["answer_text_nats"] / s["answer_bytes"] / LN2 if has_answers else None,
             )
-    total = dict(zip(COLUMNS, sums.sum(0).tolist(), strict=True))
+    counted = [label not in watched for label in labels]
+    total = dict(zip(COLUMNS, sums[counted].sum(0).tolist(), strict=True))
     assert total["bytes"] > 0, "held-out text is never empty: data/heldout.py sees to it"
     return Evaluation(
         loss=total["nats"] / total["tokens"],

@@ -5,30 +5,56 @@ Everything random in it is a function of `train.seed` and of the row's index in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from aux_heads.joint import JointModel, build_heads
 from configs.errors import UserError
 from configs.schema import Preset
 from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
+from lm.loss_scale import LossScale
 from lm.model import Transformer
-from lm.optim import build_optimizers
+from lm.optim import Muon, build_optimizers
+from lm.runtime.devices import device_choice
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
-from lm.runtime.machine import compile_choice, compile_problem, keep_freed_memory, precision_choice, thread_choice
+from lm.runtime.machine import (
+    compile_choice,
+    compile_problem,
+    device_name,
+    keep_freed_memory,
+    precision_choice,
+    thread_choice,
+)
+from lm.start_point import StartPoint
 from lm.train_step import TrainStep
+
+MISFIT = (
+    "The last checkpoint is not what its own preset makes: {} does not fit. Another program has changed it, or another "
+    "version of this one has made it: put a copy of it back, go on with that version, or move the run elsewhere."
+)
 
 
 class Learner:
     """State that training changes (`state`, `load_state`) and the `train_step` that changes it."""
 
-    def __init__(self, preset: Preset, world: World, *, vocab_size: int, end_of_text: int, tokens_per_step: int):
-        """Raises UserError if memory cannot hold the model, or if rows are too short for heads."""
+    def __init__(
+        self,
+        preset: Preset,
+        world: World,
+        *,
+        vocab_size: int,
+        end_of_text: int,
+        tokens_per_step: int,
+        start: StartPoint | None = None,
+    ):
+        """Raises UserError if memory cannot hold the model, if rows are too short for heads, or if
+        the weights of `start`, which are the trunk's if it is given, are not finite."""
         model, train, aux = preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
@@ -36,19 +62,22 @@ class Learner:
         if self.compiled and (problem := compile_problem(self.device_type)):
             self.compiled, compile_reason = False, problem
         self._decisions = [
-            (str(self.dtype).removeprefix("torch."), dtype_reason),
+            (device_name(world.device), device_choice(world.size).reason),
+            (self.precision, dtype_reason),
             ("torch.compile" if self.compiled else "no torch.compile", compile_reason),
         ]
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
             self._decisions.append((f"{threads} threads", thread_reason))
-        check_memory(preset, self.device_type, low_precision=self.dtype == torch.bfloat16, compiled=self.compiled)
+        check_memory(preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
         torch.manual_seed(train.seed)
         self.trunk = Transformer(model, vocab_size).to(world.device)
+        if start:  # DDP copies the first rank's weights to the others
+            world.from_first(start.load_into, self.trunk)
         self.heads = build_heads(aux, model.hidden_size, model.seq_length).to(world.device)
         loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
         self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
@@ -69,12 +98,17 @@ class Learner:
             gradient_clip=train.gradient_clip,
             seed=train.seed,
             autocast=self.autocast,
+            loss_scale=LossScale(world.device) if self.dtype == torch.float16 else None,
         )
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def decisions(self) -> list[tuple[str, str]]:
         """(decision, reason) pairs for the start card; complete only after the dry run."""
-        if self.device_type == "cpu":
+        if self.device_type != "cuda":
             return self._decisions
         refused = "torchrun's processes average their gradients on the way"
         if isinstance(self.train_step, CapturedTrainStep):
@@ -85,10 +119,12 @@ class Learner:
         return [*self._decisions, graphs]
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def state(self) -> dict[str, Any]:
+        scale = self.train_step.loss_scale
         return {
+            **({"loss_scale": scale.state} if scale else {}),
             "model": self.trunk.state_dict(),
             "heads": self.heads.state_dict(),
             # Moments only: rates and decay are functions of the preset, which may be edited,
@@ -98,32 +134,46 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load a checkpoint's state; raises UserError if it does not fit this model."""
-        if misfit := next(self._misfits(state), None):
-            raise UserError(
-                f"The last checkpoint is not what its own preset makes: {misfit} does not fit. Another program has changed it, "
-                "or another version of this one has made it: put a copy of it back, go on with that version, or move the run "
-                "elsewhere."
-            )
+        check_shapes({"model": self.trunk, "heads": self.heads}, state)
+        if misfit := next(self._misfits(state["optimizer"]), None):
+            raise UserError(MISFIT.format(misfit))
+        if _shape(state.get("loss_scale", torch.zeros(2))) != (2,):
+            raise UserError(MISFIT.format("loss_scale"))
         self.trunk.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        # Of float16; without one the run was begun on other hardware.
+        if self.train_step.loss_scale and "loss_scale" in state:
+            self.train_step.loss_scale.load(state["loss_scale"])
         self.train_step.reset()
 
-    def _misfits(self, state: dict[str, Any]) -> Iterator[str]:
-        """Yield the names of entries whose shape is not that of the tensor they belong to."""
-        for part, saved in ((self.trunk, state["model"]), (self.heads, state["heads"])):
-            shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
-            yield from (name for name in shapes.keys() | saved.keys() if shapes.get(name) != _shape(saved.get(name)))
-        if len(state["optimizer"]) != len(self.optimizers):
+    def _misfits(self, saved_states: list[Any]) -> Iterator[str]:
+        """Yield the names of moments that no parameter has, or one of another shape."""
+        if len(saved_states) != len(self.optimizers):
             yield "optimizer"
-        for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=False):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for number, moments in saved["state"].items():
-                known = isinstance(number, int) and number < len(parameters)
-                # The second shape is that of a step count.
-                fitting = (parameters[number].shape, torch.Size()) if known else ()
-                yield from (f"optimizer's {name}" for name, moment in moments.items() if _shape(moment) not in fitting)
+        for optimizer, saved in zip(self.optimizers, saved_states, strict=False):
+            names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+            parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+            moments = saved.get("state") if isinstance(saved, dict) else None
+            if not isinstance(moments, dict):
+                yield "optimizer"
+                continue
+            for number, of_one in moments.items():
+                if number not in parameters or not isinstance(of_one, dict) or of_one.keys() != names:
+                    yield f"optimizer's {number}"
+                    continue
+                shapes = dict.fromkeys(names, parameters[number].shape) | {"step": torch.Size()}
+                yield from (f"optimizer's {name}" for name in names if _shape(of_one[name]) != shapes[name])
+
+
+def check_shapes(parts: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+    """Raise UserError unless each part of a checkpoint's state has the tensors of its module."""
+    for part, module in parts.items():
+        saved, shapes = state[part], {name: tensor.shape for name, tensor in module.state_dict().items()}
+        for name in shapes.keys() | saved.keys():
+            if shapes.get(name) != _shape(saved.get(name)):
+                raise UserError(MISFIT.format(name))
 
 
 def _shape(value: Any) -> torch.Size | None:

@@ -27,7 +27,14 @@ from torch.nn import functional as F
 IGNORE = -100
 # A CPU core's cache holds the logits of a few hundred rows; a GPU needs large
 # matmuls, and has the memory.
-CHUNK_ROWS = {"cpu": 512, "cuda": 32_768}
+CHUNK_ROWS = {"cpu": 512, "cuda": 32_768, "mps": 2_048}
+CHUNK_VOCAB = 32_768  # with a larger vocabulary a chunk has fewer rows: as many logits at most
+
+
+def chunk_rows(device: str, vocab_size: int) -> int:
+    """Return how many rows' logits are computed at once."""
+    return max(1, CHUNK_ROWS[device] * CHUNK_VOCAB // max(CHUNK_VOCAB, vocab_size))
+
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -74,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         grad_weight = torch.zeros_like(weight_VD) if need_grad else None
-        weight, rows = weight_VD.to(dtype), CHUNK_ROWS[device]
+        weight, rows = weight_VD.to(dtype), chunk_rows(device, len(weight_VD))
         split = (tensor.split(rows) for tensor in (hidden_ND.to(dtype), targets_NK, scales_NK))
         parts = [
             chunk(hidden, weight, targets, scales, grad_weight) for hidden, targets, scales in zip(*split, strict=True)

@@ -1,13 +1,13 @@
-"""The trunk: a decoder with exactly the architecture of `Qwen3ForCausalLM`, so that
-exports need no custom code.
+"""The trunk: a decoder with exactly the architecture of `Qwen3ForCausalLM`, or without QK-norm of
+`LlamaForCausalLM`, so that exports need no custom code (lm/families.py).
 
 RMSNorm before each block, rotary position embeddings, RMS-normalised queries and keys (QK-norm),
-SwiGLU, no biases, no dropout. The forward pass ends after the final norm: losses and heads read
-hidden states and `output.weight`, so that (B, T, V) logits are never materialised. Never here:
-losses, sampling, device placement.
+grouped-query attention (GQA), SwiGLU, no biases, no dropout. The forward pass ends after the final
+norm: losses and heads read hidden states and `output.weight`, so that (B, T, V) logits are never
+materialised. Never here: losses, sampling, device placement.
 
-Shapes: B rows, T positions, D hidden size, H heads, K head dimension (H * K = D),
-F mlp size, V vocabulary.
+Shapes: B rows, T positions, D hidden size, H heads of queries, G heads of keys and values (each
+for H / G heads of queries), K head dimension, F mlp size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from torch import Tensor
 
 from configs.schema import ModelConfig
 
-NORM_EPS = 1e-6
-ROPE_THETA = 10_000.0
 CPU_ATTENTION_BLOCKS = 4
-MASKED = -1e4  # added to masked scores: QK-norm keeps scores below a few dozen, so their exp is 0
+MASKED = -1e4  # added to masked scores: others are below a few hundred, so their exp is 0
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, computed in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS) * self.weight).to(x.dtype)
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
-def rotary_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Return cos and sin, each (length, K / 2), for `rotate`; the two halves of a head form the
     pairs (arXiv 2104.09864)."""
-    frequencies = ROPE_THETA ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
 
@@ -64,10 +63,10 @@ def rotate_flipped(x_BHTK: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute causal softmax attention; q, k and v are (B, H, T, K)."""
+    """Compute causal softmax attention; q is (B, H, T, K), k and v are (B, G, T, K)."""
     if q.shape[-2] % CPU_ATTENTION_BLOCKS == 0 and q.device.type == "cpu" and torch.compiler.is_compiling():
         return blocked_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -79,6 +78,8 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     which saves a pass over the scores.
     """
     (B, H, length, K), size = q.shape, q.shape[-2] // CPU_ATTENTION_BLOCKS
+    if k.shape[1] != H:
+        k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     masked = torch.full((size, size), MASKED, dtype=q.dtype, device=q.device).triu(1)
     outputs = []
@@ -93,19 +94,22 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim)
-        self.k_norm = RMSNorm(config.head_dim)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.head_dim, self.heads_qkv = config.head_dim, config.heads_qkv
+        self.rows_qkv = [heads * config.head_dim for heads in config.heads_qkv]
+        self.qkv = nn.Linear(config.hidden_size, sum(self.rows_qkv), bias=False)
+        self.q_norm, self.k_norm = (
+            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.proj = nn.Linear(self.rows_qkv[0], config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         q, k, v = (
-            y.view(B, T, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x_BTD).chunk(3, dim=-1)
+            y.view(B, T, heads, self.head_dim).transpose(1, 2)
+            for y, heads in zip(self.qkv(x_BTD).split(self.rows_qkv, dim=-1), self.heads_qkv, strict=True)
         )
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        return self.proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, D))
+        return self.proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, -1))
 
 
 def products(x: Tensor, weight: Tensor, parts: int) -> list[Tensor]:
@@ -134,9 +138,9 @@ class SwiGLU(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size)
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -157,9 +161,9 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.hidden_size)
         layers = [Layer(config) for _ in range(config.num_layers)]
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.hidden_size)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = nn.Linear(config.hidden_size, vocab_size, bias=False)
-        cos, sin = rotary_tables(config.seq_length, config.head_dim)
+        cos, sin = rotary_tables(config.seq_length, config.head_dim, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialize(layers)
@@ -178,7 +182,8 @@ class Transformer(nn.Module):
             nn.init.zeros_(layer.attention.proj.weight)
             nn.init.zeros_(layer.mlp.down.weight)
             for norm in (layer.attention.q_norm, layer.attention.k_norm):
-                nn.init.constant_(norm.weight, 1.2)  # sharper attention than QK-norm's unit gain allows
+                if isinstance(norm, RMSNorm):
+                    nn.init.constant_(norm.weight, 1.2)  # sharper attention than QK-norm's unit gain allows
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return hidden states (B, T, D). The caller keeps T within `seq_length`: there are no

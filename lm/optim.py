@@ -26,12 +26,17 @@ MUON_MOMENTUM = 0.95
 BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
+# Of the default rates for a model that is trained already: weights of its size take steps of this share
+# without losing what they know.
+CONTINUED_SHARE = 0.05
 
 
 def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Approximate the nearest semi-orthogonal matrix of each of N matrices
     (R, C); bf16 is precise enough."""
     a, b, c = NEWTON_SCHULZ
+    if dtype == torch.float16:  # in which gradients would be too small
+        matrices_NRC = matrices_NRC / (matrices_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-30)
     x = matrices_NRC.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
@@ -47,15 +52,16 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum, with decoupled weight decay only where the
     update shrinks a weight too.
 
-    A parameter that stacks `parts` matrices (R, C) (queries, keys and values; gate and up) counts
-    as that many matrices. The step of a matrix is lr * sqrt(max(1, R / C)) times the
-    orthogonalised matrix. `groups`: dicts with `params`, `parts`, `lr`, `weight_decay`; `lr` may
-    be changed at any time, and the decay is scaled by lr as in AdamW.
+    A parameter that stacks matrices (R, C) (queries, keys and values; gate and up) counts as that
+    many matrices; `parts` has the shares of its rows, such as (1, 1) or (4, 2, 2). The step of a
+    matrix is lr * sqrt(max(1, R / C)) times the orthogonalised matrix. `groups`: dicts with
+    `params`, `parts`, `lr`, `weight_decay`; `lr` may be changed at any time, and the decay is
+    scaled by lr as in AdamW.
     """
 
     def __init__(self, groups: Iterable[dict], dtype: torch.dtype = torch.bfloat16):
-        super().__init__(groups, {"parts": 1, "lr": 0.02, "weight_decay": 0.0})
-        self.dtype = dtype  # of the matmuls; float32 where the hardware is slow at bfloat16
+        super().__init__(groups, {"parts": (1,), "lr": 0.02, "weight_decay": 0.0})
+        self.dtype = dtype  # of the matmuls; another where the hardware is slow at bfloat16
         self.found_inf: Tensor | None = None  # set before a step: if not 0, nothing changes
 
     @torch.no_grad()
@@ -64,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         rates: dict[float | int, Tensor] = {}
         for group in self.param_groups:
             rate = id(group["lr"]) if isinstance(group["lr"], Tensor) else group["lr"]
-            rates[rate] = torch.as_tensor(group["lr"])
+            rates[rate] = torch.as_tensor(group["lr"], device=group["params"][0].device)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -72,9 +78,10 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 tensors = (parameter.grad, state["momentum"], parameter.data)
-                parts = zip(*(tensor.chunk(group["parts"]) for tensor in tensors), strict=True)
                 rows, columns = parameter.shape
-                batches[rows // group["parts"], columns, rate, group["weight_decay"]] += parts
+                sizes = [rows * part // sum(group["parts"]) for part in group["parts"]]
+                for part in zip(*(tensor.split(sizes) for tensor in tensors), strict=True):
+                    batches[len(part[0]), columns, rate, group["weight_decay"]].append(part)
         for (rows, columns, rate, weight_decay), members in batches.items():
             at_once = max(1, BATCH_SIZE // (rows * columns))
             for start in range(0, len(members), at_once):
@@ -100,16 +107,23 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
-def peak_learning_rates(train: TrainConfig, hidden_size: int, tokens_per_step: int) -> dict[str, float]:
+def peak_learning_rates(
+    train: TrainConfig, hidden_size: int, tokens_per_step: int, *, continued: bool = False
+) -> dict[str, float]:
     """Return the peak learning rate of each group; rates set in the preset are used unchanged.
 
     The defaults are for 524k tokens per step and scale with the square root of that number; those
     of embedding and output also scale with 1/sqrt(width). The output layer's is four times the one
-    used for billions of tokens (benchmarks/LOG.md).
+    used for billions of tokens (benchmarks/LOG.md). With `continued`, for a model that is trained
+    already, they are CONTINUED_SHARE of that, and the embedding has the output layer's: its
+    default is for the large embeddings that a run from scratch begins with.
     """
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
     defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.032 * width * batch}
     defaults["scalar"] = 0.015 * batch
+    if continued:
+        defaults["embedding"] = defaults["output"]
+        defaults = {name: CONTINUED_SHARE * rate for name, rate in defaults.items()}
     return {name: getattr(train, f"{name}_learning_rate") or rate for name, rate in defaults.items()}
 
 
@@ -128,16 +142,17 @@ def build_optimizers(
     Each group keeps its peak rate as `peak_lr`. The heads have their own Muon, since the last bit
     of what is orthogonalised in one batch of matmuls may depend on the batch.
     """
-    peaks = peak_learning_rates(train, hidden_size, tokens_per_step)
+    continued = trunk.config.init_from is not None
+    peaks = peak_learning_rates(train, hidden_size, tokens_per_step, continued=continued)
     device = trunk.embed.weight.device
     on_gpu = device.type == "cuda"  # there captured steps read the rate from memory
-    matrices: dict[int, list[nn.Parameter]] = defaultdict(list)
+    matrices: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
     scalars: list[nn.Parameter] = []
     tied = trunk.output.weight is trunk.embed.weight
     for name, parameter in trunk.layers.named_parameters():
         if parameter.ndim == 2:
-            parts = 3 if name.endswith("qkv.weight") else 2 if name.endswith("gate_up.weight") else 1
-            matrices[parts].append(parameter)
+            qkv, gate_up = name.endswith("qkv.weight"), name.endswith("gate_up.weight")
+            matrices[trunk.config.heads_qkv if qkv else (1, 1) if gate_up else (1,)].append(parameter)
         else:
             scalars.append(parameter)
     scalars += trunk.norm.parameters()
@@ -145,7 +160,8 @@ def build_optimizers(
     head_biases = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
     of_matrices = {"lr": peaks["matrix"], "weight_decay": train.weight_decay}
     muon_groups = [
-        {"params": parameters, "parts": parts, **of_matrices} for parts, parameters in sorted(matrices.items())
+        {"params": parameters, "parts": parts, **of_matrices}
+        for parts, parameters in sorted(matrices.items(), key=lambda item: len(item[0]))
     ]
     adam_groups = [
         {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from lm.loss import mtp_targets, padded
+from lm.loss_scale import LossScale
 from lm.optim import set_learning_rate
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
@@ -100,17 +101,20 @@ class TrainStep:
         gradient_clip: float,
         seed: int,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        loss_scale: LossScale | None = None,
     ):
         self.model, self.sample_positions = model, sample_positions
         parts = [list(part.parameters()) for part in (trunk, heads)]
         self.clipped_apart = [part for part in parts if part]
-        self.optimizers, self.world, self.autocast = optimizers, world, autocast
+        self.optimizers, self.world, self.autocast, self.loss_scale = optimizers, world, autocast, loss_scale
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
+        self.sum_dtype = torch.float32 if world.device.type == "mps" else torch.float64  # the largest there is
         # Of the step's mean loss and the gradient norms of trunk and heads. NaN is below no bound.
         self.bounds = torch.tensor(
-            [DIVERGENCE_LIMIT, DIVERGENCE_LIMIT, math.inf], dtype=torch.float64, device=world.device
+            [DIVERGENCE_LIMIT, DIVERGENCE_LIMIT, math.inf], dtype=self.sum_dtype, device=world.device
         )
         self.skipped_in_a_row = 0
+        self.is_updating = False  # from the first change of a weight until the caller has counted the step
         self.measures: list[str] = []  # names of the heads' losses and measures
 
     def __call__(
@@ -137,7 +141,7 @@ class TrainStep:
         loss_sum, heads = accumulated
         values = self.update((torch.stack([loss_sum, *heads.values()]), self.numbers(plan.num_tokens)))
         self.clear()
-        values, arrived = values.to("cpu", non_blocking=True), None
+        values, arrived = values.to("cpu", non_blocking=self.world.device.type == "cuda"), None
         if self.world.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
@@ -147,14 +151,18 @@ class TrainStep:
         """Clip the gradients, and update the parameters if the step was finite.
 
         Given this rank's sums and the step's number of targets, returns the sums over all ranks,
-        the trunk's gradient norm, and whether the step was finite and below the divergence limit.
+        the trunk's gradient norm, whether the step was finite and below the divergence limit, and
+        whether only the scale of the loss was too large for it.
         """
         sums, num_tokens = inputs
+        if self.loss_scale:
+            self.loss_scale.unscale(parameter for part in self.clipped_apart for parameter in part)
         norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
         # From here on loss and gradients are sums over ranks, so every rank decides the same.
         sums = self.world.sum(sums)
         checked = torch.cat([sums[:1] / num_tokens, torch.stack(norms)])
         sound = (checked < self.bounds[: len(checked)]).all()
+        self.is_updating = True
         if sound.device.type == "cuda":  # no sync: as with torch.amp, the kernels check found_inf
             for optimizer in self.optimizers:
                 optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
@@ -162,14 +170,19 @@ class TrainStep:
         elif sound:
             for optimizer in self.optimizers:
                 optimizer.step()
-        return torch.cat([sums, checked[1:2], sound.unsqueeze(0)])
+        overflowed = torch.zeros_like(sound)
+        if self.loss_scale:
+            overflowed = (checked[0] < self.bounds[0]) & ~checked[1:].isfinite().all() & self.loss_scale.can_shrink
+            self.loss_scale.update(sound, overflowed)
+        return torch.cat([sums, checked[1:2], torch.stack([sound, overflowed])])
 
     def result_of(self, launched: Launched) -> StepResult:
         """Wait for a launched step and return its result; to be called once each, in order."""
         if launched.arrived:
             launched.arrived.synchronize()
-        total, *means, trunk_norm, sound = launched.values.tolist()
-        self._count(not sound)
+        total, *means, trunk_norm, sound, overflowed = launched.values.tolist()
+        if not overflowed:  # which says nothing about the weights
+            self._count(not sound)
         # A measure is NaN if the head had nothing to measure it on.
         measured = {
             name: mean / self.world.size
@@ -216,7 +229,7 @@ class TrainStep:
     def run_micro_batch(self, batch: MicroBatch, plan: StepPlan) -> Tensor:
         """Run forward and backward over one micro-batch.
 
-        Returns its sum of losses, then the heads' losses and measures (float64), which `measures`
+        Returns its sum of losses, then the heads' losses and measures (`sum_dtype`), which `measures`
         names. The heads' sampled positions are a function of seed and row.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
@@ -235,6 +248,8 @@ class TrainStep:
         """
         tokens_BT1, targets_BT, numbers, *drawn = inputs
         share, trunk_gradient, *weights = numbers.unbind()
+        if self.loss_scale:
+            share = share * self.loss_scale.scale
         further = mtp_targets(targets_BT, weights)
         with self.autocast():
             output = self.model(
@@ -247,7 +262,7 @@ class TrainStep:
         (output.total * share).backward()
         heads = {f"{name}/loss": loss for name, loss in output.head_losses.items()} | output.measures
         self.measures = list(heads)
-        return torch.stack([value.double() for value in (output.loss_sum, *heads.values())])
+        return torch.stack([value.to(self.sum_dtype) for value in (output.loss_sum, *heads.values())])
 
     def numbers(self, *values: float) -> Tensor:
         """Return `values` in a tensor on the device."""

@@ -51,6 +51,10 @@ def hub(request: pytest.FixtureRequest) -> HubStandIn:
     stand_in.repos.clear()
     stand_in.requests.clear()
     stand_in.tokens.clear()
+    stand_in.models.clear()
+    stand_in.hidden.clear()
+    stand_in.objects.clear()
     stand_in.bytes_sent = 0
-    stand_in.gated, stand_in.private, stand_in.fault, stand_in.signature = (), (), no_fault, ""
+    stand_in.gated, stand_in.private, stand_in.fault = (), (), no_fault
+    stand_in.signature = stand_in.next_page = ""
     return stand_in

@@ -1,9 +1,9 @@
-"""A small stand-in for the Hugging Face Hub: a folder of datasets served the way the `datasets` library asks for them.
+"""A small stand-in for the Hugging Face Hub: datasets served the way the `datasets` library asks for them, and models.
 
     python -m tests.hub FOLDER PORT        serves FOLDER/<owner>/<name>/... ; then HF_ENDPOINT=http://127.0.0.1:PORT
 
 In tests: `with HubStandIn({"owner/name": {"data/train.parquet": bytes or Path, ...}}) as hub: hub.url`.
-It answers what streaming asks (README, the file tree, byte ranges of files); it never writes, uploads or checks tokens.
+It answers what streaming asks (README, the file tree, byte ranges of files), and what the upload of a model asks.
 Without a README.md one is made from `configs`: {"owner/name": {"20231101.en": {"train": "en/*.parquet"}}}.
 """
 
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 Files = dict[str, bytes | Path]
 
 
+LARGE = 10_000  # bytes of a file that the Hub keeps outside of git
 FAULTS = (429, 500, 503, 504, "drop", "truncate", "stall", "half", "page")
 
 
@@ -37,9 +39,11 @@ class HubStandIn:
     until the client gives up, or after "half" the body; send a "page" of HTML with status 200, or the "whole" file
     when a part is asked for. None: answer.
     `requests` lists what was asked. `gated` repositories answer 403 as the Hub does, `private` ones 401 without the token
-    "good". With `signature` a file's bytes
-    are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
-    signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order.
+    "good", whose account is "me": it may make models of that account, and no others. `models` are those by name, the
+    files of each after its last commit; what was uploaded of large ones before is in `objects`. With `signature` a file's
+    bytes are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
+    signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order. File
+    lists go on at the address `next_page`.
     """
 
     def __init__(
@@ -56,7 +60,10 @@ class HubStandIn:
             self.add(name, files, (configs or {}).get(name, {}))
         self.gated, self.fault, self.retry_after = gated, fault, 1
         self.private: tuple[str, ...] = ()
-        self.signature = ""
+        self.signature = self.next_page = ""
+        self.models: dict[str, dict[str, bytes]] = {}
+        self.hidden: set[str] = set()  # models that are private
+        self.objects: dict[str, bytes] = {}  # large files, by their SHA-256
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
         self.bytes_sent = 0
@@ -106,10 +113,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         self.hub.tokens.append(self.headers.get("Authorization"))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         match fault := self.hub.fault(self.command, path, len(self.hub.requests)):
             case "drop":
                 self.close_connection = True
@@ -122,20 +136,81 @@ class _Handler(BaseHTTPRequestHandler):
                 headers = {"Retry-After": str(self.hub.retry_after)} if status == 429 else {}
                 return self._send(status, b"out of order", headers)
         self._fault = fault
+        if self.command in ("POST", "PUT") or path == "/api/whoami-v2":
+            return self._upload(path, body)
         if stored := re.fullmatch(r"/stored/([^/]+/[^/]+)/(.+)", path):
             return self._stored(stored[1], stored[2])
-        if file := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if file := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
-        if api := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path):
+        if api := re.fullmatch(
+            r"/api/(?:datasets|models)/([^/]+/[^/]+?)(/revision/.+|/tree/[^/]+(/.*)?|/auth-check)?", path
+        ):
             if not self._shown(api[1]):
                 return self._error(401, "RepoNotFound", "Repository not found")
             if path.endswith("/auth-check"):
                 if api[1] in self.hub.gated:
-                    return self._error(403, "GatedRepo", "Access to this dataset is restricted")
+                    return self._error(403, "GatedRepo", "Access to this repository is restricted")
                 return self._send(200, b"OK")
-            body = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
-            return body and self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            found = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
+            if self.hub.next_page and "/tree/" in path:
+                return self._json(found, Link=f'<{self.hub.next_page}>; rel="next"')
+            return found and self._json(found)
         return self._error(404, "EntryNotFound", "Entry not found")
+
+    def _upload(self, path: str, body: bytes) -> None:
+        """Answer a request of the upload of a model: files of 1,000 bytes and more are large."""
+        if object_ := re.fullmatch("/objects/(.+)", path):  # a presigned address, without a token
+            self.hub.objects[object_[1]] = body
+            return self._send(200, b"")
+        if self.headers.get("Authorization") != "Bearer good":
+            return self._error(401, "", "Invalid credentials in Authorization header")
+        if path == "/api/whoami-v2":
+            return self._json({"type": "user", "name": "me"})
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization'] or 'me'}/{asked['name']}"
+            if not name.startswith("me/"):
+                return self._error(
+                    403, "", f"You don't have the rights to create a model under {asked['organization']}"
+                )
+            if name in self.hub.models:
+                return self._json({"url": f"{self.hub.url}/{name}"}, 409)
+            self.hub.models[name] = {}
+            self.hub.hidden |= {name} if asked["visibility"] == "private" else set()
+            return self._json({"url": f"{self.hub.url}/{name}"})
+        if (asked := re.fullmatch("/api/models/(.+)/preupload/main", path)) and asked[1] in self.hub.models:
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["size"] >= 1000 else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self._json({"files": files})
+        if asked := re.fullmatch("/(.+).git/info/lfs/objects/batch", path):
+            return self._json(
+                {"transfer": "basic", "objects": [self._object(each) for each in json.loads(body)["objects"]]}
+            )
+        if (asked := re.fullmatch("/api/models/(.+)/commit/main", path)) and asked[1] in self.hub.models:
+            for operation in map(json.loads, body.splitlines()):
+                value = operation["value"]
+                if operation["key"] == "file":
+                    self.hub.models[asked[1]][value["path"]] = b64decode(value["content"])
+                elif operation["key"] == "lfsFile":
+                    self.hub.models[asked[1]][value["path"]] = self.hub.objects[value["oid"]]
+            return self._json({"commitUrl": f"{self.hub.url}/{asked[1]}/commit/1", "commitOid": "1" * 40})
+        return self._error(404, "RepoNotFound", "Repository not found")
+
+    def _object(self, asked: dict) -> dict:
+        there = asked["oid"] in self.hub.objects
+        upload = {"upload": {"href": f"{self.hub.url}/objects/{asked['oid']}"}}
+        return {**asked, **({} if there else {"actions": upload})}
+
+    def _json(self, body: dict | list, status: int = 200, **headers: str) -> None:
+        self._send(status, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
 
     def _shown(self, name: str) -> bool:
         """Whether this dataset exists for whoever asks."""
@@ -143,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name in self.hub.repos and allowed
 
     def _info(self, name: str) -> dict:
-        siblings = [{"rfilename": path} for path in sorted(self.hub.repos[name])]
+        siblings = [{"rfilename": path, **facts(content)} for path, content in sorted(self.hub.repos[name].items())]
         gated = "auto" if name in self.hub.gated else False
         found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
         return {**found, "tags": [], "siblings": siblings}
@@ -204,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.hub.bytes_sent += len(body)
             self.wfile.write(body[: len(body) // 2] if self._fault in ("truncate", "half") else body)
         if self._fault == "truncate":
@@ -236,6 +311,12 @@ def readme(configs: dict[str, dict[str, str]]) -> bytes:
         lines += [f'- config_name: "{name}"', "  data_files:"]
         lines += [f'  - split: {split}\n    path: "{glob}"' for split, glob in splits.items()]
     return "\n".join(["---", *lines, "---", "# A dataset", ""]).encode()
+
+
+def facts(content: bytes | Path) -> dict:
+    """What the Hub knows of a file: its size, and the SHA-256 of one that is too large for git."""
+    digest = {"lfs": {"sha256": hashlib.sha256(part(content, 0, size(content))).hexdigest()}}
+    return {"size": size(content), **(digest if size(content) > LARGE else {})}
 
 
 def size(content: bytes | Path) -> int:

@@ -26,7 +26,10 @@ class Mutation(NamedTuple):
     tests: str
 
 
+FINISH = "tests/data/test_finish.py"
+LOST = "tests/lm/train/test_lost_files.py"
 GENERATE = "tests/lm/inference/test_generate.py"
+LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
 CHECKPOINT, STREAM, STEP = (
     "tests/lm/checkpoint/test_checkpoint.py",
@@ -34,6 +37,30 @@ CHECKPOINT, STREAM, STEP = (
     "tests/lm/test_train_step.py",
 )
 MUTATIONS = {
+    "a start point may hold NaN": Mutation(
+        "lm/start_point.py", "if not tensor.isfinite().all():", "if False:", "tests/lm/test_start_point.py"
+    ),
+    "a shard may be anywhere": Mutation(
+        "lm/start_point.py", """not {"/", "\\\\", "\\0"} & set(value)""", "True", "tests/lm/test_start_point.py"
+    ),
+    "a file of the Hub's cache is taken as it is": Mutation(
+        "data/sources/hub_model.py", "if not whole:", "if False:", "tests/data/sources/test_hub_model.py"
+    ),
+    "keys of a group come in another order": Mutation(
+        "lm/model.py",
+        "x.repeat_interleave(H // k.shape[1], dim=1)",
+        "x.repeat(1, H // k.shape[1], 1, 1)",
+        "tests/lm/test_model.py",
+    ),
+    "a continued run is not evaluated first": Mutation(
+        "lm/train/state.py", "last = -1 if continued else 0", "last = 0", "tests/lm/train/test_continued.py"
+    ),
+    "a resumed run begins with another scale of its loss": Mutation(
+        "lm/learner.py", '**({"loss_scale": scale.state} if scale else {}),', "", "tests/lm/test_loss_scale.py"
+    ),
+    "a broken upload goes on where it broke": Mutation(
+        "data/sources/hub_client.py", 'request.method == "PUT" or (', "False and (", "tests/lm/report/test_upload.py"
+    ),
     "further tokens never fade": Mutation(
         "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
     ),
@@ -85,9 +112,42 @@ MUTATIONS = {
     ),
     "the digest is not looked at": Mutation(
         "lm/checkpoint/file.py",
-        "if not is_whole(path):\n            raise Damaged",
-        "if False:\n            raise Damaged",
+        "if not is_whole(path):\n                raise Damaged",
+        "if False:\n                raise Damaged",
         CHECKPOINT,
+    ),
+    "a folder is believed to be a move because of its name": Mutation(
+        "lm/checkpoint/archive.py",
+        "if entry.suffix != LINKING and not all(",
+        "if entry.suffix != LINKING and all(",
+        "tests/lm/checkpoint/test_archive.py",
+    ),
+    "a copy is removed that is the only one": Mutation(
+        "lm/checkpoint/archive.py",
+        "or _is_in(path, original / path.name)",
+        "or True",
+        "tests/lm/checkpoint/test_archive.py",
+    ),
+    "a tensor may be larger than its bytes": Mutation(
+        "lm/checkpoint/outline.py",
+        "if self.num_bytes > 2 * size:",
+        "if False:",
+        "tests/lm/checkpoint/test_hostile.py",
+    ),
+    "a pickle may hold whatever pickles can": Mutation(
+        "lm/checkpoint/outline.py", "opcode.name not in OPCODES or", "", "tests/lm/checkpoint/test_hostile.py"
+    ),
+    "the token follows a link to another host": Mutation(
+        "data/sources/hub_client.py",
+        "if origin(str(request.url)) != origin(constants.ENDPOINT):",
+        "if False:",
+        "tests/test_secrets.py",
+    ),
+    "links that leave a folder are followed": Mutation(
+        "data/sources/text.py",
+        "if self._inside and path.is_symlink()",
+        "if False",
+        "tests/data/sources/test_sources.py",
     ),
     "weights that are not numbers are saved": Mutation(
         "lm/checkpoint/file.py", "if where := _not_finite(self._contents):", "if where := None:", CHECKPOINT
@@ -103,6 +163,24 @@ MUTATIONS = {
         "            self._failures.append(error.with_traceback(None))",
         "            pass",
         "tests/test_saving.py tests/lm/train/test_trainer.py",
+    ),
+    "the logs are not on the disk before a checkpoint": Mutation(
+        "lm/checkpoint/saver.py",
+        "            self._sync_logs()\n",
+        "",
+        "tests/lm/checkpoint/test_saver.py",
+    ),
+    "half a step is saved": Mutation(
+        "lm/train_step.py", "self.is_updating = True", "pass", "tests/lm/train/test_ended_runs.py"
+    ),
+    "an error ends a run unsaved": Mutation(
+        "main.py", "trainer.save_at_once()", "pass", "tests/lm/train/test_ended_runs.py"
+    ),
+    "a run is saved over another": Mutation(
+        "lm/train/trainer.py", "if store.latest_exists(self.folder):", "if False:", "tests/lm/train/test_ended_runs.py"
+    ),
+    "a closed terminal goes unheard": Mutation(
+        "lm/runtime/signals.py", '"SIGHUP", "SIGQUIT")', '"SIGQUIT")', "tests/test_lost_terminal.py"
     ),
     "two runs in one folder": Mutation(
         "lm/runtime/files.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB", CHECKPOINT
@@ -196,7 +274,7 @@ MUTATIONS = {
         "lm/train/events.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
-        "lm/report/metrics.py", " if is_kept(record)]", "]", "tests/test_kills.py"
+        "lm/report/metrics.py", " if record and is_kept(record)]", " if record]", "tests/test_kills.py"
     ),
     "rows in the journal's order": Mutation(
         "data/order.py", 'return np.argsort(bits, kind="stable")', "return np.arange(length)", STREAM
@@ -206,6 +284,21 @@ MUTATIONS = {
     ),
     "a window is not cut where the sources end": Mutation(
         "data/order.py", "min(end, num_rows) - start", "end - start", STREAM
+    ),
+    "a window crosses the beginning of the finish": Mutation(
+        "data/order.py", "edges.append(min(end, ", "edges.append(min(num_rows, ", FINISH
+    ),
+    "a document reaches into the finish": Mutation(
+        "data/packing.py", "[:kept], np.concatenate(self._source)", ", np.concatenate(self._source)", FINISH
+    ),
+    "a finish that was killed begins again": Mutation(
+        "data/producer.py", 'state.get("finishing", False)', "False", FINISH
+    ),
+    "what is watched is trained on": Mutation(
+        "data/mixing.py", "[weight > 0 for weight in weights]", "[True for weight in weights]", FINISH
+    ),
+    "windows overlap by half": Mutation(
+        "data/heldout.py", "quarter = length // 4", "quarter = length // 2", "tests/data/test_heldout.py"
     ),
     "windows begun are forgotten": Mutation(
         "data/order.py", "edges = list(begun)", "edges = [0]", "tests/data/test_order.py"
@@ -240,11 +333,8 @@ MUTATIONS = {
     "a copy in another source is kept": Mutation(
         "data/duplicates.py", "before % EPOCH != source or", "", "tests/data/test_duplicates.py"
     ),
-    "records of lost rows are kept": Mutation(
-        "data/duplicates.py",
-        "self._file.truncate(num_records * RECORD.itemsize)",
-        "pass",
-        "tests/data/test_duplicates.py",
+    "records of earlier appends are lost": Mutation(
+        "data/duplicates.py", "self._given.update(", "self._given = dict(", "tests/data/test_duplicates.py"
     ),
     "rows that skip a token": Mutation(
         "data/packing.py",
@@ -257,6 +347,27 @@ MUTATIONS = {
     ),
     "a torn append is kept": Mutation(
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
+    ),
+    "damaged rows are kept": Mutation(
+        "data/journal.py",
+        "if entry is None or not self._has_rows(entry):",
+        "if entry is None:",
+        "tests/data/test_journal.py",
+    ),
+    "damaged rows are trained on": Mutation(
+        "data/journal.py",
+        "if crc32(content) != self._appends[number].crc32:",
+        "if False:",
+        "tests/data/test_journal.py",
+    ),
+    "an end that is held out is trained on": Mutation(
+        "data/feed.py", "            if self._cuts:", "            if False:", STREAM
+    ),
+    "any text may take the place of a run's": Mutation(
+        "data/prepare.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
+    ),
+    "text made again from other sources is trained on": Mutation(
+        "lm/train/trainer.py", "if digest != self.state.text_digest:", "if False:", LOST
     ),
     "whatever the Hub answers is data": Mutation(
         "data/sources/hub_client.py",
@@ -271,7 +382,7 @@ MUTATIONS = {
         HUB,
     ),
     "the first file's types are those of all": Mutation(
-        "data/sources/hub.py", "builder.info.features = self._dataset.info.features = None", "pass", HUB
+        "data/sources/hub_files.py", "builder.info.features = dataset.info.features = None", "pass", HUB
     ),
     "all columns are read": Mutation("data/sources/parquet.py", "columns=columns", "columns=None", HUB),
     "an empty section keeps its heading": Mutation(
@@ -283,8 +394,32 @@ MUTATIONS = {
     "row groups are sorted in every round": Mutation(
         "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
     ),
-    "CSV cells are converted to numbers": Mutation(
-        "data/sources/hub.py", "self._builder.config.converters =", "_ =", HUB
+    "a ragged line of CSV is cut": Mutation(
+        "data/sources/csv_files.py", "if len(line) <= len(names) else None", "or None", LAYOUTS
+    ),
+    "a slice has the whole row groups": Mutation(
+        "data/sources/hub_files.py", "found.append(Group(group, start, stop))", "found.append(Group(group))", LAYOUTS
+    ),
+    "all files are counted for a slice": Mutation(
+        "data/sources/hub_files.py", "sum(counts) >= (part.stop or 0)", "False", LAYOUTS
+    ),
+    "zstd ends with its first frame": Mutation(
+        "data/sources/compressed.py",
+        "                self._frame = None\n",
+        "                self._file.seek(0, 2)\n",
+        LAYOUTS,
+    ),
+    "a file cut off is taken for a whole one": Mutation(
+        "data/sources/compressed.py", "if self._frame is not None:\n", "if False:\n", LAYOUTS
+    ),
+    "the other files are not asked for text": Mutation(
+        "data/sources/hub.py", "for other in self._others(file):", "for other in ():", LAYOUTS
+    ),
+    "a file that fails late is not named": Mutation(
+        "data/sources/hub.py",
+        'skipped["unreadable file"] += 1\n                    self._name_unreadable(file, error)',
+        'skipped["unreadable file"] += 1',
+        LAYOUTS,
     ),
     "repeats are not blocked": Mutation(
         "lm/inference/generate.py",

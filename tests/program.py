@@ -28,6 +28,10 @@ CODE = ("aux_heads", "configs", "data", "lm", *sorted(path.name for path in ROOT
 NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
 BUDGET = 20_011
 PIECE = 1_000  # characters of a document: enough of them that some are held out
+SIZES = {
+    "small": 100_000,
+    "large": 300_000,
+}  # characters: what a long run reads, and no more to tokenize at every start
 
 
 class Ended(NamedTuple):
@@ -37,14 +41,13 @@ class Ended(NamedTuple):
 
 
 def write_text(folder: Path) -> Path:
-    """Two folders of text in pieces, a few hundred kB: this repository's own files, and digests of their lines."""
-    for name, rooms in (("small", ("configs", "aux_heads")), ("large", ("data", "lm", "tests"))):
+    """Two folders of text in pieces: digests of lines of this repository, and its files themselves."""
+    text = "".join(path.read_text() for room in ("data", "lm") for path in sorted((ROOT / room).rglob("*.py")))
+    digests = "\n".join(hashlib.sha256(line.encode()).hexdigest() for line in text.splitlines())
+    for name, content in (("small", digests), ("large", text)):
         (folder / name).mkdir(parents=True)
-        text = "".join(path.read_text() for room in rooms for path in sorted((ROOT / room).rglob("*.py")))
-        if name == "small":
-            text = "\n".join(hashlib.sha256(line.encode()).hexdigest() for line in text.splitlines())
-        for start in range(0, len(text), PIECE):
-            (folder / name / f"{start:07}.txt").write_text(text[start : start + PIECE])
+        for start in range(0, SIZES[name], PIECE):
+            (folder / name / f"{start:07}.txt").write_text(content[start : start + PIECE])
     return folder
 
 

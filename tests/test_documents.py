@@ -32,7 +32,15 @@ NO_FILES = {
     "checkpoints/samples.md",
     "configs/NN_*.json",
 }  # a run writes them; a pattern
-FOR_THE_USER = {"UserError", "PresetError", "SourceError", "CheckpointError", "DiskFull"}
+FOR_THE_USER = {
+    "UserError",
+    "PresetError",
+    "SourceError",
+    "CheckpointError",
+    "DiskError",
+    "DiskFull",
+    "StartPointError",
+}
 
 
 @cache

@@ -2,8 +2,8 @@
 
 The real program with its real producer, every head and adaptive sources on. Chains of kills, each chain one run: the
 trainer (with all it started) at a random instant from its first line of code on, while it saves, while a checkpoint
-takes its names; or the producer alone. FULL_COUNTS=1 goes on until 200 have fallen where they were meant to, a quarter of
-them on the producer alone: half an hour on two cores. `-s` shows the figures:
+takes its names, between the last step and the report; or the producer alone. FULL_COUNTS=1 goes on until 220 have fallen
+where they were meant to, a quarter of them on the producer alone: half an hour on two cores. `-s` shows the figures:
 
     FULL_COUNTS=1 python -m pytest -n 0 -s tests/test_kills.py
 """
@@ -31,18 +31,20 @@ from tests.program import (
     check_logs,
     ended,
     fingerprint,
+    preset_json,
     producer_of,
     write_text,
 )
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
-KILLS = {"any instant": 100, "a save": 60, "rotation": 40}
+KILLS = {"any instant": 100, "a save": 60, "rotation": 40, "the end": 20}
 if not FULL_COUNTS:
-    KILLS = {"any instant": 4, "a save": 2, "rotation": 2}
+    KILLS = {"any instant": 4, "a save": 2, "rotation": 2, "the end": 1}
 NUM_ALONE = sum(KILLS.values()) // 4  # of them on the producer alone
 CHANCE_ALONE = 0.4  # at any instant and inside a save: some find no producer
 CHAIN = 10 if FULL_COUNTS else 4
 START_SECONDS = 6.0  # about as long as a start takes, in which a kill may fall as well
+END_SECONDS = 1.5  # so are evaluation, export and report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")]
 
@@ -75,7 +77,10 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
     """Kills once, when about `tokens` are trained on; returns where that fell in truth, and whether it was the producer
     alone. None if the run was over before."""
     folder = program.checkpoints
-    if where == "any instant" and rng.random() < 0.2:
+    if where == "the end":
+        program.wait_for(BUDGET, process)
+        time.sleep(rng.uniform(0.0, END_SECONDS))
+    elif where == "any instant" and rng.random() < 0.2:
         time.sleep(rng.uniform(0.0, START_SECONDS))
     else:
         program.wait_for(tokens, process)
@@ -86,7 +91,7 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
             wait_until(lambda: there(folder, process), process)
             if where == "a save":
                 time.sleep(rng.uniform(0.0, 0.002))
-    producer = producer_of(process) if where != "rotation" and rng.random() < CHANCE_ALONE else None
+    producer = producer_of(process) if where in ("any instant", "a save") and rng.random() < CHANCE_ALONE else None
     if process.poll() is not None:
         return None
     if producer:
@@ -94,7 +99,7 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
     else:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if where != "any instant":
+    if where in ("a save", "rotation"):
         saving = "a save" if is_saving(folder, process) else "just after a save"
         where = "rotation" if is_rotating(folder, process) else saving
     return where, producer is not None
@@ -102,6 +107,9 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
 
 def test_kills_leave_no_trace(tmp_path):
     text, rng, killed = write_text(tmp_path / "text"), random.Random(1), Counter()
+    sources = preset_json(text)["data"]["sources"]
+    finish = {"share": 0.3, "sources": sources, "source_weights": [1.0, 2.0]}
+    weighted_data = {"source_weights": [1.0, 3.0], "finish": finish}
     made: list[Program] = []
 
     def program(strategy: str) -> Program:
@@ -110,7 +118,7 @@ def test_kills_leave_no_trace(tmp_path):
         made[-1].add(
             model={"seq_length": 64},
             train={"save_every_tokens": 1_500},
-            data={"mix_strategy": strategy} | ({"source_weights": [1.0, 3.0]} if weighted else {}),
+            data={"mix_strategy": strategy} | (weighted_data if weighted else {}),
             auxiliary=ALL_HEADS | ADAPTIVE | {"adaptive_rule": "loss_slope" if weighted else "relative_loss"},
         )
         return made[-1]
@@ -119,7 +127,7 @@ def test_kills_leave_no_trace(tmp_path):
     for strategy, uninterrupted in whole.items():
         assert uninterrupted.run().code == 0
         changes = uninterrupted.state()["stream_position"]["weight_changes"]
-        base = [1.0, 3.0] if strategy == "weighted" else [1.0, 1.0]
+        base = [1.0, 3.0, 1.0, 2.0] if strategy == "weighted" else [1.0, 1.0]
         moved = [row * 64 for row, weights in changes if weights != pytest.approx(base, rel=0.01)]
         assert moved[0] < BUDGET - 5_000  # adapted weights are in force well before the end
         for line in read_metrics(uninterrupted.checkpoints / "metrics.jsonl"):
@@ -137,7 +145,9 @@ def test_kills_leave_no_trace(tmp_path):
                     process = run.start()
                 trained = run.state()["tokens_seen"] if (run.checkpoints / CURRENT).exists() else 0
                 tokens = trained + rng.randrange(1, max(2, (BUDGET - 4_000 - trained) // (CHAIN - number)))
-                where = rng.choice(list(left.elements()) or ["any instant"])
+                where = rng.choice([where for where in left.elements() if where != "the end"] or ["any instant"])
+                if number == CHAIN - 1 and left["the end"] > 0:
+                    where = "the end"
                 if struck := strike(run, process, where, tokens, rng):
                     fell, on_producer = struck
                     killed[fell] += 1
@@ -146,14 +156,15 @@ def test_kills_leave_no_trace(tmp_path):
                 if process.poll() is not None:
                     process.communicate()
                     assert not trained or run.state()  # lm_current.pth is there and loads
-            if process.poll() is not None:
-                process = run.start()
-            result = ended(process)
-            assert result.code == 0, result.err
+            if process.poll() is None or not (run.checkpoints / "report.md").exists():
+                result = ended(process if process.poll() is None else run.start())
+                assert result.code == 0, result.err
+            assert (run.checkpoints / "report.md").exists()
             assert fingerprint(run.state()) == fingerprint(whole[strategy].state())
             rows = "stream/rows.bin"
             assert (run.checkpoints / rows).read_bytes() == (whole[strategy].checkpoints / rows).read_bytes()
             check_logs(run)
+            assert not list(run.checkpoints.rglob("*.tmp"))
             told = f"{sum(killed.values())} kills {dict(killed)}, {alone} of them on the producer alone"
             print(f"after {told}: equal to the last bit", flush=True)
     finally:

@@ -79,14 +79,14 @@ def test_any_number_of_processes_sees_the_same_text(make):
     """With fixed weights: adaptive ones follow losses, whose last digits depend on how many processes add them up."""
     whole, killed = make("whole", adaptive=False), make("killed", adaptive=False)
     assert whole.run().code == 0
-    for num_processes, tokens in ((2, 4_000), (4, 9_000), (1, 14_000)):
+    for num_processes, tokens in ((1, 3_000), (2, 6_000), (4, 12_000)):
         process = killed.start(launcher=torchrun(num_processes))
         killed.wait_for(tokens, process)
         os.killpg(process.pid, signal.SIGKILL)
         for worker in workers_of(killed).values():
             os.kill(worker, signal.SIGKILL)  # torchrun starts each in a session of its own
         assert ended(process).code == -signal.SIGKILL
-    assert killed.run(launcher=torchrun(2)).code == 0
+    assert killed.run().code == 0
     digests = [program.state()["stream_position"]["text_digest"] for program in (whole, killed)]
     assert digests[0] == digests[1] != ""
 

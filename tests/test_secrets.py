@@ -11,9 +11,10 @@ import pytest
 
 from configs.errors import SourceError
 from configs.sources import HFSource
+from data.sources.hub_client import connect, origin
 from data.sources.opening import open_source
 from data.sources.probe import probe
-from tests.hub import parquet
+from tests.hub import HubStandIn, parquet
 from tests.program import Ended, Program
 
 TOKEN, SIGNATURE = "hf_canaryTokenCanaryTokenCanary", "canary0signature1canary2"
@@ -153,3 +154,17 @@ def test_a_token_that_cannot_be_sent_is_said_and_not_shown(token, hub, monkeypat
         open_source(spec, cache_dir=None, seed=1)
     assert str(caught.value) == "HF_TOKEN holds characters that cannot be sent: set it again"
     assert probe([spec]) == [("data", False, str(caught.value))]
+
+
+def test_a_token_goes_to_no_other_host_even_if_the_hub_says_that_a_list_goes_on_there(hub, monkeypatch):
+    from huggingface_hub import HfApi
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.add("some/paged", {"one": b"1"})
+    with HubStandIn({"some/paged": {"two": b"2"}}) as other:
+        hub.next_page = f"{other.url}/api/datasets/some/paged/tree/main"
+        connect()
+        found = [entry.path for entry in HfApi().list_repo_tree("some/paged", repo_type="dataset")]
+    assert found == ["README.md", "one", "README.md", "two"]
+    assert (hub.tokens, other.tokens) == ([f"Bearer {TOKEN}"], [None])
+    assert origin("https://Hub.org/x") == origin("https://hub.org:443") != origin("http://hub.org/x")

@@ -65,7 +65,7 @@ def text_columns(schema: pa.Schema) -> list[str]:
         if types.is_struct(kind):
             for field in kind:
                 yield from names(f"{name}.{field.name}", field.type)
-        elif may_hold_text(kind) and not is_number(kind):
+        elif may_hold_text(kind) and not is_number(kind) and not types.is_null(kind):
             yield name
 
     return [name for field in schema for name in names(field.name, field.type)]

@@ -1,5 +1,6 @@
 """Finds the columns of a dataset that the fields of a preset mean, by the schemas of its first files."""
 
+import json
 from typing import Any
 
 from configs.errors import SourceError
@@ -32,9 +33,11 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
                     f"which is not text; name a column that holds text: {listed(texts) or 'there is none'}"
                 )
             others = "" if texts == there else f" (text is in {listed(texts) or 'none'})"
+            marks = [mark for mark in ";\t|" if len(there) == 1 and field in there[0].split(mark)]
+            advice = f'write "delimiter": {json.dumps(marks[0])}' if marks else "name one of them in the preset"
             raise SourceError(
                 f"source {spec.label}: {spec.dataset} has no column {field!r}; "
-                f"its columns are {listed(there)}{others}; name one of them in the preset"
+                f"its columns are {listed(there)}{others}; {advice}"
             )
         if column != field:
             notices.append(f"{spec.label}: field {field!r} is not in {spec.dataset}; using {column!r}")
@@ -47,6 +50,18 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
     return columns
 
 
+def no_text(spec: HFSource, columns: dict[str, str], files: dict[str, Any], where: str) -> str:
+    """Return the message for columns that hold no text in any row looked at (`where`)."""
+    kinds = {
+        column: next((str(kind) for schema in files.values() if (kind := cells.type_of(column, schema))), "not there")
+        for column in columns.values()
+    }
+    named = " and ".join(f"{column!r} ({clip(kind, 80)})" for column, kind in kinds.items())
+    texts = dict.fromkeys(name for schema in files.values() for name in cells.text_columns(schema) if name not in kinds)
+    advice = f"name a column that holds text: {listed(list(texts))}" if texts else "no other column can hold text"
+    return f"source {spec.label}: there is no text in {named} of {spec.dataset}, in {where}; {advice}"
+
+
 def listed(names: list[str]) -> str:
     more = f" and {len(names) - COLUMNS_NAMED} more" if len(names) > COLUMNS_NAMED else ""
-    return ", ".join(names[:COLUMNS_NAMED]) + more
+    return ", ".join(clip(name, 80) for name in names[:COLUMNS_NAMED]) + more

@@ -74,6 +74,7 @@ class Evidence:
         self._sample = bytearray()  # the first lines that are not ASCII
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._has_nul = False
+        self._binary: bool | None = None  # not known yet
         self._within_line = False  # the last chunk ended there, perhaps within a character
         self._num_valid = self._num_stray = 0  # UTF-8 sequences; bytes that are none
 
@@ -109,6 +110,24 @@ class Evidence:
             if len(self._sample) == SAMPLE_BYTES:
                 return
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether `encoding` will be "", whatever follows; False as long as that is open."""
+        if self._binary is None and len(self._head) == SAMPLE_BYTES and self._is_wide_or_binary:
+            self._binary = most_probable(self._head, WIDE) is None
+        return bool(self._binary)
+
+    @property
+    def _has_mark(self) -> bool:
+        return self._head.startswith(
+            (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        )
+
+    @property
+    def _is_wide_or_binary(self) -> bool:
+        num_control = len(self._head) - len(self._head.translate(None, CONTROL_BYTES))
+        return not self._has_mark and (self._has_nul or 100 * num_control > len(self._head))
+
     def encoding(self) -> str | None:
         """Return the name of a codec, "" for a file that is no text, or None if it is uncertain.
 
@@ -119,8 +138,7 @@ class Evidence:
             return "utf-32"
         if self._head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
-        num_control = len(self._head) - len(self._head.translate(None, CONTROL_BYTES))
-        if self._has_nul or 100 * num_control > len(self._head):
+        if self._is_wide_or_binary:
             return most_probable(self._head, WIDE) or ""
         sample = bytes(self._sample)
         if self._num_stray == 0:

@@ -30,32 +30,35 @@ from configs.schema import HFSource
 from configs.text import clip
 from data.sources import cells
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
-from data.sources.columns import find_columns
+from data.sources.columns import find_columns, no_text
+from data.sources.csv_files import CSVFiles, ragged_lines
 from data.sources.hub_client import (
     NoAnswer,
     causes,
     configure_library,
-    find_dataset,
+    find,
     first_line,
     is_request_error,
     last_failure,
 )
+from data.sources.hub_files import DataFile, Group, open_files
 from data.sources.hub_messages import advice_for
 from data.sources.parquet import ParquetFiles
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
-MOST_UNREADABLE = 20  # at the start, before the first that can be read
+MOST_UNREADABLE = 20  # files at the start, before the first that can be read, and in notices
+MOST_WITHOUT_TEXT = 1000  # rows at the start, so many of them in each of a few other files than the first
+ROWS_OF_OTHERS = 125
 ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
+
+
+class UnreadableFile(Exception):
+    """A file is damaged or missing."""
 
 
 class HubSource(Source):
     """One split of one configuration of one dataset, at a pinned revision."""
-
-    _dataset: Any  # a datasets.IterableDataset
-    _builder: Any  # the datasets.DatasetBuilder that reads it
-    _paths: list[str]  # of its files; empty if they are not known
-    _parquet: ParquetFiles | None  # None: read by the library
 
     def __init__(self, spec: HFSource, *, seed: int, pinned: dict | None = None):
         super().__init__(spec.label)
@@ -63,18 +66,22 @@ class HubSource(Source):
         configure_library()
         self.pinned = {"revision": pinned["revision"] if pinned else None}
         try:
-            self._translate(self._open)
+            self._files = self._translate(self._open)
         except UnreadableFile as error:
             raise self._cannot_open(error) from error
-        self._num_files = self._dataset.num_shards
-        self._groups: dict[int, tuple[int | str, list[int]]] = {}  # file -> (epoch, order of its groups)
+        self._num_files = len(self._files)
+        self._groups: dict[int, tuple[int | str, list[Group]]] = {}  # file -> (epoch, order of its groups)
         self.pinned["files"] = self._num_files
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
-        self._wanted: list[str] | None = None  # the columns to read of each file; None: all
-        files = self._look_at_files()
-        self._columns = find_columns(self.spec, files, self.notices)  # field -> column, or field inside of one
-        self._want_columns(files)
+        self._unreadable: set[int] = set()  # files that a notice names
+        self._schemas = self._look_at_files()
+        self._columns = find_columns(self.spec, self._schemas, self.notices)  # field -> column, or field inside of one
+        found = (
+            cells.locate(name, schema.names) for name in self._columns.values() for schema in self._schemas.values()
+        )
+        # The columns to read of each file, as far as its format allows.
+        self._wanted = list(dict.fromkeys(place[0] for place in found if place)) or None
         self._look_for_token_ids = True
 
     def size(self) -> str:
@@ -84,7 +91,8 @@ class HubSource(Source):
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
         first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
         skipped = self.skipped if epoch == 0 else Counter()
-        self._look_for_token_ids = epoch == 0 and position is None
+        self._look_for_token_ids = at_the_start = epoch == 0 and position is None
+        rows_without_text = 0  # before the first with text
         for turn in count(first_round):
             groups_read = 0
             for key, file in self._order(epoch):
@@ -98,10 +106,32 @@ class HubSource(Source):
                 for number, row in self._rows(file, group, first_row if resumed else 0, skipped):
                     start = pieces_read if resumed and number == first_row else 0
                     for piece, document in enumerate(islice(self._render(row, skipped), start, None), start + 1):
+                        at_the_start = at_the_start and not document.text.strip()
                         yield document, [turn, key, number, piece]
+                    rows_without_text += at_the_start
+                    if at_the_start and rows_without_text == MOST_WITHOUT_TEXT - ROWS_OF_OTHERS * len(
+                        self._others(file)
+                    ):
+                        self._look_for_text(file, skipped)
             # A round resumed in its middle says nothing about the files before it: try one more.
             if not groups_read and (turn > first_round or not first_key):
-                return
+                break
+        if at_the_start and rows_without_text:
+            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows"))
+
+    def _others(self, file: int) -> list[int]:
+        """Return a few other files than `file`."""
+        return [other for other in range(self._num_files) if other != file][:FILES_LOOKED_AT]
+
+    def _look_for_text(self, file: int, skipped: Counter[str]) -> None:
+        """Raise SourceError unless a few other files than `file` have text in their first rows."""
+        for other in self._others(file):
+            if (group := self._group(other, 0, 0, skipped)) is not None:
+                rows = islice(self._rows(other, group, 0, Counter()), ROWS_OF_OTHERS)
+                if any(document.text.strip() for _, row in rows for document in self._render(row, Counter())):
+                    return
+        where = f"the first {MOST_WITHOUT_TEXT:,} rows"
+        raise SourceError(no_text(self.spec, self._columns, self._schemas, where))
 
     def held_out(self) -> Iterator[Document]:
         """Yield every twentieth row of the groups, from a few files alternately."""
@@ -122,7 +152,7 @@ class HubSource(Source):
     def _order(self, epoch: int | str) -> list[tuple[str, int]]:
         return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
 
-    def _round(self, turn: int) -> Iterator[tuple[int, int] | None]:
+    def _round(self, turn: int) -> Iterator[tuple[int, Group] | None]:
         """Yield (file, group) of a held-out round, or None, which ends all, if no file has any."""
         found = False
         for _, file in self._order("held out"):
@@ -132,62 +162,61 @@ class HubSource(Source):
         if not found:
             yield None
 
-    def _group(self, file: int, turn: int, epoch: int | str, skipped: Counter[str]) -> int | None:
-        """Return the number of the group of `file` in round `turn` of `epoch`, or None if it has no more."""
+    def _group(self, file: int, turn: int, epoch: int | str, skipped: Counter[str]) -> Group | None:
+        """Return the group of `file` in round `turn` of `epoch`, or None if it has no more."""
         if self._groups.get(file, (None,))[0] != epoch:
             try:
-                num_groups = self._translate(partial(self._parquet.num_groups, file)) if self._parquet else 1
-            except UnreadableFile:  # a damaged or missing file does not stop the run
-                num_groups = 0
-                skipped["unreadable file"] += turn == 0
-            order = sorted(range(num_groups), key=lambda number: hash_key(self.seed, epoch, file, number))
+                groups = self._translate(self._files[file].groups)
+            except UnreadableFile as error:  # a damaged or missing file does not stop the run
+                groups = []
+                if turn == 0:
+                    skipped["unreadable file"] += 1
+                    self._name_unreadable(file, error)
+            order = sorted(groups, key=lambda group: hash_key(self.seed, epoch, file, group.number))
             self._groups[file] = epoch, order
         order = self._groups[file][1]
         return order[turn] if turn < len(order) else None
 
-    def _rows(self, file: int, group: int, start: int, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self, file: int, group: Group, start: int, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, cells by field) of the documents of a group from number `start` on: its
-        rows, or their text joined, `rows_per_document` at a time."""
+        rows, or their text joined, `rows_per_document` at a time, counted from the group's first."""
         size = self.spec.rows_per_document
-        rows = self._single_rows(file, group, start * size, skipped)
         if size == 1:
-            yield from rows
+            yield from self._single_rows(file, group, start, skipped)
             return
-        for number, lines in groupby(rows, lambda pair: pair[0] // size):
-            [field] = self._columns  # text_field alone
+        [field] = self._columns  # text_field alone
+        rows = self._single_rows(file, group, group.start + start * size, skipped)
+        for number, lines in groupby(rows, lambda pair: (pair[0] - group.start) // size):
             texts = [text for _, row in lines if (text := cells.cell_text(row[field])) is not None]
             yield number, {field: "\n".join(texts) if texts else None}
 
     def _single_rows(
-        self, file: int, group: int, start: int, skipped: Counter[str]
+        self, file: int, group: Group, start: int, skipped: Counter[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, cells by field) of the rows of a group from number `start` on."""
-        number, tables = 0, self._tables(file, group)
+        reader, tables = self._files[file].reader, self._files[file].tables(group, self._wanted, ROWS_AT_ONCE)
+        number, start = 0, max(start, group.start)
         try:
             while (table := self._translate(partial(next, tables, None))) is not None:
-                for first in range(max(0, start - number), len(table), ROWS_AT_ONCE):
-                    rows = table.slice(first, ROWS_AT_ONCE)
+                end = len(table) if group.stop is None else min(len(table), group.stop - number)
+                for first in range(max(0, start - number), end, ROWS_AT_ONCE):
+                    rows = table.slice(first, min(ROWS_AT_ONCE, end - first))
                     columns = [
                         self._translate(partial(cells.read_cells, rows, name)) for name in self._columns.values()
                     ]
                     self._refuse_token_ids(columns)
-                    for row, values in enumerate(zip(*columns, strict=True), number + first):
-                        yield row, dict(zip(self._columns, values, strict=True))
+                    ragged = ragged_lines(rows) if isinstance(reader, CSVFiles) else set()
+                    for row, values in enumerate(zip(*columns, strict=True)):
+                        if row in ragged:
+                            skipped["line with too many cells"] += 1
+                        else:
+                            yield number + first + row, dict(zip(self._columns, values, strict=True))
                 number += len(table)
-        except UnreadableFile:
-            skipped["unreadable row group" if self._parquet else "unreadable file"] += 1  # and the run goes on
-
-    def _tables(self, file: int, group: int) -> Iterator[Any]:
-        """Yield a group as Arrow tables with the types that its own file has."""
-        if self._parquet:
-            yield from self._parquet.tables(file, group, self._wanted, ROWS_AT_ONCE)
-            return
-        dataset = self._dataset.shard(num_shards=self._num_files, index=file)
-        if tables := dataset._ex_iterable.iter_arrow:
-            # The public iterators join tables, which fails where their types differ.
-            yield from (table for _, table in tables())
-        else:
-            yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
+                if group.stop is not None and number >= group.stop:
+                    return
+        except UnreadableFile as error:  # and the run continues
+            skipped["unreadable row group" if isinstance(reader, ParquetFiles) else "unreadable file"] += 1
+            self._name_unreadable(file, error)
 
     def _refuse_token_ids(self, columns: list[list[Any]]) -> None:
         """Raise SourceError if one of the first `columns` that are read is nothing but whole numbers."""
@@ -232,33 +261,25 @@ class HubSource(Source):
         for file in range(self._num_files):
             if file >= FILES_LOOKED_AT and schemas:
                 break
-            name = clip(self._paths[file], 200) if self._paths else f"file {file + 1} of {self._num_files}"
             try:
-                schema = self._translate(partial(self._schema, file))
+                schema = self._translate(self._files[file].schema)
                 if schema is not None and schema.names:
-                    schemas[name] = schema
+                    schemas[clip(self._files[file].name, 200)] = schema
             except UnreadableFile as error:
                 unreadable = unreadable or error
-                self.notices.append(f"{self.label}: skipping {name}, which cannot be read: {error}")
-                if len(self.notices) >= MOST_UNREADABLE:
+                self._name_unreadable(file, error)
+                if len(self._unreadable) >= MOST_UNREADABLE:
                     break
         if unreadable and not schemas:
             raise self._cannot_open(unreadable) from unreadable
         return schemas
 
-    def _schema(self, file: int) -> Any | None:
-        """Return the Arrow schema of a file, or None if it has no rows."""
-        if self._parquet:
-            return self._parquet.schema(file)
-        return next((table.schema for table in self._tables(file, 0)), None)
-
-    def _want_columns(self, files: dict[str, Any]) -> None:
-        """Read only what `_columns` needs of each file, as far as its format allows."""
-        found = (cells.locate(column, schema.names) for column in self._columns.values() for schema in files.values())
-        self._wanted = list(dict.fromkeys(place[0] for place in found if place)) or None
-        if self._wanted and hasattr(self._builder.config, "usecols"):  # CSV
-            self._builder.config.usecols = set(self._wanted).__contains__
-            self._builder.config.converters = dict.fromkeys(self._wanted, str)  # as written: "007", "None"
+    def _name_unreadable(self, file: int, error: UnreadableFile) -> None:
+        """Say which file is skipped, once."""
+        if file not in self._unreadable and len(self._unreadable) < MOST_UNREADABLE:
+            name = clip(self._files[file].name, 200)
+            self.notices.append(f"{self.label}: skipping {name}, which cannot be read: {error}")
+        self._unreadable.add(file)
 
     def _cannot_open(self, error: Exception) -> SourceError:
         return SourceError(
@@ -266,36 +287,12 @@ class HubSource(Source):
             "repair that file, or name others in data_files"
         )
 
-    def _open(self) -> None:
-        """Open the dataset at the pinned revision; pin the newest if none is pinned."""
-        import datasets
-        from datasets.packaged_modules.parquet.parquet import ParquetConfig
-
+    def _open(self) -> list[DataFile]:
+        """Return the files at the pinned revision; pin the one of the preset if none is pinned."""
         if not self.spec.is_local:
-            self.pinned["revision"] = find_dataset(self.spec.dataset, self.pinned["revision"])["sha"]
-        self._builder = builder = datasets.load_dataset_builder(
-            str(self.spec.folder or self.spec.dataset),
-            self.spec.config,
-            data_files=self.spec.data_files,
-            data_dir=self.spec.data_dir,
-            revision=self.pinned["revision"],
-        )
-        if hasattr(builder.config, "encoding_errors"):  # csv, text
-            builder.config.encoding_errors = "replace"
-        if hasattr(builder.config, "keep_default_na"):  # csv: "None" and "NA" are text
-            builder.config.keep_default_na = False
-            builder.config.encoding = builder.config.encoding or "utf-8-sig"  # or converters fail at other bytes
-        casts = isinstance(builder, datasets.ArrowBasedBuilder)
-        if casts:  # to the first file's types, unless it believes that there is nothing to find out or cast to
-            builder.info.features = datasets.Features()
-        self._dataset = builder.as_streaming_dataset(split=self.spec.split)
-        if casts:
-            builder.info.features = self._dataset.info.features = None
-        files = builder.config.data_files or {}
-        paths = [str(path) for name in self.spec.split.split("+") for path in files.get(name.strip(), [])]
-        self._paths = paths if len(paths) == self._dataset.num_shards else []
-        is_parquet = isinstance(builder.config, ParquetConfig)
-        self._parquet = ParquetFiles(self._paths) if is_parquet and self._paths else None
+            revision = self.pinned["revision"] or self.spec.revision
+            self.pinned["revision"] = find("dataset", self.spec.dataset, revision)["sha"]
+        return open_files(self.spec, self.pinned["revision"], self.notices)
 
     def _translate(self, call: Callable[[], Any]) -> Any:
         """Run the library's `call()`; raise only SourceError, Retryable or UnreadableFile."""
@@ -310,10 +307,6 @@ class HubSource(Source):
             if is_network_trouble(error) or last_failure.error:
                 raise Retryable(first_line(last_failure.error or error)) from error
             raise UnreadableFile(first_line(error)) from error
-
-
-class UnreadableFile(Exception):
-    """A file is damaged or missing."""
 
 
 def is_network_trouble(error: Exception) -> bool:

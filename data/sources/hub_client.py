@@ -2,14 +2,15 @@
 
 By themselves these libraries retry for minutes in silence, take some failures for an answer (a
 file that could not be requested "is not there"), and pass on whatever bytes arrive. So `ask` tries
-a request three times, and an answer other than the one requested counts as none. If all three fail
-it raises NoAnswer, which no library retries, and stores it as `last_failure` in case one catches
-it. Longer waiting, and reporting it, are left to data/feed.py.
+a request three times, unless it uploads something, and an answer other than the one requested
+counts as none. If all three fail it raises NoAnswer, which no library retries, and stores it as
+`last_failure` in case one catches it. Longer waiting, and reporting it, are left to data/feed.py.
 
-`find_dataset` is the first request for a dataset, of the menu's probe and of the reader alike, and
-`refusal` puts an answer into words for both, so that they never disagree.
+`find` is the first request for a dataset or a model, of the menu's probe and of the reader alike,
+and `refusal` puts an answer into words for both, so that they never disagree.
 
-Never written to a log: the token, and the presigned addresses that files are really read from.
+The token is sent to the own host of the endpoint, and to no other. Never written to a log: the
+token, and the presigned addresses that files are really read from.
 """
 
 import logging
@@ -21,10 +22,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
+from data.sources.compressed import register_zstd
 from data.sources.hub_environment import (
     TOKENS,
     certificate_variable,
@@ -39,6 +41,8 @@ from data.sources.hub_environment import (
 RETRY_DELAYS = (0.2, 2.0)  # seconds
 # Bytes; smaller bodies are read here even if the library streams them, to retry broken ones.
 SMALL_BODY = 2**24
+Kind = Literal["dataset", "model"]
+UPLOAD_TIMEOUT = 100  # seconds that the Hub may take to store a large file or to make a commit
 retries = ContextVar("retries", default=True)  # whether `ask` repeats a request that failed
 _configuring = threading.RLock()
 
@@ -60,7 +64,7 @@ def configure_library() -> None:
 
     Raises SourceError for an environment in which the libraries cannot be imported.
     """
-    with suppress(SourceError):  # files on this disk need no client, and `find_dataset` says why there is none
+    with suppress(SourceError):  # files on this disk need no client, and `find` says why there is none
         connect()
     import datasets
     from tqdm import tqdm
@@ -71,6 +75,7 @@ def configure_library() -> None:
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     # Importing torch takes a second and 170 MB, to share a counter with workers that do not exist.
     datasets.config.TORCH_AVAILABLE = False
+    register_zstd()
     # Created for good: the library creates and deletes it per source, and two at once conflict.
     tqdm.get_lock()
     datasets.disable_progress_bars()
@@ -101,8 +106,9 @@ def connect() -> Any:
         return client
 
 
-def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Return what the Hub says of a dataset at `revision` (default: the newest).
+def find(kind: Kind, name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return what the Hub says of a dataset or a model at `revision` (default: the newest); of a
+    model, with the sizes of its files.
 
     Raises SourceError for an environment that cannot be used, NoAnswer, and the library's errors.
     """
@@ -111,9 +117,10 @@ def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    address = f"{constants.ENDPOINT}/api/datasets/{name}"
+    address = f"{constants.ENDPOINT}/api/{kind}s/{name}"
     at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
-    response = client.get(address + at_revision, headers=build_hf_headers())
+    sizes = "?blobs=true" if kind == "model" else ""  # a dataset may have thousands of files
+    response = client.get(address + at_revision + sizes, headers=build_hf_headers())
     hf_raise_for_status(response)
     found = response.json()
     if found.get("gated"):  # its description may be read by everyone, its files not
@@ -123,16 +130,16 @@ def find_dataset(name: str, revision: str | None = None) -> dict[str, Any]:
     return found
 
 
-def refusal(error: BaseException, dataset: str) -> str | None:
-    """Return what the Hub refuses and how to fix it, after the name of the dataset; None if
-    `error` is no refusal."""
+def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | None:
+    """Return what the Hub refuses and how to fix it, after the name of the dataset or model; None
+    if `error` is no refusal."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     chain, line = causes(error), first_line(error)
     where, _ = token_in_use()
     if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
-        page = f"{constants.ENDPOINT}/datasets/{dataset}"
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
         token = (
             f"the account of the token in {where}" if where else "your account, and set HF_TOKEN or run `hf auth login`"
         )
@@ -155,6 +162,12 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
     # Set for every request: the libraries make some with 100 s and some without a limit.
     limits = dict.fromkeys(("connect", "read", "write", "pool"), constants.HF_HUB_DOWNLOAD_TIMEOUT)
     request.extensions = {**request.extensions, "timeout": limits}
+    if origin(str(request.url)) != origin(constants.ENDPOINT):  # where an answer's `Link: next` may lead
+        request.headers.pop("authorization", None)
+    if request.method == "PUT" or (request.method == "POST" and "/commit/" in request.url.path):
+        # The library repeats what may be repeated of an upload, since it can rewind the file.
+        limits["read"] = UPLOAD_TIMEOUT
+        return send(request, **options)
     for delay in (*(RETRY_DELAYS if retries.get() else ()), None):
         try:
             response = send(request, **options)
@@ -177,6 +190,12 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
         problem = f"{problem}, through the proxy in {proxy}"
     last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
     raise last_failure.error
+
+
+def origin(address: str) -> tuple[str, str | None, int | None]:
+    """Return the scheme, host and port of an address."""
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def problem_with(response: Any, asked_range: str) -> str | None:

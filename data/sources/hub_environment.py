@@ -34,6 +34,7 @@ def prepare_environment() -> None:
         os.environ["HF_ENDPOINT"] = os.environ["HF_ENDPOINT"].strip().rstrip("/")
     # Otherwise a request of its own asks which program this is.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # another client, with rules of its own for proxies and retries
     for name in TIMEOUTS:
         if not (seconds := os.environ.get(name, "10")).isdecimal():
             raise SourceError(f"{name} is {seconds[:20]!r} in the environment: give a number of seconds, or unset it")

@@ -24,7 +24,7 @@ def local_problem(spec: HFSource) -> str:
     """Return what is wrong with the paths of a dataset on this disk, or ""."""
     if spec.folder is None:
         paths = {"`data_dir`": [spec.data_dir] if spec.data_dir else [], "`data_files`": []}
-        for path in [spec.data_files] if isinstance(spec.data_files, str) else spec.data_files or []:
+        for path in (path for given in (spec.files_by_split or {}).values() for path in given):
             if not glob.has_magic(path) and "://" not in path:  # the library reads patterns and addresses
                 paths["`data_files`"].append(os.path.join(spec.data_dir or "", path))
         missing = (
@@ -56,13 +56,20 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
     if line.startswith(("Bad split", "Unknown split")):
         return f"{dataset}, `split`: {line}"
     if line.startswith("Dataset scripts are no longer supported"):
-        return f"{dataset} is a Python script, which is never run: choose a dataset of data files (JSON, CSV, Parquet, text)"
+        return (
+            f"{dataset} is a Python script, which is never run: of many such datasets the Hub keeps a copy in Parquet; write "
+            '"revision": "refs/convert/parquet", and the configuration as "data_dir", or choose another dataset'
+        )
+    if line.startswith("Couldn't infer the same data file format for all splits"):
+        return (
+            f'{dataset}: its splits have different formats; name the files of one: "data_files": {{"train": "train*"}}'
+        )
     if line == "StopIteration":
-        return f"{dataset}, `data_files`: no file matches {spec.data_files!r}, or none of them has a row"
+        return f"{dataset}, `data_files`: no file matches {_patterns(spec)}, or none of them has a row"
     no_files = ("No (supported) data files", "Unable to find", "Couldn't find any data file")
     if line.startswith(no_files) or "doesn't contain any data files" in line:
         if spec.data_files:
-            return f"{dataset}, `data_files`: no file matches {spec.data_files!r}"
+            return f"{dataset}, `data_files`: no file matches {_patterns(spec)}"
         if spec.data_dir:
             return f"{dataset}, `data_dir`: there are no data files in {spec.data_dir!r}"
         return (
@@ -71,6 +78,12 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
     if "to be a list, but got" in line or any(type(link).__module__.startswith("yaml") for link in causes(error)):
         return f"{dataset}: the settings at the top of its README.md cannot be read ({line}); correct them there"
     return None
+
+
+def _patterns(spec: HFSource) -> str:
+    """Return the paths and globs in data_files, for people."""
+    patterns = [path for paths in (spec.files_by_split or {}).values() for path in paths]
+    return ", ".join(map(repr, patterns[:MOST_LISTED])) + (", ..." if len(patterns) > MOST_LISTED else "")
 
 
 def _shortened(message: str, given: str | None) -> str:

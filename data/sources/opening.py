@@ -11,8 +11,9 @@ from pathlib import Path
 from configs import schema
 from configs.errors import SourceError
 from data.sources.base import Source
+from data.sources.find import find_files, folder_of
 from data.sources.hub_messages import local_problem
-from data.sources.text import FileSource, find_files
+from data.sources.text import FileSource
 
 
 def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
@@ -35,7 +36,9 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
         source = FileSource(spec.label, python_files(), seed=seed, pinned=pinned)
         source.notices.clear()  # about files that are not the user's to change; the start card counts them
         return source
-    return FileSource(spec.label, find_files(spec.label, spec.path, spec.glob), seed=seed, pinned=pinned)
+    files = find_files(spec.label, spec.path, spec.glob, follow_links=spec.follow_links)
+    inside = None if spec.follow_links else folder_of(spec.path)
+    return FileSource(spec.label, files, seed=seed, pinned=pinned, inside=inside)
 
 
 def python_roots() -> list[Path]:

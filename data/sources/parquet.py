@@ -1,6 +1,6 @@
 """Reads row groups of Parquet files on the Hub or on this disk, a few rows of a few columns at a time.
 
-The `datasets` library, which reads every other format, decodes a whole row group and opens its file
+The `datasets` library, which reads most other formats, decodes a whole row group and opens its file
 again for each: 2,000 small ones cost 2,000 reads of the file's metadata, and a large one its size.
 """
 
@@ -30,8 +30,10 @@ class ParquetFiles:
         """Return the Arrow schema of a file."""
         return self._metadata(file).schema
 
-    def num_groups(self, file: int) -> int:
-        return self._metadata(file).file.num_row_groups
+    def group_sizes(self, file: int) -> list[int]:
+        """Return the number of rows of each row group."""
+        metadata = self._metadata(file).file
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
     def tables(self, file: int, group: int, columns: list[str] | None, num_rows: int) -> Iterator[Any]:
         """Yield a row group as Arrow tables of `num_rows` rows, with those of `columns` that exist (None: all)."""

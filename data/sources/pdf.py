@@ -28,7 +28,8 @@ from typing import BinaryIO, NamedTuple
 from configs import schema
 from data.files import room_on_disk, write_atomically
 from data.sources.base import PIECE_CHARACTERS
-from data.sources.text import FileSource, find_files, split
+from data.sources.find import find_files, folder_of
+from data.sources.text import FileSource, split
 
 
 class Limits(NamedTuple):
@@ -66,7 +67,15 @@ class PDFSource(FileSource):
     is_text = False
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
-        super().__init__(spec.label, find_files(spec.label, spec.path, "**/*.[pP][dD][fF]"), seed=seed, pinned=pinned)
+        files = find_files(
+            spec.label,
+            spec.path,
+            "**/*.[pP][dD][fF]",
+            for_others='read them with "type": "text"',
+            follow_links=spec.follow_links,
+        )
+        inside = None if spec.follow_links else folder_of(spec.path)
+        super().__init__(spec.label, files, seed=seed, pinned=pinned, inside=inside)
         self.cache_dir = cache_dir
         self.text_bytes = None  # a file's size says little about its text
 

@@ -7,16 +7,20 @@ A dataset on the Hub is asked for as its reader will do it, with the same client
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import SourceError
-from data.sources.hub_client import NoAnswer, connect, find_dataset, first_line, refusal, retries
+from data.sources.find import matching_files
+from data.sources.hub_client import NoAnswer, connect, find, first_line, refusal, retries
 from data.sources.hub_messages import local_problem
+
+Answer = TypeVar("Answer")
+SECONDS = 2.0  # as long as the menu waits
 
 
 class Probe(NamedTuple):
@@ -27,21 +31,28 @@ class Probe(NamedTuple):
     detail: str = ""
 
 
-def probe(specs: Iterable, seconds: float = 2.0) -> list[Probe]:
+def probe(specs: Iterable, seconds: float = SECONDS) -> list[Probe]:
     """Return one Probe a source, in order, `seconds` after the library is imported at the latest,
     even if packets are lost."""
     specs = list(specs)
     if any(spec.type == "hf" and not spec.is_local for spec in specs):
         with suppress(SourceError):  # said for each source below
             connect()  # imports the library, beside which the machine may be measured: not the Hub's time
-    answers = [Probe(spec.label, False, f"no answer within {seconds:g} s") for spec in specs]
+    silence = [Probe(spec.label, False, f"no answer within {seconds:g} s") for spec in specs]
+    return answers_within(seconds, [partial(probe_one, spec) for spec in specs], silence)
+
+
+def answers_within(seconds: float, asked: Sequence[Callable[[], Answer]], silence: Sequence[Answer]) -> list[Answer]:
+    """Call all of `asked` in parallel and return their answers: for one that takes longer than
+    `seconds`, that of `silence`."""
+    answers = list(silence)
     deadline = time.monotonic() + seconds
 
     def ask(index: int) -> None:
-        answers[index] = probe_one(specs[index])
+        answers[index] = asked[index]()
 
     # Daemon threads, since one that hangs in the system's name look-up cannot be interrupted.
-    threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(specs))]
+    threads = [threading.Thread(target=ask, args=(index,), daemon=True) for index in range(len(asked))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,21 +68,23 @@ def probe_one(spec: schema.Source) -> Probe:
             case "hf":
                 problem = dataset_problem(spec)
             case "pdf":
-                problem = path_problem(spec.path, "**/*.[pP][dD][fF]")
+                problem = path_problem(spec.path, "**/*.[pP][dD][fF]", spec.follow_links)
             case "text":
-                problem = path_problem(spec.path, spec.glob)
+                problem = path_problem(spec.path, spec.glob, spec.follow_links)
     except Exception as error:  # its message is not shown, as it may contain the token
         problem = getattr(error, "strerror", None) or f"cannot be checked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
-def path_problem(path: str | Path, pattern: str) -> str:
+def path_problem(path: str, pattern: str, follow_links: bool) -> str:
     root = Path(os.path.expanduser(path))
     if not os.path.exists(root):
         return f"{path} does not exist"
-    if root.is_dir() and not list(islice((file for file in root.glob(pattern) if not file.is_dir()), 1)):
-        return f"no file in {path} matches {pattern}"
-    return ""
+    try:
+        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=follow_links))
+    except ValueError as error:
+        return str(error)
+    return "" if found else f"no file in {path} matches {pattern}"
 
 
 def dataset_problem(spec: schema.HFSource) -> str:
@@ -79,7 +92,7 @@ def dataset_problem(spec: schema.HFSource) -> str:
         return local_problem(spec)
     retries.set(False)  # of this thread
     try:
-        find_dataset(spec.dataset)
+        find("dataset", spec.dataset, spec.revision)
     except SourceError as error:
         return str(error)
     except NoAnswer as error:

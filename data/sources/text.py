@@ -25,6 +25,7 @@ from data.sources.base import (
     hash_key,
     in_words,
 )
+from data.sources.compressed import ERRORS, open_bytes
 from data.sources.encoding import UTF_8, Evidence
 
 # A byte that is not UTF-8 in a file that otherwise is: it alone is read as Windows-1252.
@@ -32,7 +33,9 @@ _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byt
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
+LINKED = "linked from outside"
 CHUNK = 1 << 20  # bytes
+LARGEST_HOLE = 1 << 24  # bytes that are all 0
 MOST_NAMED = 5  # files in a notice
 
 
@@ -47,9 +50,12 @@ class FileSource(Source):
     noun = "files"
     is_text = True  # and not bytes that `read_ahead` makes text of
 
-    def __init__(self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None):
+    def __init__(
+        self, label: str, files: Iterable[Path], *, seed: int, pinned: dict | None = None, inside: Path | None = None
+    ):
+        """`inside`: the folder that files have to be in, wherever links lead."""
         super().__init__(label)
-        self.seed = seed
+        self.seed, self._inside = seed, inside
         self._files: dict[str, Path] = {}  # content digest -> path
         self._encodings: dict[str, str] = {}  # content digest -> codec, if the file is not UTF-8
         self._uncertain: list[Path] = []
@@ -61,6 +67,8 @@ class FileSource(Source):
             mend = "add files with text in them"
             if self._uncertain:
                 mend = "save them as UTF-8"
+            elif self._left_out[LINKED]:
+                mend = 'name the folder that the links lead to, or set "follow_links": true'
             elif self._left_out["unreadable"]:
                 mend = "allow this user to read them"
             raise SourceError(
@@ -84,39 +92,54 @@ class FileSource(Source):
 
     def _index(self, path: Path) -> None:
         try:
+            if self._inside and path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self._inside):
+                self._left_out[LINKED] += 1
+                return
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would block
                 reason = "not a regular file"
             elif status.st_size == 0:
                 reason = "empty"
             else:
-                digest, encoding = self._examine(path)
+                digest, encoding, num_bytes = self._examine(path)
                 if digest in self._files:
                     reason = "duplicate"
                 elif encoding is None:
                     reason = UNCERTAIN
                     self._uncertain.append(path)
+                elif not num_bytes:
+                    reason = "empty"
                 elif encoding == "":
                     reason = "binary"
                 else:
                     self._files[digest] = path
-                    self._num_bytes += status.st_size
+                    self._num_bytes += num_bytes
                     if encoding != UTF_8:
                         self._encodings[digest] = encoding
                     return
         except OSError:
             reason = "unreadable"
+        except ERRORS:
+            reason = "damaged"
         self._left_out[reason] += 1
 
-    def _examine(self, path: Path) -> tuple[str, str | None]:
-        """Return the digest of the content, and its encoding as Evidence does. Raises OSError."""
-        digest, evidence = hashlib.blake2b(digest_size=16), Evidence()
-        with path.open("rb", buffering=0) as file:
+    def _examine(self, path: Path) -> tuple[str, str | None, int]:
+        """Return the digest of the content, its encoding as Evidence does, and its size in bytes.
+
+        A binary file is read no further than needed to know that: a sparse one may be endless.
+        Raises OSError and ERRORS.
+        """
+        digest, evidence, num_bytes, num_empty = hashlib.blake2b(digest_size=16), Evidence(), 0, 0
+        with open_bytes(path) as file:
             while chunk := file.read(CHUNK):
+                num_empty = 0 if chunk.strip(b"\0") else num_empty + len(chunk)
                 digest.update(chunk)
+                num_bytes += len(chunk)
                 if self.is_text:
                     evidence.add(chunk)
-        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8
+                if num_empty > LARGEST_HOLE or evidence.is_binary:
+                    return digest.hexdigest(), "", num_bytes
+        return digest.hexdigest(), evidence.encoding() if self.is_text else UTF_8, num_bytes
 
     def size(self) -> str:
         noun = self.noun if len(self._files) > 1 else self.noun[:-1]
@@ -166,7 +189,7 @@ class FileSource(Source):
         blank, encoding = True, self._encodings.get(digest, UTF_8)
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
-            with self._files[digest].open(encoding=encoding, errors=errors) as file:
+            with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
                         skipped["binary"] += 1
@@ -175,7 +198,7 @@ class FileSource(Source):
                     yield text
             if blank:
                 skipped["empty"] += 1
-        except OSError:
+        except (OSError, *ERRORS):
             skipped["unreadable"] += 1
 
 
@@ -195,26 +218,3 @@ def split(stream: io.TextIOBase) -> Iterator[str]:
 def is_binary(text: str) -> bool:
     """Return whether there is a NUL, or more than one control character in a hundred."""
     return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
-
-
-def find_files(label: str, path: str, pattern: str) -> list[Path]:
-    """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
-
-    Linked folders are not entered, so a link to a parent cannot loop. Raises SourceError if there
-    is none.
-    """
-    root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
-    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
-    if not os.path.exists(root):
-        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
-    if not root.is_dir():
-        return [root]
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
-    try:
-        files = [file for file in root.glob(pattern) if not file.is_dir()]
-    except (ValueError, NotImplementedError) as error:
-        raise SourceError(f"{where}: {pattern!r} is no glob pattern ({error}); write one such as '**/*.txt'") from None
-    if not files:
-        raise SourceError(f"{where} holds no file that matches {pattern!r}; add files or change the preset")
-    return files

@@ -3,7 +3,8 @@
 It is a `torch.save` file of plain types and CPU tensors: `torch.load(path, weights_only=True)`
 opens it without an allow-list. `torch.load` does not detect damaged tensors (288 of 300 flipped
 bits went undetected), so the file, a zip archive, ends with a comment that zip readers skip: the
-SHA-256 of everything before it, which `read` checks first.
+SHA-256 of everything before it, which `read` checks before it reads a tensor. What the file says
+of itself is checked before that (lm/checkpoint/outline.py).
 
 Names, generations and the handling of bad files are in lm/checkpoint/store.py. torch is imported
 only inside functions, since the menu lists runs before anything heavy is loaded.
@@ -11,13 +12,20 @@ only inside functions, since the menu lists runs before anything heavy is loaded
 
 import hashlib
 import io
+import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, Damaged, UserError
+from lm.checkpoint.outline import Checkpoint, open_file
+from lm.runtime.machine import available_memory
 
 FORMAT_VERSION = 2
+LARGEST_NUMBER = 2**53  # of tokens, steps and seconds: exact also as float
+LONGEST_NAME = 1000  # of a preset
+# A run that started from a model has `start_point` too: that model's name, commit and files.
 CONTENTS = {
     "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,
@@ -67,7 +75,10 @@ def write_file(path: Path, contents: dict[str, Any]) -> None:
 
     with path.open("wb") as file:
         digesting = _DigestingFile(file)
-        torch.save(contents, digesting)  # type: ignore[arg-type]  # it calls only write and flush
+        try:
+            torch.save(contents, digesting)  # type: ignore[arg-type]  # it calls only write and flush
+        except RuntimeError as error:
+            raise digesting.refusal or error from error  # torch's own words hide what the disk said
         digesting.end()
         file.flush()
         os.fsync(file.fileno())
@@ -82,6 +93,7 @@ class _DigestingFile:
 
     def __init__(self, file: io.BufferedWriter):
         self._file, self._sha256, self._held = file, hashlib.sha256(), b""
+        self.refusal: OSError | None = None  # of the disk
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -89,7 +101,11 @@ class _DigestingFile:
             view, self._held = memoryview(self._held + bytes(view)), b""
         for part in (self._held, view[:-2]):
             self._sha256.update(part)
-            self._file.write(part)
+            try:
+                self._file.write(part)
+            except OSError as error:
+                self.refusal = error
+                raise
         self._held = bytes(view[-2:])
         return len(data)
 
@@ -109,7 +125,7 @@ def _ending(sha256: Any) -> bytes:
 def is_whole(path: Path) -> bool:
     """Return whether a file is as `write_file` wrote it, to the last bit."""
     sha256 = hashlib.sha256()
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:
         left = os.fstat(file.fileno()).st_size - len(_ending(sha256))
         while left > 0 and (part := file.read(min(left, 2**20))):
             sha256.update(part)
@@ -137,7 +153,7 @@ def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
     if isinstance(value, list | tuple):
         items = [_plain(item, f"{where}[{index}]", copies) for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
-    if value is None or type(value) in (bool, int, float, str, bytes):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{where} is a {type(value).__name__}, which weights_only=True would refuse to load")
 
@@ -146,7 +162,24 @@ def _problem_with(state: dict[str, Any]) -> str | None:
     if missing := CONTENTS.keys() - state.keys():
         return f"incomplete, without {', '.join(sorted(missing))}"
     wrong = [key for key, kind in CONTENTS.items() if type(state[key]) is not kind]
+    if not wrong:
+        wrong = [key for key, kind in CONTENTS.items() if kind in (int, float) and not 0 <= state[key] < LARGEST_NUMBER]
+        wrong += [] if name_of(state["preset"]) else ["preset"]
+        wrong += [] if all(map(_is_text, (*state["facts"], *state["facts"].values()))) else ["facts"]
     return f"not a checkpoint of this program: wrong {', '.join(wrong)}" if wrong else None
+
+
+def name_of(preset_json: str) -> str:
+    """Return the name of the preset in a checkpoint, or "" if there is none."""
+    try:
+        name = json.loads(preset_json)["name"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return name if _is_text(name) and len(name) <= LONGEST_NAME else ""
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
 
 
 def _not_finite(value: Any, where: str = "") -> str | None:
@@ -165,29 +198,40 @@ def _not_finite(value: Any, where: str = "") -> str | None:
 def read(path: Path) -> dict[str, Any]:
     """Read the state in one checkpoint file.
 
-    Raises FileNotFoundError, CheckpointError (another format, no permission) or Damaged, after
-    which `load` tries the generation before.
+    Raises FileNotFoundError, CheckpointError (another format, no permission, too little memory) or
+    Damaged, after which `load` tries the generation before.
     """
-    import torch
-
     try:
-        if not is_whole(path):
-            raise Damaged("damaged: its bytes are not those that were written")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, Damaged):
-        raise
+        with Checkpoint(path) as checkpoint:
+            check_state(checkpoint.state, path)
+            if checkpoint.num_bytes > (free := available_memory()):
+                raise CheckpointError(
+                    f"{path} holds {checkpoint.num_bytes / 1e9:.1f} GB of tensors, and {free / 1e9:.1f} GB of memory are "
+                    "free: end other programs, or move the run to a larger machine."
+                )
+            if not is_whole(path):
+                raise Damaged("damaged: its bytes are not those that were written")
+            state = checkpoint.tensors()
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}): change its owner or mode.") from error
-    except Exception as error:  # damaged bytes can raise anything in zipfile, pickle and torch
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Damaged(f"damaged ({reason})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("format_version"), int):
-        raise Damaged("not a checkpoint of this program")
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise Damaged(f"damaged ({error})") from error
+    if _not_finite(state):
+        raise Damaged("its weights are not numbers throughout")
+    return state
+
+
+def check_state(state: Any, path: Path) -> None:
+    """Raise Damaged unless `state`, with or without its tensors, is that of a run; CheckpointError
+    if it is of another format."""
+    if not isinstance(state, dict) or type(state.get("format_version")) is not int:
+        raise Damaged("damaged: not a checkpoint of this program")
     if state["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {state['format_version']}, and this version of the program reads format "
             f"{FORMAT_VERSION}: use the version that wrote it, or move the run elsewhere to start a new one."
         )
-    if problem := _problem_with(state) or (_not_finite(state) and "its weights are not numbers throughout"):
+    if problem := _problem_with(state):
         raise Damaged(problem)
-    return state

@@ -7,6 +7,7 @@ for it.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ MAX_FAILURES = 3  # in a row
 # Pause after a save, in multiples of its duration: on a GPU saves would otherwise be due so soon
 # that the disk would do nothing else.
 REST = 5
+RETRY_SECONDS = 1  # before the last save is tried again
 
 
 class Saver:
-    """The writer of checkpoints into `folder`, whose lock the caller holds."""
+    """The writer of checkpoints into `folder`, whose lock the caller holds. Each save first calls
+    `sync_logs`: a checkpoint holds how far the logs are, and a power cut must not undo that."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, sync_logs: Callable[[], None] = lambda: None):
+        self._folder, self._sync_logs = folder, sync_logs
         self._thread: threading.Thread | None = None
         self._failures: list[CheckpointError] = []  # in a row
         self._defect: BaseException | None = None
@@ -44,6 +47,7 @@ class Saver:
     def _write(self, snapshot: store.Snapshot) -> None:
         began = time.monotonic()
         try:
+            self._sync_logs()
             store.write(self._folder, snapshot)
             self._failures.clear()
             ended = time.monotonic()
@@ -75,9 +79,23 @@ class Saver:
         if len(self._failures) >= MAX_FAILURES:
             raise SavingFailed(f"{MAX_FAILURES} saves in a row failed. The last of them: {self._failures[-1]}")
 
-    def check_last(self) -> None:
-        """Wait for the last save, and raise its CheckpointError if it failed."""
-        self.wait()
-        self.check()
-        if self._failures:
-            raise self._failures[-1]
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save that ended could not be written."""
+        return bool(self._failures)
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Save `state` and wait; if the disk refuses, try again, MAX_FAILURES times in all.
+
+        Raises the CheckpointError of the last try.
+        """
+        for number in range(MAX_FAILURES):
+            if number:
+                time.sleep(RETRY_SECONDS)
+            self.save(state)
+            self.wait()
+            if self._defect:
+                raise self._defect
+            if not self._failures:
+                return
+        raise self._failures[-1]

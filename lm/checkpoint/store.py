@@ -11,19 +11,17 @@ never starts a fresh run in place of a damaged one, and never deletes a file tha
 """
 
 import contextlib
-import json
 import os
-import pickle
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, Damaged, UserError
 from data.files import sync_folder
-from lm.checkpoint.file import Snapshot, is_whole, read, write_file
-from lm.runtime.files import link_as, link_beside, same_file, temporary_name
+from lm.checkpoint.file import Snapshot, check_state, is_whole, name_of, read, write_file
+from lm.checkpoint.outline import Checkpoint
+from lm.runtime.files import TEMPORARY, bad_name, link_as, link_beside, same_file, set_aside, temporary_name
 
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
 ALIAS = "simple_lm_trained.pth"
@@ -62,6 +60,8 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         write_file(temporary, contents)
         if not is_whole(temporary):
             raise OSError("what was written reads back otherwise")
+        with Checkpoint(temporary):  # what could not be read again never replaces what can
+            pass
         names = [*_rotation(folder), (temporary, folder / ALIAS)]
         # Everything that needs disk space comes first.
         links = [(link_beside(source, target), target) for source, target in names]
@@ -70,7 +70,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         # The commit: before it the old generations are valid, after it the new one is.
         os.replace(temporary, folder / CURRENT)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError, Damaged) as error:  # torch reports a full disk as RuntimeError
         free = shutil.disk_usage(folder).free / 1e6 if folder.is_dir() else 0
         raise CheckpointError(
             f"Saving {folder / CURRENT} failed: {error}\n"
@@ -85,7 +85,8 @@ def write(folder: Path, snapshot: Snapshot) -> None:
 def _remove_temporaries(folder: Path) -> None:
     for name in (*GENERATIONS, ALIAS):
         for temporary in folder.glob(f".{Path(name).stem}.*.tmp"):
-            temporary.unlink()
+            if TEMPORARY.fullmatch(temporary.name) and temporary.is_file():
+                temporary.unlink()
 
 
 def _rotation(folder: Path) -> list[tuple[Path, Path]]:
@@ -101,7 +102,7 @@ def _rotation(folder: Path) -> list[tuple[Path, Path]]:
 
 def latest_exists(folder: Path) -> bool:
     """Return whether `folder` holds a run, readable or not; no fresh run may overwrite it."""
-    return any((folder / name).exists() for name in _generations(folder))
+    return any(os.path.lexists(folder / name) for name in _generations(folder))
 
 
 def _generations(folder: Path) -> tuple[str, ...]:
@@ -126,6 +127,9 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
         except Damaged as error:
             problems[name] = str(error)
         else:
+            others = [folder / other for other in (*GENERATIONS, ALIAS)]
+            strange = [path.name for path in others if os.path.lexists(path) and not path.is_file()]
+            problems |= dict.fromkeys(strange, "not a regular file")
             return state, _promote(folder, name, state["tokens_seen"], problems)
     listing = "\n".join(f"  {name}: {why}" for name, why in problems.items())
     raise CheckpointError(
@@ -140,7 +144,7 @@ def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]
     link_as(folder / used, folder / CURRENT)
     link_as(folder / used, folder / ALIAS)  # ahead if a save was killed just before its commit
     for name in problems:
-        if name != CURRENT:
+        if name not in (CURRENT, ALIAS):
             (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
     if not problems:
@@ -152,28 +156,25 @@ def _promote(folder: Path, used: str, tokens_seen: int, problems: dict[str, str]
 
 def _keep_aside(damaged: Path) -> str:
     """Give a damaged file the additional name `<name>.bad-<n>`, and return that."""
-    number = 1
-    while (target := damaged.with_name(f"{damaged.name}.bad-{number}")).exists():
-        number += 1
-    link_as(damaged, target)
+    if not damaged.is_file():
+        return set_aside(damaged).name
+    link_as(damaged, target := bad_name(damaged))
     return target.name
 
 
 def inspect(folder: Path) -> SavedRun | None:
     """Return a summary of the run in `folder` by its newest readable generation; None without one.
 
-    Reads the pickle inside the file and skips every tensor, so it needs neither torch nor the
-    weights.
+    Needs neither torch nor the weights.
     """
     for path in (folder / name for name in _generations(folder)):
         try:
-            with zipfile.ZipFile(path) as archive:
-                record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-                with archive.open(record) as file:
-                    state = _WithoutTensors(file).load()
+            with Checkpoint(path) as checkpoint:
+                state = checkpoint.state
+            check_state(state, path)
             return SavedRun(
                 folder=folder,
-                name=json.loads(state["preset"])["name"],
+                name=name_of(state["preset"]),
                 preset=state["preset"],
                 tokens_seen=state["tokens_seen"],
                 token_budget=state["token_budget"],
@@ -181,19 +182,9 @@ def inspect(folder: Path) -> SavedRun | None:
                 reported=(folder / "report.md").exists(),
                 saved_at=path.stat().st_mtime,
             )
-        except Exception:  # damaged in any way: `load` reports it, a list of runs only skips it
+        except (OSError, CheckpointError):  # `load` reports it, a list of runs only skips it
             continue
     return None
-
-
-class _WithoutTensors(pickle.Unpickler):
-    """An unpickler that runs no code a checkpoint names: every function it calls returns None."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return lambda *_: None
-
-    def persistent_load(self, pid: Any) -> None:
-        return None
 
 
 def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:

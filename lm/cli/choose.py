@@ -11,17 +11,19 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from configs.diff import changes, fixed_changes
-from configs.errors import PresetError
+from configs.errors import PresetError, UserError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from configs.text import clip
-from data.sources.probe import Probe, probe
+from data.sources.hub_client import retries
+from data.sources.probe import SECONDS, Probe, answers_within, probe
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs, finish_interrupted
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
-from lm.runtime.files import FolderLock
-from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
+from lm.runtime.files import FolderLock, set_aside
+from lm.runtime.machine import CACHE, Machine, load_machine, measure_machine, save_machine
 from lm.runtime.terminal import is_terminal, read_line, size_of, tell
+from lm.start_point import peek
 
 
 def choose(folder: Path, configs: Path) -> Choice:
@@ -31,6 +33,8 @@ def choose(folder: Path, configs: Path) -> Choice:
     """
     with FolderLock(folder):
         finish_interrupted(folder)
+        if os.path.lexists(compiled := folder / CACHE) and not compiled.is_dir():
+            set_aside(compiled)  # the compiler makes a folder of that name
         if store.latest_exists(folder) and store.inspect(folder) is None:
             store.load(folder)  # raises the reason: a damaged run is never treated as no run
     menu = gather_menu(folder, configs)
@@ -50,9 +54,11 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     """Gather the menu's facts: sources that answer within two seconds, costs of presets, runs."""
     presets = presets_in(configs)
     answers: dict[Path, list[Probe]] = {}
+    starts: dict[Path, tuple[Preset, list[Probe]]] = {}
     asking = [
-        threading.Thread(target=lambda p=path, s=preset.data.all_sources: answers.update({p: probe(s)}), daemon=True)
+        threading.Thread(target=lambda p=path, ask=ask, into=into, s=preset: into.update({p: ask(s)}), daemon=True)
         for path, preset in presets.items() if isinstance(preset, Preset)
+        for ask, into in ((lambda s: probe(s.data.all_sources), answers), (look_at_start, starts))
     ]  # fmt: skip
     for thread in asking:
         thread.start()
@@ -63,17 +69,42 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     for thread in asking:
         thread.join()
     current, archived = store.inspect(folder), archived_runs(folder)
+    entries = []
+    for path, preset in presets.items():
+        preset, problem = starts.get(path, (preset, []))
+        entries.append(menu_entry(path, preset, problem + answers.get(path, []), machine))
     return Menu(
-        [menu_entry(path, preset, answers.get(path, []), machine) for path, preset in presets.items()],
+        entries,
         current,
         [run for run in archived if not run.finished],
         has_model=bool(current or archived),
     )
 
 
+def look_at_start(preset: Preset) -> tuple[Preset, list[Probe]]:
+    """Return the preset with the shape of the model that it starts from; if that is not to be had
+    now, with the reason."""
+    name = preset.model.init_from
+    if not name:
+        return preset, []
+
+    def look() -> tuple[Preset, list[Probe]]:
+        retries.set(False)  # of this thread
+        try:
+            return peek(preset), []
+        except UserError as error:
+            said = str(error).removeprefix("model.init_from: ").removeprefix(f"{name} ").removeprefix(f"{name}: ")
+            return preset, [Probe(name, False, said)]
+
+    silence = preset, [Probe(name, False, f"no answer within {SECONDS:g} s")]
+    return answers_within(SECONDS, [look], [silence])[0]
+
+
 def menu_entry(path: Path, preset: Preset | PresetError, answers: list[Probe], machine: Machine) -> MenuEntry:
     if isinstance(preset, PresetError):
         return MenuEntry(path, error=str(preset))
+    if preset.model.unknown:
+        return MenuEntry(path, preset, sources=answers)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     return MenuEntry(
         path,

@@ -30,6 +30,7 @@ WITHOUT_A_RUN = {
     "r": "there is no unfinished run to resume; start a preset",
     "t": "there is no trained model to talk to yet; start a preset, and choose t when its run has saved a checkpoint",
     "e": "there is no trained model to export yet; start a preset, and choose e when its run has saved a checkpoint",
+    "p": "there is no trained model to push yet; start a preset, and choose p when its run has saved a checkpoint",
     "b": "there is no trained model to measure yet; start a preset, and choose b when its run has saved a checkpoint",
 }
 
@@ -79,7 +80,7 @@ class Choice:
     """The user's choice. `path`: the preset file ("preset") or the run's folder ("resume",
     "restore"), else unused."""
 
-    action: Literal["preset", "resume", "restore", "talk", "export", "benchmarks", "quit"]
+    action: Literal["preset", "resume", "restore", "talk", "export", "push", "benchmarks", "quit"]
     path: Path = Path()
 
 
@@ -124,8 +125,8 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
         head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run archives it)"]
-    letters = ["t  talk to the model", "e  export it", "b  benchmarks"] if menu.has_model else []
-    letters = ["", " " + "     ".join([*letters, "q  quit"])]
+    letters = ["t  talk to the model", "e  export it", "p  push to Hub", "b  benchmarks"] if menu.has_model else []
+    letters = ["", " " + "   ".join([*letters, "q  quit"])]
     try:
         _, below = default_choice(menu.entries, menu.current)
     except UserError as error:
@@ -163,10 +164,14 @@ def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
         return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"]
-    size = f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory"
+    size = (
+        f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory  {entry.time}"
+    )
+    model = entry.preset.model
+    start = [f"starts from {model.init_from}"] if model.init_from else []
     return [
-        f"{title}  {size}  {entry.time}",
-        f"    {'  '.join(_sources_in_words(entry.sources))}",
+        f"{title}  {'its size is not known yet' if model.unknown else size}",
+        f"    {'  '.join(start + _sources_in_words(entry.sources))}",
         *([f"    {entry.preset.description}"] if entry.preset.description else []),
     ]
 
@@ -250,9 +255,9 @@ def _understand(answer: str, menu: Menu) -> Choice:
     if menu.current and not menu.current.finished:
         choices["r"] = Choice("resume", menu.current.folder)
     if menu.has_model:
-        choices |= {"t": Choice("talk"), "e": Choice("export"), "b": Choice("benchmarks")}
+        choices |= {"t": Choice("talk"), "e": Choice("export"), "p": Choice("push"), "b": Choice("benchmarks")}
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
-    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "benchmarks": "b"}
+    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "push": "p", "benchmarks": "b"}
     letter = long_forms.get(word, word)
     if letter in choices:
         return choices[letter]

@@ -1,6 +1,8 @@
-"""The uses of a trained model: talking to it, exporting it and measuring it by benchmarks."""
+"""The uses of a trained model: talking to it, exporting it, pushing the export to the Hub and
+measuring it by benchmarks."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,10 +16,11 @@ from lm.checkpoint.archive import archived_runs
 from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
 from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
-from lm.inference.load import load_drafter, load_model
+from lm.inference.load import load_drafter, load_model, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
 from lm.report.report import benchmark_tables, write_report
+from lm.report.upload import account, check_name, upload
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
 from lm.runtime.terminal import read_line, tell
@@ -27,8 +30,10 @@ DRAFTING_PAYS_FROM = 3
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of a run in `folder` or its archive, export it, or run benchmarks on it."""
+    """Talk to the model of a run in `folder` or its archive, export it, push its export, or run
+    benchmarks on it."""
     run = pick(folder)
+    user = account() if action == "push" else ""  # first: it may not be logged in
     with FolderLock(folder):
         state, notice = store.load(run)
         if notice:
@@ -37,6 +42,7 @@ def use(action: str, folder: Path) -> None:
             measure(state, run)
             return
         if action == "export":
+            load_tokenizer(state, run)  # checks that all fits
             obstacle = gguf_obstacle(run / "tokenizer.json")
             tell(f"exported to {export(state, run, gguf=not obstacle)}")
             tell(
@@ -44,9 +50,12 @@ def use(action: str, folder: Path) -> None:
                 or "the .gguf files are for llama.cpp, Modelfile is for Ollama, the other files are for transformers"
             )
             return
+        if action == "push":
+            push(state, run, user)
+            return
     model, tokenizer, end_of_text = load_model(state, run)
-    name, seen, budget = json.loads(state["preset"])["name"], state["tokens_seen"], state["token_budget"]
-    tell(f"{name}: {human_count(seen)} of {human_count(budget)} tokens seen.")
+    seen, budget = state["tokens_seen"], state["token_budget"]
+    tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     with interruptible():
         talk(
             Decoder(model),
@@ -56,6 +65,33 @@ def use(action: str, folder: Path) -> None:
             drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
             ask=read_line,
         )
+
+
+def push(state: dict[str, Any], run: Path, user: str) -> None:
+    """Push the export of a run, as it is by now, to a repository that `user` names. Raises UserError."""
+    exported = run / "hf"
+    if not exported.exists():
+        tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
+    default = f"{user}/{repository_name(json.loads(state['preset'])['name'])}"
+    while True:
+        try:
+            answer = read_line(f"push {exported} to which repository? Enter: {default} > ").strip()
+        except EOFError:
+            answer = ""
+        repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
+        try:
+            check_name(repository)
+            break
+        except UserError as error:
+            if not sys.stdin.isatty():
+                raise
+            tell(str(error))
+    tell(f"pushed to {upload(exported, repository)}\nA new repository is private; its settings there can change that.")
+
+
+def repository_name(preset: str) -> str:
+    """Return the name of a preset in the characters that the Hub allows."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", preset).strip("-")[:80].strip("-") or "small-language-model"
 
 
 def measure(state: dict[str, Any], run: Path) -> None:

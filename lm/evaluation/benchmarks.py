@@ -32,6 +32,7 @@ from lm.evaluation.scorer import Scorer
 from lm.inference.load import load_model
 from lm.model import Transformer
 from lm.report.metrics import MetricsLog, read_metrics
+from lm.runtime.devices import device_choice
 from lm.runtime.machine import thread_choice
 from lm.runtime.terminal import is_terminal
 
@@ -92,7 +93,7 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
     from lm.evaluation.harness import DoesNotFit, HarnessModel
 
     model, tokenizer, end_of_text = load_model(state, folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if device_choice().value == "cuda" else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(thread_choice()[0])
     scorer, path = Scorer(model.to(device)), folder / "benchmarks" / f"{digest(model)}.jsonl"

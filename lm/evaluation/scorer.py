@@ -112,7 +112,11 @@ def _starts(found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
 def _attention(layer: Layer, x_BWD: Tensor, cos: Tensor, sin: Tensor, bias_B1WW: Tensor) -> Tensor:
     """`lm.model.Attention` where each node sees the nodes that the bias leaves it."""
     attention = layer.attention
-    heads = (attention.num_heads, attention.head_dim)
-    q, k, v = (y.unflatten(-1, heads).transpose(1, 2) for y in attention.qkv(x_BWD).chunk(3, dim=-1))
+    q, k, v = (
+        y.unflatten(-1, (heads, attention.head_dim)).transpose(1, 2)
+        for y, heads in zip(attention.qkv(x_BWD).split(attention.rows_qkv, dim=-1), attention.heads_qkv, strict=True)
+    )
     q, k = rotate(attention.q_norm(q), cos, sin), rotate(attention.k_norm(k), cos, sin)
-    return attention.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B1WW).transpose(1, 2).flatten(2))
+    grouped = q.shape[1] != k.shape[1]
+    sums = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B1WW, enable_gqa=grouped)
+    return attention.proj(sums.transpose(1, 2).flatten(2))

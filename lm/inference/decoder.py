@@ -13,7 +13,7 @@ Build a new one after further training of the model: some weights are copies, so
 here: sampling, training, more than one sequence.
 
 Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size,
-H heads, K head dimension, V vocabulary.
+H heads of queries, G heads of keys and values, K head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.cuda_graph import Graph, NotCapturable
-from lm.model import NORM_EPS, Layer, Transformer
+from lm.model import Layer, RMSNorm, Transformer
 
 PACKED_FOR = 4  # typical number of positions in a pass: oneDNN chooses its blocking by it
 
@@ -53,14 +53,14 @@ class CachedLayer(NamedTuple):
 
     attention_norm: Tensor
     qkv: Linear
-    turn_SGK: Tensor  # heads of queries and keys, G = 2H: norm weight times cosine,
-    turn_other_SGK: Tensor  # and times sine, for the other element of each pair
+    turn_SNK: Tensor  # N = H + G heads of queries and keys: norm weight times cosine,
+    turn_other_SNK: Tensor  # and times sine, for the other element of each pair
     proj: Linear
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
-    keys_SHK: Tensor
-    values_SHK: Tensor
+    keys_SGK: Tensor
+    values_SGK: Tensor
 
 
 class Decoder:
@@ -68,18 +68,20 @@ class Decoder:
     positions before them in a cache.
 
     S is fixed: positions past the training length have no meaning to a rotary model, so the caller
-    must `rollback` and start again before the cache overflows (`generate` does).
+    must `rollback` and encode the last tokens again before the cache overflows (`generate` does).
     """
 
     @torch.no_grad()
     def __init__(self, model: Transformer):
         config = model.config
         self.max_length, self.length = config.seq_length, 0
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.group_size, self.qk_norm = config.num_heads // config.num_kv_heads, config.qk_norm
         self.device = model.embed.weight.device
         self.embedding_VD = model.embed.weight
         self.smallest, self.smallest_head = (
-            torch.tensor((size * NORM_EPS) ** 0.5, device=self.device) for size in (config.hidden_size, config.head_dim)
+            torch.tensor((size * config.norm_eps) ** 0.5, device=self.device)
+            for size in (config.hidden_size, config.head_dim)
         )
         self.norm = model.norm.weight * config.hidden_size**0.5
         self.output = linear(model.output.weight)
@@ -90,15 +92,17 @@ class Decoder:
     def _cached(self, layer: nn.Module, cos_SP: Tensor, sin_SP: Tensor) -> CachedLayer:
         assert isinstance(layer, Layer)
         attention, mlp, scale = layer.attention, layer.mlp, len(layer.mlp_norm.weight) ** 0.5
-        norms = attention.q_norm.weight, attention.k_norm.weight
-        weight_GK = torch.cat([norm.expand(self.num_heads, -1) for norm in norms]) * self.head_dim**0.5
+        weight_NK = torch.ones(self.num_heads + self.num_kv_heads, self.head_dim, device=self.device)
+        if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
+            norms = (attention.q_norm, self.num_heads), (attention.k_norm, self.num_kv_heads)
+            weight_NK = torch.cat([norm.weight.expand(heads, -1) for norm, heads in norms]) * self.head_dim**0.5
         # Zeros: a captured pass reads unwritten slots with weight 0, and 0 times NaN is NaN.
-        cache = torch.zeros(2, self.max_length, self.num_heads, self.head_dim, device=self.device)
+        cache = torch.zeros(2, self.max_length, self.num_kv_heads, self.head_dim, device=self.device)
         return CachedLayer(
             layer.attention_norm.weight * scale,
             linear(attention.qkv.weight),
-            torch.cat((cos_SP, cos_SP), dim=-1).unsqueeze(1) * weight_GK,
-            torch.cat((-sin_SP, sin_SP), dim=-1).unsqueeze(1) * weight_GK.roll(self.head_dim // 2, dims=-1),
+            torch.cat((cos_SP, cos_SP), dim=-1).unsqueeze(1) * weight_NK,
+            torch.cat((-sin_SP, sin_SP), dim=-1).unsqueeze(1) * weight_NK.roll(self.head_dim // 2, dims=-1),
             linear(attention.proj.weight),
             layer.mlp_norm.weight * scale,
             linear(mlp.gate_up.weight),
@@ -158,17 +162,24 @@ class Decoder:
     def _attention(
         self, x_TD: Tensor, layer: CachedLayer, places: slice | Tensor, end: int, mask_TE: Tensor | None
     ) -> Tensor:
-        T, num_heads = len(x_TD), self.num_heads
-        qkv = layer.qkv(x_TD).view(T, 3 * num_heads, self.head_dim)
-        qk = rms_norm(qkv[:, : 2 * num_heads], self.smallest_head)
-        turned = qk * layer.turn_SGK[places]
-        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), layer.turn_other_SGK[places])
-        layer.keys_SHK[places] = qk[:, num_heads:]
-        layer.values_SHK[places] = qkv[:, 2 * num_heads :]
-        q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], layer.keys_SHK[:end], layer.values_SHK[:end]))
-        if mask_TE is None:
-            y_HTK = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=T > 1)[0]
-        else:  # a few positions behind others: plain matmuls take less time
-            scores_HTE = torch.baddbmm(mask_TE, q, k.transpose(1, 2), alpha=self.head_dim**-0.5)
-            y_HTK = torch.bmm(scores_HTE.softmax(dim=-1), v)
-        return layer.proj(y_HTK.transpose(0, 1).reshape(T, -1))
+        T, num_heads, num_turned = len(x_TD), self.num_heads, self.num_heads + self.num_kv_heads
+        qkv = layer.qkv(x_TD).view(T, num_turned + self.num_kv_heads, self.head_dim)
+        qk = rms_norm(qkv[:, :num_turned], self.smallest_head) if self.qk_norm else qkv[:, :num_turned]
+        turned = qk * layer.turn_SNK[places]
+        qk = turned.addcmul_(qk.roll(self.head_dim // 2, dims=-1), layer.turn_other_SNK[places])
+        layer.keys_SGK[places] = qk[:, num_heads:]
+        layer.values_SGK[places] = qkv[:, num_turned:]
+        q, k, v = (y.transpose(0, 1) for y in (qk[:, :num_heads], layer.keys_SGK[:end], layer.values_SGK[:end]))
+        if mask_TE is None and T > 1:
+            grouped = self.group_size > 1
+            y = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=grouped)[0]
+        else:
+            # The queries of a group as further rows for its keys, which then need no copies: (G, H / G * T, K).
+            q = q.reshape(self.num_kv_heads, -1, self.head_dim)
+            if mask_TE is None:
+                y = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+            else:  # a few positions behind others: plain matmuls take less time
+                mask = mask_TE.repeat(self.group_size, 1) if self.group_size > 1 else mask_TE
+                scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=self.head_dim**-0.5)
+                y = torch.bmm(scores.softmax(dim=-1), v)
+        return layer.proj(y.reshape(num_heads, T, -1).transpose(0, 1).reshape(T, -1))

@@ -63,6 +63,11 @@ class Drafting:
         self.passes += 1
 
 
+def slid(window: int) -> int:
+    """Return how many tokens of a full window are left when it slides by a quarter."""
+    return window - max(1, window // 4)
+
+
 @torch.inference_mode()
 def generate(
     decoder: Decoder,
@@ -79,8 +84,9 @@ def generate(
     """Continue `prompt_tokens` (at least one), one token at a time, until `stop_token`
     (not yielded) or the limit.
 
-    Attention reaches back over at most the model's seq_length: when the window is full, it
-    restarts with its last half, at the same token with and without drafts. With `block_ngram` n >
+    Attention reaches back over at most the model's seq_length: when the window is full, it slides
+    by a quarter, and what is left in it is encoded again, since the keys in the cache depend on
+    the text before it. This is at the same token with and without drafts. With `block_ngram` n >
     0, no n tokens in a row come twice; by default they may, since they do in real text: with n = 3
     every seventh token of prose would be forbidden, and 23% of Python's. `generator` is on the
     CPU; without one, a new generator is seeded from the operating system.
@@ -96,7 +102,7 @@ def generate(
     while remaining > 0:
         if decoder.length + len(fresh) > decoder.max_length:
             decoder.rollback(0)
-            fresh = text.tokens[-max(1, decoder.max_length // 2) :]
+            fresh = text.tokens[-slid(decoder.max_length) :]
         room = min(remaining - 1, decoder.max_length - decoder.length - len(fresh))
         drafts: list[Draft] = drafting.drafts(hidden_D, sampler, room) if drafting and hidden_D is not None else []
         hidden_TD = decoder(fresh + [draft.token for draft in drafts])[len(fresh) - 1 :]

@@ -16,16 +16,36 @@ from configs.errors import UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint import store
+from lm.learner import check_shapes
 from lm.model import Transformer
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
-    """Return the model of a checkpoint's `state`, its tokenizer, and the
-    token that begins a document."""
-    tokenizer = bpe.load(folder / "tokenizer.json")
+    """Return the model of a checkpoint's `state`, its tokenizer, and the token that begins a
+    document. Raises UserError if they do not fit together."""
+    tokenizer = load_tokenizer(state, folder)
     model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
     model.load_state_dict(state["model"])
     return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
+
+
+def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
+    """Return the tokenizer in `folder`. Raises UserError unless it fits the model and heads of a
+    checkpoint's `state`, and these the checkpoint's preset; takes no memory for that."""
+    preset = parse_preset(state["preset"], "the checkpoint")
+    embedding = state["model"].get("embed.weight")
+    num_rows = len(embedding) if isinstance(embedding, Tensor) and embedding.ndim else 1
+    with torch.device("meta"):
+        trunk = Transformer(preset.model, num_rows)
+        heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
+    check_shapes({"model": trunk, "heads": heads}, state)
+    tokenizer = bpe.load(folder / "tokenizer.json")
+    if bpe.vocab_size(tokenizer) > num_rows:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer this run was trained with: it has "
+            f"{bpe.vocab_size(tokenizer):,} tokens, the model {num_rows:,}. Restore that file."
+        )
+    return tokenizer
 
 
 def load_heads(state: dict[str, Any]) -> nn.ModuleDict:

@@ -1,93 +1,37 @@
-"""The export of a run: a folder that transformers and other readers of `Qwen3ForCausalLM` open
-without custom code.
+"""The export of a run: a folder that transformers and other readers of `Qwen3ForCausalLM`, or of
+`LlamaForCausalLM`, open without custom code.
 
 The trunk already has that architecture: exporting renames tensors and splits our fused matrices,
-bit for bit. The folder is written beside an older one and replaces it as a whole. Never here:
+bit for bit (lm/families.py). The folder is written beside an older one and replaces it as a whole. Never here:
 loading checkpoints, uploading, changing weights.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from configs.catalog import catalogued
-from configs.schema import ModelConfig, Preset, Source, parse_preset
+from configs.schema import Preset, Source, parse_preset
 from data import tokenizer as bpe
-from data.files import sync_folder
+from data.files import room_on_disk, sync_folder
+from lm.families import exported_config, exported_state
 from lm.inference.sampling import TEMPERATURE, TOP_P
-from lm.model import NORM_EPS, ROPE_THETA
 from lm.report.gguf import ENCODINGS, write_gguf
 from lm.report.metrics import read_metrics
 from lm.report.model_card import RunFacts, SourceFacts, write_model_card
 from lm.report.samples import read_samples
-
-LAYER_NAMES = {  # ours: theirs; where there are several, ours stacks theirs in this order
-    "attention_norm": ("input_layernorm",),
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.q_norm": ("self_attn.q_norm",),
-    "attention.k_norm": ("self_attn.k_norm",),
-    "attention.proj": ("self_attn.o_proj",),
-    "mlp_norm": ("post_attention_layernorm",),
-    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down": ("mlp.down_proj",),
-}
-OUTER_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-
-
-def qwen3_state(model_state: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    """Return `Transformer.state_dict()` under the names of `Qwen3ForCausalLM`, in fp32; a tied
-    output layer is omitted, as it is there."""
-    exported = {}
-    for name, tensor in model_state.items():
-        if tied and name == "output.weight":
-            continue
-        module = name.removesuffix(".weight")
-        if module in OUTER_NAMES:
-            targets: tuple[str, ...] = (OUTER_NAMES[module],)
-        else:
-            _, index, inner = module.split(".", 2)
-            targets = tuple(f"model.layers.{index}.{target}" for target in LAYER_NAMES[inner])
-        for target, part in zip(targets, tensor.detach().float().cpu().chunk(len(targets)), strict=True):
-            exported[f"{target}.weight"] = part.clone()
-    return exported
-
-
-def qwen3_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    """Return config.json, with `rope_theta` where transformers 5 and where older readers look."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.mlp_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.seq_length,
-        "rms_norm_eps": NORM_EPS,
-        "rope_theta": ROPE_THETA,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,  # without one, classifiers made of the model refuse batches
-        "dtype": "float32",
-        "torch_dtype": "float32",  # the name readers before transformers 5 look for
-    }
 
 
 def export_huggingface(
@@ -106,46 +50,71 @@ def export_huggingface(
     `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` is the token
     that began every document of the stream; the model card is made from `run`; `aux_heads` are
     written beside the weights, in a file that other readers ignore; with `gguf`, GGUF files and
-    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete.
+    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete and on
+    the disk. Raises DiskError, which leaves the earlier one.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     tokenizer_id = tokenizer.token_to_id(end_of_text)
     assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
     tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)
-    config = qwen3_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
+    config = exported_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
     files = {
         "config.json": json.dumps(config, indent=2),
         "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
         "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
     }
-    temporary, old = out_dir.with_name(out_dir.name + ".tmp"), out_dir.with_name(out_dir.name + ".old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, text in files.items():
-        (temporary / name).write_text(text + "\n", encoding="utf-8")
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    state = qwen3_state(model_state, tied=preset.model.tie_embeddings)
-    save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-    if aux_heads:
-        heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
-        save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
-    if gguf:
-        for encoding in ENCODINGS:
-            write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
-        (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
-    write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
-    for file in temporary.iterdir():
-        # safetensors lets only the owner read its files.
-        file.chmod((temporary / "config.json").stat().st_mode)
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    if out_dir.exists():
-        out_dir.rename(old)
-    temporary.rename(out_dir)
-    sync_folder(out_dir.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(out_dir) as temporary:
+        for name, text in files.items():
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        state = exported_state(model_state, preset.model)
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        if aux_heads:
+            heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
+            save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
+        if gguf:
+            for encoding in ENCODINGS:
+                write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
+            (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
+        write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
+        for file in temporary.iterdir():
+            # safetensors lets only the owner read its files.
+            file.chmod((temporary / "config.json").stat().st_mode)
     return out_dir
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder, whose files replace those of `folder` once all are on the disk.
+
+    Raises DiskError, and then leaves `folder` as it was.
+    """
+    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+
+    def tidy() -> None:
+        if old.exists() and not folder.exists():  # ended between the two renames below
+            old.rename(folder)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    with room_on_disk(folder):
+        tidy()
+        try:
+            temporary.mkdir(parents=True)
+            try:
+                yield temporary
+            except SafetensorError as error:  # hides the system's number of the error in its text
+                raise OSError(errno.EIO, str(error)) from error
+            for file in temporary.iterdir():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            sync_folder(temporary)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            tidy()
 
 
 def begins_document(end_of_text: str, end_of_text_id: int) -> processors.TemplateProcessing:
@@ -201,7 +170,7 @@ def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
 
 def export(state: dict[str, Any], folder: Path, out_dir: Path | None = None, *, gguf: bool = False) -> Path:
     """Export a checkpoint's `state`, of the run in `folder`, to `out_dir` (default: `folder/hf`), for
-    all programs that read Qwen3."""
+    all programs that read its family."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
     tokenizer = bpe.load(path)
@@ -224,7 +193,8 @@ def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
         facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
     samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
-    return RunFacts(facts, [source_facts(source) for source in preset.data.all_sources], records, samples)
+    trained = preset.data.all_sources[: len(preset.data.trained_sources)]
+    return RunFacts(facts, [source_facts(source) for source in trained], records, samples)
 
 
 def source_facts(source: Source) -> SourceFacts:

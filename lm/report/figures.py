@@ -6,11 +6,13 @@ imported only when a figure is drawn.
 
 from __future__ import annotations
 
-import os
+import io
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from data.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +35,7 @@ def draw(records: list[Record], path: Path, title: str = "") -> None:
     evaluated = [record for record in records if record.get("eval")]
     named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
     labels = list(dict.fromkeys(label for names in named for label in names))
-    panels = [_loss] + [_sources] * bool(evaluated) + [_mixture] * (len(labels) > 1) + [_speed]
+    panels = [_loss] + [_sources] * bool(evaluated) + [_mixture] * (len(_mixed(records)) > 1) + [_speed]
     num_lines = -(-len(panels) // 2)
     figure = _figure(1 + 3.7 * num_lines, title)
     axes = figure.subplots(num_lines, 2, squeeze=False, sharex=True).ravel()
@@ -51,7 +53,7 @@ def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
     panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
     _line(panel, x, _running_median(y), "training (running median)", COLOURS[0])
     held_out = [
-        (record["tokens"], record["eval"]["loss"], record["eval"].get("tokens"))
+        (record["tokens"], record["eval"].get("loss"), record["eval"].get("tokens"))
         for record in records
         if record.get("eval")
     ]
@@ -73,13 +75,27 @@ def _sources(panel: Axes, records: list[Record], labels: list[str]) -> None:
         _held_out_line(panel, points, label, colour, linestyle=style)
 
 
+def _mixed(records: list[Record]) -> set[str]:
+    """Return the sources that are trained on, and not only watched."""
+    return {label for record in records for label in record.get("mixture") or {}}
+
+
 def _mixture(panel: Axes, records: list[Record], labels: list[str]) -> None:
     _title(panel, "Mixture, share of tokens")
+    mixed = _mixed(records)
     for index, label in enumerate(labels):
+        if label not in mixed:
+            continue
         points = [(record["tokens"], record["mixture"].get(label, 0.0)) for record in records if record.get("mixture")]
         colour, style = _look_of(index, len(labels))
         _line(panel, *_columns(points), label, colour, linestyle=style, marker="o")
     panel.set_ylim(bottom=0)
+    if finish := next((record["finish_from"] for record in reversed(records) if "finish_from" in record), None):
+        panel.axvline(finish, color="#606060", linewidth=0.8, linestyle=":")
+        panel.annotate(
+            "finish", (finish, 1), (-3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+            horizontalalignment="right", verticalalignment="top", fontsize="small",
+        )  # fmt: skip
 
 
 def _speed(panel: Axes, records: list[Record], labels: list[str]) -> None:
@@ -155,9 +171,9 @@ def _finish(panels: Iterable[Axes], num_used: int) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", facecolor="white")
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor="white")
+    write_atomically(path, picture.getvalue())
 
 
 def _title(panel: Axes, text: str) -> None:

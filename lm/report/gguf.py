@@ -35,10 +35,10 @@ PLAIN_BPE = {
 def gguf_obstacle(tokenizer_path: Path) -> str:
     """Return why no GGUF file can be written with this tokenizer, and the fix; "" if one can."""
     tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
-    words = {"use_regex": True} | (tokenizer["pre_tokenizer"] or {})  # absent in older files
+    words = {"use_regex": True} | (tokenizer.get("pre_tokenizer") or {})  # absent in older files
     model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
     known = GPT_2_WORDS.items() <= words.items() and PLAIN_BPE.items() <= model.items()
-    if not known or tokenizer["normalizer"]:
+    if not known or tokenizer.get("normalizer"):
         return (
             "No GGUF file for llama.cpp: it would split text differently from this tokenizer, which is not byte-level BPE with "
             "the word rule of GPT-2. convert_hf_to_gguf.py of llama.cpp knows some others."
@@ -64,7 +64,7 @@ def write_gguf(
     """
     from gguf import GGML_QUANT_VERSION, MODEL_ARCH, GGUFWriter, LlamaFileType, get_tensor_name_map, quantize
 
-    writer = GGUFWriter(folder / ENCODINGS[encoding], "qwen3")
+    writer = GGUFWriter(folder / ENCODINGS[encoding], config["model_type"])  # GGUF's own name for both families
     writer.add_name(name)
     writer.add_file_type(LlamaFileType[f"{'ALL' if encoding == 'F32' else 'MOSTLY'}_{encoding}"])
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -77,6 +77,7 @@ def write_gguf(
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
@@ -91,16 +92,25 @@ def write_gguf(
     writer.add_add_bos_token(True)  # every training document began with that token
     writer.add_add_eos_token(False)
 
-    names = get_tensor_name_map(MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    names = get_tensor_name_map(MODEL_ARCH[config["model_type"].upper()], config["num_hidden_layers"])
     for theirs, tensor in state.items():
         name_there = names.get_name(theirs, try_suffixes=(".weight",))
-        assert name_there, f"llama.cpp's Qwen3 has no {theirs}"
+        assert name_there, f"llama.cpp's {config['model_type']} has no {theirs}"
+        if config["model_type"] == "llama" and theirs.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = interleaved(tensor, config["head_dim"])
         kind = tensor_type(tensor, encoding)
         writer.add_tensor(name_there, quantize(tensor.numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Return a matrix of queries or keys with the rows of each head in the order of llama.cpp's
+    Llama, which rotates neighbouring channels as a pair; all others rotate the two halves."""
+    halves = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def tensor_type(tensor: Tensor, encoding: str) -> GGMLQuantizationType:

@@ -7,10 +7,12 @@ terminal.
 One JSON object per line: `tokens, words, step, loss, bits_per_byte, lr, tokens_per_second,
 data_wait_fraction, grad_norm, flops_per_token` (estimated), `mfu` (model FLOPs as a share of this
 machine's measured matmul peak), `peak_memory_bytes`; lines of evaluations have `eval`
-(`Evaluation.to_json`), `mixture` {source: share}, `sources` {source: {documents, tokens, bytes,
-epoch, retries, skipped, asked, realised}} and `heads` {"head/measure": value}, on held-out text
-like `eval`. A line with `resumed` (when, on what machine) marks a resume, one with `adapted` new
-weights and their reasons, one with `benchmarks` results (lm/evaluation/benchmarks.py). Non-finite numbers become null.
+(`Evaluation.to_json`), `mixture` {source: share}, with a finish `finish_from` (tokens before it), the last
+with `overlapping` (lm/train/events.py),
+`sources` {source: {documents, tokens, bytes, epoch, retries, skipped, asked, realised}} and
+`heads` {"head/measure": value}, on held-out text like `eval`. A line with `resumed` (when, on what
+machine) marks a resume, one with `adapted` new weights and their reasons, one with `benchmarks`
+results (lm/evaluation/benchmarks.py). Non-finite numbers become null.
 """
 
 from __future__ import annotations
@@ -22,57 +24,67 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.files import write_atomically
-from lm.runtime.files import whole_lines
+from lm.report.record import parse_record
+from lm.runtime.files import Appender, keep_copy, set_aside_unless_log, whole_lines
 
 if TYPE_CHECKING:
     from lm.train_step import StepResult
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl in order, without torn lines; [] without a file."""
-    records = []
-    for line in whole_lines(path):
-        try:
-            record = json.loads(line)
-        except ValueError:  # torn by a crash, then appended to without a cut
-            continue
-        if isinstance(record, dict) and "tokens" in record:
-            records.append(record)
-    return records
+    """Return the records of a metrics.jsonl in order; [] without a file.
+
+    Lines that were torn, or that `MetricsLog` did not write, are skipped.
+    """
+    return [record for record in map(parse_record, whole_lines(path)) if record]
 
 
 class MetricsLog:
-    """The writer of metrics.jsonl: each record is flushed at once, and passed to `mirror`."""
+    """The writer of metrics.jsonl: each record is written at once, and passed to `mirrors`."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.mirror: Any = NullLog()  # also receives records (lm/report/tensorboard.py)
-        self._file = path.open("a", encoding="utf-8")
+        set_aside_unless_log(path)
+        self.mirrors: list[Any] = []  # also receive records (lm/report/tensorboard.py, lm/report/tracker.py)
+        self._file = Appender(path)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record with "tokens" seen. Values are JSON values, 0-d arrays or tensors."""
         record = _finite(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        self.mirror.write(record)
+        for mirror in self.mirrors:
+            mirror.write(record)
+
+    def sync(self) -> None:
+        """Force all records to the disk, before a checkpoint that counts on them."""
+        self._file.sync()
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Cut the lines for which `is_kept` is false, and torn ones; returns the records left."""
-        kept = [record for record in read_metrics(self.path) if is_kept(record)]
+        """Cut the lines for which `is_kept` is false, and torn ones; returns the records left.
+
+        A file with other lines is set aside.
+        """
+        records = [parse_record(line) for line in whole_lines(self.path)]
+        if None in records:
+            keep_copy(self.path, "lines that are no measurements")
+        kept = [record for record in records if record and is_kept(record)]
         self._file.close()
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._file = self.path.open("a", encoding="utf-8")
         return kept
 
     def close(self) -> None:
         self._file.close()
-        self.mirror.close()
+        for mirror in self.mirrors:
+            mirror.close()
 
 
 class NullLog:
     """A log that writes nothing, for every rank but the first."""
 
     def write(self, *_: Any) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

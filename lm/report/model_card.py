@@ -15,8 +15,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from configs.schema import Preset
 from configs.text import fenced, table_cell
 from lm.evaluation.results import latest
+from lm.families import CLASSES, family
 from lm.report.figures import draw
-from lm.report.report import benchmark_tables, held_out_table, table
+from lm.report.report import before_and_after, benchmark_tables, held_out_table, table
 from lm.report.samples import Section
 
 FIGURE = "curves.png"
@@ -54,6 +55,7 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         "## Data",
         _data(run),
         *held_out_table(run.records),
+        *before_and_after(run.records),
         *benchmark_tables(run.records),
         *_samples(run.samples),
         "## Limits",
@@ -98,10 +100,10 @@ def _results(run: RunFacts) -> list[EvalResult]:
             dataset_name=f"{table_cell(source.label)}, held-out documents",
             metric_type="bits_per_byte",
             metric_name="bits per byte",
-            metric_value=round(measured[source.label]["bits_per_byte"], 4),
+            metric_value=round(value, 4),
         )
         for source in run.sources
-        if source.label in measured
+        if (value := measured.get(source.label, {}).get("bits_per_byte")) is not None
     ] + [
         EvalResult(
             task_type="text-generation",
@@ -109,18 +111,19 @@ def _results(run: RunFacts) -> list[EvalResult]:
             dataset_name=name,
             metric_type=measure,
             metric_name=measure if stderr is None else f"{measure}, standard error {stderr:.4f}",
-            metric_value=round(value, 4),
+            metric_value=round(score, 4),
             source_name="lm_eval",
             source_url="https://github.com/EleutherAI/lm-evaluation-harness",
         )
         for name, (_, result) in latest(run.records).items()
-        for measure, (value, stderr) in result["measures"].items()
+        for measure, (score, stderr) in result["measures"].items()
+        if score is not None
     ]
 
 
 def _usage(preset: Preset, end_of_text: str) -> str:
-    length = preset.model.seq_length
-    return f"""A base language model: it continues text. Architecture `Qwen3ForCausalLM`, context {length} tokens.
+    length, name = preset.model.seq_length, CLASSES[family(preset.model)]
+    return f"""A base language model: it continues text. Architecture `{name}`, context {length} tokens.
 Every document it learnt from began with `{end_of_text}`; the tokenizer puts that token before a text by itself:
 
 ```python

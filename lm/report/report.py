@@ -7,11 +7,13 @@ also for an unfinished run. Never here: measuring, the network.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aux_heads.metrics import Measure
+from configs.errors import DiskError
 from configs.text import fenced, human_count, table_cell
 from data.files import write_atomically
 from lm.evaluation.results import PUBLISHED_HEADER, SCORES, published_rows, score_rows
@@ -19,26 +21,32 @@ from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 
+log = logging.getLogger(__name__)
+
 
 def write_report(
     checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
 ) -> Path:
     """Write `report.md` and its figures into `checkpoint_dir` and return the path of report.md.
+    Raises DiskError if there is no place for report.md; a figure without one is logged.
 
     `facts` are the rows of the first table, in order (machine, versions, time, ...); `measures`
     are the rows of the table of heads.
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
     title = figure_title(records, facts)
-    if records:
-        draw(records, checkpoint_dir / "report.png", title)
     heads = _heads(records, measures)
-    if heads:
-        draw_heads(records, measures, checkpoint_dir / "heads.png", title)
+    try:
+        if records:
+            draw(records, checkpoint_dir / "report.png", title)
+        if heads:
+            draw_heads(records, measures, checkpoint_dir / "heads.png", title)
+    except DiskError as error:
+        log.warning("a picture cannot be written (%s): the report lacks it.", error.__cause__)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records)]
-        parts += [*benchmark_tables(records), *heads]
+        parts += [*before_and_after(records), *benchmark_tables(records), *heads]
         parts += _read(records)
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
     write_atomically(checkpoint_dir / "report.md", ("\n\n".join(part.rstrip("\n") for part in parts) + "\n").encode())
@@ -49,7 +57,7 @@ def figure_title(records: Sequence[Record], facts: Mapping[str, str]) -> str:
     """Return run, size and result in a line."""
     parameters = facts.get("parameters", "").replace(",", "")
     size = f"{human_count(int(parameters))} parameters" if parameters.isdecimal() else ""
-    found = next((record["eval"]["bits_per_byte"] for record in reversed(records) if record.get("eval")), None)
+    found = next((record["eval"].get("bits_per_byte") for record in reversed(records) if record.get("eval")), None)
     result = "" if found is None else f"{found:.4f} bits per byte on held-out text"
     return ", ".join(part for part in (facts.get("preset", ""), size, result) if part)
 
@@ -84,11 +92,51 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     )
     keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
     everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
+    mixed = {"all", *last.get("mixture", evaluation["per_source"])}
     rows = [
-        (label, *(number(values.get(key)) for key in keys), f"{values['tokens']:,}")
+        (
+            label if label in mixed else f"{label} (only watched)",
+            *(number(values.get(key)) for key in keys),
+            f"{values.get('tokens') or 0:,}",
+        )
         for label, values in (everything | evaluation["per_source"]).items()
     ]
-    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows)]
+    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows), *_overlapping(last)]
+
+
+def _overlapping(record: Record) -> list[str]:
+    """Return a table of the evaluation with overlapping windows; [] if there was none."""
+    if not (found := record.get("overlapping")):
+        return []
+    rows = [
+        (label, number(values["bits_per_byte"]), number(values["plain"]))
+        for label, values in ({"all": found} | found["per_source"]).items()
+    ]
+    return [
+        f"With overlapping windows, so that at least {found['context']} tokens come before each, on {found['tokens']:,} "
+        "of these tokens:",
+        table(("source", "bits per byte", "without overlap"), rows),
+    ]
+
+
+def before_and_after(records: Sequence[Record]) -> list[str]:
+    """Return a heading and a table of what the run has changed on the same held-out text; [] for a
+    run that began with an untrained model."""
+    evaluated = [record for record in records if record.get("eval")]
+    if not evaluated or evaluated[0]["tokens"]:
+        return []
+    before = evaluated[0]["eval"]
+    after = next(record for record in reversed(evaluated) if record["eval"]["tokens"] == before["tokens"])
+    found = [
+        {"all": record["bits_per_byte"]} | {label: one["bits_per_byte"] for label, one in record["per_source"].items()}
+        for record in (before, after["eval"])
+    ]
+    rows = [
+        (label, number(was), number(found[1][label]), f"{found[1][label] / was - 1:+.1%}")
+        for label, was in found[0].items()
+    ]
+    heading = f"## Bits per byte before the first step, and after {after['tokens']:,} tokens"
+    return [heading, table(("source", "before", "after", "change"), rows)]
 
 
 def benchmark_tables(records: Sequence[Record]) -> list[str]:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from configs.text import fenced, printable
 from data.files import write_atomically
-from lm.runtime.files import whole_lines
+from lm.runtime.files import Appender, keep_copy, set_aside_unless_log, whole_lines
+
+HEADING = re.compile(r"## (\d[\d,]{0,20}) tokens\n", re.ASCII)
 
 
 class Sample(NamedTuple):
@@ -30,6 +32,8 @@ class SampleLog:
 
     def __init__(self, path: Path):
         self.path = path
+        set_aside_unless_log(path)
+        self._file = Appender(path)
 
     def write(self, tokens: int, samples: Iterable[Sample]) -> None:
         parts = [f"## {tokens:,} tokens\n"]
@@ -38,30 +42,43 @@ class SampleLog:
             parts += [f"`{name}`, held-out text:\n", fenced(prompt), "continued by the model:\n", fenced(continuation)]
             if marked:
                 parts += ["how hard it expected what follows each token to be:\n", fenced(marked)]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(parts) + "\n")
+        self._file.write("\n".join(parts) + "\n")
 
     def truncate_after(self, tokens_seen: int) -> list[Section]:
-        """Cut the sections after `tokens_seen` tokens, and a torn one; returns those left."""
+        """Cut the sections after `tokens_seen` tokens, and a torn one; returns those left.
+
+        A file that does not begin with a section is set aside.
+        """
+        first = next(iter(whole_lines(self.path)), None)
+        if first is not None and not HEADING.fullmatch(first):
+            keep_copy(self.path, "text that is no sample")
+        self._file.close()
         kept = [section for section in read_samples(self.path) if section.tokens <= tokens_seen]
         write_atomically(self.path, "".join(f"## {tokens:,} tokens\n{text}" for tokens, text in kept).encode())
         return kept
+
+    def sync(self) -> None:
+        """Force all samples to the disk, before a checkpoint that counts on them."""
+        self._file.sync()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_samples(path: Path) -> list[Section]:
     """Return the sections of a samples.md in order. Headings inside fences are part of a sample; a
     section that ends inside a fence was torn by a crash and is skipped."""
-    sections: list[Section] = []
+    sections: list[tuple[int, list[str]]] = []
     fence = ""
     for line in whole_lines(path):
-        heading = re.fullmatch(r"## ([\d,]+) tokens\n", line)
+        heading = HEADING.fullmatch(line)
         if heading and not fence:
-            sections.append(Section(int(heading[1].replace(",", "")), ""))
+            sections.append((int(heading[1].replace(",", "")), []))
         elif sections:
             opening = re.fullmatch(r"(`{3,})text\n", line)
             if not fence and opening:
                 fence = opening[1]
             elif line == fence + "\n":
                 fence = ""
-            sections[-1] = sections[-1]._replace(text=sections[-1].text + line)
-    return sections[:-1] if fence else sections
+            sections[-1][1].append(line)
+    return [Section(tokens, "".join(lines)) for tokens, lines in (sections[:-1] if fence else sections)]

@@ -7,12 +7,18 @@ are cut here, and a run that began without TensorBoard shows its whole curve. Te
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lm.report.metrics import NullLog
+from lm.runtime.files import set_aside
+
+log = logging.getLogger(__name__)
 
 STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "skipped_steps")
 FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
@@ -20,28 +26,49 @@ FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
     """Replace the event files in `folder` by ones with `records`; by none without TensorBoard."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        log.warning("%s is no folder: it is now %s, and a new one is made.", folder, set_aside(folder).name)
+    for events in folder.glob("events.out.tfevents.*"):
+        if not events.is_dir():
+            events.unlink()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return NullLog()
-    log = EventLog(SummaryWriter(folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
+    event_log = EventLog(folder, partial(SummaryWriter, folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
     for record in records:
-        log.write(record)
-    return log
+        event_log.write(record)
+    return event_log
 
 
 class EventLog:
-    def __init__(self, writer: Any):
-        self._writer = writer
+    """The writer of event files; the first write that the disk refuses is the last, until the next
+    start makes the files anew."""
+
+    def __init__(self, folder: Path, make_writer: Callable[[], Any]):
+        self._folder, self._writer = folder, None
+        with self._until_refused():
+            self._writer = make_writer()
 
     def write(self, record: dict[str, Any]) -> None:
         """Write the points of `record`, a line of metrics.jsonl."""
-        for name, value in scalars(record):
-            self._writer.add_scalar(name, value, record["tokens"])
+        with self._until_refused():
+            for name, value in scalars(record):
+                if self._writer:
+                    self._writer.add_scalar(name, value, record["tokens"])
 
     def close(self) -> None:
-        self._writer.close()
+        with self._until_refused():
+            if self._writer:
+                self._writer.close()
+
+    @contextmanager
+    def _until_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            log.warning("%s cannot be written (%s): the next start makes it anew.", self._folder, error.strerror)
 
 
 def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from lm.runtime.devices import device_choice
 
 Result = TypeVar("Result")
 # A forward and backward pass takes far less time: if it takes longer, a rank is lost.
@@ -47,8 +48,9 @@ class World:
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         size = int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        kind = device_choice(size).value
+        cuda = kind == "cuda"
+        device = torch.device(kind, local_rank) if cuda else torch.device(kind)
         if cuda and local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start torchrun with "
@@ -61,6 +63,14 @@ class World:
             timeout = FIRST_TIMEOUT if rank else STEP_TIMEOUT
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+            except dist.DistNetworkError as error:
+                if "EADDRINUSE" not in str(error):
+                    raise
+                raise UserError(
+                    f"Port {os.environ.get('MASTER_PORT')} of this machine is in use, by another job or by what is left of "
+                    "one: start with another, in MASTER_PORT or torchrun's --master_port. One machine alone needs none: "
+                    "torchrun --standalone."
+                ) from error
             except dist.DistStoreError as error:
                 raise RuntimeError(
                     f"In {timeout.total_seconds():.0f} s not all of the {size} processes have come: one is stopped, or "

@@ -4,8 +4,8 @@ Pure arithmetic over a preset and a Machine (lm/runtime/machine.py), without tor
 menu can show it. Time and memory are estimates until a dry run measures them: `record_speed` keeps
 the measured speed for the next menu.
 
-D hidden size, F mlp size, V vocabulary, T seq_length. One multiply-add is 2 FLOPs; backward costs
-twice forward.
+D hidden size, F mlp size, H and G heads of queries and of keys, K head dimension, V vocabulary,
+T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
 """
 
 import dataclasses
@@ -25,11 +25,13 @@ POLICY_POSITIONS = 2048
 # 32,768 tokens in the vocabulary (benchmarks/growing.py).
 # Bytes kept for the backward pass per token, layer and channel (a CPU recomputes some of them),
 # and per attention score. The factors apply without bf16 and without torch.compile.
-LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38}, 2.6
-# Of a GPU's chunk of the loss: logits in bf16 and their gradient. A CPU's chunk is small.
-LOGIT_BYTES, LOGIT_ROWS = 4, 32_768
-FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0}
-PROCESS_BYTES = {"cpu": 500_000_000, "cuda": 500_000_000}  # Python, torch and compiler, or CUDA context
+LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38, "mps": 50}, 2.6
+# Of a chunk of the loss: logits in bf16 and their gradient. Rows in it, up to a vocabulary of that size.
+LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768, "mps": 2_048}, 32_768
+# Per entry of the output layer, which the loss copies: in bf16, its gradient, a chunk's part of that, and scaled.
+OUTPUT_BYTES = 12
+FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0, "mps": 2.75}
+PROCESS_BYTES = 500_000_000  # Python, torch and compiler, or CUDA context
 PRODUCER_BYTES = 400_000_000
 MEMORY_TOLERANCE = 1.3  # an estimate above free memory by this factor may fit: the dry run decides
 
@@ -46,13 +48,38 @@ GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768
 
 def num_matrix_parameters(model: ModelConfig) -> int:
     """Return the number of parameters in the blocks' matrices, which Muon updates."""
-    return model.num_layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.mlp_size)
+    return model.num_layers * sum(rows * columns for rows, columns in matrices_of_layer(model))
+
+
+def matrices_of_layer(model: ModelConfig) -> list[tuple[int, int]]:
+    """Return the shapes (rows, columns) of a layer's matrices: queries, keys, values, projection,
+    gate, up and down."""
+    width, inner = model.hidden_size, model.mlp_size
+    queries, keys, values = (heads * model.head_dim for heads in model.heads_qkv)
+    return [
+        (queries, width),
+        (keys, width),
+        (values, width),
+        (width, queries),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ]
+
+
+def channels_per_token(model: ModelConfig) -> float:
+    """Return the channels per token of all layers: L D, if H K = G K = D and F = 8/3 D. Otherwise
+    the 19 D values that a layer then keeps are counted one by one: 5 of the residual stream's
+    width, 3 of the queries' (they, rotated, the result), 3 of the keys', 3 inside the MLP."""
+    attention = (model.num_heads + model.num_kv_heads) * model.head_dim
+    return model.num_layers * (5 * model.hidden_size + 3 * attention + 3 * model.mlp_size) / 19
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Return the number of parameters of the trunk, with the embedding and without the heads."""
     tables = (1 if model.tie_embeddings else 2) * vocab_size * model.hidden_size
-    norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim) + model.hidden_size
+    of_heads = 2 * model.head_dim if model.qk_norm else 0
+    norms = model.num_layers * (2 * model.hidden_size + of_heads) + model.hidden_size
     return num_matrix_parameters(model) + tables + norms
 
 
@@ -78,9 +105,9 @@ def flops_per_token(
     arXiv 2204.02311, appendix B). Muon: five Newton-Schulz iterations per matrix and step, each
     4 r^2 c + 2 r^3, where r is the shorter side (lm/optim.py).
     """
-    width, inner = model.hidden_size, model.mlp_size
+    width = model.hidden_size
     flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
-    flops += 6.0 * model.num_layers * width * model.seq_length
+    flops += 6.0 * model.num_layers * model.num_heads * model.head_dim * model.seq_length
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
         flops += 6 * TRANSITION_SQUARES * width**2 * UNROLL_STEPS * POSITION_SHARE
     if auxiliary.enable_policy:
@@ -89,8 +116,8 @@ def flops_per_token(
     if auxiliary.enable_value:
         flops += 6 * VALUE_SIZE * (width + VALUE_BINS) * (1 + UNROLL_STEPS) * POSITION_SHARE
     if tokens_per_step:
-        short, long = min(width, inner), max(width, inner)
-        orthogonalized = 4 * 6 * width**3 + 3 * (4 * short**2 * long + 2 * short**3)
+        sides = [(min(shape), max(shape)) for shape in matrices_of_layer(model)]
+        orthogonalized = sum(4 * short**2 * long + 2 * short**3 for short, long in sides)
         flops += 5 * model.num_layers * orthogonalized / tokens_per_step
         # By far the largest matrices of the heads are those of dynamics: (D, 2D) twice, (4D, 2D).
         if auxiliary.enable_dynamics or auxiliary.enable_policy:
@@ -146,25 +173,26 @@ def num_milestones(train: TrainConfig, token_budget: int) -> int:
 
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:
     """Return the peak memory of training with the preset's micro-batch: of the GPU for "cuda", of
-    all our processes for "cpu".
+    all our processes for "cpu" and, as if it were one, "mps".
 
     Within a seventh for compiled bf16 steps, about a third for others; the dry run measures it.
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
     gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
-    per_token = model.num_layers * model.hidden_size * LAYER_BYTES[device]
-    if device == "cpu":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
-        per_token += int(scores_per_token(model) * SCORE_BYTES)
+    per_token = channels_per_token(model) * LAYER_BYTES[device]
+    if device != "cuda":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
+        per_token += scores_per_token(model) * SCORE_BYTES
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
     positions = min(POLICY_POSITIONS, int(num_tokens * POLICY_SHARE)) if aux.enable_policy else 0
     policy = 4 * 4 * positions * model.vocab_size
-    fixed, state = PROCESS_BYTES[device], checkpoint_bytes(preset)
-    if device == "cpu":
+    fixed, state = PROCESS_BYTES, checkpoint_bytes(preset)
+    if device != "cuda":
         fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
-        logits = 0
-    else:
-        logits = LOGIT_BYTES * min(LOGIT_ROWS, num_tokens) * model.vocab_size
+    rows = min(num_tokens, LOGIT_ROWS[device] * LOGIT_VOCAB // max(LOGIT_VOCAB, model.vocab_size))
+    logits = LOGIT_BYTES * rows * model.vocab_size
+    # A tied layer has the gradients of both its uses at the same time.
+    fixed += (OUTPUT_BYTES + 4 * model.tie_embeddings) * model.vocab_size * model.hidden_size
     return int(fixed + state + gradients + factor * (per_token * num_tokens + logits) + policy)
 
 
@@ -193,11 +221,11 @@ def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices
 
 
 def check_memory(preset: Preset, device: str, **choices: bool) -> None:
-    """Raise UserError, with a batch size that fits, if a CPU run needs more memory than is free.
+    """Raise UserError, with a batch size that fits, if a run needs more of the CPU's memory than is free.
 
-    On a GPU the dry run would fail; on a CPU the system would kill the process.
+    On a GPU with its own the dry run would fail; on others the system would kill the process.
     """
-    if device != "cpu":
+    if device == "cuda":
         return
     needed, available = memory_bytes(preset, device, **choices), available_memory()
     if needed <= MEMORY_TOLERANCE * available:
@@ -216,7 +244,8 @@ def check_memory(preset: Preset, device: str, **choices: bool) -> None:
 
 def speed_key(preset: Preset, world_size: int = 1) -> str:
     """Return everything that the speed of a run depends on, except the machine."""
-    model = ",".join(f"{name}={value}" for name, value in preset.model.model_dump().items())
+    shape = preset.model.model_dump(exclude={"init_from", "revision"})
+    model = ",".join(f"{name}={value}" for name, value in shape.items())
     aux = preset.auxiliary.model_dump()
     heads = "+".join(name for name, value in aux.items() if name.startswith("enable_") and value is True)
     rows = f"{preset.train.per_gpu_batch_size}x{preset.train.accumulation_steps}x{world_size}"
@@ -246,7 +275,7 @@ def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> flo
     # Several processes on one CPU share its cores.
     if not machine.compiled:
         return flops / (machine.matmul_flops * EAGER_CPU_EFFICIENCY)
-    channels, scores = model.num_layers * model.hidden_size, scores_per_token(model)
+    channels, scores = channels_per_token(model), scores_per_token(model)
     flops = flops / MATMUL_EFFICIENCY + channels * CHANNEL_FLOPS + scores * SCORE_FLOPS + model.vocab_size * LOGIT_FLOPS
     overhead = (STEP_SECONDS + train.accumulation_steps * MICRO_BATCH_SECONDS) / tokens_per_step
     return flops / machine.matmul_flops + overhead

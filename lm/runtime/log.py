@@ -7,6 +7,7 @@ never ends a run.
 
 import logging
 import re
+import threading
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configs.text import printable
+from lm.runtime.files import set_aside_unless_log
 from lm.runtime.terminal import fitted
 
 RAW = {"raw": True}
@@ -51,11 +53,19 @@ def show_log(is_first: bool) -> None:
     _LOGGER.setLevel(logging.INFO)
     _LOGGER.propagate = False
     _LOGGER.handlers = [_Terminal(), _Kept(capacity=0)] if is_first else [logging.NullHandler()]
+    threading.excepthook = _show_defect
+
+
+def _show_defect(thread: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, unless a disk did: a library (TensorBoard) then tells its caller too."""
+    if not isinstance(thread.exc_value, OSError):
+        threading.__excepthook__(thread)
 
 
 def open_run_log(folder: Path) -> None:
     """Append what is logged between `show_log` and `close_run_log` to `folder/run.log`."""
     try:
+        set_aside_unless_log(folder / "run.log")
         file = _File(folder / "run.log", encoding="utf-8")
     except OSError as error:
         _LOGGER.handlers = [handler for handler in _LOGGER.handlers if not isinstance(handler, _Kept)]
@@ -71,5 +81,6 @@ def open_run_log(folder: Path) -> None:
 def close_run_log() -> None:
     for handler in _LOGGER.handlers:
         if isinstance(handler, _Kept) and handler.target:
-            handler.target.close()
+            with suppress(OSError):
+                handler.target.close()
             handler.setTarget(None)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -23,12 +24,24 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field, TypeAdapter
+
+from configs.errors import DiskError
 from data.files import write_atomically
+from lm.runtime.devices import device_choice, device_identity, gpu_precision, hardware
+from lm.runtime.files import set_aside
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
+
+
+CACHE = "compiled"  # the compiler's, in checkpoints/
+LARGEST_FILE = 1_000_000  # bytes of machine.json
+Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +50,22 @@ class Machine:
     and `paces` the ratio of that to the estimate of lm/runtime/estimate.py."""
 
     identity: str
-    device: str  # "cpu" or "cuda"
+    device: str  # "cpu", "cuda" or "mps"
     device_name: str
     low_precision: bool
     compiled: bool
-    matmul_flops: float  # per second, of one device, in the precision that training uses
-    speeds: dict[str, float] = dataclasses.field(default_factory=dict)
-    paces: dict[str, float] = dataclasses.field(default_factory=dict)
+    matmul_flops: Rate  # per second, of one device, in the precision that training uses
+    speeds: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    paces: dict[str, Rate] = dataclasses.field(default_factory=dict)
 
 
 def machine_identity() -> str:
     """Return the key under which measurements apply, without torch: those of another machine, of
     other GPUs, or from before a compiler was installed do not."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    compiler = "a compiler" if toolchain("cuda" if gpus else "cpu")[0] else "no compiler"
-    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {gpus} GPUs ({visible} visible), {compiler}"
+    gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    compiler = "a compiler" if toolchain("cuda" if gpu else "cpu")[0] else "no compiler"
+    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {device_identity()}, {compiler}"
 
 
 def _cpu_name() -> str:
@@ -71,24 +83,24 @@ def measure_machine() -> Machine:
     """Time matrix products for less than half a second, in the precision of training."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_choice(int(os.environ.get("WORLD_SIZE", 1))).value
     dtype, _ = precision_choice(device)
     # The threads of all processes that share this CPU.
     torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    size = 4096 if device == "cuda" else 768
+    size = 768 if device == "cpu" else 4096
     matrix = torch.randn(size, size, device=device).to(dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < 0.3:
         before = time.perf_counter()
         matrix @ matrix
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            getattr(torch, device).synchronize()
         best = min(best, time.perf_counter() - before)
     return Machine(
         identity=machine_identity(),
         device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        low_precision=dtype == torch.bfloat16,
+        device_name=_cpu_name() if device == "cpu" else device_name(torch.device(device)),
+        low_precision=dtype != torch.float32,
         compiled=compile_choice(device)[0],
         matmul_flops=2 * size**3 / best,
     )
@@ -96,16 +108,26 @@ def measure_machine() -> Machine:
 
 def load_machine(folder: Path) -> Machine | None:
     """Load what `save_machine` wrote in `folder`; None if it is missing or of another machine."""
+    path = folder / "machine.json"
     try:
-        machine = Machine(**json.loads((folder / "machine.json").read_text()))
-    except (OSError, ValueError, TypeError):  # missing, or of another version: measured again
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            return None
+        machine = TypeAdapter(Machine).validate_json(path.read_bytes())
+    except (OSError, ValueError):  # unreadable, or of another form: measured again
         return None
     return machine if machine.identity == machine_identity() else None
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Write `machine.json` atomically."""
-    write_atomically(folder / "machine.json", json.dumps(dataclasses.asdict(machine), indent=1).encode())
+    """Write `machine.json`; what has its name and is no file is set aside. If the disk refuses,
+    this is logged: the next start measures again."""
+    path = folder / "machine.json"
+    try:
+        if os.path.lexists(path) and not path.is_file():
+            set_aside(path)
+        write_atomically(path, json.dumps(dataclasses.asdict(machine), indent=1).encode())
+    except DiskError as error:
+        log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)
 
 
 def keep_freed_memory() -> None:
@@ -145,6 +167,8 @@ def device_name(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
 
 
@@ -154,6 +178,10 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
+    if device == "mps":
+        import torch
+
+        return torch.mps.driver_allocated_memory()  # never less than before: torch keeps it
     if sys.platform == "darwin":
         import resource
 
@@ -216,13 +244,12 @@ def thread_choice() -> tuple[int, str]:
 
 
 def precision_choice(device: str) -> "tuple[torch.dtype, str]":
-    """Return the dtype of matrix products on "cuda" or "cpu", and the reason."""
+    """Return the dtype of matrix products on a device, and the reason."""
     import torch
 
-    if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"{torch.cuda.get_device_name()} multiplies bfloat16 in hardware"
-        return torch.float32, f"{torch.cuda.get_device_name()} has no bfloat16 units"
+    if device != "cpu":
+        name, reason = gpu_precision(device)
+        return getattr(torch, name), reason
     flags = next((value.split() for key, value in _cpu_info() if key == "flags"), [])
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
@@ -233,12 +260,11 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
 def compile_choice(device: str) -> tuple[bool, str]:
     """Return whether all that torch.compile needs is on this machine, and the reason. Whether it
     works is tried by `compile_problem`."""
+    if device == "mps":
+        return False, "it was never tried on a Mac's GPU"
     found, why = toolchain(device)
-    if found and device == "cuda":
-        import torch
-
-        if torch.cuda.get_device_capability() < (7, 0):
-            return False, f"{torch.cuda.get_device_name()} is too old for triton"
+    if found and device == "cuda" and hardware().capability < (7, 0):
+        return False, f"{hardware().gpus[0]} is too old for triton"
     return found, why
 
 
@@ -263,8 +289,28 @@ def compile_problem(device: str) -> str:
 
     A compiler can be there and fail for many reasons: an incomplete installation, a wrong version,
     a folder that it cannot write or name. From the second start on the function comes from the
-    compiler's cache.
+    compiler's cache, which is made anew if it is the cache that fails.
     """
+    problem = _compile_tiny_function(device)
+    return _compile_tiny_function(device) if problem and renew_cache() else problem
+
+
+def renew_cache() -> bool:
+    """Delete the compiler's cache in `checkpoints/`, of which a power cut may have left empty
+    files, and let torch forget it. Return whether there was one."""
+    cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    if cache.name != CACHE or not cache.is_dir() or not any(cache.iterdir()):
+        return False
+    import torch
+    from torch._inductor.codecache import PyCodeCache
+
+    shutil.rmtree(cache, ignore_errors=True)
+    torch.compiler.reset()
+    PyCodeCache.cache_clear()
+    return True
+
+
+def _compile_tiny_function(device: str) -> str:
     import torch
 
     try:

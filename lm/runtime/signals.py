@@ -1,8 +1,9 @@
 """How a signal ends the program: at once while there is nothing to lose, otherwise after a save.
 
-SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a scheduler's warning that a job will be requeued) mean the
-same, and the exit code is 0. torch is not imported here: signals are handled from the program's
-first moments on.
+SIGINT (Ctrl-C), SIGTERM, SIGUSR1 (a scheduler's warning that a job will be requeued), SIGHUP (the
+terminal was closed) and SIGQUIT mean the same, and the exit code is 0. SIGHUP is left alone where it
+is ignored: `nohup` asks for a run that outlives its terminal. torch is not imported here: signals
+are handled from the program's first moments on.
 """
 
 import os
@@ -16,9 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lm.runtime.terminal import restore_terminal
+from lm.runtime.terminal import restore_terminal, say
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT")
+    if (number := getattr(signal, name, None)) and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN)
+]
 
 HEARD_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
 LEAVING = threading.Lock()  # acquired by the thread that ends the program, and never released
@@ -102,23 +107,23 @@ class StopRequest:
         if self.farewell is not None:
             leave(self.farewell)
         elif not self.asked:
-            say("Stopping as soon as it is safe, saving first. Ctrl-C again leaves at once.")
+            say_once("Stopping as soon as it is safe, saving first. Ctrl-C again leaves at once.")
             self.asked = True
 
 
 def leave(farewell: str) -> None:
     """End the program and its descendants at once, with exit code 0. Only the first call acts."""
     if LEAVING.acquire(blocking=False):
-        say(farewell)
+        say_once(farewell)
         end_descendants()
         restore_terminal()
         os._exit(0)
 
 
-def say(words: str) -> None:
-    """Print in a signal handler, where `print` may be in the middle of a line."""
+def say_once(words: str) -> None:
+    """Print on the first rank, since every rank gets the signal."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"\n{words}\n".encode())
+        say(words)
 
 
 def end_descendants() -> None:

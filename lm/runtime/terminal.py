@@ -1,6 +1,7 @@
-"""Text output, wrapped in a terminal, unchanged in a file; lines of input, edited in a terminal.
-Without torch: the menu uses it."""
+"""Text output, wrapped in a terminal, unchanged in a file, dropped where it is refused; lines of
+input, edited in a terminal. Without torch: the menu uses it."""
 
+import io
 import os
 import select
 import sys
@@ -17,6 +18,35 @@ SIZE = os.terminal_size((80, 24))  # assumed if there is no terminal, or if its 
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # the terminal marks what is pasted
 
 _settings: list[Any] | None = None  # the terminal's own, while a line is edited
+
+
+class _Output(io.FileIO):
+    """The file behind stdout or stderr; it drops what cannot be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_output() -> None:
+    """Let the program go on when stdout or stderr is gone: a closed terminal, a pipe that nobody
+    reads (`| head`), a full disk. To be called first of all, before any file is opened."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # one that was closed at the start: a file of ours would get its number, and the output
+    os.close(descriptor)
+    for name, number, errors in (("stdout", 1, "replace"), ("stderr", 2, "backslashreplace")):
+        file = io.BufferedWriter(_Output(number, "w", closefd=False))
+        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
+
+
+def say(text: str) -> None:
+    """Print a line to stderr in a signal handler or another thread, where `print` may be in the
+    middle of a line."""
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -67,8 +97,9 @@ def restore_terminal() -> None:
     There are none except while a line is read."""
     global _settings
     if _settings and not _in_background():
-        termios.tcsetattr(0, termios.TCSANOW, _settings)
-        os.write(1, PASTE_OFF.encode())
+        with suppress(OSError, termios.error):  # a terminal that was closed
+            termios.tcsetattr(0, termios.TCSANOW, _settings)
+            os.write(1, PASTE_OFF.encode())
     _settings = None
 
 

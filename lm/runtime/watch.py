@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from lm.runtime.terminal import say
+
 if TYPE_CHECKING:
     from lm.runtime.distributed import World
     from lm.runtime.signals import StopRequest
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
 STALL_TIMEOUT = timedelta(minutes=2)  # without a message from a rank
 HEAD_START = timedelta(seconds=5)  # for the first rank: only it knows which rank is silent
 ROUND_SECONDS, PARENT_SECONDS = 1, 0.5  # between two checks
-LAST_SECONDS = 7  # for a last step and its save, when torchrun is gone
+LAST_SECONDS = 25  # to save, when torchrun or a rank is gone; torchrun itself kills after 30
 PARENT = os.getppid()
 ALIVE, STOPPING, LEAVING = range(3)  # status of a rank; all ranks receive the highest of all
 
 
 def end_with_parent() -> None:
     """Watch torchrun from now on: if it is killed, its workers stop as on SIGTERM, and all of them
-    have ended within 10 s.
+    have ended LAST_SECONDS later.
 
     A thread does this, not Linux's PR_SET_PDEATHSIG, which macOS does not have.
     """
@@ -147,9 +149,9 @@ class Watch:
             return
         if self.world.rank <= 1 or self.world.local_rank == 0:  # one message per machine is enough
             message = (
-                f"\n{self.world.places[self.other]} has not answered for {STALL_TIMEOUT.total_seconds():.0f} s: it is "
+                f"{self.world.places[self.other]} has not answered for {STALL_TIMEOUT.total_seconds():.0f} s: it is "
                 "stopped, or its machine or the network between is lost, so the run ends here. The last checkpoint is "
-                "intact: see to that machine, then start again to resume.\n"
+                "intact: see to that machine, then start again to resume."
             )
-            os.write(2, message.encode())
+            say(message)
         os._exit(1)

@@ -6,6 +6,7 @@ handling of signals. Leaves no trace: learning rates are 0, and the optimizers' 
 discarded.
 """
 
+import logging
 import time
 
 import numpy as np
@@ -17,8 +18,10 @@ from data.memory import give_back_memory
 from lm.learner import Learner
 from lm.runtime.distributed import World
 from lm.runtime.estimate import batch_sizes, how_to_set
-from lm.runtime.machine import device_name
+from lm.runtime.machine import device_name, renew_cache
 from lm.schedule import plan_step
+
+log = logging.getLogger(__name__)
 
 # Messages of torch's CPU allocator and of oneDNN.
 OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")
@@ -31,11 +34,20 @@ def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> fl
     They compile and allocate everything that a step needs. Raises UserError
     with a batch size that fits.
     """
-    seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
+    try:
+        seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
+    except Exception:  # of any kind, if what the compiler kept of earlier starts is damaged
+        if not learner.compiled or world.gradients or not renew_cache():
+            raise
+        log.warning("A step failed with what torch.compile kept of earlier starts: it compiles anew.")
+        learner.train_step.clear()
+        seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
     if seconds is None:
         raise UserError(_too_large(preset, world, learner))
     for optimizer in learner.optimizers:
         optimizer.state.clear()
+    if learner.train_step.loss_scale:
+        learner.train_step.loss_scale.restart()
     learner.train_step.reset()
     # Compiling leaves garbage between the buffers of a step: 4% of all memory with every
     # head (benchmarks/LOG.md).

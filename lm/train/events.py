@@ -20,8 +20,10 @@ from aux_heads.metrics import in_words
 from aux_heads.value import Value, trailing_loss
 from configs.schema import AuxiliaryConfig
 from configs.text import printable
+from data.heldout import HeldOut
 from data.journal import run_ahead_rows
-from data.mixing import base_weights, loss_slope, relative_loss, shares, shares_asked
+from data.mixing import base_weights, in_force, loss_slope, relative_loss, shares, shares_asked
+from data.order import finish_row
 from data.stream import Stream
 from lm.evaluate import Evaluation, evaluate
 from lm.inference.decoder import Decoder
@@ -34,6 +36,7 @@ from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000
+OVERLAPPING_EVAL_TOKENS = 250_000  # with four passes over each: as much work as the default train.eval_tokens
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,31 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     trainer.collect_results()  # before the training clock stops
     held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS)
     heads = HeldOutHeads(trainer)
-    evaluation = evaluate(
+    evaluation = _evaluate(trainer, held_out, observe=heads.observe)
+    overlapping = _overlapping(trainer, evaluation) if evaluation and everything else None
+    if evaluation is None or (everything and overlapping is None):
+        return None
+    line: dict[str, Any] = {}
+    if trainer.state.tokens_seen:  # before the first step nothing is read
+        # What is watched comes last, and has no part in the mixture.
+        line["mixture"] = dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
+        line["sources"] = source_records(trainer, trainer.stream) if trainer.stream else {}
+    if (finish := first_row_of_finish(trainer)) is not None:
+        line["finish_from"] = finish * trainer.preset.model.seq_length
+    line |= {"overlapping": overlapping} if overlapping else {}
+    trainer.records.write_evaluation(line, evaluation, heads.means())
+    sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
+    log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
+    if overlapping:
+        words = "%.4f bits per byte with overlapping windows, at least %d tokens before each (%.4f without)"
+        log.info(words, overlapping["bits_per_byte"], overlapping["context"], overlapping["plain"])
+    if trainer.records.head_measures:
+        log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
+    return evaluation
+
+
+def _evaluate(trainer: Trainer, held_out: HeldOut, **options: Any) -> Evaluation | None:
+    return evaluate(
         trainer.learner.joint.trunk_forward,
         trainer.learner.trunk.output.weight,
         held_out.sources,
@@ -79,18 +106,34 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
         rank=trainer.world.rank,
         world_size=trainer.world.size,
         reduce=trainer.world.sum,
-        observe=heads.observe,
+        watched=trainer.labels[len(trainer.trained_labels) :],
+        **options,
     )
-    if evaluation is None:
+
+
+def _overlapping(trainer: Trainer, everything: Evaluation) -> dict[str, Any] | None:
+    """Return bits per byte with overlapping windows, beside the `plain` ones of the same text; None
+    if asked to stop. Every token then has most of a row before it, as in a text that the model
+    continues, where plain rows give their first tokens nothing."""
+    held_out, seq_length = trainer.held_out, trainer.preset.model.seq_length
+    num_tokens = min(OVERLAPPING_EVAL_TOKENS, held_out.num_tokens)
+    log.info("evaluating %s held-out tokens with overlapping windows: four times the work", f"{num_tokens:,}")
+    whole = num_tokens == held_out.num_tokens
+    plain = everything if whole else _evaluate(trainer, held_out.subset(num_tokens))
+    overlapping = _evaluate(trainer, held_out.overlapping(num_tokens)) if plain else None
+    if plain is None or overlapping is None:
         return None
-    line: dict[str, Any] = {"mixture": dict(zip(trainer.labels, shares(trainer.state.source_tokens), strict=True))}
-    line |= {"sources": source_records(trainer, trainer.stream) if trainer.stream else {}}
-    trainer.records.write_evaluation(line, evaluation, heads.means())
-    sources = ", ".join(f"{label} {source.bits_per_byte:.3f}" for label, source in evaluation.per_source.items())
-    log.info("held out: loss %.4f, %.4f bits per byte (%s)", evaluation.loss, evaluation.bits_per_byte, sources)
-    if trainer.records.head_measures:
-        log.info("heads, with their baselines: %s", in_words(trainer.records.head_measures))
-    return evaluation
+    both = {
+        label: {"bits_per_byte": source.bits_per_byte, "plain": plain.per_source[label].bits_per_byte}
+        for label, source in overlapping.per_source.items()
+    }
+    return {
+        "context": seq_length - seq_length // 4,
+        "tokens": overlapping.tokens,
+        "bits_per_byte": overlapping.bits_per_byte,
+        "plain": plain.bits_per_byte,
+        "per_source": both,
+    }
 
 
 class HeldOutHeads:
@@ -122,21 +165,28 @@ class HeldOutHeads:
         return {name: sums[i] / tokens[i] for i, name in enumerate(names) if tokens[i]}
 
 
+def first_row_of_finish(trainer: Trainer) -> int | None:
+    preset = trainer.preset
+    return finish_row(preset.data.finish_share, preset.model.seq_length, trainer.token_budget)
+
+
 def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
     """Return the progress of each source for the rows so far. The stream stores it at
     intervals, so it may include a few later rows. `asked` and `realised` are shares of tokens,
     or of documents with round_robin."""
-    strategy, weights = trainer.preset.data.mix_strategy, trainer.preset.data.weights
+    strategy = trainer.preset.data.mix_strategy
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     entries = stream.progress(num_rows)
     unit = "documents" if strategy == "round_robin" else "tokens"
     realised = shares([entry[unit] for entry in entries])
-    asked = shares_asked(base_weights(strategy, weights), trainer.state.weight_changes, num_rows)
+    base, changes = base_weights(strategy, trainer.preset.data.weights), trainer.state.weight_changes
+    (_, first), *later = in_force(base, changes, first_row_of_finish(trainer))
+    asked = shares_asked(first, later, num_rows)
     keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
     return {
         label: {key: entry[key] for key in keys}
         | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
-        for i, (label, entry) in enumerate(zip(trainer.labels, entries, strict=True))
+        for i, (label, entry) in enumerate(zip(trainer.trained_labels, entries, strict=False))
     }
 
 
@@ -147,17 +197,25 @@ def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
         return
     data, seq_length, state = trainer.preset.data, trainer.preset.model.seq_length, trainer.state
     found = {label: (s.bits_per_byte, s.stderr or 0.0) for label, s in evaluation.per_source.items()}
-    state.factors, reasons = decide(trainer.preset.auxiliary, trainer.labels, state.factors, state.adapted_on, found)
-    state.adapted_on = found
+    base = base_weights(data.mix_strategy, data.weights)
+    factors, moves = list(state.factors), []
+    for start in range(0, len(base), len(trainer.labels)):  # once, or twice with a finish: each part by itself
+        numbers = [i for i in range(start, start + len(trainer.labels)) if base[i]]
+        labels, before = [trainer.labels[i - start] for i in numbers], [factors[i] for i in numbers]
+        after, reasons = decide(trainer.preset.auxiliary, labels, before, state.adapted_on, found)
+        for i, factor in zip(numbers, after, strict=True):
+            factors[i] = factor
+        words = (f"x{factor:.2f}, {reason}" for factor, reason in zip(after, reasons, strict=True))
+        moves.append(dict(zip(labels, words, strict=True)))
+    state.factors, state.adapted_on = factors, found
 
     from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
-    base = base_weights(data.mix_strategy, data.weights)
     weights = [weight * factor for weight, factor in zip(base, state.factors, strict=True)]
     state.weight_changes.append((from_row, weights))
     if trainer.stream:
         trainer.stream.change_weights(weights, from_row)
-    moves = [f"x{factor:.2f}, {reason}" for factor, reason in zip(state.factors, reasons, strict=True)]
-    by_source = dict(zip(trainer.labels, moves, strict=True))
+    finish = first_row_of_finish(trainer)
+    by_source = moves[finish is not None and from_row >= finish]
     trainer.records.write_adaptation({"from_tokens": from_row * seq_length, "sources": by_source})
     log.info("mixture from %s tokens on: %s", f"{from_row * seq_length:,}", "; ".join(map(" ".join, by_source.items())))
 

@@ -8,7 +8,6 @@ it keeps what an uninterrupted run does.
 from __future__ import annotations
 
 import logging
-import shutil
 from typing import TYPE_CHECKING
 
 from lm.report.export import export
@@ -39,9 +38,8 @@ def _keep(trainer: Trainer, names: list[str]) -> None:
     for name in names:
         try:
             path = export(state, trainer.folder, folder / name)
-        except Exception as error:  # the writers of weights and tokenizer have none of their own for a full disk
-            shutil.rmtree(folder / f"{name}.tmp", ignore_errors=True)  # the next checkpoint needs the space
-            reason = " ".join(str(error).split())
+        except Exception as error:
+            reason = " ".join(str(error.__cause__ or error).split())
             log.error("Milestone %s is not kept: writing it to %s failed: %s. The run goes on.", name, folder, reason)
         else:
             log.info("milestone %s: %s tokens, %s words, kept in %s",

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from configs.schema import Preset
 from data.files import write_atomically
 from lm.evaluate import Evaluation
 from lm.report.metrics import Interval, MetricsLog, NullLog
 from lm.report.samples import Sample, SampleLog
 from lm.report.tensorboard import event_log
+from lm.report.tracker import tracker_log
 from lm.runtime.distributed import World
 from lm.train.state import TrainState
 
@@ -32,7 +34,7 @@ class Records:
         folder: Path,
         token_budget: int,
         state: TrainState,
-        preset_json: str,
+        preset: Preset,
         utilization_scale: float,
     ):
         """`utilization_scale`: model FLOPs utilization at one token per second."""
@@ -44,16 +46,14 @@ class Records:
         self._samples: SampleLog | NullLog = NullLog()
         self._tokens_a_line = token_budget / LINES_PER_RUN
         self.last_line = state.tokens_seen  # at its end
-        self.head_measures: dict[str, float] = world.from_first(
-            self._open, folder, preset_json
-        )  # of the last evaluation
+        self.head_measures: dict[str, float] = world.from_first(self._open, folder, preset)  # of the last evaluation
 
-    def _open(self, folder: Path, preset_json: str) -> dict[str, float]:
+    def _open(self, folder: Path, preset: Preset) -> dict[str, float]:
         self._metrics, self._samples = MetricsLog(folder / "metrics.jsonl"), SampleLog(folder / "samples.md")
-        write_atomically(folder / "preset.json", (preset_json + "\n").encode())
+        write_atomically(folder / "preset.json", (preset.to_json() + "\n").encode())
         lines = self._metrics.keep(self._is_known)
         self._samples.truncate_after(self.state.sampled)
-        self._metrics.mirror = event_log(folder / "tensorboard", lines)
+        self._metrics.mirrors = [event_log(folder / "tensorboard", lines), tracker_log(preset, folder, lines)]
         return next((line["heads"] for line in reversed(lines) if line.get("heads")), {})
 
     def _is_known(self, line: dict[str, Any]) -> bool:
@@ -94,5 +94,11 @@ class Records:
         self.state.sampled = self.state.tokens_seen
         self._samples.write(self.state.tokens_seen, samples)
 
+    def sync(self) -> None:
+        """Force the logs to the disk: a checkpoint counts on them, since it holds how far they are."""
+        self._metrics.sync()
+        self._samples.sync()
+
     def close(self) -> None:
         self._metrics.close()
+        self._samples.close()

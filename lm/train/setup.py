@@ -9,22 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.diff import changes, check_continuable, describe
+from configs.diff import changes, check_continuable, describe, with_labels_of, with_shape_of
 from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from configs.text import counted
 from data import tokenizer as bpe
+from data.files import write_atomically
 from data.journal import read_header
-from data.mixing import shares
-from data.prepare import data_identity
+from data.mixing import over_the_run, shares
+from data.prepare import data_identity, without_null
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
-from lm.checkpoint.archive import archive_run, archived_in, restore
+from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore
 from lm.evaluation.benchmarks import load_benchmarks
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
 from lm.runtime.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
+from lm.start_point import StartPoint, open_start_point
 from lm.train.dry_run import dry_run
 from lm.train.start_card import StartCard, render_card
 from lm.train.state import TrainState
@@ -36,20 +38,26 @@ BATCH_KEYS = {"train.per_gpu_batch_size", "train.accumulation_steps"}
 Checkpoint = dict[str, Any]
 
 
-def resume_or_begin(preset: Preset, world: World, folder: Path, fresh: bool) -> tuple[Checkpoint | None, TrainState]:
+def resume_or_begin(
+    preset: Preset, world: World, folder: Path, fresh: bool
+) -> tuple[Preset, Checkpoint | None, TrainState]:
     """Load the checkpoint of the unfinished run in `folder`, if there is one and
     no `fresh` run is wanted.
 
-    Returns it, or None, and the state to start from. Raises PresetError if its
-    weights do not fit the preset.
+    Returns the preset, with the run's labels of its sources, the checkpoint or None, and the state
+    to start from. Raises PresetError if its weights do not fit the preset.
     """
-    state = TrainState.new(len(preset.data.all_sources), preset.train.rows_per_process * world.size)
+    world.from_first(finish_interrupted, folder)
+    numbers = len(preset.data.all_sources), len(preset.data.weights)
+    rows_per_step, continued = preset.train.rows_per_process * world.size, preset.model.init_from is not None
+    state = TrainState.new(*numbers, rows_per_step, continued=continued)
     checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
     if checkpoint:
-        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint)
+        preset = with_labels_of(parse_preset(checkpoint["preset"], "the checkpoint"), preset)
+        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, *numbers)
         if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
             state.global_batch_rows = rows_of_preset
-    return checkpoint, state
+    return preset, checkpoint, state
 
 
 def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, set[str]]:
@@ -67,12 +75,38 @@ def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, s
     return checkpoint, set(edited)
 
 
-def build_learner(preset: Preset, world: World, state: TrainState) -> Learner:
-    """Build the learner. Raises UserError for a model that memory cannot hold, a tokenizer that
-    cannot be read, or rows too short for the heads."""
-    vocab_size, end_of_text = world.from_first(bpe.vocabulary, preset)
+def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None) -> tuple[Preset, StartPoint | None]:
+    """Return the preset with the shape of the model that it starts from, and that model, if this is
+    the beginning of the run. A checkpoint has all that a resumed run needs of it.
+
+    Raises UserError for a model that cannot be used, or that contradicts the preset.
+    """
+    if not preset.model.init_from:
+        return preset, None
+    if checkpoint:
+        return with_shape_of(parse_preset(checkpoint["preset"], "the checkpoint"), preset), None
+    start = world.from_first(open_start_point, preset)
+    return preset.model_copy(update={"model": start.model}), start
+
+
+def build_learner(
+    preset: Preset, world: World, folder: Path, state: TrainState, start: StartPoint | None = None
+) -> Learner:
+    """Build the learner, with the weights of `start` if there is one. Raises UserError for a model
+    that memory cannot hold, a tokenizer that cannot be read, or rows too short for the heads."""
+    vocab_size, end_of_text = world.from_first(_vocabulary, preset, folder, start)
     tokens_per_step = state.global_batch_rows * preset.model.seq_length
-    return Learner(preset, world, vocab_size=vocab_size, end_of_text=end_of_text, tokens_per_step=tokens_per_step)
+    return Learner(
+        preset, world, vocab_size=vocab_size, end_of_text=end_of_text, tokens_per_step=tokens_per_step, start=start
+    )
+
+
+def _vocabulary(preset: Preset, folder: Path, start: StartPoint | None) -> tuple[int, int]:
+    """Return (vocabulary size, id of the end-of-text token)."""
+    if not preset.model.init_from:
+        return bpe.vocabulary(preset)
+    end_of_text = start.end_of_text if start else bpe.end_of_text(bpe.load(folder / "tokenizer.json"))
+    return preset.model.vocab_size, end_of_text
 
 
 def open_stream(
@@ -86,7 +120,7 @@ def open_stream(
         start_row=state.tokens_seen // preset.model.seq_length,
         weight_changes=state.weight_changes,
         begun_windows=state.windows_begun,
-        tokenizer_sha256=checkpoint["tokenizer_sha256"] if checkpoint else None,
+        header=state.stream_header if checkpoint else None,
     )
 
 
@@ -114,14 +148,17 @@ def check(
     compiling = " (compiling it first: up to two minutes, once per model shape)" if learner.compiled else ""
     log.info("trying one step%s", compiling)
     seconds = dry_run(preset, world, learner, state.global_batch_rows)
-    weights = preset.data.weights
-    known = preset.data.mix_strategy == "weighted" or len(weights) == 1
+    data = preset.data
+    weights = over_the_run(data.weights, len(sources), data.finish_share)
+    known = data.mix_strategy == "weighted" or len(data.trained_sources) == 1
     made = f"byte-level BPE, {counted(learner.vocab_size, 'token')}, trained on the head of the mixture"
+    if preset.model.init_from:
+        made = f"that of {preset.model.init_from}, {counted(learner.vocab_size, 'token')}"
     card = StartCard(
         preset=preset,
         sources=sources,
         shares=shares(weights if known else [0.0] * len(weights)),
-        tokenizer=preset.data.tokenizer or made,
+        tokenizer=data.tokenizer or made,
         num_parameters=estimate.num_parameters(preset.model, learner.vocab_size),
         rows_per_step=state.global_batch_rows,
         world_size=world.size,
@@ -158,16 +195,19 @@ def _introduce(card: StartCard, folder: Path, compiled: bool) -> Machine:
     return machine
 
 
-def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool) -> StreamInfo:
+def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool, start: StartPoint | None = None) -> StreamInfo:
     """Prepare the stream, with `fresh` after archiving the run in `folder`; on the first rank only.
 
-    If it cannot be prepared (UserError), that run is back in its place.
+    If it cannot be prepared (UserError), that run is back in its place. The tokenizer of `start`
+    becomes that of the run: the producer finds it in `folder`.
     """
     archived = None
-    if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset)):
+    if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset, start)):
         archived = archive_run(folder)
         log.info("%s", archived_in(archived))
     try:
+        if start:
+            write_atomically(folder / "tokenizer.json", start.tokenizer.encode())
         return stream.begin(on_status=log.info)
     except UserError:
         if archived:
@@ -177,8 +217,11 @@ def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool) -> StreamIn
         raise
 
 
-def _stream_of_another(folder: Path, preset: Preset) -> bool:
+def _stream_of_another(folder: Path, preset: Preset, start: StartPoint | None) -> bool:
     """Return whether a run killed before its first checkpoint left a stream
     that `preset` cannot use."""
-    header = read_header(folder / "stream")
-    return header is not None and any(header.get(key) != value for key, value in data_identity(preset).items())
+    header = without_null(read_header(folder / "stream"))
+    wanted = without_null(data_identity(preset))
+    if start:
+        wanted["tokenizer_sha256"] = start.tokenizer_sha256
+    return header is not None and any(header.get(key) != value for key, value in wanted.items())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from configs.schema import Preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
+from data.mixing import shares
+from data.order import finish_row
 from data.producer_client import SourceInfo
 from lm.runtime.estimate import export_bytes, num_milestones
 
@@ -48,12 +50,32 @@ def _milestones(card: StartCard) -> list[tuple[str, str]]:
     return [("milestones", f"{at_most}{number}, each of {size}, in checkpoints/milestones/")] if number else []
 
 
+def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
+    """Return the rows about a finish and about sources that are only watched."""
+    data = preset.data
+    labels, num_trained = [source.label for source in data.all_sources], len(data.trained_sources)
+    rows = []
+    if data.finish:
+        first = (finish_row(data.finish.share, preset.model.seq_length, token_budget) or 0) * preset.model.seq_length
+        parts = shares(data.weights[len(labels) :])
+        percent = data.mix_strategy == "weighted"
+        mixed = [f"{label} {part:.0%}" if percent else label for label, part in zip(labels, parts, strict=True) if part]
+        rows.append(
+            ("finish", f"from {first:,} tokens on, the last {100 * data.finish.share:.3g}%: {', '.join(mixed)}")
+        )
+    if watched := labels[num_trained:]:
+        rows.append(("watched", f"{', '.join(watched)}: evaluated, never trained on"))
+    return rows
+
+
 def render_card(card: StartCard) -> str:
     """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
     remaining = card.token_budget - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
     layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
+    if model.num_kv_heads != model.num_heads:
+        heads += f" ({model.num_kv_heads} of keys and values)"
     a_step, steps = counted(card.rows_per_step, "row"), counted(math.ceil(remaining / card.tokens_per_step), "step")
     widest = max((len(source.label) for source in card.sources), default=0)
     width = min(widest, 24)
@@ -64,12 +86,14 @@ def render_card(card: StartCard) -> str:
         rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {size}"))
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))
     rows += [
+        *_parts(card.preset, card.token_budget),
         ("tokenizer", card.tokenizer),
         (
             "model",
             f"{human_count(card.num_parameters)} parameters: {layers}, {model.hidden_size} wide,",
         ),
         ("", f"{heads}, {model.seq_length} tokens of context"),
+        *([("", f"starts from {model.init_from}")] if model.init_from else []),
         ("batch", f"{card.tokens_per_step:,} tokens a step, {steps}"),
         (
             "",

@@ -13,28 +13,34 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from configs.errors import UserError
+from configs.errors import StreamDamaged, UserError
 from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
+from data.journal import HEADER
 from data.packing import chain_digest
 from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
 from data.words import WordCounter
+from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
+from lm.checkpoint.store import CURRENT
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
+from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
+from lm.start_point import StartPoint, described
 from lm.train.records import Records
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
@@ -43,7 +49,7 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
-STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
 
 
 class Step(NamedTuple):
@@ -74,34 +80,49 @@ class Trainer:
         learner: Learner,
         stream: Stream | None,
         info: StreamInfo,
+        start: StartPoint | None,
         checkpoint: dict[str, Any] | None,
         state: TrainState,
         stop: StopRequest,
+        lock: FolderLock | None,
         matmul_flops: float,
     ):
         """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
 
-        `info` was returned by `stream.begin`. `matmul_flops` is the peak of one device per second.
+        `info` was returned by `stream.begin`; `start` is the model whose weights the learner has
+        at the beginning of the run, if it starts from one; `lock` is the first rank's, of `folder`;
+        `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
         self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
         self.labels = [source.label for source in preset.data.all_sources]
+        self.trained_labels = self.labels[: len(preset.data.trained_sources)]
         self.held_out = info.held_out
         self.tokenizer = world.from_first(bpe.load, info.tokenizer_path)
         self.token_bytes = self._token_bytes()
         self._count_words = WordCounter(self.tokenizer, learner.vocab_size)
+        self.start_point: dict[str, Any] = start.pinned if start else {}  # the model that the run starts from
         if checkpoint:
             self._load(checkpoint)
+            self.start_point = checkpoint.get("start_point", {})
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
         utilization = self._flops_per_token / (matmul_flops * world.size)
-        self.records = Records(world, folder, token_budget, state, preset.to_json(), utilization)
-        self.saved_at = state.tokens_seen  # tokens seen at the last save
+        self.records = Records(world, folder, token_budget, state, preset, utilization)
+        # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
+        # never needs that model again.
+        self.saved_at = -1 if start else state.tokens_seen
         self.result: StepResult | None = None  # of the last collected step
-        self._saver = Saver(folder)
+        self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
-        self._peak_rates = peak_learning_rates(preset.train, preset.model.hidden_size, tokens_per_step)
+        self._leaving = False  # because of an error
+        self._peak_rates = peak_learning_rates(
+            preset.train,
+            preset.model.hidden_size,
+            tokens_per_step,
+            continued=preset.model.init_from is not None,
+        )
         self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
@@ -113,30 +134,25 @@ class Trainer:
         return np.pad(known, (0, self.learner.vocab_size - len(known)))
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["tokenizer_sha256"] != self.stream_info.tokenizer_sha256:
-            raise UserError(
-                f"{self.folder / 'tokenizer.json'} is not the tokenizer this run was trained with "
-                f"(sha256 {checkpoint['tokenizer_sha256'][:16]}...): restore that file to resume."
-            )
         self.learner.load_state(checkpoint)
         self.world.from_first(self._check_text)
 
     def _check_text(self) -> None:
-        """Raise UserError unless the rows that were trained on are the stream's. Rows that it has
-        lost are made again first."""
+        """Raise UserError unless the rows that were trained on are the stream's, those included that
+        were lost and are made again now."""
         assert self.stream, "the first rank's"
         seq_length, digest = self.preset.model.seq_length, ""
         end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
-        if self.stream.num_rows < end:
-            log.info("%s has lost rows of this run: they are made again", self.folder / "stream")
-        for first in range(0, end, ROWS_AT_ONCE):
-            tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
-            digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
+        with suppress(StreamEnded):
+            for first in range(0, end, ROWS_AT_ONCE):
+                tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
+                digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
         if digest != self.state.text_digest:
+            self.stream.take_back()
             raise UserError(
                 f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "
-                "lost and its sources have changed. Copy stream/ from where the run was before, or start a new run: this one "
-                "is archived, not lost."
+                "damaged and its sources have changed. Restore these and start again, copy stream/ from where the run was "
+                "before, or start a new run: this one is archived, not lost."
             )
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -157,11 +173,14 @@ class Trainer:
     def _read(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[Step | None, bool]:
         assert self.stream, "the first rank's"
         self._saver.check()
+        self._check_folder()
         if self.stop():
             return None, False
         self.stream.consumed(plan.first_row)
+        for notice in self.stream.take_notices():
+            log.info("%s", notice)
         try:
-            return Step(plan, *self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)), False
+            return Step(plan, *self._rows(plan, on_status)), False
         except Stopped:
             return None, False
         except StreamEnded as end:
@@ -170,6 +189,28 @@ class Trainer:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
             return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+
+    def _check_folder(self) -> None:
+        """Raise UserError if the run's files were taken away: its rows would never come, and
+        another run might use the folder."""
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
+            raise UserError(
+                f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
+                f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
+            )
+
+    def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
+        text trained on."""
+        assert self.stream, "the first rank's"
+        try:
+            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
+        except StreamDamaged as damage:
+            log.warning("%s", damage)
+            self.stream.make_again(self.stop, log.info)
+            self._check_text()
+            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
 
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
@@ -185,6 +226,7 @@ class Trainer:
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
+        self.learner.train_step.is_updating = False
         self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
@@ -237,8 +279,8 @@ class Trainer:
 
     def save(self, *, last: bool = False) -> None:
         """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
-        the third in a row; the `last` save before the program ends is waited for, and its
-        failure raised."""
+        the third in a row; the `last` save before the program ends is waited for and tried
+        again, and its failure raised."""
         self.saved_at = self.state.tokens_seen
         self.collect_results()
         self.world.from_first(self._save, last)
@@ -248,9 +290,32 @@ class Trainer:
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool) -> None:
-        self._saver.save(self.checkpoint())
-        if last:
-            self._saver.check_last()
+        assert self._lock, "the first rank's"
+        if self._lock.is_lost:
+            self._lock.regain()
+            if store.latest_exists(self.folder):
+                raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
+        (self._saver.save_last if last else self._saver.save)(self.checkpoint())
+
+    def save_at_once(self) -> None:
+        """Save the steps so far because an error ends the program: on the first rank alone, since
+        the others may be gone. A failure is logged, and the error is the message that remains.
+
+        Saves nothing if weights are being changed, or if the last step was skipped. Only the first
+        call acts.
+        """
+        self._saver.wait()
+        saved = self.saved_at == self.state.tokens_seen and not self._saver.has_failed
+        if not self.world.is_first or saved or self._leaving or self.learner.train_step.is_updating:
+            return
+        self._leaving = True
+        try:
+            self.collect_results()
+            if self.is_sound:
+                self._save(last=True)
+                log.info("Saved at %s tokens.", f"{self.state.tokens_seen:,}")
+        except Exception as error:
+            log.error("Not saved: %s", error)
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
@@ -258,7 +323,7 @@ class Trainer:
         assert self.stream, "the first rank's"
         seq_length = self.preset.model.seq_length
         begun = self.stream.windows_begun(self.state.tokens_seen // seq_length)
-        state = dataclasses.replace(self.state, windows_begun=begun)
+        state = dataclasses.replace(self.state, windows_begun=begun, stream_header=self.stream_info.header)
         return {
             "preset": self.preset.to_json(),
             "token_budget": self.token_budget,
@@ -266,13 +331,14 @@ class Trainer:
             **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
             "facts": self.facts(),
-            "tokenizer_sha256": self.stream_info.tokenizer_sha256,
+            **({"start_point": self.start_point} if self.start_point else {}),
+            "tokenizer_sha256": self.stream_info.header["tokenizer_sha256"],
             "world_size": self.world.size,
         }
 
     @property
     def machine(self) -> str:
-        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.decisions[0][0]}"
+        return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.precision}"
 
     def facts(self) -> dict[str, str]:
         """Return what was trained, on what and where, for the report and the model card."""
@@ -284,9 +350,10 @@ class Trainer:
         )
         return {
             "preset": self.preset.name,
+            **({"starts from": described(self.start_point)} if self.start_point else {}),
             "tokens": f"{state.tokens_seen:,} in {state.num_steps:,} steps{skipped}",
             "words": f"{state.words_seen:,}, counted at white space",
-            "sources": ", ".join(self.labels) + (" (used up before the budget)" if state.exhausted else ""),
+            "sources": ", ".join(self.trained_labels) + (" (used up before the budget)" if state.exhausted else ""),
             "text seen": f"{state.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
             "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",

@@ -44,6 +44,19 @@ def test_what_follows_from_an_edit_is_no_edit():
     assert both == {"model.hidden_size": (64, 512), "model.mlp_size": (192, 640)}
 
 
+def test_what_is_read_from_a_model_is_no_edit_of_a_preset_that_leaves_it_to_the_model():
+    def starting(**model) -> Preset:
+        return parse_preset(json.dumps(PRESET | {"model": {"init_from": "a/b", "seq_length": 64, **model}}), "p.json")
+
+    left = starting()
+    run = left.model_copy(update={"model": left.model.completed(preset(model__head_dim=16).model)})
+    run = parse_preset(run.to_json(), "the checkpoint")
+    assert changes(run, left) == changes(left, run) == changes(run, starting(hidden_size=64)) == {}
+    assert changes(run, starting(hidden_size=128)) == {"model.hidden_size": (64, 128)}
+    assert changes(run, starting(init_from="c/d")) == {"model.init_from": ("a/b", "c/d")}
+    assert changes(run, starting(revision="v1")) == {"model.revision": (None, "v1")}
+
+
 @pytest.mark.parametrize(
     ("edits", "expected"),
     [

@@ -15,6 +15,10 @@ MODEL = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "seq_length": 64}
 QA = {"type": "hf", "dataset": "owner/qa", "fields": ["question", "answer"], "format": "{question} {answer}"}
 
 
+TEXT = {"type": "hf", "dataset": "owner/text"}
+NAMED_C4 = {"type": "hf", "dataset": "allenai/c4", "config": "en", "text_field": "text", "label": "mine"}
+
+
 def preset_of(**sections) -> dict:
     return {"name": "small", "model": MODEL, "data": {"sources": ["wikipedia"]}, **sections}
 
@@ -43,6 +47,22 @@ def test_defaults_are_resolved_and_stored():
 @pytest.mark.parametrize(("hidden_size", "vocab_size"), [(256, 8192), (384, 8192), (386, 16384), (768, 16384)])
 def test_vocabulary_grows_with_the_model(hidden_size, vocab_size):
     assert parse(model={**MODEL, "hidden_size": hidden_size, "num_heads": 1}).model.vocab_size == vocab_size
+
+
+def test_grouped_queries_and_heads_of_any_width():
+    model = parse(model={**MODEL, "num_heads": 3, "num_kv_heads": 1, "head_dim": 10}).model
+    assert (model.heads_qkv, model.head_dim) == ((3, 1, 1), 10)
+    assert parse().model.heads_qkv == (4, 4, 4)
+
+
+def test_a_model_to_start_from_stands_for_the_shape():
+    preset = parse(model={"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8})
+    assert preset.model.unknown >= {"hidden_size", "num_layers", "num_heads", "vocab_size", "qk_norm"}
+    stored = json.loads(preset.to_json())["model"]
+    assert stored == {"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8}
+    assert parse_preset(preset.to_json(), "again") == preset
+    known = preset.model.completed(parse().model)
+    assert (known.hidden_size, known.num_layers, known.head_dim, known.unknown) == (64, 2, 8, set())
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,6 +124,20 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ),
         ({"model": {**MODEL, "hidden_size": 64.0}}, "model.hidden_size = 64.0"),
         ({"model": {**MODEL, "num_heads": 64}}, "a whole even number; allowed: [1, 2, 4, 8, 16, 32]"),
+        ({"model": {"seq_length": 64}}, "model.num_layers is missing"),
+        (
+            {"model": {**MODEL, "num_kv_heads": 3}},
+            "num_heads / num_kv_heads must be a whole number; allowed: [1, 2, 4]",
+        ),
+        ({"model": {**MODEL, "head_dim": 7}}, "an even number"),
+        ({"model": {**MODEL, "revision": "v1"}}, "only with init_from, and with a name on the Hub there"),
+        ({"model": {"init_from": "./here", "revision": "v1", "seq_length": 8}}, "only with init_from"),
+        ({"model": {"init_from": "here", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
+        ({"model": {"init_from": "https://huggingface.co/a/b", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
+        (
+            {"model": {"init_from": "a/b", "seq_length": 8}, "data": {"sources": ["wikipedia"], "tokenizer": "t.json"}},
+            "the tokenizer is that of model.init_from",
+        ),
         ({"model": {**MODEL, "vocab_size": 257}}, "model.vocab_size = 257"),
         ({"model": {**MODEL, "seq_length": 8193}}, "model.seq_length = 8193"),
         ({"model": {"hidden_size": 64}}, "model.num_layers is missing"),
@@ -130,6 +164,39 @@ def test_every_problem_is_listed_at_once_with_its_place():
             "enable_adaptive_sources needs mix_strategy",
         ),
         ({"name": "../up"}, 'name = "../up"'),
+        (
+            {"data": {"sources": ["c4"], "finish": {"shar": 0.1, "share": 1, "sources": ["c"]}}},
+            'p.json: data.finish.shar = 0.1: unknown key\n    did you mean "share"?',
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 1, "sources": ["c4"]}}},
+            "data.finish.share = 1\n    allowed: a number",
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c"]}}},
+            'data.finish.sources[0] = "c": there is no',
+        ),
+        ({"data": {"sources": ["c4"], "finish": {"share": 0.1}}}, "data.finish.sources is missing"),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1, 2]}}},
+            "data.finish.source_weights = [1, 2]\n    2 given; needed: one for each of the 1 source",
+        ),
+        (
+            {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1]}}},
+            'its source_weights need mix_strategy "weighted"',
+        ),
+        (
+            {"data": {"sources": ["c4"], "mix_strategy": "sequential", "finish": {"share": 0.1, "sources": ["c4"]}}},
+            'needs mix_strategy "round_robin" or "weighted"',
+        ),
+        ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "data.watch = [{"),
+        ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "\n    mine is trained on as well: take it out"),
+        ({"data": {"sources": ["c4"] * 200, "watch": ["squad"]}}, "together: at most 200 sources"),
+        (
+            {"data": {"sources": [{**TEXT, "field": "body"}]}},
+            'field = "body": unknown key\n    did you mean "text_field"?',
+        ),
+        ({"data": {"sources": [{**TEXT, "field": ["a", "b"]}]}}, 'unknown key\n    did you mean "fields"?'),
     ],
 )
 def test_refusals_say_where_what_and_what_is_allowed(sections, expected):
@@ -268,6 +335,23 @@ def test_labels_are_short_and_unique():
     assert labels[:2] == ["wikipedia", "wikipedia#2"]
     assert labels[2:6] == ["a/b/x", "a/b/y", "a/c", "pdf:books"]
     assert labels[6:] == ["wikipedia#2#2", "python"]
+
+
+def test_one_column_without_a_format_is_the_text():
+    [source] = parse(data={"sources": [{**TEXT, "fields": ["body"]}]}).data.all_sources
+    assert (source.text_field, source.fields, source.format) == ("body", None, None)
+    assert "fields[0]" in refusal(data={"sources": [{**TEXT, "fields": [""]}]})
+
+
+def test_a_source_of_both_parts_is_one_source_and_watched_ones_come_last():
+    finish = {"share": 0.1, "sources": [NAMED_C4, "squad", "squad"], "source_weights": [3, 1, 1]}
+    data = {"sources": ["wikipedia", "c4"], "mix_strategy": "weighted", "source_weights": [2, 1], "watch": ["gooaq"]}
+    preset = parse(data={**data, "finish": finish})
+    assert [source.label for source in preset.data.all_sources] == ["wikipedia", "c4", "squad", "gooaq"]
+    assert len(preset.data.trained_sources) == 3
+    assert preset.data.weights == [2, 1, 0, 0, 0, 3, 2, 0]
+    assert parse(data=data).data.weights == [2, 1, 0]
+    assert parse_preset(preset.to_json(), "stored") == preset
 
 
 def test_presets_cannot_be_changed():

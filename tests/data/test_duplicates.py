@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.errors import UserError
 from data import duplicates as module
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
@@ -55,8 +54,8 @@ LETTERS = Texts([*"abcabd", "A", "a  b", "a b"])
 OTHERS = Texts([*"xyax", "d", "z"])
 
 
-def test_a_document_is_given_once_an_epoch_by_the_source_that_gave_it_first(tmp_path):
-    both = feeds(Duplicates(tmp_path, 0), LETTERS, OTHERS)
+def test_a_document_is_given_once_an_epoch_by_the_source_that_gave_it_first():
+    both = feeds(Duplicates(), LETTERS, OTHERS)
     given = one_each(both, 30)
     for number, texts in enumerate((LETTERS.texts, OTHERS.texts)):
         epochs = "\n".join("|" if text is None else text for source, text in given if source == number).split("|")
@@ -71,22 +70,24 @@ def test_a_document_is_given_once_an_epoch_by_the_source_that_gave_it_first(tmp_
     assert sum(dropped) == len(LETTERS.texts + OTHERS.texts) - len(both[0].hashes | both[1].hashes)
 
 
-def test_what_is_saved_after_any_document_leads_to_the_same_ones(tmp_path):
-    expected = one_each(feeds(Duplicates(tmp_path / "..", 0), LETTERS, OTHERS), 40)
+def test_what_is_saved_after_any_document_leads_to_the_same_ones():
+    expected = one_each(feeds(Duplicates(), LETTERS, OTHERS), 40)
     for turns in range(25):
-        duplicates = Duplicates(tmp_path, 0)
+        duplicates = Duplicates()
         first = feeds(duplicates, LETTERS, OTHERS)
-        given = one_each(first, turns)
-        num_records, stands = duplicates.save(), json.loads(json.dumps([asdict(feed.progress) for feed in first]))
-        one_each(first, 2)  # the crash comes after more was written
-        duplicates.save()
-        resumed = Duplicates(tmp_path, num_records)
+        given = one_each(first, turns // 2)
+        before = duplicates.new_records()
+        given += one_each(first, turns - turns // 2)
+        records, stands = duplicates.new_records(), json.loads(json.dumps([asdict(feed.progress) for feed in first]))
+        resumed = Duplicates()
+        resumed.add(before)
+        resumed.add(records)
         given += one_each(feeds(resumed, LETTERS, OTHERS, stands=stands), 40 - turns)
         assert given == expected
 
 
-def test_a_source_that_holds_nothing_new_is_finished(tmp_path):
-    first, copy = feeds(Duplicates(tmp_path, 0), Texts(["a", "b"]), Texts(["b", "a", "A"]), repeat=None)
+def test_a_source_that_holds_nothing_new_is_finished():
+    first, copy = feeds(Duplicates(), Texts(["a", "b"]), Texts(["b", "a", "A"]), repeat=None)
     assert {first.next_document(), first.next_document()} == {"a", "b"}
     assert copy.next_document() is None
     assert copy.finished
@@ -95,14 +96,11 @@ def test_a_source_that_holds_nothing_new_is_finished(tmp_path):
     assert not first.finished
 
 
-def test_only_so_many_documents_are_remembered(tmp_path, monkeypatch):
+def test_only_so_many_documents_are_remembered(monkeypatch):
     monkeypatch.setattr(module, "MOST_DOCUMENTS", 3)
-    duplicates = Duplicates(tmp_path, 0)
+    duplicates = Duplicates()
     assert all(duplicates.admit(0, text_hash(letter), 0) for letter in "abcde")
     assert [duplicates.admit(1, text_hash(letter), 0) for letter in "abcde"] == [False] * 3 + [True] * 2
-    assert Duplicates(tmp_path, duplicates.save()).num_records == 3
-
-
-def test_a_file_that_lost_records_is_not_used(tmp_path):
-    with pytest.raises(UserError, match=r"documents\.bin is not the one of this stream; delete .*made again"):
-        Duplicates(tmp_path, 3)
+    again = Duplicates()
+    again.add(duplicates.new_records())
+    assert [again.admit(1, text_hash(letter), 0) for letter in "abcde"] == [False] * 3 + [True] * 2

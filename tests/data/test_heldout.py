@@ -1,10 +1,12 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, pack, shared_cells, text_hash
-from data.prepare import first_of_two, reason_to_skip
+from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, collect_of_few, pack, shared_cells, text_hash
+from data.prepare import reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source
 
@@ -24,7 +26,8 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def held_out(tokenizer):
     sources = [pack("qa", ANSWERED, tokenizer, T), pack("prose", PROSE, tokenizer, T), pack("none", [], tokenizer, T)]
-    return HeldOut(sources, frozenset(text_hash(document.text) for document in ANSWERED + PROSE))
+    cuts = {text_hash("a document"): 7, text_hash("another"): 5}
+    return HeldOut(sources, frozenset(text_hash(document.text) for document in ANSWERED + PROSE), cuts)
 
 
 def targets(source, mask):
@@ -112,10 +115,37 @@ def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
     assert held_out.subset(10**9).num_tokens == held_out.num_tokens
 
 
+def flat(array):
+    return np.append(array[:, :-1].ravel(), array[-1:, -1])
+
+
+@pytest.mark.parametrize("length", [T, 10])  # 10: windows are 2 tokens apart
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_overlapping_windows_score_the_same_targets_with_more_text_before_them(length, share, tokenizer):
+    held_out = HeldOut(
+        [pack("qa", ANSWERED, tokenizer, length), pack("prose", PROSE, tokenizer, length), pack("none", [], tokenizer, length)],
+        frozenset(),
+    )  # fmt: skip
+    num_tokens = int(share * held_out.num_tokens)
+    whole, plain, windows = (
+        each.sources for each in (held_out, held_out.subset(num_tokens), held_out.overlapping(num_tokens))
+    )
+    for source, rows, overlapping in zip(whole, plain, windows, strict=True):
+        assert targets(overlapping, overlapping.valid) == targets(rows, rows.valid)
+        assert targets(overlapping, overlapping.answer) == targets(rows, rows.answer)
+        text = flat(source.rows).tolist()
+        first = overlapping.valid.argmax(1)
+        assert (first[1:] >= 3 * length // 4)[overlapping.valid[1:].any(1)].all()
+        starts = [
+            next(i for i in range(len(text)) if text[i : i + length + 1] == row.tolist()) for row in overlapping.rows
+        ]
+        assert len(starts) == 0 or len(set(starts)) > len(rows.rows)
+
+
 def test_saved_and_loaded_it_is_the_same(held_out, tmp_path):
     held_out.save(tmp_path / "heldout.npz")
     loaded = HeldOut.load(tmp_path / "heldout.npz")
-    assert loaded.hashes == held_out.hashes
+    assert (loaded.hashes, loaded.cuts, loaded.digest()) == (held_out.hashes, held_out.cuts, held_out.digest())
     assert [source.label for source in loaded.sources] == ["qa", "prose", "none"]
     for ours, theirs in zip(held_out.sources, loaded.sources, strict=True):
         for name in ("rows", "valid", "answer", "starts"):
@@ -147,15 +177,30 @@ def test_a_source_too_small_for_one_in_twenty_still_holds_out_a_document(tmp_pat
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
     source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
-    held_out = list(source.held_out()) or list(first_of_two(beginning(source), 1).values())
-    assert len(held_out) == 1
-    assert held_out[0].text in texts
+    held_out, cuts = collect_of_few(beginning(source), 1)
+    assert [document.text in texts for document in held_out.values()] == [True]
+    assert not cuts
+    assert collect_of_few(islice(beginning(source), 1), 1) == ({}, {}), "nothing would be left to train on"
 
 
-def test_a_single_document_is_not_taken_away_from_training(tmp_path):
-    (tmp_path / "only.txt").write_text("the only document there is " * 20)
-    source = open_source(TextSource(type="text", path=str(tmp_path), label="tiny"), cache_dir=None, seed=1)
-    assert first_of_two(beginning(source), 1) == {}
+@pytest.mark.parametrize("mark", ["\n\n", "\n", " ", "x"])
+@pytest.mark.parametrize("others", [0, 3])
+def test_of_a_few_documents_the_end_of_the_longest_is_held_out(mark, others):
+    long = "".join(f"{number:05}{mark}" for number in range(1000))
+    documents = [Document("another, much shorter one" * 9 + str(n)) for n in range(others)]
+    held_out, cuts = collect_of_few(iter([*documents, Document(long)]), 1)
+    [kept] = cuts.values()
+    assert cuts == {text_hash(long): kept}
+    assert {key: document.text for key, document in held_out.items()} == {text_hash(long[kept:]): long[kept:]}
+    assert 0.02 * len(long) < len(long[kept:]) <= 0.05 * len(long)
+    assert long[:kept].endswith(mark) or mark == "x"
+
+
+def test_of_a_few_questions_one_is_held_out_as_a_whole():
+    questions = [Document(f"{n} " * 1000, None, (f"question {n}", f"answer {n}")) for n in range(3)]
+    held_out, cuts = collect_of_few(iter(questions), 1)
+    assert list(held_out.values()) == questions[:1]
+    assert not cuts
 
 
 def rows(number, answer):
@@ -167,7 +212,7 @@ def rows(number, answer):
 
 
 def trained_on(documents, held_out):
-    hashes = shared_cells(held_out, documents) | {text_hash(document.text) for document in held_out}
+    hashes = shared_cells(held_out, documents)[0] | {text_hash(document.text) for document in held_out}
     return [document for document in documents if not reason_to_skip(document, 1, hashes)]
 
 
@@ -179,7 +224,7 @@ def test_what_shares_a_paragraph_or_an_answer_with_held_out_text_is_not_trained_
         assert not {document.cells[field] for document in trained} & {document.cells[field] for document in held_out}
     assert len(trained) > 700
     long = Document("word " * 9000, None, held_out[0].cells)
-    assert all(reason_to_skip(piece, 1, shared_cells(held_out, documents)) for piece in long.pieces())
+    assert all(reason_to_skip(piece, 1, shared_cells(held_out, documents)[0]) for piece in long.pieces())
 
 
 def test_a_common_value_or_a_category_is_no_reason_to_lose_most_of_a_source():

@@ -1,4 +1,3 @@
-import json
 import resource
 import shutil
 import subprocess
@@ -9,14 +8,16 @@ import numpy as np
 import pytest
 
 from data.journal import (
+    HEADER,
     ROWS,
     STATES,
     DiskFull,
     JournalReader,
     JournalWriter,
-    begin,
+    StreamDamaged,
     read_header,
     write_atomically,
+    write_header,
 )
 from data.packing import row_dtype
 
@@ -87,6 +88,69 @@ def test_a_damaged_line_ends_the_journal_before_it(three_appends):
     check_continues(folder, 2)
 
 
+@pytest.mark.parametrize("name", [ROWS, STATES])
+def test_a_bit_flipped_anywhere_is_noticed_and_cuts_the_journal_before_it(name, three_appends):
+    folder, sizes = three_appends
+    ends = sizes if name == STATES else [rows * DTYPE.itemsize for rows in (0, 2, 5, 6)]
+    files = {path: path.read_bytes() for path in (folder / ROWS, folder / STATES)}
+    for position in range(ends[-1]):
+        content = bytearray(files[folder / name])
+        content[position] ^= 1 << position % 8
+        (folder / name).write_bytes(content)
+        intact = sum(end <= position for end in ends) - 1
+        num_rows = [0, 2, 5][intact]
+        reader = JournalReader(folder, DTYPE)
+        assert reader.rows(0, num_rows).tobytes() == some_rows(0, num_rows).tobytes()
+        if name == STATES:
+            assert reader.num_rows() == num_rows
+        else:
+            with pytest.raises(StreamDamaged, match=f"rows {num_rows} to {[2, 5, 6][intact]} are not those"):
+                reader.rows(0, num_rows + 1)
+        writer = JournalWriter(folder, DTYPE)
+        assert (writer.num_rows, writer.damaged) == (num_rows, position < ends[-1] - 1 or name == ROWS)
+        writer.close()
+        for path, whole in files.items():
+            assert whole.startswith(path.read_bytes())
+            path.write_bytes(whole)
+
+
+def test_a_zeroed_tail_is_no_rows(three_appends):
+    folder, _ = three_appends
+    rows = (folder / ROWS).read_bytes()
+    (folder / ROWS).write_bytes(rows[: 4 * DTYPE.itemsize] + bytes(len(rows) - 4 * DTYPE.itemsize))
+    with pytest.raises(StreamDamaged):
+        JournalReader(folder, DTYPE).rows(0, 3)
+    check_continues(folder, 2)
+
+
+def test_rows_that_do_not_follow_from_those_before_them_are_cut(three_appends):
+    """Another journal's, under another header, or without an append in the middle."""
+    folder, _ = three_appends
+    lines = (folder / STATES).read_bytes().splitlines(keepends=True)
+    (folder / STATES).write_bytes(lines[0] + lines[2])
+    check_continues(folder, 2)
+    write_header(folder, {"format": 1})
+    assert JournalReader(folder, DTYPE).num_rows() == 0
+    check_continues(folder, 0)
+
+
+def test_a_state_that_is_damaged_later_is_not_used(three_appends):
+    folder, _ = three_appends
+    reader = JournalReader(folder, DTYPE)
+    assert reader.state_with(3) == {"after": 5}
+    (folder / STATES).write_bytes((folder / STATES).read_bytes().replace(b'"after": 5', b'"after": 4'))
+    with pytest.raises(StreamDamaged, match="states"):
+        reader.state_with(3)
+
+
+def test_rows_can_be_taken_back_to_the_end_of_an_append(three_appends):
+    folder, _ = three_appends
+    JournalReader(folder, DTYPE).cut(6)
+    JournalReader(folder, DTYPE).cut(5)
+    assert JournalReader(folder, DTYPE).num_rows() == 5
+    check_continues(folder, 5)
+
+
 def test_a_reader_sees_appends_as_they_are_made(tmp_path):
     reader = JournalReader(tmp_path, DTYPE)
     assert reader.num_rows() == 0
@@ -152,9 +216,16 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path):
     assert list(tmp_path.iterdir()) == [path]  # nothing is left to fill the disk further
 
 
-def test_a_stream_without_a_header_is_begun_again_from_nothing(three_appends):
-    folder, _ = three_appends
-    assert read_header(folder) is None
-    begin(folder, {"format": 1})
-    assert read_header(folder) == json.loads((folder / "stream.json").read_text()) == {"format": 1}
-    check_continues(folder, 0)
+def test_a_header_that_is_not_as_it_was_written_is_none(tmp_path):
+    assert read_header(tmp_path) is None
+    write_header(tmp_path, header := {"format": 1, "sources": [{"pinned": {"revision": "abc"}}]})
+    assert read_header(tmp_path) == header
+    content = (tmp_path / HEADER).read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 7
+        (tmp_path / HEADER).write_bytes(damaged)
+        assert read_header(tmp_path) in (None, header)  # white space may be another
+    for nonsense in (b"", b"{}", b"[1]", b"\0" * 100, b"[" * 100_000):
+        (tmp_path / HEADER).write_bytes(nonsense)
+        assert read_header(tmp_path) is None

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mixing import LARGEST_MOVE, Mixer, base_weights, loss_slope, relative_loss, shares_asked
+from data.mixing import (
+    LARGEST_MOVE,
+    Mixer,
+    base_weights,
+    in_force,
+    loss_slope,
+    over_the_run,
+    relative_loss,
+    shares_asked,
+    weights_at,
+)
 
 pytestmark = pytest.mark.core
 
@@ -167,7 +177,29 @@ def test_saved_state_continues_with_the_same_choices(strategy):
 
 def test_only_weighted_listens_to_source_weights():
     assert base_weights("weighted", [3, 1]) == [3, 1]
-    assert base_weights("round_robin", [3, 1]) == [1, 1]
+    assert base_weights("round_robin", [3, 1, 0]) == [1, 1, 0]
+
+
+def test_weights_change_at_their_rows_and_where_the_finish_begins():
+    base, changes = [3, 1, 0, 0, 0, 1], [(10, [3, 2, 0, 0, 0, 1]), (30, [9, 9, 0, 0, 1, 1])]
+    expected = [(0, [3, 1, 0]), (10, [3, 2, 0]), (20, [0, 0, 1]), (30, [0, 1, 1])]
+    assert in_force(base, changes, 20) == expected
+    assert [weights_at(base, changes, 20, row) for row in (9, 19, 29, 99)] == [weights for _, weights in expected]
+    assert in_force([3, 1], [], None) == [(0, [3, 1])]
+    assert over_the_run(base, 3, 0.1) == pytest.approx([0.9 * 0.75, 0.9 * 0.25, 0.1])
+    assert over_the_run([3, 1], 2, None) == [3, 1]
+
+
+def test_a_source_without_weight_is_never_chosen():
+    mixer = Mixer("weighted", [0, 2, 0, 1])
+    for _ in range(30):
+        index = mixer.choose()
+        assert index in (1, 3)
+        mixer.charge(index, 7)
+    mixer.drop(1)
+    assert mixer.choose() == 3
+    mixer.drop(3)
+    assert mixer.exhausted
 
 
 def test_the_share_asked_is_the_mean_over_rows_of_what_was_in_force():

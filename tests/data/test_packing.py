@@ -42,6 +42,22 @@ def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted
     assert packer.state()["tokens"] == tokens[len(rows) * T :]
 
 
+@given(documents, st.integers(0, 60), st.booleans())
+def test_a_cut_leaves_so_many_rows_and_what_follows_begins_the_next(docs, num_rows, are_taken):
+    packer, docs = Packer(row_dtype(T, 2**16), END), [([7] * 30, 0), *docs]
+    for ids, number in docs:
+        packer.add(np.array(ids, dtype=np.uint32), number)
+    num_rows, (tokens, source) = min(num_rows, packer.num_rows), stream_of(docs)
+    taken = packer.take() if are_taken else np.empty(0, packer.dtype)
+    kept = max(num_rows, len(taken)) * T + 1
+    assert packer.cut(num_rows).tolist() == source[kept:]
+    packer.add(np.arange(1, 2 * T), 9)
+    rows = np.concatenate([taken, packer.take()])
+    assert rows["tokens"][:, 1:].ravel()[: kept - 1].tolist() == tokens[1:kept]
+    assert rows["tokens"][kept // T, 1:].tolist() == [END, *range(1, T)]
+    assert rows["source"][kept // T, 1:].tolist() == [9] * T
+
+
 def test_a_document_of_a_million_tokens_flows_through():
     packer = Packer(row_dtype(256, 1000), END)
     packer.add(np.arange(1_200_000) % 999 + 1, 2)

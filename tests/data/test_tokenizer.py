@@ -1,5 +1,7 @@
 import inspect
 import json
+import os
+import re
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -96,3 +98,64 @@ def test_unusable_tokenizers_are_refused_with_the_reason(tmp_path):
     unigram.save(str(tmp_path / "unigram.json"))
     with pytest.raises(UserError, match="would end there"):
         bpe.load(tmp_path / "unigram.json")
+
+
+EXPONENTIAL = {"type": "Split", "pattern": {"Regex": "(a|a|aa)+$|(1+1+)+x"}, "behavior": "Isolated", "invert": False}
+EXPANDING = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000}
+FOREVER = {"type": "Sequence", "normalizers": [EXPANDING, {**EXPANDING, "pattern": {"String": "b"}}]}
+HOSTILE = {
+    "a pattern that takes for ever": ({"pre_tokenizer": EXPONENTIAL}, "takes too long|retry-limit"),
+    "text that grows": ({"normalizer": {**EXPANDING, "content": "b" * 100}}, "makes .* tokens of .* characters"),
+    "text that fills the memory": ({"normalizer": FOREVER}, "takes too long|needs too much memory"),
+    "rules that are none": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "cannot be read|crashes"),
+    "an id of 2^32 in the model": ({"model": {"vocab": {bpe.END_OF_TEXT: 0, "a": 2**32 - 1}, "merges": []}}, "go up to"),
+    "no vocabulary": ({"model": {"vocab": {}, "merges": []}}, "makes no token of text"),
+    "a number": (7, "cannot be read"),
+    "a merge of nothing": ({"model": {"vocab": {"a": 1}, "merges": [["x", "y"]]}}, "cannot be read"),
+    "deep nesting": ("[" * 200_000, "cannot be read|crashes"),
+}  # fmt: skip
+
+
+def test_hostile_tokenizers_are_refused_in_time_and_memory(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.tokenizer_trial.CPU_SECONDS", 2)
+    good = json.loads(trained.to_str())
+    for name, (changes, reason) in HOSTILE.items():
+        path = tmp_path / f"{name}.json"
+        if isinstance(changes, dict):
+            model = good["model"] | changes.get("model", {})
+            changes = json.dumps(good | changes | {"model": model})
+        path.write_text(str(changes))
+        with pytest.raises(UserError, match=rf"tokenizer .*{re.escape(path.name)}: .*({reason})"):
+            bpe.load(path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "."):
+        with pytest.raises(UserError, match="not a file"):
+            bpe.load(tmp_path / name)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="larger than"):
+        bpe.load(tmp_path / "large")
+
+
+def test_a_tokenizer_of_this_program_is_loaded_without_a_trial_and_any_other_is_tried(trained, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr("data.tokenizer.trial", lambda path: tried.append(path.name) or "")
+    trained.save(str(tmp_path / "own.json"))
+    foreign = json.loads(trained.to_str()) | {"normalizer": {"type": "NFC"}}
+    (tmp_path / "foreign.json").write_text(json.dumps(foreign))
+    for name in ("own.json", "foreign.json"):
+        bpe.load(tmp_path / name)
+    assert tried == ["foreign.json"]
+
+
+def test_what_a_tokenizer_cannot_encode_is_said_in_one_message(trained, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    class Failing:
+        def encode_batch_fast(self, texts, add_special_tokens):
+            raise Panic("index out of range")
+
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode a document \(index out of range\)"):
+        list(bpe.encode(Failing(), ["text"]))

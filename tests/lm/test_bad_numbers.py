@@ -14,6 +14,7 @@ import torch
 
 from configs.errors import UserError
 from lm.loss import linear_cross_entropy
+from lm.loss_scale import INITIAL, LossScale
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
 from lm.train_step import MAX_SKIPPED_IN_A_ROW
@@ -89,7 +90,15 @@ def everything(world: World) -> dict:
             train(index, KINDS[index % 3])
     except UserError as error:
         said = f"{index - NUM_STEPS}: {error}"
+    scaled = make_step(ALL_HEADS, world=world, batch_rows=2, clip=1.0, loss=poison, loss_scale=LossScale(world.device))
+    scales = []
+    for index in range(4):
+        poison.kind = "infinite gradient" if last and index == 1 else None
+        rows = np.random.default_rng(index).integers(VOCAB, size=(8, SEQ_LENGTH + 1))
+        scaled(rows, StepPlan(8 * index, 8, 8 * SEQ_LENGTH))
+        scales.append(float(scaled.loss_scale.scale) / INITIAL)
     return {
+        "scales": scales, "scaled": snapshot(scaled),
         "skipped": skipped, "unchanged": unchanged, "losses": losses, "given up": given_up,
         "said": said, "spoiled": not same(after, snapshot(step)), "weights": after,
     }  # fmt: skip
@@ -113,6 +122,12 @@ def test_all_ranks_skip_what_went_wrong_on_one_and_nothing_else(ranks):
         assert seen["skipped"] == list(bad)
         assert seen["unchanged"] == list(bad)  # bitwise, weights and moments; every other step did change them
     assert same(ranks[0]["weights"], ranks[1]["weights"])
+
+
+@pytest.mark.slow
+def test_an_overflow_on_one_rank_halves_the_scale_of_the_loss_on_all(ranks):
+    assert [seen["scales"] for seen in ranks] == [[1, 0.5, 0.5, 0.5]] * 2
+    assert same(ranks[0]["scaled"], ranks[1]["scaled"])
 
 
 @pytest.mark.slow

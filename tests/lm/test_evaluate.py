@@ -102,6 +102,16 @@ def test_equals_the_naive_computation(held_out):
     assert trunk.shapes == [(3, LENGTH)] * 3  # one shape, the last batch padded: a compiled trunk compiles once
 
 
+def test_watched_sources_have_an_entry_and_do_not_count_in_the_totals(held_out):
+    trunk = Trunk()
+    everything, wiki_alone = run(trunk, held_out), run(trunk, held_out[:1])
+    evaluation = run(trunk, held_out, watched=["questions"])
+    assert evaluation.per_source == everything.per_source
+    assert evaluation.tokens == wiki_alone.tokens < everything.tokens
+    assert evaluation.bits_per_byte == pytest.approx(wiki_alone.bits_per_byte)
+    assert evaluation.loss == pytest.approx(wiki_alone.loss)
+
+
 def test_a_look_sees_every_row_once_with_its_losses(held_out):
     trunk, seen = Trunk(), []
 

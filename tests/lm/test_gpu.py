@@ -5,6 +5,7 @@ Run it on a GPU after every change of them: `python -m pytest tests/lm/test_gpu.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from configs.schema import ModelConfig
+from lm import loss_scale
 from lm.checkpoint.file import Snapshot
 from lm.cuda_graph import WARM_UPS, NotCapturable
 from lm.inference.decoder import Decoder
@@ -89,6 +91,24 @@ def test_a_captured_step_does_what_the_plain_one_does():
         torch.testing.assert_close(one, other, rtol=1e-2 if GPU else 0, atol=1e-3 if GPU else 0)
 
 
+def test_a_captured_step_scales_its_loss_as_the_plain_one_does(monkeypatch):
+    monkeypatch.setattr(loss_scale, "STEPS_TO_GROW", 2)
+    states = []
+    for captured in (True, False):
+        scale = loss_scale.LossScale(DEVICE)
+        step = make_step(
+            world=World(0, 0, 1, DEVICE),
+            captured=captured,
+            loss_scale=scale,
+            autocast=partial(torch.autocast, DEVICE.type, dtype=torch.float16),
+        )
+        scale.load(torch.tensor([loss_scale.LARGEST, 0.0]))
+        skipped = [step(rows_of(index), StepPlan(8, NUM_ROWS, 8)).skipped for index in range(12)]
+        states.append((skipped, scale.state.tolist()))
+    assert states[0] == states[1]
+    assert {True, False} == {*skipped}
+
+
 def test_a_captured_step_that_is_given_up_leaves_no_trace():
     def steps(stopped: int | None) -> list[float]:
         step = make_step(world=World(0, 0, 1, DEVICE), batch_rows=NUM_ROWS // 2, captured=True)
@@ -116,13 +136,18 @@ def test_what_cannot_be_captured_is_launched_as_it_is(monkeypatch):
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 
-def small_model() -> Transformer:
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
+LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False}
+both_families = pytest.mark.parametrize("family", [{"num_heads": 2}, LLAMA], ids=["Qwen3", "Llama"])
+
+
+def small_model(family: dict) -> Transformer:
+    config = ModelConfig(hidden_size=32, num_layers=2, seq_length=16, mlp_size=64, **family)
     return random_norms(random_model(config, VOCAB))
 
 
-def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(monkeypatch):
-    model = small_model().to(DEVICE)
+@both_families
+def test_a_recorded_decoder_continues_as_the_plain_one_also_where_it_is_refused(monkeypatch, family):
+    model = small_model(family).to(DEVICE)
     tokens = torch.randint(VOCAB, (16,), generator=torch.Generator().manual_seed(1)).tolist()
     monkeypatch.setattr(
         torch, "empty", lambda *size, **options: torch.full(size, math.nan, **options)
@@ -152,15 +177,16 @@ def test_a_snapshot_is_of_the_moment_it_was_asked_for():
     assert snapshot.contents()["model"]["weight"].eq(1).all()
 
 
-def test_a_gpu_computes_what_a_cpu_does():
+@both_families
+def test_a_gpu_computes_what_a_cpu_does(family):
     """Queries and keys are rotated and gates multiplied otherwise there."""
-    model = small_model()
+    model = small_model(family)
     tokens = torch.randint(VOCAB, (2, 16), generator=torch.Generator().manual_seed(1))
     expected = model(tokens)
     torch.testing.assert_close(model.to(DEVICE)(tokens.to(DEVICE)).cpu(), expected, atol=1e-4, rtol=1e-4)
 
     x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(2))
-    cos, sin = rotary_tables(16, 8)
+    cos, sin = rotary_tables(16, 8, 10_000.0)
     torch.testing.assert_close(rotate_flipped(x, cos, sin), rotate(x, cos, sin))
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(torch.cat(products(x, weight, 2), dim=-1), x @ weight.T)

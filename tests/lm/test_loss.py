@@ -32,6 +32,12 @@ def reference(hidden_ND, weight_VD, targets_N) -> torch.Tensor:
     return F.cross_entropy(hidden_ND @ weight_VD.T, targets_N, ignore_index=IGNORE, reduction="none")
 
 
+def test_a_chunk_of_a_large_vocabulary_has_fewer_rows():
+    assert loss.chunk_rows("cpu", VOCAB) == loss.chunk_rows("cpu", 32_768) == 8
+    assert loss.chunk_rows("cuda", 151_936) * 151_936 <= 2**30 < (loss.chunk_rows("cuda", 151_936) + 1) * 151_936
+    assert loss.chunk_rows("cpu", 10**9) == 1
+
+
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 24, 37])
 def test_equals_torch_cross_entropy(num_rows, ignored):

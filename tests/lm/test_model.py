@@ -53,6 +53,15 @@ def test_blocked_attention_has_the_values_and_gradients_of_the_fused_kernel(shap
         torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiling", [False, True], ids=["fused", "blocked"])
+def test_queries_of_a_group_share_their_keys_and_values(compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    q, k, v = random_qkv(2, 6, 16, 8)
+    repeated = [x[:, :2].repeat_interleave(3, dim=1) for x in (k, v)]
+    expected = F.scaled_dot_product_attention(q, *repeated, is_causal=True)
+    torch.testing.assert_close(causal_attention(q, k[:, :2], v[:, :2]), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 11, 13])
 def test_compiled_attention_takes_every_length(length, monkeypatch):
     """Blocks are for lengths they divide; the others, 11 for example, fall back."""

@@ -11,6 +11,7 @@ from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig
 from lm.loss import linear_cross_entropy
 from lm.model import Transformer
 from lm.optim import (
+    CONTINUED_SHARE,
     Muon,
     build_optimizers,
     orthogonalize,
@@ -75,15 +76,16 @@ def test_muon_agrees_with_torch():
         assert (a - b).norm() < 0.01 * (b - start).norm()
 
 
-def test_fused_parts_step_like_separate_matrices():
+@pytest.mark.parametrize("parts", [(1, 1, 1), (4, 2, 2)], ids=["alike", "grouped"])
+def test_fused_parts_step_like_separate_matrices(parts):
     """Queries, keys and values below each other in one parameter, and the same three alone."""
-    separate = [nn.Parameter(random(16, 16, seed=part)) for part in range(3)]
+    separate = [nn.Parameter(random(8 * share, 16, seed=part)) for part, share in enumerate(parts)]
     fused = nn.Parameter(torch.cat([parameter.detach() for parameter in separate]))
     rate = {"lr": 0.1, "weight_decay": 0.3}
-    muons = [Muon([{"params": separate, **rate}]), Muon([{"params": [fused], "parts": 3, **rate}])]
+    muons = [Muon([{"params": separate, **rate}]), Muon([{"params": [fused], "parts": parts, **rate}])]
     for step in range(3):
         for part, parameter in enumerate(separate):
-            parameter.grad = random(16, 16, seed=10 * step + part)
+            parameter.grad = random(*parameter.shape, seed=10 * step + part)
         fused.grad = torch.cat([parameter.grad for parameter in separate])
         for muon in muons:
             muon.step()
@@ -170,10 +172,10 @@ def test_muon_has_the_hidden_matrices_alone_cut_into_their_parts():
     muon, _, _ = optimizers_of(model)
     parts = {id(parameter): group["parts"] for group in muon.param_groups for parameter in group["params"]}
     for layer in model.trunk.layers:
-        assert parts.pop(id(layer.attention.qkv.weight)) == 3
-        assert parts.pop(id(layer.mlp.gate_up.weight)) == 2
-        assert parts.pop(id(layer.attention.proj.weight)) == 1
-        assert parts.pop(id(layer.mlp.down.weight)) == 1
+        assert parts.pop(id(layer.attention.qkv.weight)) == (2, 2, 2)
+        assert parts.pop(id(layer.mlp.gate_up.weight)) == (1, 1)
+        assert parts.pop(id(layer.attention.proj.weight)) == (1,)
+        assert parts.pop(id(layer.mlp.down.weight)) == (1,)
     assert not parts
 
 
@@ -203,6 +205,15 @@ def test_default_rates_scale_with_batch_and_width():
     narrow = peak_learning_rates(TrainConfig(), 192, 524_288)
     factors = {"matrix": 1, "embedding": 2, "output": 2, "scalar": 1}
     assert narrow == pytest.approx({name: full[name] * factor for name, factor in factors.items()})
+
+
+def test_a_model_that_is_trained_already_takes_small_steps():
+    new, continued = (peak_learning_rates(TrainConfig(), 768, 524_288, continued=flag) for flag in (False, True))
+    shares = {name: continued[name] / rate for name, rate in new.items()}
+    assert shares["matrix"] == shares["output"] == shares["scalar"] == pytest.approx(CONTINUED_SHARE)
+    assert continued["embedding"] == continued["output"]
+    chosen = peak_learning_rates(TrainConfig(matrix_learning_rate=0.5), 768, 524_288, continued=True)
+    assert chosen["matrix"] == 0.5
 
 
 def test_saved_state_continues_identically():

@@ -19,7 +19,7 @@ import pytest
 from configs.errors import Retryable, SourceError
 from configs.sources import HFSource
 from data.sources import hub_client
-from data.sources.hub_client import find_dataset, without_secrets
+from data.sources.hub_client import find, without_secrets
 from data.sources.hub_environment import prepare_environment, token_in_use
 from data.sources.opening import open_source
 from data.sources.probe import probe
@@ -234,7 +234,7 @@ def test_what_the_hub_refuses_is_said_alike(served, monkeypatch):
 
 
 def test_a_revision_is_asked_for_by_its_name(served):
-    assert find_dataset("some/data", "refs/convert/parquet")["sha"] == served.revision("some/data")
+    assert find("dataset", "some/data", "refs/convert/parquet")["sha"] == served.revision("some/data")
     assert served.requests == ["GET /api/datasets/some/data/revision/refs/convert/parquet"]
 
 

@@ -1,14 +1,18 @@
 """Sources of files: every character once an epoch, exact resuming, and nothing in a folder can stop a run."""
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from configs.errors import SourceError
-from configs.sources import PythonSource, TextSource
+from configs.sources import PDFSource, PythonSource, TextSource
 from data.sources.base import PIECE_CHARACTERS
+from data.sources.find import matching_files
 from data.sources.opening import open_source, python_roots
+from data.sources.probe import probe
 
 
 def open_text(path: Path, *, pinned: dict | None = None, seed: int = 1, glob: str = "**/*.txt"):
@@ -149,3 +153,88 @@ def test_python_source_reads_the_standard_library_and_the_packages():
     assert document != following
     assert "site-packages" in "".join(map(str, files))
     assert not source.notices  # its files are not the user's to change
+
+
+def open_in_time(path: Path, seconds: float = 1.0, **changes) -> tuple[list[str], str]:
+    """The texts of a folder and what its size says, which must not take long."""
+    began = time.process_time()
+    spec = TextSource(**{"type": "text", "path": str(path), "label": "notes", **changes})
+    source = open_source(spec, cache_dir=None, seed=1)
+    found = texts(source)
+    assert time.process_time() - began < seconds
+    return sorted(found), source.size()
+
+
+def test_links_that_leave_the_folder_are_followed_only_if_the_preset_says_so(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    (inside / "deep").mkdir(parents=True)
+    (outside / "deep").mkdir(parents=True)
+    (outside / "secret.txt").write_text("a key")
+    (outside / "deep" / "more.txt").write_text("more keys")
+    (inside / "deep" / "own.txt").write_text("mine")
+    (inside / "deep" / "again.txt").symlink_to(inside / "deep" / "own.txt")
+    (inside / "secret.txt").symlink_to(outside / "secret.txt")
+    (inside / "up.txt").symlink_to("../outside/secret.txt")
+    (inside / "folder").symlink_to(outside)
+    (inside / "deep" / "loop").symlink_to(inside)
+    for glob in ("**/*.txt", "*/*/*.txt", "*/*.txt", "folder/**/*.txt", "**/deep/**/*.txt", "*.txt"):
+        with suppress(SourceError):
+            assert set(open_in_time(inside, glob=glob)[0]) <= {"mine"}
+    assert open_in_time(inside)[0] == ["mine"]
+    assert "2 linked from outside" in open_in_time(inside)[1]
+    assert open_in_time(inside, follow_links=True)[0] == ["a key", "mine", "more keys"]
+    with pytest.raises(
+        SourceError, match=r'none of its files can be read \(2 linked from outside\).*"follow_links": true'
+    ):
+        open_in_time(inside, glob="*.txt")
+    (tmp_path / "linked").symlink_to(inside)  # the folder that was named may be a link itself
+    assert open_in_time(tmp_path / "linked")[0] == ["mine"]
+    assert open_in_time(inside / "secret.txt")[0] == ["a key"]
+
+
+def test_sparse_files_are_read_no_further_than_needed(tmp_path):
+    heads = {"zeros": b"", "utf-8": b"some text\n" * 2000, "utf-16": ("some text\n" * 2000).encode("utf-16")}
+    for name, head in heads.items():
+        with (tmp_path / f"{name}.txt").open("wb") as file:
+            file.write(head)
+            file.truncate(2**40)
+    (tmp_path / "wide.txt").write_bytes(("Ein Satz auf Deutsch, länger.\n" * 400).encode("utf-16-le"))
+    found, size = open_in_time(tmp_path)
+    assert (len(found), "3 binary" in size) == (1, True)
+    with (tmp_path / "hole.pdf").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SourceError, match=r"1 binary"):
+        open_source(PDFSource(type="pdf", path=str(tmp_path), label="pdf"), cache_dir=None, seed=1)
+
+
+def test_no_pattern_and_no_folder_takes_for_ever(tmp_path, monkeypatch):
+    deep = tmp_path
+    for number in range(60):
+        deep = deep / "d"
+        deep.mkdir()
+        (deep / f"{number}.txt").write_text(str(number))
+    for glob in ("**/" * 30 + "*.txt", "**/d/" * 20 + "**/*.txt", "**/" + "*a" * 40 + "b", "**/*/**/*/**/*/**/*.txt"):
+        with suppress(SourceError):
+            open_in_time(tmp_path, glob=glob)
+    assert len(open_in_time(tmp_path)[0]) == 60
+    for glob in ("**x", "a/**b/*.txt", "."):
+        with pytest.raises(SourceError, match="is no glob pattern"):
+            open_in_time(tmp_path, glob=glob)
+    monkeypatch.setattr("data.sources.find.MOST_ENTRIES", 100)
+    for number in range(100):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(SourceError, match="more than 100 files and folders; name a smaller folder"):
+        open_in_time(tmp_path)
+    (answer,) = probe([TextSource(type="text", path=str(tmp_path), glob="*.no", label="notes")])
+    assert "more than 100 files and folders" in answer.detail
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*.txt", "**/*.txt", "**", "a/*.txt", "*/b/*", "**/b/**/*.txt", "a/**", "[ab]/?.txt"]
+)
+def test_patterns_mean_what_they_mean_to_pathlib(tmp_path, pattern):
+    for name in ("x.txt", "a/x.txt", "a/b/x.txt", "a/b/c/x.txt", "b/y.md", "b/b/z.txt", ".hidden/x.txt", "a/.x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    meant = f"{pattern}/*" if pattern.endswith("**") else pattern  # all that is below, as from Python 3.13 on
+    assert set(matching_files(tmp_path, pattern)) == {path for path in tmp_path.glob(meant) if path.is_file()}

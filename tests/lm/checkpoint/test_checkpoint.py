@@ -419,7 +419,7 @@ REFUSED = {
     "a number": ({"model": {"weight": torch.tensor([1.0, float("nan")])}}, "not numbers throughout"),
     "a moment": ({"optimizer": [{"state": {0: {"exp_avg": torch.tensor([float("-inf")])}}}]}, "not numbers throughout"),
     "infinite": ({"heads": {"weight": torch.tensor([1.0, float("inf")])}}, "not numbers throughout"),
-    "types": ({"tokens_seen": "999", "preset": b"{}"}, "wrong preset, tokens_seen"),
+    "types": ({"tokens_seen": "999", "preset": 7}, "wrong preset, tokens_seen"),
     "a flag": ({"tokens_seen": True}, "wrong tokens_seen"),
     "a list": ({"model": [torch.ones(2)]}, "wrong model"),
     "missing": ({"rng": None, "model": None}, "wrong model, rng"),
@@ -503,6 +503,18 @@ def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
             assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
     with files.FolderLock(tmp_path):
         pass
+
+
+def test_the_lock_is_never_taken_through_a_link_or_a_pipe(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / ".lock").symlink_to(tmp_path / "thesis")
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / ".lock")
+    for name in ("linked", "piped"):
+        with pytest.raises(UserError, match="cannot be written"), files.FolderLock(tmp_path / name):
+            pass
+    assert (tmp_path / "thesis").read_text() == "years of work"
 
 
 def test_too_little_disk_is_said_before_training(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
 from lm.checkpoint.saver import MAX_FAILURES, REST, Saver
-from lm.checkpoint.store import CURRENT
+from lm.checkpoint.store import ALIAS, CURRENT
 from tests.lm.checkpoint.test_checkpoint import generations, make_state, tokens_in
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
@@ -35,16 +35,28 @@ def test_a_save_waits_for_the_one_before(tmp_path):
     saver = Saver(tmp_path)
     for tokens in (1, 2, 3):
         saver.save(make_state(tokens, size=LARGE))
-    saver.check_last()
+    saver.wait()
     assert generations(tmp_path) == [3, 2, 1]
 
 
-def test_the_last_save_is_waited_for_and_its_failure_raised(tmp_path):
-    saver = Saver(tmp_path)
-    (tmp_path / CURRENT).mkdir()
-    saver.save(make_state(1, size=LARGE))
+def test_the_last_save_is_tried_again_and_its_failure_raised(tmp_path, monkeypatch):
+    saver, obstacle, waits = Saver(tmp_path), tmp_path / ALIAS, []
+    obstacle.mkdir()
+    monkeypatch.setattr("lm.checkpoint.saver.time.sleep", waits.append)
     with pytest.raises(CheckpointError, match="directory"):
-        saver.check_last()
+        saver.save_last(make_state(1))
+    assert len(waits) == MAX_FAILURES - 1
+    monkeypatch.setattr("lm.checkpoint.saver.time.sleep", lambda _: obstacle.rmdir())
+    saver.save_last(make_state(2))
+    assert tokens_in(tmp_path / CURRENT) == 2
+    assert not saver.has_failed
+
+
+def test_the_logs_are_on_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path):
+    saver = Saver(tmp_path, lambda: order.append((tmp_path / CURRENT).exists()))
+    order: list[bool] = []
+    saver.save_last(make_state(1))
+    assert order == [False]
 
 
 def test_a_defect_in_the_thread_is_raised_to_the_program(tmp_path, monkeypatch):
@@ -53,9 +65,8 @@ def test_a_defect_in_the_thread_is_raised_to_the_program(tmp_path, monkeypatch):
 
     monkeypatch.setattr("lm.checkpoint.store.write", defective)
     saver = Saver(tmp_path)
-    saver.save(make_state(1))
     with pytest.raises(ZeroDivisionError):
-        saver.check_last()
+        saver.save_last(make_state(1))
 
 
 def test_failures_are_logged_and_the_third_in_a_row_is_raised(tmp_path, monkeypatch):
@@ -72,6 +83,6 @@ def test_failures_are_logged_and_the_third_in_a_row_is_raised(tmp_path, monkeypa
         saver.check()
     obstacle.rmdir()
     saver.save(make_state(4))
-    saver.check_last()
+    saver.wait()
     saver.check()  # forgotten
     assert tokens_in(tmp_path / CURRENT) == 4

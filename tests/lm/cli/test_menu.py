@@ -76,6 +76,30 @@ def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True, lat
     return choice, "\n".join(said)
 
 
+def starting(stem: str, *statuses: Probe, known: bool) -> MenuEntry:
+    given = {
+        "name": "further",
+        "model": {"init_from": "owner/small", "seq_length": 64},
+        "data": {"sources": ["wikipedia"]},
+    }
+    preset = parse_preset(json.dumps(given), stem)
+    if known:
+        preset = preset.model_copy(update={"model": preset.model.completed(GENERAL.preset.model)})
+    return dataclasses.replace(GENERAL, path=Path(f"configs/{stem}.json"), preset=preset, sources=list(statuses))
+
+
+def test_a_preset_that_starts_from_a_model_says_so():
+    shown = render_menu(Menu([starting("04_further", Probe("wikipedia", True), known=True)]))
+    assert "starts from owner/small  ✓ wikipedia" in shown
+    assert "15.1M parameters" in shown
+    silent = starting("04_further", Probe("owner/small", False, "is gated"), Probe("wikipedia", True), known=False)
+    shown = render_menu(Menu([silent]))
+    assert "its size is not known yet" in shown
+    assert "✗ is gated: owner/small" in shown
+    with pytest.raises(UserError, match="owner/small is not available"):
+        default_choice([silent], None)
+
+
 # --- what Enter takes -------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +173,7 @@ def test_ctrl_c_passes_through():
         ("01_BEST_QA.json", Choice("preset", QA.path)),
         ("T", Choice("talk")),
         ("e", Choice("export")),
+        ("push", Choice("push")),
         ("b", Choice("benchmarks")),
         ("quit", Choice("quit")),
         ("a1", Choice("restore", ARCHIVED.folder)),
@@ -162,10 +187,8 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     choice, said = answer(MENU, "best_genral", "7", "n", "1")
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
-    assert (
-        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, b, a1; ? shows the menu"
-        in said
-    )
+    choices = "00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, p, b, a1"
+    assert f"there is no '7'; there is {choices}; ? shows the menu" in said
 
 
 def test_a_wrong_name_without_a_terminal_is_an_error():
@@ -191,6 +214,7 @@ def test_letters_that_do_not_apply_are_wrong_names():
         ("t", "there is no trained model to talk to yet"),
         ("talk", "there is no trained model to talk to yet"),
         ("e", "there is no trained model to export yet"),
+        ("p", "there is no trained model to push yet"),
         ("b", "there is no trained model to measure yet"),
     ],
 )

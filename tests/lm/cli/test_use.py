@@ -9,8 +9,10 @@ from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
+from lm.cli.use import use
 from lm.inference.load import PassageEmbedder
 from lm.report.export import run_facts
+from tests.lm.checkpoint.test_checkpoint import make_state, save
 from tests.lm.random_model import random_model, randomize
 from tests.program import preset_json
 
@@ -86,3 +88,41 @@ def test_texts_as_unit_vectors(tmp_path, monkeypatch):
 def test_a_run_without_the_head_has_no_vectors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no span_contrastive head"):
         embedder(tmp_path, monkeypatch, enable_value=True)
+
+
+def test_a_checkpoint_that_does_not_fit_itself_is_neither_talked_to_nor_exported(tmp_path, capsys):
+    text = preset_json(tmp_path, model={"seq_length": 64, "vocab_size": 300})
+    preset = parse_preset(json.dumps(text), "test")
+    model = dict(random_model(preset.model, 300).state_dict())
+    good = {**make_state(5), "preset": preset.to_json(), "model": model, "heads": {}}
+    path = tmp_path / "tokenizer.json"
+    bpe.train(["one two three four " * 9], 300).save(str(path))
+    larger = {**text, "model": {"hidden_size": 8192, "num_layers": 128, "num_heads": 64, "seq_length": 8192}}
+    hostile = {
+        "does not fit": {"preset": parse_preset(json.dumps(larger), "test").to_json()},  # 400 GB
+        "embed.weight does not fit": {
+            "model": {name: tensor for name, tensor in model.items() if name != "embed.weight"}
+        },
+        "norm.weight does not fit": {"model": {**model, "norm.weight": torch.ones(7)}},
+        "extra does not fit": {"model": {**model, "extra": torch.ones(7)}},
+        "head does not fit": {"heads": {"head": torch.ones(7)}},
+    }
+    for action in ("talk", "export"):
+        for reason, changes in hostile.items():
+            save(tmp_path, {**good, **changes})
+            with pytest.raises(UserError, match=rf"not what its own preset makes: .*{reason}"):
+                use(action, tmp_path)
+        save(tmp_path, {**good, "preset": '{"name": "x", "model": 7}'})
+        with pytest.raises(UserError, match=r"the checkpoint: .*model"):
+            use(action, tmp_path)
+        save(tmp_path, good)
+        tokenizer = path.read_bytes()
+        bpe.train([f"{number}" for number in range(10_000)], 400).save(str(path))
+        with pytest.raises(UserError, match="is not the tokenizer this run was trained with: it has 400 tokens"):
+            use(action, tmp_path)
+        path.unlink()
+        with pytest.raises(UserError, match=r"tokenizer .*tokenizer\.json: cannot be read"):
+            use(action, tmp_path)
+        path.write_bytes(tokenizer)
+    use("export", tmp_path)
+    assert "exported to" in capsys.readouterr().out

@@ -11,9 +11,12 @@ from tests.lm.random_model import random_model, random_norms
 VOCAB = 40
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, mlp_size=64)
+LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False, "rope_theta": 500.0, "norm_eps": 1e-3}
+
+
+@pytest.fixture(scope="module", params=[{"num_heads": 2}, LLAMA], ids=["Qwen3", "Llama"])
+def model(request) -> Transformer:
+    config = ModelConfig(hidden_size=32, num_layers=2, seq_length=16, mlp_size=64, **request.param)
     return random_norms(random_model(config, VOCAB))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import ModelConfig
 from lm.inference.decoder import Decoder
-from lm.inference.generate import Drafting, generate
+from lm.inference.generate import Drafting, generate, slid
 from lm.inference.sampling import NgramBlocker, process_logits
 from lm.model import Transformer
 from tests.lm.random_model import random_model
@@ -34,14 +34,14 @@ def test_greedy_text_is_the_argmax_of_uncached_forwards_within_the_window(model)
     assert text == tokens[5:]
 
 
-def test_a_full_window_starts_again_with_its_last_half(model):
+def test_a_full_window_slides_by_a_quarter(model):
     prompt = random_tokens(16)[0].tolist()
     text = list(generate(Decoder(model), prompt, 10, temperature=0, block_ngram=0))
     tokens, start = list(prompt), 0
     with torch.no_grad():
         for _ in range(10):
             if len(tokens) - start > 16:
-                start = len(tokens) - 8
+                start = len(tokens) - 12
             tokens.append(int(model.output(model(torch.tensor([tokens[start:]]))[0, -1]).argmax()))
     assert text == tokens[16:]
     assert (
@@ -149,7 +149,7 @@ def enumerated(model, prompt, length, settings) -> dict[tuple[int, ...], float]:
     found, ended, start = {(): 1.0}, {}, 0
     for number in range(length):
         if len(prompt) + number - start > window:
-            start = len(prompt) + number - window // 2
+            start = len(prompt) + number - slid(window)
         longer = {}
         for text, probability in found.items():
             tokens = [*prompt, *text]

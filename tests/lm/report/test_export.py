@@ -1,17 +1,20 @@
 """The export is the same model: transformers gives our logits, our greedy text and our token ids."""
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from configs.errors import DiskError
 from configs.schema import parse_preset
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface
+from lm.report.export import export_huggingface, replaced_folder
 from lm.report.model_card import RunFacts, SourceFacts
 from lm.report.samples import Section
 from tests.lm.random_model import random_model, random_norms
@@ -43,7 +46,7 @@ def model_of(preset, vocab_size):
     return random_norms(random_model(preset.model, vocab_size, std=0.1))
 
 
-def make_preset(tied=False, hidden_size=48):
+def make_preset(tied=False, hidden_size=48, **more):
     model = {
         "hidden_size": hidden_size,
         "num_layers": 3,
@@ -51,6 +54,7 @@ def make_preset(tied=False, hidden_size=48):
         "seq_length": 64,
         "mlp_size": 80,
         "tie_embeddings": tied,
+        **more,
     }
     preset = {"name": "tiny", "description": "A | test.", "model": model, "data": {"sources": [{"type": "python"}]}}
     return parse_preset(json.dumps(preset), "test")
@@ -86,17 +90,25 @@ def export(model, preset, tokenizer_path, folder, run=RUN, **options):
     return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, run=run, **options)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+LLAMA = {"qk_norm": False, "num_kv_heads": 2, "head_dim": 10, "rope_theta": 500_000, "norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [({}, "Qwen3ForCausalLM"), ({"tied": True}, "Qwen3ForCausalLM"), (LLAMA, "LlamaForCausalLM")],
+    ids=["untied", "tied", "a Llama"],
+)
 @torch.no_grad()
-def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, tied):
+def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, more, name):
     from transformers import AutoModelForCausalLM
 
-    preset = make_preset(tied)
+    preset = make_preset(**more)
     model = model_of(preset, 300)
     theirs, info = AutoModelForCausalLM.from_pretrained(
         export(model, preset, tokenizer_path, tmp_path / "hf"), output_loading_info=True
     )
-    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    assert type(theirs).__name__ == name
+    assert f"Architecture `{name}`" in (tmp_path / "hf" / "README.md").read_text()
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in model.parameters())
@@ -205,3 +217,31 @@ def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
     assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].abs().sum() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     assert not (tmp_path / "hf" / "aux_heads.safetensors").exists()
+
+
+def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "hf", Path.rename
+
+    def refuse_the_last_name(path: Path, target: Path) -> Path:
+        if target == folder and path.name == "hf.tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def write(content: str) -> None:
+        with replaced_folder(folder) as temporary:
+            (temporary / "model").write_text(content)
+
+    write("first")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_last_name)
+        with pytest.raises(DiskError, match=r"cannot write .*hf: Input/output error"):
+            write("second")
+    assert [path.name for path in tmp_path.rglob("*")] == ["hf", "model"]
+    assert (folder / "model").read_text() == "first"
+
+    folder.rename(tmp_path / "hf.old")  # killed between the two renames
+    with pytest.raises(ZeroDivisionError), replaced_folder(folder):
+        raise ZeroDivisionError
+    assert (folder / "model").read_text() == "first"
+    write("third")
+    assert (folder / "model").read_text() == "third"

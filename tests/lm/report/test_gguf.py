@@ -10,11 +10,12 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 
 from data import tokenizer as bpe
+from lm.families import exported_config, exported_state
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface, qwen3_config, qwen3_state
+from lm.report.export import export_huggingface
 from lm.report.gguf import gguf_obstacle, write_gguf
-from tests.lm.report.test_export import END_OF_TEXT, PROMPT, RUN, make_preset, model_of
+from tests.lm.report.test_export import END_OF_TEXT, LLAMA, PROMPT, RUN, make_preset, model_of
 
 TEXTS = (
     PROMPT,
@@ -107,8 +108,8 @@ def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, enco
     bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
     preset = make_preset(hidden_size=64)  # 80 wide inside the MLP: no multiple of 32
     model = model_of(preset, 300)
-    state = qwen3_state(model.state_dict(), tied=False)
-    config = qwen3_config(preset.model, 300, 0)
+    state = exported_state(model.state_dict(), preset.model)
+    config = exported_config(preset.model, 300, 0)
     write_gguf(tmp_path, encoding, config, state, tmp_path / "tokenizer.json", name="tiny")
     reader = GGUFReader(tmp_path / f"model-{encoding}.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -126,6 +127,26 @@ def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, enco
         errors = np.abs(dequantize(tensor.data, tensor.tensor_type).reshape(-1, 32) - blocks)
         assert (errors <= np.abs(blocks).max(axis=1, keepdims=True) * largest_error).all(), name
     assert reader.fields["general.file_type"].contents() == {"F16": 1, "Q8_0": 7}[encoding]
+
+
+def test_a_llama_has_its_channels_in_the_order_of_llama_cpp(tmp_path):
+    """As transformers undoes it when it reads such a file."""
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    bpe.train(TEXTS, 300).save(str(tmp_path / "tokenizer.json"))
+    preset = make_preset(**LLAMA)
+    state = model_of(preset, 300).state_dict()
+    folder = export_huggingface(
+        state, preset, tmp_path / "tokenizer.json", tmp_path / "hf", end_of_text=END_OF_TEXT, run=RUN, gguf=True
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    read = load_gguf_checkpoint(folder / "model.gguf", return_tensors=True, model_to_load=theirs)
+    known = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10}
+    assert known.items() <= read["config"].items()
+    assert read["tensors"].keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(read["tensors"][name], tensor), name
 
 
 def test_ollama_gets_the_text_as_it_comes_and_the_exports_sampling(exported):

@@ -1,16 +1,31 @@
 """Records survive crashes, are cut back on resume, and hold whatever text a model may write."""
 
 import json
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from aux_heads.metrics import MEASURES
 from configs.text import fenced, printable
 from lm.report.metrics import MetricsLog, NullLog, read_metrics
+from lm.report.report import write_report
 from lm.report.samples import Sample, SampleLog, read_samples
+from lm.report.tensorboard import event_log
+from lm.runtime.log import close_run_log, open_run_log, show_log
+from lm.runtime.machine import Machine, load_machine, machine_identity, save_machine
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def _logged(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lm"), "propagate", True)  # a run before may have changed it
+
 
 NASTY = "```text\n## 5 tokens\n`````\n<script>\n\u202eevil\x1b[2J\r\x07\x9b\ttab | é 漢"
 
@@ -98,3 +113,133 @@ def test_the_null_log_takes_everything_and_writes_nothing(tmp_path, monkeypatch)
 )
 def test_printable(text, expected):
     assert printable(text) == expected
+
+
+DEEP = "[" * 100_000
+NO_RECORDS = [
+    "7", "[1]", "null", '"tokens"', "{}", '{"tokens": "5"}', '{"tokens": -1}', '{"tokens": 1.5}', f'{{"tokens": {10**400}}}',
+    f'{{"tokens": 1, "more": {DEEP}}}', DEEP, '{"tokens": 1, "loss": "low"}', '{"tokens": 1, "loss": 1e300}',
+    '{"tokens": 1, "loss": NaN}', '{"tokens": 1, "eval": []}', '{"tokens": 1, "eval": {"loss": 1}}',
+    '{"tokens": 1, "eval": {"loss": 1, "per_source": {"a": 7}}}', '{"tokens": 1, "mixture": {"a": "b"}}',
+    '{"tokens": 1, "heads": [1]}', '{"tokens": 1, "sources": {"a": {}}}', '{"tokens": 1, "resumed": {"when": 1}}',
+]  # fmt: skip
+ALL_THERE_IS = (  # as little as a record may hold
+    '{"tokens": 1, "eval": {"per_source": {"a": {}, "b": {"loss": null}}}, '
+    '"mixture": {"a": null}, "heads": {"x": null}}'
+)
+
+
+def test_what_is_no_record_is_skipped_by_the_report_and_set_aside_once_by_a_run(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = ['{"tokens": 1, "loss": 2.5}', ALL_THERE_IS]
+    path.write_text("\n".join([good[0], *NO_RECORDS, good[1], ""]))
+    before = path.read_bytes()
+    assert read_metrics(path) == [json.loads(line) for line in good]
+    write_report(tmp_path, "{}", {"preset": "x"}, MEASURES)
+    assert "no measurements" not in caplog.text
+    for _ in range(2):
+        log = MetricsLog(path)
+        assert [json.dumps(record) for record in log.keep(lambda line: True)] == good
+        log.close()
+    assert (tmp_path / "metrics.jsonl.bad-1").read_bytes() == before
+    assert caplog.text.count("kept as metrics.jsonl.bad-1") == 1
+    assert not (tmp_path / "metrics.jsonl.bad-2").exists()
+
+
+def test_text_that_is_no_sample_is_set_aside_once(tmp_path, caplog):
+    path = tmp_path / "samples.md"
+    path.write_text(f"my notes\n## {'9' * 5000} tokens\n")
+    assert read_samples(path) == []
+    for tokens in (1, 2):
+        log = SampleLog(path)
+        log.truncate_after(100)
+        log.write(tokens, [Sample("s", "a", "b")])
+    assert [section.tokens for section in read_samples(path)] == [1, 2]
+    assert (tmp_path / "samples.md.bad-1").read_text().startswith("my notes")
+    assert caplog.text.count("samples.md.bad-1") == 1
+
+
+def no_file(kind: str, path: Path) -> None:
+    if kind == "folder":
+        (path / "mine").mkdir(parents=True)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path, "elsewhere": path.parent / "outside"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "large"])
+def test_logs_and_caches_that_are_no_files_are_set_aside_and_made_anew(tmp_path, kind, caplog):
+    names = ("metrics.jsonl", "samples.md", "machine.json")
+    no_file(kind, tmp_path / "run.log")
+    show_log(True)
+    open_run_log(tmp_path)
+    logging.getLogger("lm").info("hello")
+    close_run_log()
+    assert "hello" in (tmp_path / "run.log").read_text()
+    logging.getLogger("lm").propagate = True
+    for name in names:
+        no_file(kind, tmp_path / name)
+    assert (read_metrics(tmp_path / names[0]), read_samples(tmp_path / names[1])) == ([], [])
+    assert load_machine(tmp_path) is None
+    write_report(tmp_path, "{}", {}, MEASURES)
+    log, samples = MetricsLog(tmp_path / "metrics.jsonl"), SampleLog(tmp_path / "samples.md")
+    log.keep(lambda line: True)
+    samples.truncate_after(1)
+    log.write({"tokens": 1})
+    samples.write(1, [Sample("s", "a", "b")])
+    log.close()
+    save_machine(tmp_path, replace(MACHINE, identity=machine_identity()))
+    assert len(read_metrics(tmp_path / names[0])) == len(read_samples(tmp_path / names[1])) == 1
+    assert load_machine(tmp_path).speeds == MACHINE.speeds
+    for name in names[:2]:
+        assert os.path.lexists(tmp_path / f"{name}.bad-1")
+        assert caplog.text.count(f"{name}.bad-1") == 1
+
+
+def test_a_mirror_for_tensorboard_touches_nothing_else(tmp_path, caplog):
+    folder, outside = tmp_path / "tensorboard", tmp_path / "outside"
+    outside.mkdir()
+    for kind in ("folder", "pipe", "elsewhere", "device"):
+        no_file(kind, folder)
+        event_log(folder, [{"tokens": 1, "loss": 2.0}]).close()
+        assert len(list(folder.glob("events.*"))) == 1
+        event_log(folder, [{"tokens": 1, "loss": 2.0}]).close()
+        assert len(list(folder.glob("events.*"))) == 1
+        assert (folder / "mine").exists() is (kind == "folder")
+        folder.rename(tmp_path / f"{kind} done")
+    assert not list(outside.iterdir())
+    assert caplog.text.count("is no folder") == 3
+
+
+MACHINE = Machine("here", "cpu", "a CPU", True, False, 1e12, {"x": 1.0}, {"x": 2.0})
+
+
+def test_measurements_of_a_machine_that_are_none_are_made_anew(tmp_path):
+    good = asdict(replace(MACHINE, identity=machine_identity()))
+    path = tmp_path / "machine.json"
+    path.write_text(json.dumps(good))
+    assert load_machine(tmp_path)
+    bad = [{"matmul_flops": value} for value in ("fast", 0, -1.0, None, float("inf"), float("nan"), 10**400, [], {})]
+    bad += [{"speeds": value} for value in ([], {"x": "y"}, {"x": 0}, {"x": {}}, None)]
+    for text in (*(json.dumps(good | changes) for changes in bad), "[]", "7", "", DEEP, "{", '{"identity": 1}'):
+        path.write_text(text)
+        assert load_machine(tmp_path) is None, text[:80]
+
+
+def test_what_the_disk_refuses_of_a_log_is_written_with_what_comes_next(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("lm.runtime.files.log.warning", lambda form, *values: said.append(form % values))
+    path = tmp_path / "folder" / "metrics.jsonl"  # the folder is not there: like a disk that is unmounted
+    log = MetricsLog(path)
+    for tokens in (1, 2):
+        log.write({"tokens": tokens})
+        log.sync()
+    assert said == [f"{path} cannot be written (No such file or directory): training goes on, and it is tried again."]
+    path.parent.mkdir()
+    log.write({"tokens": 3})
+    log.close()
+    assert [line["tokens"] for line in read_metrics(path)] == [1, 2, 3]

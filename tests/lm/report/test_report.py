@@ -5,7 +5,7 @@ import pytest
 from aux_heads.metrics import Measure
 from lm.report import figures
 from lm.report.metrics import MetricsLog
-from lm.report.report import write_report
+from lm.report.report import held_out_table, write_report
 from lm.report.samples import Sample, SampleLog
 
 MEASURES = (
@@ -42,6 +42,19 @@ def run_folder(tmp_path):
         samples.write(tokens, [Sample("wiki|en", "Once", f"at {tokens}")])
     metrics.close()
     return tmp_path
+
+
+def test_a_run_that_started_from_a_model_shows_what_it_changed(tmp_path):
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    for tokens, measured, bits in ((0, 100, 1.5), (900, 100, 1.2), (1000, 100, 1.0), (1000, 5000, 1.1)):
+        per_source = {"old": {"bits_per_byte": 2.0 - bits, "tokens": 40}, "new": {"bits_per_byte": bits, "tokens": 60}}
+        evaluation = {"loss": 1.0, "bits_per_byte": bits, "tokens": measured, "per_source": per_source}
+        metrics.write({"tokens": tokens, "step": 1, "eval": evaluation})
+    metrics.close()
+    text = write_report(tmp_path, "{}", {}).read_text(encoding="utf-8")
+    assert "## Bits per byte before the first step, and after 1,000 tokens" in text
+    for row in ("| all | 1.5000 | 1.0000 | -33.3% |", "| old | 0.5000 | 1.0000 | +100.0% |"):  # on the same text
+        assert row in text
 
 
 def test_report_of_a_run(run_folder):
@@ -109,6 +122,22 @@ def test_an_evaluation_of_more_text_is_not_joined_to_those_before(monkeypatch):
     line, star = panel.lines
     assert list(line.get_ydata()) == [4.0 / 3, 1.0]
     assert list(star.get_ydata()) == [3.5 / 3]
+
+
+def test_the_mixture_shows_where_the_finish_begins_and_not_what_is_only_watched(monkeypatch):
+    record = evaluated(20, 3.0, 100) | {"mixture": {"wiki": 0.75, "chats": 0.25}, "finish_from": 15}
+    record["eval"]["per_source"] |= {"old": record["eval"]["per_source"]["wiki"]}
+    panels = drawn(monkeypatch, [record])
+    shown = [line.get_label() for line in panels["Mixture, share of tokens"].lines[:-1]]
+    assert shown == ["wiki", "chats"]
+    assert list(panels["Mixture, share of tokens"].lines[-1].get_xdata()) == [15, 15]
+    assert len(panels["Held-out bits per byte, per source"].lines) == 3
+    both = {"bits_per_byte": 0.9, "plain": 1.0}
+    record["overlapping"] = {"context": 24, "tokens": 50, **both, "per_source": {"wiki": both}}
+    _, sources, explained, overlapping = held_out_table([record])
+    assert "| old (only watched) |" in sources
+    assert "at least 24 tokens" in explained
+    assert "| wiki | 0.9000 | 1.0000 |" in overlapping
 
 
 def test_a_single_point_of_a_baseline_is_seen(monkeypatch):

@@ -25,7 +25,7 @@ def curves(folder) -> dict[str, list[tuple[int, float]]]:
 
 def test_every_measure_is_a_curve_over_tokens(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.mirror = event_log(tmp_path / "tensorboard", [])
+    log.mirrors = [event_log(tmp_path / "tensorboard", [])]
     log.write({"tokens": 10, "step": 1, "loss": 2.5, "lr": 0.5, "grad_norm": float("nan")})
     log.write({"tokens": 20, "step": 2, "loss": 2.25, "lr": 0.25, "tokens_per_second": 1000.0})
     log.write(EVALUATED)
@@ -49,13 +49,13 @@ def test_resuming_leaves_exactly_the_curves_of_metrics_jsonl(tmp_path):
     path, folder = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
     log = MetricsLog(path)
     log.write({"tokens": 10, "loss": 4.0})
-    log.mirror = event_log(folder, [])
+    log.mirrors = [event_log(folder, [])]
     log.write({"tokens": 20, "loss": 3.0})
     log.write(EVALUATED)
     log.close()
     resumed = MetricsLog(path)
     resumed.keep(lambda line: line["tokens"] <= 20)
-    resumed.mirror = event_log(folder, read_metrics(path))
+    resumed.mirrors = [event_log(folder, read_metrics(path))]
     resumed.write({"tokens": 40, "loss": 2.0})
     resumed.close()
     assert curves(folder) == {"training/loss": [(10, 4.0), (20, 3.0), (40, 2.0)]}

@@ -1,5 +1,7 @@
 """Two processes under a real torchrun (gloo, CPU) do what one does: values, errors, sums, gradients, steps."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +162,15 @@ def test_steps_of_two_processes_are_those_of_one(alone, ranks):
         assert reported == pytest.approx(expected, rel=1e-3, abs=1e-5)
     for name, parameter in first["parameters"].items():
         assert torch.equal(parameter, second["parameters"][name]), name
+
+
+def test_a_port_in_use_is_said_with_what_to_do(monkeypatch):
+    with socket.socket() as other_job:
+        other_job.bind(("0.0.0.0", 0))
+        other_job.listen()
+        port = other_job.getsockname()[1]
+        job = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**job, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match=f"Port {port} of this machine is in use"):
+            World.start()

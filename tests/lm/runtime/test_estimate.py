@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import subprocess
@@ -12,11 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import lm.model
 from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import ModelConfig, Preset, TrainConfig, load_preset, parse_preset
-from lm.loss import CHUNK_ROWS
+from lm.loss import CHUNK_ROWS, CHUNK_VOCAB
 from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.runtime import estimate, machine
@@ -33,6 +33,12 @@ def preset() -> Preset:
 
 def with_changes(preset: Preset, **train) -> Preset:
     return preset.model_copy(update={"train": preset.train.model_copy(update=train)})
+
+
+GROUPED = ModelConfig(
+    hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24, mlp_size=200, seq_length=64, vocab_size=300,
+    qk_norm=False,
+)  # fmt: skip
 
 
 def small(tie: bool = False, heads: str = "{}") -> Preset:
@@ -55,12 +61,19 @@ def test_parameters_are_those_of_the_real_model(path, tie):
         assert expected == sum(parameter.numel() for parameter in heads.parameters() if parameter.ndim == ndim)
 
 
-def test_flops_are_those_that_torch_counts(monkeypatch):
+def test_parameters_of_grouped_queries_without_norms_too():
+    trunk = Transformer(GROUPED, 300)
+    assert estimate.num_parameters(GROUPED, 300) == sum(parameter.numel() for parameter in trunk.parameters())
+
+
+@pytest.mark.parametrize("model", [None, GROUPED], ids=["plain", "grouped queries"])
+def test_flops_are_those_that_torch_counts(monkeypatch, model):
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr(lm.model, "causal_attention", lm.model.blocked_attention)  # a fused kernel is not counted
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # a fused kernel is not counted
     preset = small()
-    trunk, model = Transformer(preset.model, 300), preset.model
+    model = model or preset.model
+    trunk = Transformer(model, 300)
     tokens = torch.randint(300, (2, model.seq_length))
     with FlopCounterMode(display=False) as counter:
         (trunk(tokens) @ trunk.output.weight.T).sum().backward()
@@ -128,6 +141,57 @@ def test_memory_is_near_what_a_process_really_takes(preset):
     )
     measured = int(done.stdout) + estimate.PRODUCER_BYTES
     assert 0.65 < expected / measured < 1.5, (expected, measured)
+
+
+# ---- a large vocabulary ----------------------------------------------------------------------------------------
+
+QWEN3_600M = {
+    "hidden_size": 1024, "num_layers": 28, "num_heads": 16, "num_kv_heads": 8, "head_dim": 128, "mlp_size": 3072,
+    "vocab_size": 151_936, "tie_embeddings": True, "rope_theta": 1_000_000, "seq_length": 1024,
+}  # fmt: skip
+
+
+def test_a_model_of_600_million_parameters_is_trained_on_a_card_of_24_gb(preset):
+    model = ModelConfig(**QWEN3_600M)
+    assert estimate.num_parameters(model, model.vocab_size) == 596_049_920  # as its own card says
+    large = with_changes(preset.model_copy(update={"model": model}), per_gpu_batch_size=4, accumulation_steps=4)
+    assert 14e9 < estimate.memory_bytes(large, "cuda") < 22e9
+
+
+LARGE_VOCABULARY = """
+    import sys
+    sys.path.insert(0, {root!r})
+    import torch
+    from configs.schema import parse_preset
+    from lm.learner import Learner
+    from lm.runtime.distributed import World
+    from lm.runtime.machine import peak_memory
+    from lm.train.dry_run import dry_run
+    torch.set_num_threads(2)
+    preset = parse_preset({preset!r}, "test")
+    learner = Learner(preset, World.start(), vocab_size=preset.model.vocab_size, end_of_text=0, tokens_per_step=1024)
+    dry_run(preset, World.start(), learner, 8)
+    print(peak_memory("cpu"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the estimate is fitted to what torch takes on Linux")
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_with_a_large_vocabulary_is_near_what_a_process_really_takes(tied):
+    model = {"hidden_size": 128, "num_layers": 2, "num_heads": 2, "seq_length": 128, "vocab_size": 151_936}
+    given = {"name": "large", "model": model | {"tie_embeddings": tied}, "data": {"sources": [{"type": "python"}]}}
+    text = json.dumps(given | {"train": {"per_gpu_batch_size": 8}})
+    code = textwrap.dedent(LARGE_VOCABULARY.format(root=str(ROOT), preset=text))
+    environment = os.environ | {"TORCH_COMPILE_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240, env=environment
+    )
+    preset = parse_preset(text, "test")
+    expected = estimate.memory_bytes(preset, "cpu", low_precision=True, compiled=False)
+    # While a step runs, no checkpoint is being copied, and the producer is another process.
+    measured = int(done.stdout) + estimate.PRODUCER_BYTES + estimate.checkpoint_bytes(preset)
+    assert 0.75 < expected / measured < 1.4, (expected, measured)
 
 
 def test_the_largest_batch_fits_and_keeps_the_step(preset):
@@ -207,8 +271,8 @@ def test_guesses_learn_from_the_runs_that_were_tried(preset):
     assert estimate.seconds_to_budget(wider, again, BUDGET) == pytest.approx(guess)
 
 
-def test_logits_of_a_gpu_are_counted_by_the_chunk_that_the_loss_takes():
-    assert CHUNK_ROWS["cuda"] == estimate.LOGIT_ROWS
+def test_logits_are_counted_by_the_chunk_that_the_loss_takes():
+    assert (CHUNK_ROWS, CHUNK_VOCAB) == (estimate.LOGIT_ROWS, estimate.LOGIT_VOCAB)
 
 
 def test_a_small_step_costs_time_besides_its_tokens():

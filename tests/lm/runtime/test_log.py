@@ -40,8 +40,7 @@ def test_other_ranks_show_nothing(tmp_path, capsys):
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys, monkeypatch):
     show_log(True)
-    (tmp_path / "run.log").mkdir()
-    open_run_log(tmp_path)
+    open_run_log(tmp_path / "gone")
     assert "run.log cannot be written" in capsys.readouterr().out
 
     def broken(text: str) -> None:

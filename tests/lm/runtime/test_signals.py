@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 in every phase of the program: out within 10 seconds with exit code 0, nobody left behind,
+"""Every signal that means to stop, in every phase of the program: out within 10 seconds with exit code 0, nobody left behind,
 and the run that went through all of it ends where an uninterrupted one does, to the last bit.
 
 Real processes, real signals: Ctrl-C reaches the whole process group, compilers included, as a terminal sends it. Phases
@@ -232,7 +232,7 @@ def test_just_before_others_hear_it(hears, number):
 # ---- what takes long --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # to all its processes, and to it alone
 def test_while_compiling(number, make):
     program = make(train={"per_gpu_batch_size": 2})
     del program.environment["TORCH_COMPILE_DISABLE"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lm.runtime.machine import toolchain
 from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
 
 # `aot_eager` is torch.compile without its code generator: as particular about what it has seen, and quick.
@@ -49,6 +50,44 @@ try:
 except UserError as error:
     print(error)
 """
+
+CACHED = """
+import sys
+from pathlib import Path
+from configs.schema import parse_preset
+from lm.learner import Learner
+from lm.runtime.distributed import World
+from lm.runtime.log import show_log
+from lm.train.dry_run import dry_run
+
+show_log(True)
+preset, cache, world = parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), World.start()
+learner = Learner(preset, world, vocab_size=300, end_of_text=0, tokens_per_step=256)
+before = {path for path in cache.rglob("*") if path.is_file()}  # of the tiny function that is tried first
+print(learner.decisions[1][0], dry_run(preset, world, learner, 8))
+if len(sys.argv) > 3:
+    for path in cache.rglob("*"):
+        if path.is_file() and path not in before and path.suffix not in (".so", ".h"):
+            path.write_bytes(b"")  # as a power cut leaves files that were not synced
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not toolchain("cpu")[0], reason="no compiler")
+def test_a_damaged_cache_of_the_compiler_is_made_anew(tmp_path):
+    cache = tmp_path / "compiled"
+    preset = json.dumps(preset_json(tmp_path))
+    environment = {**os.environ, **ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    del environment["TORCH_COMPILE_DISABLE"]
+    said = []
+    for more in (["damage"], [], []):
+        command = [sys.executable, "-c", CACHED, preset, str(cache), *more]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "torch.compile" in run.stdout
+        assert "no torch.compile" not in run.stdout
+        said.append("it compiles anew" in run.stdout)
+    assert said == [False, True, False]
 
 
 @pytest.mark.slow

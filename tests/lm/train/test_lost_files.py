@@ -1,6 +1,7 @@
 """A run that has lost files, and a new one that cannot begin: nothing is written over, and what can be made again is."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,80 @@ def test_a_stream_that_is_gone_is_made_again(run, text, whole):
     assert fingerprint(state_in(run)) == whole
 
 
+def damage(run: Path, *names: str) -> None:
+    """In the middle of each file, which is not as long as it was then."""
+    for name in names:
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[: len(content) // 2] + b"damage" + bytes(len(content) // 4))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["stream/rows.bin"],
+        ["tokenizer.json", *(f"stream/{name}" for name in ("stream.json", "states.jsonl", "rows.bin", "heldout.npz"))],
+    ],
+)
+def test_a_stream_that_is_damaged_is_made_again_and_this_is_said(names, run, text, whole, capsys):
+    damage(run, *names)
+    train(text, run)
+    assert fingerprint(state_in(run)) == whole
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
+    assert "stream was damaged or incomplete: made again are " in said
+    assert all(Path(name).name in said for name in names if name not in ("stream/rows.bin", "stream/states.jsonl"))
+    assert re.search(r"rows from [\d,]+ on", said)
+
+
+@pytest.mark.parametrize("sources_changed", [False, True])
+def test_damage_during_a_run_is_noticed_before_it_is_trained_on(
+    sources_changed, text, whole, tmp_path, monkeypatch, capsys
+):
+    mine = shutil.copytree(text, tmp_path / "text") if sources_changed else text
+    next_step, damaged_at = Trainer.next_step, []
+
+    def and_damage(trainer: Trainer, on_status):
+        if trainer.state.tokens_seen > BUDGET // 3 and not damaged_at:
+            damaged_at.append(trainer.state.tokens_seen)
+            damage(tmp_path / "run", "stream/rows.bin")
+            if sources_changed:
+                shutil.rmtree(mine)
+                other_text(text, mine)
+        return next_step(trainer, on_status)
+
+    monkeypatch.setattr(Trainer, "next_step", and_damage)
+    if sources_changed:
+        with pytest.raises(UserError, match="does not hold the text"):
+            train(mine, tmp_path / "run")
+        assert state_in(tmp_path / "run")["tokens_seen"] >= damaged_at[0]
+        shutil.rmtree(mine)
+        shutil.copytree(text, mine)
+    train(mine, tmp_path / "run")
+    said = capsys.readouterr()
+    assert re.search(r"rows\.bin is damaged: rows [\d,]+ to [\d,]+ are not those", said.out + said.err)
+    if sources_changed:
+        assert state_in(tmp_path / "run")["tokens_seen"] == BUDGET
+    else:
+        assert fingerprint(state_in(tmp_path / "run")) == whole
+
+
+def test_text_that_was_moved_is_the_same_text_and_other_text_is_not(run, text, whole, tmp_path, capsys):
+    moved = shutil.copytree(text, tmp_path / "elsewhere")
+    for name in ("small", "large"):
+        (moved / name).rename(moved / f"{name} text")
+    sources = [{"type": "text", "path": str(moved / f"{name} text")} for name in ("small", "large")]
+
+    first = min((moved / "large text").iterdir())
+    content = first.read_bytes()
+    first.write_bytes(content.upper())
+    with pytest.raises(UserError, match=r"source large: this run began .*/large, and .*/large text holds other text"):
+        train(text, run, sources=sources)
+    first.write_bytes(content)
+    train(text, run, sources=sources)
+    assert f"data.sources.0.path: '{text / 'small'}' -> '{moved / 'small text'}'" in capsys.readouterr().out
+    assert set(read_metrics(run / "metrics.jsonl")[-1]["eval"]["per_source"]) == {"small", "large"}
+    assert fingerprint(state_in(run)) == whole
+
+
 def test_a_model_that_is_all_there_is_of_a_run_is_resumed(run, text, whole, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -86,7 +161,7 @@ def other_text(text: Path, place: Path) -> Path:
 @pytest.mark.parametrize(
     ("fixed_tokenizer", "says"), [(False, "cannot be made again"), (True, "does not hold the text")]
 )
-def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_every_time(
+def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_until_they_are_back(
     fixed_tokenizer, says, stopped, text, tmp_path
 ):
     mine, run = shutil.copytree(text, tmp_path / "text"), tmp_path / "run"
@@ -100,11 +175,15 @@ def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_every_t
         with pytest.raises(UserError, match=says):
             train(mine, run, **data)
         assert ((run / CURRENT).read_bytes(), (run / "tokenizer.json").read_bytes()) == before
+    shutil.rmtree(mine)
+    shutil.copytree(text, mine)
+    train(mine, run, **data)
+    assert state_in(run)["tokens_seen"] == BUDGET
 
 
 def test_a_new_run_that_cannot_begin_leaves_the_old_one_where_it_was(run, tmp_path):
     (tmp_path / "single").mkdir()
-    (tmp_path / "single" / "one.txt").write_text("too little to hold any of it out\n" * 40)
+    (tmp_path / "single" / "one.txt").write_text("too little to hold any of it out\n" * 20)
     files = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="no document can be held out"):
         train(tmp_path, run, fresh=True, sources=[{"type": "text", "path": str(tmp_path / "single")}])

@@ -1,0 +1,89 @@
+"""Reads CSV files on the Hub or on this disk, every cell as the text that is written there.
+
+pandas, with which the `datasets` library reads them, guesses types ("007" becomes 7), ends a file
+at the first line with too many cells, or cuts the text of such a line without a word.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+LARGEST_CELL = 2**24  # characters; a quote that is never closed makes one cell of all that follows
+
+
+class CSVFiles:
+    """Files by number; `config` and `manager` are those of the library. Raises what csv and the file system raise.
+
+    A line with more cells than the header is a row of nulls, which no other line has; cells missing
+    at the end of a line are empty.
+    """
+
+    def __init__(self, paths: list[str], config: Any, delimiter: str | None, manager: Any):
+        self._paths, self._config, self._delimiter = paths, config, delimiter
+        self._manager = manager  # opens compressed files and archives
+
+    def schema(self, file: int) -> Any | None:
+        """Return the Arrow schema of a file, or None if it is empty."""
+        return next((pa.schema([(name, pa.string()) for name in names]) for names, _ in self._contents(file)), None)
+
+    def group_sizes(self, file: int) -> list[int | None]:
+        return [None]
+
+    def tables(self, file: int, group: int, columns: list[str] | None, num_rows: int) -> Iterator[Any]:
+        """Yield the file as Arrow tables of `num_rows` rows, with those of `columns` that exist (None: all)."""
+        for names, lines in self._contents(file):
+            places = {name: place for place, name in reversed(list(enumerate(names)))}  # of two, the first
+            wanted = [name for name in places if columns is None or name in columns] or names[:1]
+            for batch in batches(lines, num_rows):
+                rows = [line + [""] * (len(names) - len(line)) if len(line) <= len(names) else None for line in batch]
+                yield pa.table(
+                    {name: pa.array([row and row[places[name]] for row in rows], pa.string()) for name in wanted}
+                )
+
+    def _contents(self, file: int) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+        """Yield the header and the lines of a file, or of each in an archive."""
+        from datasets.utils.file_utils import xopen
+
+        csv.field_size_limit(LARGEST_CELL)
+        config = self._config
+        for path in self._manager.iter_files(self._manager.extract(self._paths[file])):
+            encoding = config.encoding or "utf-8-sig"
+            with io.TextIOWrapper(xopen(path, "rb"), encoding, errors="replace", newline="") as text:
+                for _ in range(config.skiprows or 0):
+                    text.readline()
+                lines: Iterator[list[str]] = filter(None, self._reader(text, self._paths[file]))
+                names = config.names or (None if config.header is None else next(lines, None))
+                if names is not None:
+                    yield [str(name) for name in names], lines
+
+    def _reader(self, text: Any, path: str) -> Any:
+        config = self._config
+        tabs = ".tsv" in PurePosixPath(path).suffixes
+        delimiter = self._delimiter or (config.sep if config.sep != "," else "\t" if tabs else ",")
+        read: Callable[..., Any] = partial(csv.reader, text, delimiter=delimiter, quoting=config.quoting)
+        return read(quotechar=config.quotechar, escapechar=config.escapechar, doublequote=config.doublequote)
+
+
+def batches(lines: Iterator[list[str]], num_rows: int) -> Iterator[list[list[str]]]:
+    """Yield the lines in lists; if reading fails, first those before the failure."""
+    batch: list[list[str]] = []
+    try:
+        for line in lines:
+            batch.append(line)
+            if len(batch) == num_rows:
+                yield batch
+                batch = []
+    except Exception:  # of csv, or of the file system
+        yield batch
+        raise
+    yield batch
+
+
+def ragged_lines(table: Any) -> set[int]:
+    """Return the numbers of the rows that were lines with too many cells."""
+    return {number for number, is_null in enumerate(table.column(0).is_null().to_pylist()) if is_null}

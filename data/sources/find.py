@@ -1,0 +1,115 @@
+"""Finds the files of a folder that a glob pattern means, in bounded time. Never opens them."""
+
+import fnmatch
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from configs.errors import SourceError
+from configs.text import clip
+from data.sources.base import in_words
+
+MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
+MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
+
+
+def find_files(
+    label: str,
+    path: str,
+    pattern: str,
+    *,
+    for_others: str = 'write "glob": "**/*SUFFIX"',
+    follow_links: bool = False,
+) -> list[Path]:
+    """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
+
+    Raises SourceError for a folder of more than MOST_ENTRIES, and if no file matches: `for_others`
+    is what to do if there are others, most of them with SUFFIX.
+    """
+    root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
+    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
+    if not os.path.exists(root):
+        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
+    if not root.is_dir():
+        return [root]
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
+    try:
+        files = list(matching_files(root, pattern, follow_links=follow_links))
+    except ValueError as error:
+        raise SourceError(f"{where} cannot be searched: {error}") from None
+    if not files:
+        others = Counter(file.suffix for file in islice(matching_files(root, "**/*.*"), MOST_LISTED))
+        advice = "add files"
+        if others:
+            (suffix, _), *_ = most = others.most_common(MOST_NAMED)
+            advice = f"it has {in_words(dict(most))}: {for_others.replace('SUFFIX', clip(suffix, 20))}, or add files"
+        raise SourceError(f"{where} holds no file that matches {pattern!r}; {advice}")
+    return files
+
+
+def matching_files(root: Path, pattern: str, *, follow_links: bool = False) -> Iterator[Path]:
+    """Yield what is under `root`, matches the glob `pattern` and is no folder.
+
+    Every entry is visited once, whatever the pattern (those of pathlib may take for ever), and
+    MOST_ENTRIES at most. Linked folders are entered with `follow_links` alone, each once. Raises
+    ValueError for a pattern that is none and for too many entries.
+    """
+    parts = Path(pattern).parts
+    if not parts or any("**" in part and part != "**" for part in parts):
+        raise ValueError(f"{pattern!r} is no glob pattern; write one such as '**/*.txt'")
+    matches = [None if part == "**" else re.compile(fnmatch.translate(part)).match for part in parts]
+
+    def reached(places: Iterable[int]) -> set[int]:
+        """Return the parts that may come next: `**` may also stand for nothing."""
+        found: set[int] = set()
+        for place in places:
+            found.add(place)
+            while place < len(matches) and matches[place] is None:
+                found.add(place := place + 1)
+        return found
+
+    def after(places: set[int], name: str) -> set[int]:
+        taken = [place for place in places if place < len(matches)]
+        steps = ((place, matches[place]) for place in taken)
+        return reached(place if match is None else place + 1 for place, match in steps if match is None or match(name))
+
+    waiting, num_entries, entered = [(root, reached([0]))], 0, set()
+    while waiting:
+        folder, places = waiting.pop()
+        try:
+            entries = list(islice(os.scandir(folder), MOST_ENTRIES + 1))
+        except OSError:  # not this user's, or gone
+            continue
+        num_entries += len(entries)
+        if num_entries > MOST_ENTRIES:
+            raise ValueError(f"there are more than {MOST_ENTRIES:,} files and folders; name a smaller folder in `path`")
+        for entry in entries:
+            left = after(places, entry.name)
+            if not left:
+                continue
+            path = folder / entry.name
+            if not is_folder(entry):
+                if len(matches) in left:
+                    yield path
+            elif follow_links or not entry.is_symlink():
+                identity = entry.stat()
+                if (key := (identity.st_dev, identity.st_ino)) not in entered:
+                    entered.add(key)
+                    waiting.append((path, left))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def folder_of(path: str) -> Path | None:
+    """Return the real folder that `path` is, or None if it is a file."""
+    root = Path(os.path.realpath(os.path.expanduser(path)))
+    return root if root.is_dir() else None

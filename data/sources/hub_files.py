@@ -1,0 +1,248 @@
+"""The files of a dataset: which there are, who reads each, and which of their rows are meant.
+
+Parquet and CSV are read by parquet.py and csv_files.py, every other format by the `datasets`
+library. The library reads one format of a repository or folder and says nothing of the others: here
+each format that `data_files` names is read, and each tabular one in a folder on this disk.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from configs.errors import SourceError
+from configs.sources import LOCAL_FORMATS, HFSource
+from configs.splits import Part
+from configs.text import counted
+from data.sources.base import in_words
+from data.sources.csv_files import CSVFiles
+from data.sources.hub_messages import FORMATS
+from data.sources.parquet import ParquetFiles
+
+COUNTED_AT_ONCE = 16  # files whose rows are counted for a slice
+NOT_DATA = ("state.json",)  # beside a dataset that save_to_disk has written; the library ignores others like it
+MOST_COUNTED = 500  # files; more take minutes on the Hub
+
+
+class Reader(Protocol):
+    """Reads files by their number, a group at a time. Raises what libraries and file systems raise."""
+
+    def schema(self, file: int) -> Any | None: ...
+
+    def group_sizes(self, file: int) -> list[int] | list[int | None]: ...
+
+    def tables(self, file: int, group: int, columns: list[str] | None, num_rows: int) -> Iterator[Any]: ...
+
+
+class Group(NamedTuple):
+    """The part of a file that is read at once, from row `start` of it to before row `stop` (None: all)."""
+
+    number: int
+    start: int = 0
+    stop: int | None = None
+
+
+class DataFile(NamedTuple):
+    """A file of the dataset. `rows`: those that a slice of the split holds; None: all."""
+
+    name: str
+    reader: Reader
+    number: int  # of the file, for the reader
+    rows: range | None = None
+
+    def schema(self) -> Any | None:
+        """Return the Arrow schema, or None if there are no rows."""
+        return self.reader.schema(self.number)
+
+    def groups(self) -> list[Group]:
+        sizes, found, first = self.reader.group_sizes(self.number), [], 0
+        for group, size in enumerate(sizes):
+            if self.rows is None or size is None:
+                found.append(Group(group))
+                continue
+            start, stop = max(self.rows.start - first, 0), min(self.rows.stop - first, size)
+            if start < stop:
+                found.append(Group(group, start, stop))
+            first += size
+        return found
+
+    def tables(self, group: Group, columns: list[str] | None, num_rows: int) -> Iterator[Any]:
+        return self.reader.tables(self.number, group.number, columns, num_rows)
+
+
+class LibraryFiles:
+    """Files that the `datasets` library reads, each with its own types: a file is one group."""
+
+    def __init__(self, dataset: Any):
+        self._dataset, self._num_files = dataset, dataset.num_shards
+
+    def schema(self, file: int) -> Any | None:
+        return next((table.schema for table in self.tables(file, 0, None, 0)), None)
+
+    def group_sizes(self, file: int) -> list[int | None]:
+        return [None]
+
+    def tables(self, file: int, group: int, columns: list[str] | None, num_rows: int) -> Iterator[Any]:
+        dataset = self._dataset.shard(num_shards=self._num_files, index=file)
+        if tables := dataset._ex_iterable.iter_arrow:
+            # The public iterators join tables, which fails where their types differ.
+            yield from (table for _, table in tables())
+        else:
+            yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
+
+
+def open_files(spec: HFSource, revision: str | None, notices: list[str]) -> list[DataFile]:
+    """Return the files of the splits that `spec` names. Raises what the library raises, and SourceError."""
+    builders = _builders(spec, revision, notices)
+    files = []
+    for part in spec.parts:
+        # The library's message names the splits that there are.
+        having = [builder for builder in builders if part.name in (builder.config.data_files or {})] or builders[:1]
+        found = [file for builder in having for file in _files_of(builder, part.name, spec)]
+        files += _slice(found, part, spec) if part.is_slice else found
+    if not files:
+        raise FileNotFoundError("Unable to find any file")  # as the library says it of most formats
+    return files
+
+
+def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
+    import datasets
+    from datasets.packaged_modules.csv.csv import CsvConfig
+    from datasets.packaged_modules.parquet.parquet import ParquetConfig
+
+    config = builder.config
+    if hasattr(config, "encoding_errors"):  # json, text
+        config.encoding_errors = "replace"
+    casts = isinstance(builder, datasets.ArrowBasedBuilder)
+    if casts:  # to the first file's types, unless it believes that there is nothing to find out or cast to
+        builder.info.features = datasets.Features()
+    dataset = builder.as_streaming_dataset(split=split)
+    if casts:
+        builder.info.features = dataset.info.features = None
+    paths = [str(path) for path in (config.data_files or {}).get(split, [])]
+    if config.data_files and not paths:
+        return []
+    if len(paths) != dataset.num_shards:
+        reader: Reader = LibraryFiles(dataset)
+        names = [f"file {number} of {dataset.num_shards}" for number in range(1, dataset.num_shards + 1)]
+        return [DataFile(name, reader, number) for number, name in enumerate(names)]
+    if isinstance(config, ParquetConfig):
+        reader = ParquetFiles(paths)
+    elif isinstance(config, CsvConfig):
+        reader = CSVFiles(paths, config, spec.delimiter, datasets.StreamingDownloadManager())
+    else:
+        reader = LibraryFiles(dataset)
+    return [DataFile(path, reader, number) for number, path in enumerate(paths)]
+
+
+def _builders(spec: HFSource, revision: str | None, notices: list[str]) -> list[Any]:
+    """Return the library's readers, one for each format."""
+    import datasets
+
+    given = spec.files_by_split or _files_in_folder(spec)
+    by_format: dict[str | None, Any] = {}
+    for split, paths in (given or {}).items():
+        for path in paths:
+            by_format.setdefault(format_of(path), {}).setdefault(split, []).append(path)
+    if spec.dataset in LOCAL_FORMATS or not given:
+        by_format = {None: given}
+    elif not spec.data_files:
+        _choose_tables(by_format, spec, notices)
+    return [
+        datasets.load_dataset_builder(
+            str(spec.folder or spec.dataset),
+            spec.config,
+            data_files=files if spec.data_files else _as_they_are(files),
+            data_dir=spec.data_dir,
+            revision=revision,
+        )
+        for files in by_format.values()
+    ]
+
+
+def _files_in_folder(spec: HFSource) -> dict[str, list[str]] | None:
+    """Return the files of each split in a folder on this disk, unless its README.md or a configuration names them."""
+    if spec.folder is None or spec.config:
+        return None
+    card = spec.folder / "README.md"
+    if card.is_file() and "\nconfigs:" in card.read_text("utf-8", "replace"):
+        return None
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    where = (spec.folder / (spec.data_dir or "")).resolve().as_posix()
+    try:
+        found = DataFilesDict.from_patterns(get_data_patterns(where), base_path=where)
+    except FileNotFoundError:  # of which the library says more
+        return None
+    names = {part.name for part in spec.parts}
+    if names - found.keys() - {"all"}:  # as the library says it where all files have one format
+        raise ValueError(f"Bad split: {spec.split}. Available splits: {list(map(str, found))}")
+    files = {split: list(map(str, found[split])) for split in found if split in names}
+    known = {
+        split: [path for path in paths if format_of(path) and PurePosixPath(path).name not in NOT_DATA]
+        for split, paths in files.items()
+    }
+    return known if known.keys() == names and all(known.values()) else None
+
+
+def _choose_tables(by_format: dict[str | None, Any], spec: HFSource, notices: list[str]) -> None:
+    """Remove plain text from `by_format` if there are tables; say so, and that there are several formats."""
+    counts = {str(kind): sum(map(len, files.values())) for kind, files in by_format.items()}
+    if len(counts) > 1 and by_format.pop("text", None):
+        notices.append(
+            f"{spec.label}: of {spec.dataset} only the tables are read, not {counted(counts.pop('text'), 'file')} of plain "
+            'text; add a source of "type": "text" for them'
+        )
+    if len(counts) > 1:
+        notices.append(
+            f"{spec.label}: {spec.dataset} has files of several formats, and all are read ({in_words(counts)}); "
+            "name some in data_files if they hold the same text"
+        )
+
+
+def _as_they_are(files: dict[str, list[str]] | None) -> Any:
+    """Return paths in the form that the library does not take for patterns; None: all."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+
+    return files and DataFilesDict({split: DataFilesList(paths, []) for split, paths in files.items()})
+
+
+def format_of(path: str) -> str | None:
+    return next((FORMATS[suffix] for suffix in PurePosixPath(path).suffixes if suffix in FORMATS), None)
+
+
+def _slice(files: list[DataFile], part: Part, spec: HFSource) -> list[DataFile]:
+    """Return the files that have rows of a slice. Raises SourceError where rows cannot be counted, or there are none."""
+    # The files after a slice that is counted from the beginning do not matter.
+    from_start = not part.in_percent and part.stop is not None and min(part.start or 0, part.stop) >= 0
+    counts: list[int] = []
+    with ThreadPoolExecutor(COUNTED_AT_ONCE) as pool:
+        while len(counts) < len(files) and not (from_start and sum(counts) >= (part.stop or 0)):
+            if len(counts) >= MOST_COUNTED or not isinstance(files[0].reader, ParquetFiles):
+                raise SourceError(_instead_of(part, spec))
+            counts += pool.map(_num_rows, files[len(counts) : len(counts) + COUNTED_AT_ONCE])
+    wanted, first, chosen = part.rows(sum(counts)), 0, []
+    if not wanted:
+        raise SourceError(
+            f"source {spec.label}: `split`: {part.name!r} has {sum(counts):,} rows, none of them in the slice"
+        )
+    for file, count in zip(files, counts, strict=False):
+        rows = range(max(wanted.start - first, 0), min(wanted.stop - first, count))
+        chosen += [file._replace(rows=rows)] if rows else []
+        first += count
+    return chosen
+
+
+def _num_rows(file: DataFile) -> int:
+    return sum(size or 0 for size in file.reader.group_sizes(file.number))
+
+
+def _instead_of(part: Part, spec: HFSource) -> str:
+    """Return what to write for a slice that is not possible."""
+    number = "the number of rows"
+    if not part.in_percent and part.stop is not None and (part.start or 0) * part.stop >= 0:
+        number = str(part.stop - (part.start or 0))
+    return (
+        f"source {spec.label}: `split`: the rows of {spec.dataset} can be counted only by reading them all; "
+        f'write "split": "{part.name}", "max_documents": {number}, which reads so many of them each epoch'
+    )

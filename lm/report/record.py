@@ -1,0 +1,84 @@
+"""The form of a line of metrics.jsonl: what is read back is checked against it.
+
+`MetricsLog` writes these lines, but a file can be changed by anything; the report and its figures
+rely on this form. More keys are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+LARGEST = 1e30
+Value = Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None  # null: not measured, or not finite
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+PerName = Annotated[dict[str, Value], Field(max_length=1_000)]
+
+
+class Measured(TypedDict, total=False):
+    """Losses on held-out text."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    loss: Value
+    bits_per_byte: Value
+    stderr: Value
+    answer_loss: Value
+    answer_bits_per_byte: Value
+    tokens: Count
+
+
+class Evaluated(Measured, total=False):
+    per_source: Required[Annotated[dict[str, Measured], Field(max_length=1_000)]]
+
+
+class SourceRead(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    documents: Count
+    tokens: Count
+    bytes: Count
+    epoch: Count
+    retries: Count
+    skipped: dict[str, Count]
+    asked: Value
+    realised: Annotated[float, Field(ge=0, le=1)]
+
+
+class BenchmarkResult(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    measures: Annotated[dict[str, tuple[Value, Value]], Field(max_length=1_000)]  # value, standard error
+    items: Count
+    chance: Value
+
+
+class MetricsRecord(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    tokens: Required[Count]
+    loss: Value
+    bits_per_byte: Value
+    lr: Value
+    tokens_per_second: Value
+    data_wait_fraction: Value
+    grad_norm: Value
+    mfu: Value
+    skipped_steps: Value
+    eval: Evaluated | None
+    mixture: PerName | None
+    heads: PerName | None
+    sources: dict[str, SourceRead] | None
+    resumed: str | None
+    benchmarks: Annotated[dict[str, BenchmarkResult], Field(max_length=1_000)]
+
+
+_RECORD = TypeAdapter(MetricsRecord)
+
+
+def parse_record(line: str) -> dict[str, Any] | None:
+    """Return the record in a line of metrics.jsonl, or None if the line is torn or of another form."""
+    try:
+        _RECORD.validate_json(line)  # refuses deep nesting too
+        return json.loads(line)
+    except ValueError:
+        return None

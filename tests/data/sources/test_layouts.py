@@ -1,0 +1,238 @@
+"""Layouts that people have: slices, revisions, CSV of every kind, zstd, several formats in one folder."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import zstandard
+
+from configs.errors import SourceError
+from configs.schema import parse_preset
+from configs.sources import HFSource, TextSource
+from data.journal import read_header
+from data.prepare import check_identity
+from data.producer import Events, Producer, open_sources, prepare
+from data.sources import csv_files
+from data.sources.hub_files import COUNTED_AT_ONCE
+from data.sources.opening import open_source
+from tests.hub import parquet
+
+
+def open_data(dataset: str, seed: int = 1, **keys):
+    return open_source(HFSource(type="hf", dataset=dataset, label="data", **keys), cache_dir=None, seed=seed)
+
+
+def texts(source) -> list[str]:
+    return [document.text for document, _ in source.documents(0)]
+
+
+def problem_of(dataset: str, **keys) -> str:
+    with pytest.raises(SourceError) as caught:
+        texts(open_data(dataset, **keys))
+    return str(caught.value).removeprefix("source data: ")
+
+
+def lines(count: int, first: int = 0) -> bytes:
+    return b"".join(b'{"text": "row %d"}\n' % number for number in range(first, first + count))
+
+
+def frames(*contents: bytes) -> bytes:
+    """Each content as a zstd frame of its own, as pzstd writes them."""
+    return b"".join(zstandard.ZstdCompressor().compress(content) for content in contents)
+
+
+# ---- zstd ----------------------------------------------------------------------------------------
+
+
+def test_zstd_is_read_to_the_end_of_its_last_frame_on_the_hub_and_on_this_disk(hub, tmp_path):
+    hub.add("some/zst", {"train.jsonl.zst": frames(lines(20), lines(20, 20))})
+    source = open_data("some/zst")
+    whole = list(source.documents(0))
+    assert [document.text for document, _ in whole] == [f"row {number}" for number in range(40)]
+    assert list(source.documents(0, whole[29][1])) == whole[30:]
+    (tmp_path / "a.txt.zst").write_bytes(frames("Größe ".encode() * 50, b"and more " * 50))
+    (tmp_path / "copy.txt").write_bytes("Größe ".encode() * 50 + b"and more " * 50)
+    (tmp_path / "cut.txt.zst").write_bytes(frames(b"cut off " * 500)[:-5])
+    source = open_source(
+        TextSource(type="text", path=str(tmp_path), glob="**/*.txt*", label="t"), cache_dir=None, seed=1
+    )
+    assert texts(source) == ["Größe " * 50 + "and more " * 50]
+    assert set(source.size().split("skipped: ")[1].split(", ")) == {"1 damaged", "1 duplicate"}
+
+
+def test_a_folder_of_other_files_says_which_glob_reads_them(tmp_path):
+    (tmp_path / "a.txt.zst").write_bytes(frames(b"text"))
+    with pytest.raises(SourceError, match=r'it has 1 \.zst: write "glob": "\*\*/\*\.zst", or add files'):
+        open_source(TextSource(type="text", path=str(tmp_path), label="t"), cache_dir=None, seed=1)
+
+
+# ---- splits, slices, revisions -------------------------------------------------------------------
+
+
+def test_slices_of_parquet_are_exact_and_need_no_more_files_than_they_have(hub):
+    content = [parquet(10, text=[f"{file}/{n}" for n in range(25)]) for file in range(20)]
+    hub.add("some/slices", {f"train-{file:02}.parquet": data for file, data in enumerate(content)})
+    rows = [f"{file}/{n}" for file in range(20) for n in range(25)]
+    for split, wanted in {
+        "train[:10%]": rows[:50],
+        "train[35:60]": rows[35:60],
+        "train[-7:]": rows[-7:],
+        "train[90%:]+train[:3]": rows[450:] + rows[:3],
+    }.items():
+        source = open_data("some/slices", split=split)
+        whole = list(source.documents(0))
+        assert sorted(document.text for document, _ in whole) == sorted(wanted), split
+        for done in (1, len(whole) // 2, len(whole) - 1):
+            assert list(source.documents(0, whole[done - 1][1])) == whole[done:]
+        assert {document.text for document in source.held_out()} <= set(wanted)
+    hub.requests.clear()
+    open_data("some/slices", split="train[:30]")
+    asked = {request.split()[1] for request in hub.requests if request.endswith(".parquet")}
+    assert len(asked) == COUNTED_AT_ONCE
+    assert "`split`: 'train' has 500 rows, none of them in the slice" in problem_of("some/slices", split="train[5000:]")
+
+
+def test_a_slice_of_rows_that_cannot_be_counted_names_max_documents(hub):
+    hub.add("some/lines", {"train.jsonl": lines(30)})
+    for split, number in {"train[:20]": "20", "train[5:20]": "15", "train[:10%]": "the number of rows"}.items():
+        assert f'write "split": "train", "max_documents": {number}' in problem_of("some/lines", split=split)
+
+
+@pytest.mark.parametrize("split", ["train[10%]", "train[:10%", "train[1:2%]", "", "train++test", "train[a:b]"])
+def test_a_split_that_is_none_is_refused_in_the_preset(split):
+    with pytest.raises(ValueError, match=r"train\[1000:2000\]|at least 1 character"):
+        HFSource(type="hf", dataset="some/data", split=split)
+
+
+def test_a_revision_is_read_and_kept(hub):
+    hub.add("some/versions", {"train.jsonl": lines(3)})
+    old = hub.revision("some/versions")
+    source = open_data("some/versions", revision=old)
+    assert source.pinned["revision"] == old
+    assert any(request.endswith(f"/revision/{old}") for request in hub.requests)
+    with pytest.raises(ValueError, match="only a dataset on the Hub has revisions"):
+        HFSource(type="hf", dataset="./here", revision="main")
+
+
+def test_files_of_each_split_and_of_several_formats(tmp_path, hub):
+    (tmp_path / "a.jsonl").write_bytes(lines(3))
+    (tmp_path / "b.csv").write_text('text,n\n"row, 3",1\nrow 4,2\n')
+    (tmp_path / "c.parquet").write_bytes(parquet(text=["row 5"]))
+    (tmp_path / "notes.txt").write_text("not a table\n")
+    (tmp_path / "test.jsonl").write_bytes(lines(2, 90))
+    rows = ["row 0", "row 1", "row 2", "row 3", "row 4", "row 5"]
+    everything = {"train": ["a.jsonl", "*.parquet", "b.csv"], "test": "test.jsonl", "other": "missing.jsonl"}
+    for split, wanted in {
+        "train": rows,
+        "test": ["row 90", "row 91"],
+        "test+train": [*rows, "row 90", "row 91"],
+    }.items():
+        source = open_data(str(tmp_path), data_files=everything, split=split)
+        assert sorted(text.replace(",", "") for text in texts(source)) == wanted
+    hub.add("some/mixed", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    source = open_data("some/mixed", data_files=["a.jsonl", "b.csv", "c.parquet"])
+    assert sorted(text.replace(",", "") for text in texts(source)) == rows
+    (tmp_path / "test.jsonl").unlink()
+    source = open_data(str(tmp_path))
+    assert sorted(text.replace(",", "") for text in texts(source)) == rows
+    assert "only the tables are read, not 1 file of plain text" in source.notices[0]
+    assert "all are read (1 json, 1 csv, 1 parquet)" in source.notices[1]
+    with pytest.raises(ValueError, match="has no files for split 'dev'; it has 'train'"):
+        HFSource(type="hf", dataset="json", data_files={"train": "a.jsonl"}, split="dev")
+
+
+# ---- CSV -----------------------------------------------------------------------------------------
+
+
+def test_csv_of_every_kind_is_read_as_written_and_ragged_lines_are_counted(tmp_path, monkeypatch):
+    for name, content, keys in (
+        ("comma.csv", 'id,text\n1,007\n2,"a, ""b""\nc"\n\n3,None\n4,too,many\n5\n', {}),
+        ("bom.csv", '\ufefftext,id\r\n007,1\r\n"a, ""b""\nc",2\r\nNone,3\r\ntoo,many,4\r\n', {}),
+        ("semicolon.csv", 'id;text\n1;007\n2;"a, ""b""\nc"\n3;None\n4;too;many\n', {"delimiter": ";"}),
+        ("tab.tsv", 'id\ttext\n1\t007\n2\t"a, ""b""\nc"\n3\tNone\n4\ttoo\tmany\n', {}),
+    ):
+        (tmp_path / name).write_bytes(content.encode())
+        source = open_data("csv", data_files=str(tmp_path / name), **keys)
+        whole = list(source.documents(0))
+        assert [document.text for document, _ in whole if document.text] == ["007", 'a, "b"\nc', "None"], name
+        assert source.skipped == {"line with too many cells": 1}
+        assert list(source.documents(0, whole[1][1])) == whole[2:]
+    found = problem_of("csv", data_files=str(tmp_path / "semicolon.csv"))
+    assert found.endswith("""no column 'text'; its columns are id;text; write "delimiter": ";\"""")
+    monkeypatch.setattr(csv_files, "LARGEST_CELL", 1000)
+    (tmp_path / "quote.csv").write_text('text\ngood\n"never closed\n' + "x\n" * 1000)
+    source = open_data("csv", data_files=str(tmp_path / "quote.csv"))
+    assert texts(source) == ["good"]
+    assert source.skipped == {"unreadable file": 1}
+
+
+# ---- a wrong text field --------------------------------------------------------------------------
+
+
+def test_a_column_without_text_is_said_after_1000_rows_with_its_type_and_the_others(tmp_path):
+    rows = [{"title": None, "blank": " ", "body": f"text {n}", "ids": [n, n]} for n in range(5_000)]
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    read = []
+    for column, kind in {"title": "null", "blank": "string"}.items():
+        source = open_data("json", data_files=str(tmp_path / "a.jsonl"), text_field=column)
+        source._render = lambda row, skipped, render=source._render: (read.append(row), *render(row, skipped))[1:]
+        read.clear()
+        with pytest.raises(SourceError) as caught:
+            texts(source)
+        assert f"there is no text in {column!r} ({kind}) of json, in the first 1,000 rows" in str(caught.value)
+        others = str(caught.value).partition("name a column that holds text: ")[2]
+        assert others == "body" if column == "blank" else "blank, body"
+        assert len(read) <= 1000
+    # Where only the first file has none, the others are read.
+    (tmp_path / "b.jsonl").write_bytes(lines(3).replace(b"text", b"title"))
+    for seed in range(3):  # in one of these it does come first
+        source = open_data("json", data_files=str(tmp_path / "*.jsonl"), text_field="title", seed=seed)
+        assert len(texts(source)) == 3
+
+
+def test_every_file_that_cannot_be_read_is_named_once(hub):
+    good = parquet(text=[f"row {number}" for number in range(20)])
+    files = {f"train-{file}.parquet": good for file in range(8)} | {"train-6.parquet": good[:200]}
+    hub.add("some/late", files)
+    source = open_data("some/late")
+    assert source.notices == []
+    for epoch in (0, 1):
+        assert len(list(source.documents(epoch))) == 140
+    assert source.skipped == {"unreadable file": 1}
+    (notice,) = source.notices
+    assert "train-6.parquet, which cannot be read" in notice
+
+
+def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
+    """A damaged file beyond the first four, and a field that says nothing about which texts are the same."""
+    for file in range(8):
+        label = [f"class {(n // 3 + file) % 30}" for n in range(60)]
+        content = parquet(label=label, body=[f"the text of row {n} of file {file}" for n in range(60)])
+        (tmp_path / f"{file}.parquet").write_bytes(content[: 200 if file == 6 else None])
+    source = {"type": "hf", "dataset": "parquet", "data_files": f"{tmp_path}/*.parquet", "label": "data", "repeat": 2}
+    preset = {
+        "name": "test",
+        "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "seq_length": 16, "vocab_size": 300},
+        "train": {"eval_tokens": 500},
+        "data": {"sources": [{**source, "fields": ["label", "body"], "format": "{label}: {body}"}]},
+    }
+    preset, stream_dir, sent = (
+        parse_preset(json.dumps(preset), "test"),
+        tmp_path / "checkpoints" / "stream",
+        io.StringIO(),
+    )
+    events = Events(sent)
+    sources = open_sources(preset, stream_dir, events)
+    prepare(preset, stream_dir, sources, 10**6, None, events)
+    orders = SimpleNamespace(weights=lambda row: None, limit=10**6)
+    Producer(preset, stream_dir, sources, orders, events).run(10**6)
+    events = [json.loads(line) for line in sent.getvalue().splitlines()]
+    notices = [event["message"] for event in events if event["event"] == "notice"]
+    assert len(notices) == 2, notices
+    assert notices[0].startswith("data: documents that share 'label' with held-out text are trained on")
+    assert "6.parquet, which cannot be read" in notices[1]
+    header = read_header(stream_dir)
+    del header["data"]["sources"][0]["revision"]  # as an earlier version wrote it, which had no such key
+    check_identity(header, preset, stream_dir)

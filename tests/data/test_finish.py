@@ -1,0 +1,117 @@
+"""The finish of a run, and sources that are only watched: a real producer process, folders of text."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from data import tokenizer as bpe
+from data.journal import JournalReader
+from data.order import finish_row, window_edges
+from tests.data.test_stream import (  # noqa: F401  # a fixture
+    DTYPE,
+    LIBRARY,
+    T,
+    check_that_kills_leave_no_trace,
+    documents_of,
+    folder,
+    make_preset,
+    read_all,
+    started,
+)
+
+ROWS, SHARE = 4000, 0.25
+FINISH = {"share": SHARE, "sources": [folder("json"), folder("email")], "source_weights": [3, 1]}
+BUDGET = ROWS * T - 50  # the last row is not seen whole
+
+
+def finishing(**finish):
+    return make_preset(sources=("email", "asyncio"), weights=(1, 1), finish=FINISH | finish)
+
+
+def test_the_last_tokens_come_from_the_finish_and_no_window_crosses_its_first_row(tmp_path, started):  # noqa: F811
+    preset = finishing()
+    assert [source.label for source in preset.data.all_sources] == ["email", "asyncio", "json"]
+    stream = started(preset, tmp_path, BUDGET)
+    _, trained_on = read_all(stream, ROWS)
+    first = finish_row(SHARE, T, BUDGET)
+    assert 0 <= (BUDGET - first * T) - SHARE * BUDGET < T
+    reader = JournalReader(tmp_path / "stream", DTYPE)
+    written = reader.rows(0, ROWS)
+    for source in (trained_on, written["source"]):
+        before, after = (np.bincount(rows[:, 1:].ravel(), minlength=3) for rows in (source[:first], source[first:]))
+        assert before.sum() == first * T
+        assert before / before.sum() == pytest.approx([0.5, 0.5, 0.0], abs=0.02)
+        assert before[2] == after[1] == 0
+        assert after / after.sum() == pytest.approx([0.25, 0.0, 0.75], abs=0.05)
+    assert written["tokens"][first, 1] == 0, "a document begins"
+    assert first in stream.windows_begun(ROWS)
+    # Tokens of the document that was cut count only as far as they are trained on.
+    state = reader.state_with(ROWS)
+    given = sum(entry["tokens"] + entry["documents"] for entry in state["sources"])
+    assert given == state["packer"]["rows"] * T + len(state["packer"]["tokens"])
+    # The source in both parts continues where it was.
+    assert state["sources"][0]["epoch"] == 0
+    files = {path.read_text() for path in (LIBRARY / "email").rglob("*.py")}
+    mail = [text for text in documents_of(tmp_path, ROWS) if text in files]
+    assert len(mail) == len(set(mail)) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["weighted", "round_robin"])
+def test_kills_leave_no_trace_across_the_beginning_of_the_finish(strategy, tmp_path, started):  # noqa: F811
+    finish = FINISH if strategy == "weighted" else {key: FINISH[key] for key in ("share", "sources")}
+    preset = make_preset(strategy, sources=("email", "asyncio"), weights=(1, 1), finish=finish)
+    changes = [(2000, [1.0, 3.0, 0.0, 1.0, 0.0, 1.0]), (3500, [1.0, 1.0, 0.0, 4.0, 0.0, 1.0])]
+    check_that_kills_leave_no_trace(preset, tmp_path, started, ROWS, (0, 1, 2500, 3000, 3000, 3300), changes)
+
+
+def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):  # noqa: F811
+    stream = started(finishing(), tmp_path, 2000 * T)
+    read_all(stream, 2000)
+    begun = stream.windows_begun(2000)
+    stream.close()
+    longer = started(finishing(), tmp_path, 2 * 2000 * T, start_row=2000, begun_windows=begun)
+    longer.begin()
+    _, source = longer.rows(0, 4000)
+    from_finish = [not (source[a:b, 1:] == 1).any() for a, b in ((0, 1500), (1500, 2000), (2000, 3000), (3000, 4000))]
+    assert from_finish == [False, True, False, True]
+    assert {1500, 3000} <= set(longer.windows_begun(4000))
+
+
+def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):  # noqa: F811
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    copied = next(path for path in sorted((LIBRARY / "json").glob("*.py")) if path.stat().st_size > 3000)
+    texts = [copied.read_text(), *(f"Letter {n}: " + "my dear friend, " * 20 for n in range(9))]
+    for number, text in enumerate(texts):
+        (watched / f"{number}.txt").write_text(text)
+    sources = [folder("json", repeat=1)]
+    watch = [{"type": "text", "path": str(watched), "label": "letters"}]
+    preset = make_preset(sources=sources, weights=None, watch=watch)
+    stream = started(preset, tmp_path / "run", 150 * T)
+    _, source = read_all(stream, 150)
+    assert set(source.ravel().tolist()) == {0}
+    assert [part.label for part in stream.held_out.sources] == ["json", "letters"]
+    letters = stream.held_out.sources[1]
+    held_out = bpe.load(tmp_path / "run" / "tokenizer.json").decode(letters.rows[:, 1:][letters.valid].tolist())
+    assert all(text in held_out for text in texts), "not a twentieth: all of it"
+    assert copied.read_text() not in documents_of(tmp_path / "run", 150)
+
+
+def test_watched_text_is_no_held_out_text_of_the_sources_trained_on(tmp_path, started):  # noqa: F811
+    (tmp_path / "one.txt").write_text("There is nothing else to read here.")
+    preset = make_preset(
+        sources=[{"type": "text", "path": str(tmp_path / "one.txt")}], weights=None, watch=[folder("json")]
+    )
+    with pytest.raises(UserError, match=r"one\.txt: no document can be held out"):
+        started(preset, tmp_path / "run", 200 * T).begin()
+
+
+def test_windows_end_where_the_finish_begins():
+    edges = window_edges(1000, 100, finish=777)
+    assert 777 in edges
+    assert edges == sorted(set(edges))
+    assert max(b - a for a, b in itertools.pairwise(edges)) <= 50
+    assert window_edges(1000, 100, [0, 800], finish=777)[:2] == [0, 800], "begun before the budget changed"

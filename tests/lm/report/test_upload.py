@@ -1,0 +1,104 @@
+"""p in the menu: the export of a run in a private repository of the Hub, or one message and nothing changed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from data.sources import hub_client
+from lm.cli import use
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, hub) -> Path:
+    """The folder of a run with an export, of whose files one is a large one for the stand-in."""
+    monkeypatch.setenv("HF_TOKEN", "good")
+    monkeypatch.setattr(hub_client, "RETRY_DELAYS", (0, 0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(use.store, "load", lambda folder: ({"preset": '{"name": "my library, 2"}'}, ""))
+    exported = tmp_path / "hf"
+    exported.mkdir()
+    (exported / "README.md").write_text("---\nlicense: mit\n---\n# mine")
+    (exported / "model.safetensors").write_bytes(os.urandom(5_000))
+    return tmp_path
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "hf").iterdir()}
+
+
+def push(run: Path, monkeypatch, answer: str = "") -> None:
+    monkeypatch.setattr(use, "read_line", lambda prompt: answer)
+    use.use("push", run)
+
+
+def test_enter_pushes_to_a_private_repository_named_like_the_preset(run, hub, monkeypatch, capsys):
+    push(run, monkeypatch)
+    assert hub.models == {"me/my-library-2": files(run)}
+    assert hub.hidden == {"me/my-library-2"}
+    assert f"pushed to {hub.url}/me/my-library-2" in capsys.readouterr().out
+    assert [request for request in hub.requests if "/commit/" in request] == [
+        "POST /api/models/me/my-library-2/commit/main"
+    ]
+
+
+def test_a_second_push_adds_what_is_new(run, hub, monkeypatch):
+    for text in ("# first", "# second"):
+        (run / "hf/README.md").write_text(text)
+        push(run, monkeypatch, "other")
+    assert hub.models == {"me/other": files(run)}
+    assert sum(request.startswith("PUT") for request in hub.requests) == 1  # the weights are the same
+
+
+def test_an_export_that_is_not_there_is_made(run, hub, monkeypatch):
+    (run / "hf").rename(run / "made")
+    monkeypatch.setattr(use, "gguf_obstacle", lambda path: "")
+    monkeypatch.setattr(use, "export", lambda state, folder, gguf: (run / "made").rename(run / "hf"))
+    push(run, monkeypatch, "me/x")
+    assert hub.models == {"me/x": files(run)}
+
+
+@pytest.mark.parametrize(
+    ("token", "answer", "says"),
+    [
+        ("", "", "Nobody is logged in to the Hugging Face Hub: run `hf auth login`"),
+        ("expired", "", "The Hub does not know the token in HF_TOKEN"),
+        ("good", "them/model", r"The token in HF_TOKEN may not write to them/model .*rights.*is unchanged"),
+        ("good", "a model", "'me/a model' is no name of a repository"),
+        ("good", "me/x/y", "'me/x/y' is no name of a repository"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_message(run, hub, monkeypatch, token, answer, says):
+    monkeypatch.setenv("HF_TOKEN", token)
+    before = files(run)
+    with pytest.raises(UserError, match=says) as raised:
+        push(run, monkeypatch, answer)
+    assert "expired" not in str(raised.value)
+    assert hub.models == {}
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("fault", ["drop", 503])
+@pytest.mark.parametrize("where", ["/api/whoami-v2", "/api/repos/create", "/preupload/", "/objects/", "/commit/"])
+def test_a_network_that_is_gone_loses_nothing(run, hub, monkeypatch, where, fault):
+    hub.fault = lambda method, path, number: fault if where in path else None
+    with pytest.raises(UserError, match="The Hub does not answer"):
+        push(run, monkeypatch, "x")
+    assert hub.models.get("me/x", {}) == {}
+    hub.fault = lambda method, path, number: None
+    push(run, monkeypatch, "x")
+    assert hub.models == {"me/x": files(run)}
+
+
+def test_a_large_file_whose_connection_breaks_is_sent_again_from_its_beginning(run, hub, monkeypatch):
+    puts = []
+
+    def fault(method: str, path: str, number: int) -> str | None:
+        puts.extend([path] * (method == "PUT"))
+        return "drop" if method == "PUT" and len(puts) < 3 else None
+
+    hub.fault = fault
+    push(run, monkeypatch)
+    assert len(puts) == 3
+    assert hub.models == {"me/my-library-2": files(run)}
