@@ -101,6 +101,7 @@ def measure(state: dict[str, Any], run: Path) -> None:
         answer = read_line(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
     except EOFError:
         answer = ""
+    tell("loading lm_eval, the benchmarks and their data")
     loaded = load_benchmarks(answer.replace(",", " ").split() or STANDARD)
     results = run_benchmarks(state, run, loaded, tell)
     if not results:

@@ -27,17 +27,17 @@ _PYTHIA = "[Pythia](https://github.com/EleutherAI/pythia), evals/pythia-v1, lm_e
 _PYTHIA_70M = ("Pythia, 70M parameters", "300,000M tokens", _PYTHIA)
 
 PUBLISHED = (
-    Published("blimp", "acc", 0.6124, "5-gram", "3,100M words", _BLIMP),
+    Published("blimp", "acc", 0.6124, "5-gram", "Gigaword", _BLIMP),
     Published("blimp", "acc", 0.6439, "GPT-2, 98M parameters", "100M words: 10M ten times", _BABYLM),
     Published("blimp", "acc", 0.6729, "GPT-2 small", "100M words: 10M ten times", _BABYLM_2025),
-    Published("blimp", "acc", 0.6981, "LSTM", "83M words", _BLIMP),
+    Published("blimp", "acc", 0.6981, "LSTM", "English Wikipedia", _BLIMP),
     Published("blimp", "acc", 0.7166, "GPT-BERT, causal focus", "100M words: 10M ten times", _BABYLM_2025),
     Published("blimp", "acc", 0.7343, "GPT-2, 98M parameters", "1,000M words: 100M ten times", _BABYLM),
     Published("blimp", "acc", 0.7507, "GPT-2 small", "1,000M words: 100M ten times", _BABYLM_2025),
     Published("blimp", "acc", 0.7929, "GPT-BERT, causal focus", "1,000M words: 100M ten times", _BABYLM_2025),
-    Published("blimp", "acc", 0.8302, "GPT-2", "web pages, 40 GB", _BLIMP),
+    Published("blimp", "acc", 0.8302, "GPT-2", "WebText", _BLIMP),
     Published("lambada_openai", "acc", 0.1846, *_PYTHIA_70M),
-    Published("hellaswag", "acc_norm", 0.3114, "GPT-2, 124M parameters", "web pages, 40 GB",
+    Published("hellaswag", "acc_norm", 0.3114, "GPT-2, 124M parameters", "WebText",
               "[llm.c](https://github.com/karpathy/llm.c), dev/data/hellaswag.py, by lm_eval"),
     Published("arc_easy", "acc", 0.3737, *_PYTHIA_70M),
     Published("piqa", "acc", 0.5947, *_PYTHIA_70M),
@@ -52,10 +52,7 @@ Rows = list[tuple[str, ...]]
 def latest(records: Sequence[Record]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Return (tokens seen, result) of each benchmark's last run."""
     return {
-        name: (record["tokens"], result)
-        for record in records
-        for name, result in record.get("benchmarks", {}).items()
-        if record.get("benchmarks")
+        name: (record["tokens"], result) for record in records for name, result in record.get("benchmarks", {}).items()
     }
 
 
