@@ -119,7 +119,7 @@ def start(choice: Choice) -> None:
     gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
-    if choice.action in ("talk", "export", "push"):
+    if choice.action in ("talk", "export", "push", "benchmarks"):
         if world.is_first:
             use(choice.action, CHECKPOINTS)
     elif choice.action != "quit":
@@ -237,15 +237,18 @@ def finish(trainer: Trainer) -> None:
     """Finish a run: save first, then evaluate on all held-out text, export and report."""
     from aux_heads.metrics import MEASURES
     from configs.errors import DiskError
+    from lm.evaluation.benchmarks import run_listed
     from lm.report.export import export
     from lm.report.report import write_report
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
+    from lm.train.milestones import keep_milestones
 
     state, folder = trainer.state, trainer.folder
     trainer.record()
     # Otherwise it was saved before, and only its report is missing.
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
+    keep_milestones(trainer)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
     if trainer.held_out.num_tokens > PERIODIC_EVAL_TOKENS:  # else it is all measured below
         measure(trainer)  # the last point of the curve of evaluations
@@ -254,6 +257,7 @@ def finish(trainer: Trainer) -> None:
         log.info("%s", trainer.stop.farewell)
         return
     sample(trainer)
+    trainer.world.from_first(run_listed, trainer)
     if trainer.world.is_first:
         lines = []
         try:

@@ -119,6 +119,26 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "CDLA-Sharing-1.0",
         "short synthetic stories in a small child's vocabulary",
     ),
+    "babylm_strict": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "BabyLM-community/BabyLM-2026-Strict",
+            "text_field": "text",
+            "rows_per_document": 100,
+        },
+        "see the dataset's page; each part has its own terms",
+        "the BabyLM challenge's 100M words (2026, strict track), 100 lines a document",
+    ),
+    "babylm_strict_small": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "BabyLM-community/BabyLM-2026-Strict-Small",
+            "text_field": "text",
+            "rows_per_document": 100,
+        },
+        "see the dataset's page; each part has its own terms",
+        "the BabyLM challenge's 10M words (2026, strict-small track), 100 lines a document",
+    ),
     "natural_questions": NamedSource(
         {
             "type": "hf",

@@ -58,6 +58,7 @@ __all__ = [
 
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
+MAX_MILESTONES = 1000  # each is a folder with all weights
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
 HeadWeight = Annotated[float, Field(ge=0, le=100)]
@@ -84,6 +85,17 @@ class TrainConfig(Section):
     sample_every_tokens: Count = Field(default=10_000_000, description="Tokens between two sets of samples.")
     sample_no_repeat_ngram: int = Field(
         default=3, ge=0, le=100, description="Samples repeat no run of so many tokens; 0: they may repeat any."
+    )
+    keep_at_tokens: Literal["babylm"] | Annotated[list[Count], Field(max_length=MAX_MILESTONES)] = Field(
+        default=[],
+        description="Tokens after which the weights of that moment are kept for good, exported to checkpoints/milestones/; "
+        'or "babylm": after every million words up to ten, then after every ten million up to a hundred.',
+    )
+    benchmarks: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]] = Field(
+        default=[],
+        max_length=100,
+        description='Benchmarks at the end of the run, by their names in lm_eval, such as "blimp"; they need the extra '
+        "benchmarks.",
     )
     report_to: Literal["wandb", "trackio"] | None = Field(
         default=None, description="Tracker that is sent the metrics too, if that package is installed."
@@ -119,6 +131,14 @@ class TrainConfig(Section):
     def rows_per_process(self) -> int:
         """Rows that one process contributes to a step."""
         return self.per_gpu_batch_size * self.accumulation_steps
+
+    @property
+    def milestones(self) -> dict[str, int]:
+        """The points of `keep_at_tokens`, in words for "babylm", by the names of their folders (for
+        "babylm" those that the challenge gives its checkpoints)."""
+        if self.keep_at_tokens == "babylm":
+            return {f"chck_{millions}M": millions * 10**6 for millions in [*range(1, 10), *range(10, 101, 10)]}
+        return {f"tokens_{point}": point for point in self.keep_at_tokens}
 
     @field_validator("decay_fraction")
     @classmethod

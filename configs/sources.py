@@ -30,6 +30,7 @@ from configs.text import clip
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # local files, named as in `datasets`
 LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 MOST_FIELDS = 64
+MOST_ROWS_PUT_TOGETHER = 10_000  # rows in one document
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
@@ -109,6 +110,14 @@ class HFSource(SourceSpec):
         description='Document made of fields, such as "Q: {question}\\nA: {answer}". A section {#context}In: {context}'
         "{/context} is left out where that column is empty.",
     )
+    rows_per_document: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_ROWS_PUT_TOGETHER,
+        exclude_if=lambda rows: rows == 1,  # streams from before this key can then be resumed
+        description="Rows of text_field, one after another, that are the lines of one document; for datasets whose rows are "
+        "single lines of longer texts.",
+    )
     data_dir: FilePath | None = Field(default=None, description="Folder of the repository to read.")
     data_files: FilePaths | Annotated[dict[Name, FilePaths], Field(max_length=100)] | None = Field(
         default=None,
@@ -162,6 +171,13 @@ class HFSource(SourceSpec):
             raise ValueError('format needs fields: the list of columns it uses, such as ["question", "answer"]')
         check_format(form, fields)
         return form
+
+    @field_validator("rows_per_document")
+    @classmethod
+    def _lines_alone(cls, rows: int, info: ValidationInfo) -> int:
+        if rows > 1 and info.data.get("fields"):
+            raise ValueError("needs text_field; rows of several fields are documents of their own")
+        return rows
 
     @field_validator("revision")
     @classmethod

@@ -165,6 +165,12 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
         yield np.array(encoding.ids, dtype=np.uint32)
 
 
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Return whether every character of a token stands for one byte."""
+    described = json.loads(tokenizer.to_str())
+    return '"ByteLevel"' in json.dumps([described["pre_tokenizer"], described["decoder"]])
+
+
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """Return (V,) int64: bytes of UTF-8 text behind each id, 0 for special tokens.
 
@@ -174,8 +180,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     drops are not counted, so its bits per byte are an upper estimate.
     """
     lengths = np.zeros(vocab_size(tokenizer), dtype=np.int64)
-    described = json.loads(tokenizer.to_str())
-    byte_level = '"ByteLevel"' in json.dumps([described["pre_tokenizer"], described["decoder"]])
+    byte_level = is_byte_level(tokenizer)
     added = tokenizer.get_added_tokens_decoder()
     for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
         if number in added:

@@ -469,6 +469,22 @@ MUTATIONS = {
     "a signal leaves the terminal without echo": Mutation(
         "lm/runtime/signals.py", "        restore_terminal()\n", "", "tests/lm/runtime/test_terminal.py"
     ),
+    "a word counts again with each of its tokens": Mutation(
+        "data/words.py",
+        "self._begins[tokens] & self._ends[before]",
+        "self._begins[tokens]",
+        "tests/data/test_packing.py",
+    ),
+    "a resume cuts lines elsewhere": Mutation("data/sources/hub.py", "start * size, skipped", "start, skipped", HUB),
+    "a resumed run keeps no milestone since its checkpoint": Mutation(
+        "lm/train/state.py",
+        'tuple(happened.get("kept_at", (checkpoint["tokens_seen"], 0)))',
+        '(checkpoint["tokens_seen"], position["words_seen"])',
+        "tests/lm/train/test_milestones.py",
+    ),
+    "an ending sees the others of its beginning": Mutation(
+        "lm/evaluation/scorer.py", " & (node_W[:, None] < ends_BW[:, None])", "", "tests/lm/evaluation/test_scorer.py"
+    ),
     "drafts stay in the text": Mutation("lm/inference/generate.py", "        text.rollback(length)\n", "", GENERATE),
 }
 

@@ -6,7 +6,7 @@ Parquet file (parquet.py), or a whole file of any other format. An epoch visits 
 takes one group of every file; files, and the groups of each file, are in hash order. So a run that
 sees a hundredth of a dataset has seen some of all files.
 
-Position: [round, order key of the file, row of the group, pieces of it that were read]. Resuming
+Position: [round, order key of the file, document of the group, pieces of it that were read]. Resuming
 opens one file and skips rows of one group; a compressed file is read again up to there
 (MODEL_INSTRUCTIONS.md).
 
@@ -22,7 +22,7 @@ message if no file can be read.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import count, groupby, islice
 from typing import Any
 
 from configs.errors import Retryable, SourceError
@@ -178,6 +178,21 @@ class HubSource(Source):
         return order[turn] if turn < len(order) else None
 
     def _rows(self, file: int, group: Group, start: int, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (number, cells by field) of the documents of a group from number `start` on: its
+        rows, or their text joined, `rows_per_document` at a time, counted from the group's first."""
+        size = self.spec.rows_per_document
+        if size == 1:
+            yield from self._single_rows(file, group, start, skipped)
+            return
+        [field] = self._columns  # text_field alone
+        rows = self._single_rows(file, group, group.start + start * size, skipped)
+        for number, lines in groupby(rows, lambda pair: (pair[0] - group.start) // size):
+            texts = [text for _, row in lines if (text := cells.cell_text(row[field])) is not None]
+            yield number, {field: "\n".join(texts) if texts else None}
+
+    def _single_rows(
+        self, file: int, group: Group, start: int, skipped: Counter[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, cells by field) of the rows of a group from number `start` on."""
         reader, tables = self._files[file].reader, self._files[file].tables(group, self._wanted, ROWS_AT_ONCE)
         number, start = 0, max(start, group.start)

@@ -31,8 +31,8 @@ from lm.runtime.files import TEMPORARY, link_as, same_file
 log = logging.getLogger(__name__)
 
 ARTEFACTS = (
-    "stream", "hf", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl*", "samples.md*", "run.log", "report*",
-    "simple_lm_trained.pth", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
+    "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl*",
+    "samples.md*", "run.log", "report*", "simple_lm_trained.pth", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 

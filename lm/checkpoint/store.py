@@ -193,7 +193,12 @@ def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
     `beside`: the run is new, and the files in `folder` are not its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = (path.stat() for pattern in ("lm_*.pth", "stream/*") for path in folder.glob(pattern) if path.is_file())
+    files = (
+        path.stat()
+        for pattern in ("lm_*.pth", "stream/*", "milestones/*/*")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
     occupied = 0 if beside else sum({status.st_ino: status.st_size for status in files}.values())
     free = shutil.disk_usage(folder).free
     if occupied + free < needed:

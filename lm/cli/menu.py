@@ -31,6 +31,7 @@ WITHOUT_A_RUN = {
     "t": "there is no trained model to talk to yet; start a preset, and choose t when its run has saved a checkpoint",
     "e": "there is no trained model to export yet; start a preset, and choose e when its run has saved a checkpoint",
     "p": "there is no trained model to push yet; start a preset, and choose p when its run has saved a checkpoint",
+    "b": "there is no trained model to measure yet; start a preset, and choose b when its run has saved a checkpoint",
 }
 
 
@@ -71,7 +72,7 @@ class Menu:
     entries: list[MenuEntry]
     current: SavedRun | None = None  # the run in checkpoints/, finished or not
     archived: list[SavedRun] = field(default_factory=list)  # unfinished archived runs
-    has_model: bool = False  # whether there is a model to talk to and to export
+    has_model: bool = False  # whether there is a model to talk to, export and measure
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Choice:
     """The user's choice. `path`: the preset file ("preset") or the run's folder ("resume",
     "restore"), else unused."""
 
-    action: Literal["preset", "resume", "restore", "talk", "export", "push", "quit"]
+    action: Literal["preset", "resume", "restore", "talk", "export", "push", "benchmarks", "quit"]
     path: Path = Path()
 
 
@@ -124,8 +125,8 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
         head += [f" n  new run     {clip(menu.current.name, 40)} is finished: {_progress(menu.current)}"]
     elif menu.current:
         head += [f" r  resume      {clip(menu.current.name, 16)}, {_progress(menu.current)} (a new run archives it)"]
-    letters = ["t  talk to the model", "e  export it", "p  push it to the Hub"] if menu.has_model else []
-    letters = ["", " " + "     ".join([*letters, "q  quit"])]
+    letters = ["t  talk to the model", "e  export it", "p  push to Hub", "b  benchmarks"] if menu.has_model else []
+    letters = ["", " " + "   ".join([*letters, "q  quit"])]
     try:
         _, below = default_choice(menu.entries, menu.current)
     except UserError as error:
@@ -254,9 +255,9 @@ def _understand(answer: str, menu: Menu) -> Choice:
     if menu.current and not menu.current.finished:
         choices["r"] = Choice("resume", menu.current.folder)
     if menu.has_model:
-        choices |= {"t": Choice("talk"), "e": Choice("export"), "p": Choice("push")}
+        choices |= {"t": Choice("talk"), "e": Choice("export"), "p": Choice("push"), "b": Choice("benchmarks")}
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
-    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "push": "p"}
+    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "push": "p", "benchmarks": "b"}
     letter = long_forms.get(word, word)
     if letter in choices:
         return choices[letter]

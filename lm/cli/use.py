@@ -1,5 +1,5 @@
-"""The uses of a trained model: talking to it, exporting it and pushing the export to the Hub. Only
-the export is written."""
+"""The uses of a trained model: talking to it, exporting it, pushing the export to the Hub and
+measuring it by benchmarks."""
 
 import json
 import re
@@ -8,15 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aux_heads.metrics import MEASURES
 from configs.errors import UserError
 from configs.text import clip, human_count
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
+from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
 from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
 from lm.inference.load import load_drafter, load_model, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
+from lm.report.report import benchmark_tables, write_report
 from lm.report.upload import account, check_name, upload
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
@@ -27,13 +30,17 @@ DRAFTING_PAYS_FROM = 3
 
 
 def use(action: str, folder: Path) -> None:
-    """Talk to the model of a run in `folder` or its archive, export it, or push its export."""
+    """Talk to the model of a run in `folder` or its archive, export it, push its export, or run
+    benchmarks on it."""
     run = pick(folder)
     user = account() if action == "push" else ""  # first: it may not be logged in
     with FolderLock(folder):
         state, notice = store.load(run)
         if notice:
             tell(notice)
+        if action == "benchmarks":
+            measure(state, run)
+            return
         if action == "export":
             load_tokenizer(state, run)  # checks that all fits
             obstacle = gguf_obstacle(run / "tokenizer.json")
@@ -85,6 +92,25 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
 def repository_name(preset: str) -> str:
     """Return the name of a preset in the characters that the Hub allows."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", preset).strip("-")[:80].strip("-") or "small-language-model"
+
+
+def measure(state: dict[str, Any], run: Path) -> None:
+    """Run the benchmarks that the user names; with the results, export the model again and, if the run
+    is finished, write its report."""
+    try:
+        answer = read_line(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
+    except EOFError:
+        answer = ""
+    tell("loading lm_eval, the benchmarks and their data")
+    loaded = load_benchmarks(answer.replace(",", " ").split() or STANDARD)
+    results = run_benchmarks(state, run, loaded, tell)
+    if not results:
+        raise UserError("None of these benchmarks could be run on this model.")
+    print("\n".join(benchmark_tables([{"tokens": state["tokens_seen"], "benchmarks": results}])))
+    places = [export(state, run, gguf=any((run / "hf").glob("*.gguf")))]
+    if (run / "report.md").exists():  # which marks a run as finished
+        places.append(write_report(run, state["preset"], state["facts"], MEASURES))
+    tell(f"recorded in {' and '.join(map(str, places))}")
 
 
 def pick(folder: Path) -> Path:

@@ -168,8 +168,9 @@ def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
     }
 
 
-def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
-    """Export a checkpoint's `state` to `folder/hf`, for all programs that read its family."""
+def export(state: dict[str, Any], folder: Path, out_dir: Path | None = None, *, gguf: bool = False) -> Path:
+    """Export a checkpoint's `state`, of the run in `folder`, to `out_dir` (default: `folder/hf`), for
+    all programs that read its family."""
     preset = parse_preset(state["preset"], "the checkpoint")
     path = folder / "tokenizer.json"
     tokenizer = bpe.load(path)
@@ -177,7 +178,7 @@ def export(state: dict[str, Any], folder: Path, *, gguf: bool = False) -> Path:
         state["model"],
         preset,
         path,
-        folder / "hf",
+        out_dir or folder / "hf",
         end_of_text=bpe.end_name(tokenizer),
         run=run_facts(state, preset, folder),
         aux_heads=state["heads"] or None,

@@ -4,15 +4,15 @@ It is cut back on resume, so that no step is recorded twice, and survives a torn
 other than the first use `NullLog`. Never here: measuring, plots (lm/report/figures.py), the
 terminal.
 
-One JSON object per line: `tokens, step, loss, bits_per_byte, lr, tokens_per_second,
+One JSON object per line: `tokens, words, step, loss, bits_per_byte, lr, tokens_per_second,
 data_wait_fraction, grad_norm, flops_per_token` (estimated), `mfu` (model FLOPs as a share of this
 machine's measured matmul peak), `peak_memory_bytes`; lines of evaluations have `eval`
 (`Evaluation.to_json`), `mixture` {source: share}, with a finish `finish_from` (tokens before it), the last
 with `overlapping` (lm/train/events.py),
 `sources` {source: {documents, tokens, bytes, epoch, retries, skipped, asked, realised}} and
 `heads` {"head/measure": value}, on held-out text like `eval`. A line with `resumed` (when, on what
-machine) marks a resume, one with `adapted` new weights and their reasons. Non-finite numbers become
-null.
+machine) marks a resume, one with `adapted` new weights and their reasons, one with `benchmarks`
+results (lm/evaluation/benchmarks.py). Non-finite numbers become null.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from configs.schema import Preset
 from configs.text import fenced, table_cell
+from lm.evaluation.results import latest
 from lm.families import CLASSES, family
 from lm.report.figures import draw
-from lm.report.report import before_and_after, held_out_table, table
+from lm.report.report import before_and_after, benchmark_tables, held_out_table, table
 from lm.report.samples import Section
 
 FIGURE = "curves.png"
@@ -55,9 +56,10 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         _data(run),
         *held_out_table(run.records),
         *before_and_after(run.records),
+        *benchmark_tables(run.records),
         *_samples(run.samples),
         "## Limits",
-        _limits(preset),
+        _limits(preset, run),
         "## The preset that made it",
         fenced(preset.to_json()),
     ]
@@ -87,7 +89,8 @@ def _unique(values: Iterable[str]) -> list[str]:
 
 
 def _results(run: RunFacts) -> list[EvalResult]:
-    """Return the last held-out bits per byte of each source, as the Hub's `model-index` shows them."""
+    """Return the last held-out bits per byte of each source and the last scores of each benchmark, as
+    the Hub's `model-index` shows them."""
     evaluations = [record["eval"] for record in run.records if record.get("eval")]
     measured = evaluations[-1]["per_source"] if evaluations else {}
     return [
@@ -101,6 +104,20 @@ def _results(run: RunFacts) -> list[EvalResult]:
         )
         for source in run.sources
         if (value := measured.get(source.label, {}).get("bits_per_byte")) is not None
+    ] + [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=name,
+            dataset_name=name,
+            metric_type=measure,
+            metric_name=measure if stderr is None else f"{measure}, standard error {stderr:.4f}",
+            metric_value=round(score, 4),
+            source_name="lm_eval",
+            source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+        )
+        for name, (_, result) in latest(run.records).items()
+        for measure, (score, stderr) in result["measures"].items()
+        if score is not None
     ]
 
 
@@ -151,12 +168,13 @@ def _samples(samples: Sequence[Section]) -> list[str]:
     return [f"## Samples after {samples[-1].tokens:,} tokens", samples[-1].text.strip()]
 
 
-def _limits(preset: Preset) -> str:
+def _limits(preset: Preset, run: RunFacts) -> str:
+    others = "the benchmarks above: no" if latest(run.records) else "nothing else: no benchmark, no"
     return f"""- It continues text. It was not taught to follow instructions, to converse or to decline.
 - It states what is false as fluently as what is true: rely on nothing it says.
 - It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
   offensive or private in the sources may come out again.
 - It has never seen a position beyond {preset.model.seq_length} tokens.
-- Measured is how well it predicts held-out documents of the same sources, and nothing else: no benchmark, no test of
+- Measured is how well it predicts held-out documents of the same sources, and {others} test of
   safety or bias.
 - The licences above are the text's. Whoever redistributes the model must determine the terms."""

@@ -46,6 +46,13 @@ class SourceRead(TypedDict):
     realised: Annotated[float, Field(ge=0, le=1)]
 
 
+class BenchmarkResult(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    measures: Annotated[dict[str, tuple[Value, Value]], Field(max_length=1_000)]  # value, standard error
+    items: Count
+    chance: Value
+
+
 class MetricsRecord(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
     tokens: Required[Count]
@@ -62,6 +69,7 @@ class MetricsRecord(TypedDict, total=False):
     heads: PerName | None
     sources: dict[str, SourceRead] | None
     resumed: str | None
+    benchmarks: Annotated[dict[str, BenchmarkResult], Field(max_length=1_000)]
 
 
 _RECORD = TypeAdapter(MetricsRecord)

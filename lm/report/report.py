@@ -16,6 +16,7 @@ from aux_heads.metrics import Measure
 from configs.errors import DiskError
 from configs.text import fenced, human_count, table_cell
 from data.files import write_atomically
+from lm.evaluation.results import PUBLISHED_HEADER, SCORES, published_rows, score_rows
 from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
@@ -45,7 +46,7 @@ def write_report(
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
     if records:
         parts += ["![loss, bits per byte, mixture and speed over tokens](report.png)", *held_out_table(records)]
-        parts += [*before_and_after(records), *heads]
+        parts += [*before_and_after(records), *benchmark_tables(records), *heads]
         parts += _read(records)
     parts += [*_interruptions(records), *_samples(checkpoint_dir), "## Preset", fenced(preset_json)]
     write_atomically(checkpoint_dir / "report.md", ("\n\n".join(part.rstrip("\n") for part in parts) + "\n").encode())
@@ -136,6 +137,19 @@ def before_and_after(records: Sequence[Record]) -> list[str]:
     ]
     heading = f"## Bits per byte before the first step, and after {after['tokens']:,} tokens"
     return [heading, table(("source", "before", "after", "change"), rows)]
+
+
+def benchmark_tables(records: Sequence[Record]) -> list[str]:
+    """Return a heading, the last scores of each benchmark and published ones; [] if none was run."""
+    if not (rows := score_rows(records)):
+        return []
+    published = published_rows(records)
+    return [
+        "## Benchmarks",
+        "By lm_eval: tasks, prompts and measures are its own. The standard error is that of the choice of items.",
+        table(SCORES, rows),
+        *([table(PUBLISHED_HEADER, published, numbers=False)] if published else []),
+    ]
 
 
 def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:

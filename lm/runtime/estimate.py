@@ -149,12 +149,26 @@ def required_bytes(checkpoint_bytes: int) -> int:
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:
-    """Return the disk space of a whole run: checkpoints, the journal of every row, the export."""
+    """Return the disk space of a whole run: checkpoints, the journal of every row, the export and the
+    milestones."""
     model = preset.model
     token_width = 2 if model.vocab_size <= 2**16 else 4
     num_rows = -(-token_budget // model.seq_length)
     journal = num_rows * (model.seq_length + 1) * (token_width + 1)
-    return required_bytes(checkpoint_bytes(preset)) + journal + 4 * num_parameters(model, model.vocab_size)
+    exports = (1 + num_milestones(preset.train, token_budget)) * export_bytes(preset)
+    return required_bytes(checkpoint_bytes(preset)) + journal + exports
+
+
+def export_bytes(preset: Preset) -> int:
+    """Return the bytes of an export: fp32 weights of the model and of the heads."""
+    model = preset.model
+    return 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, preset.auxiliary)))
+
+
+def num_milestones(train: TrainConfig, token_budget: int) -> int:
+    """Return the number of milestones that a run may come to; those in words at most, since few
+    tokens hold more than one."""
+    return sum(point <= token_budget for point in train.milestones.values())
 
 
 def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = True, compiled: bool = True) -> int:

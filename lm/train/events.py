@@ -1,4 +1,4 @@
-"""Scheduled events between two steps: save, evaluate, adapt the mixture, sample.
+"""Scheduled events between two steps: save, keep a milestone, evaluate, adapt the mixture, sample.
 
 They run in this order, so that nothing that may fail comes before the save, and on every rank
 together. Each is a pure function of the weights, the held-out text and the seed: repeated after a
@@ -31,6 +31,7 @@ from lm.inference.difficulty import LEGEND, coloured, marked_lines, pieces_of, s
 from lm.inference.generate import generate
 from lm.report.samples import Sample
 from lm.runtime.log import RAW
+from lm.train.milestones import keep_milestones
 from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
@@ -48,6 +49,7 @@ def run_events(trainer: Trainer) -> None:
         trainer.collect_results()
         if trainer.is_sound:
             trainer.save()
+    keep_milestones(trainer)
     evaluation = None
     if is_due(trainer, state.evaluated, train.eval_every_tokens):
         evaluation = measure(trainer)

@@ -21,6 +21,7 @@ from data.prepare import data_identity, without_null
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore
+from lm.evaluation.benchmarks import load_benchmarks
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
@@ -140,6 +141,7 @@ def check(
     """
     needed = estimate.disk_bytes(preset, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
+    world.from_first(check_benchmarks, preset)
     sources = stream.wait_opened(on_status=log.info)
     for notice in (notice for source in sources for notice in source.notices):
         log.info("%s", notice)
@@ -169,6 +171,13 @@ def check(
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
     )
     return world.from_first(_introduce, card, folder, learner.compiled)
+
+
+def check_benchmarks(preset: Preset) -> None:
+    """Raise UserError if the run could not end with its benchmarks; fetches their data."""
+    if preset.train.benchmarks:
+        log.info("loading the benchmarks: %s", ", ".join(preset.train.benchmarks))
+        load_benchmarks(preset.train.benchmarks)
 
 
 def _free_bytes(folder: Path) -> int:

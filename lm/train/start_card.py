@@ -8,6 +8,7 @@ from configs.text import clip, counted, human_bytes, human_count, human_time, wr
 from data.mixing import shares
 from data.order import finish_row
 from data.producer_client import SourceInfo
+from lm.runtime.estimate import export_bytes, num_milestones
 
 WIDTH = 80  # columns
 # Of text, approximately: English or source code, with a vocabulary of a few thousand tokens.
@@ -40,6 +41,13 @@ def how_much(source: SourceInfo, share: float, token_budget: int) -> str:
     """Return how much a source has, and how often it is read for `share` of the budget."""
     times = share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
     return f"{source.size}, to be read about {times:,.0f} times" if times >= 2 else source.size
+
+
+def _milestones(card: StartCard) -> list[tuple[str, str]]:
+    number = num_milestones(card.preset.train, card.token_budget)
+    at_most = "up to " * (card.preset.train.keep_at_tokens == "babylm")  # by words, which are not counted yet
+    size = human_bytes(export_bytes(card.preset))
+    return [("milestones", f"{at_most}{number}, each of {size}, in checkpoints/milestones/")] if number else []
 
 
 def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
@@ -93,6 +101,7 @@ def render_card(card: StartCard) -> str:
         ),
         *[("decided" if index == 0 else "", f"{what}: {why}") for index, (what, why) in enumerate(card.decisions)],
         ("memory", f"{human_bytes(card.peak_memory_bytes)} at the peak of the dry run"),
+        *_milestones(card),
         ("disk", f"{human_bytes(card.disk_needed_bytes)} needed, {human_bytes(card.disk_free_bytes)} free"),
         (
             "speed",

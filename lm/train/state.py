@@ -29,6 +29,7 @@ class TrainState:
     source_tokens: list[Number]  # by source, in the rows seen so far
     factors: list[Finite]  # of each source's weight, as adapted so far; then of those in the finish, if any
     tokens_seen: Number = 0
+    words_seen: Number = 0  # begun in these tokens (data/words.py); without those of a version that did not count
     num_steps: Number = 0
     skipped_steps: Number = 0
     seconds: Finite = 0.0  # of training
@@ -44,6 +45,7 @@ class TrainState:
     evaluated: Last = 0
     adapted: Number = 0
     sampled: Last = 0
+    kept_at: tuple[Number, Number] = (0, 0)  # tokens and words seen when milestones were last looked for
 
     @classmethod
     def new(cls, num_sources: int, num_weights: int, global_batch_rows: int, *, continued: bool = False) -> TrainState:
@@ -82,6 +84,7 @@ class TrainState:
             "source_tokens": list(position.get("source_tokens", [])),
             "factors": list(adaptive["factors"]),
             "tokens_seen": checkpoint["tokens_seen"],
+            "words_seen": position.get("words_seen", 0),
             "num_steps": checkpoint["num_steps"],
             "skipped_steps": checkpoint["skipped_steps"],
             "seconds": checkpoint["seconds"],
@@ -94,6 +97,7 @@ class TrainState:
             "evaluated": happened.get("evaluated", 0),
             "adapted": adaptive["tokens"],
             "sampled": happened.get("sampled", 0),
+            "kept_at": tuple(happened.get("kept_at", (checkpoint["tokens_seen"], 0))),
         }
 
     def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
@@ -107,6 +111,7 @@ class TrainState:
             "exhausted": self.exhausted,
             "stream_position": {
                 "row": self.tokens_seen // seq_length,
+                "words_seen": self.words_seen,
                 "windows_begun": self.windows_begun,
                 "source_tokens": self.source_tokens,
                 "weight_changes": self.weight_changes,
@@ -114,5 +119,5 @@ class TrainState:
                 "text_digest": self.text_digest,
                 "header": self.stream_header,
             },
-            "events": {"evaluated": self.evaluated, "sampled": self.sampled},
+            "events": {"evaluated": self.evaluated, "sampled": self.sampled, "kept_at": self.kept_at},
         }

@@ -28,6 +28,7 @@ from data.journal import HEADER
 from data.packing import chain_digest
 from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
+from data.words import WordCounter
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
 from lm.checkpoint.store import CURRENT
@@ -100,6 +101,7 @@ class Trainer:
         self.held_out = info.held_out
         self.tokenizer = world.from_first(bpe.load, info.tokenizer_path)
         self.token_bytes = self._token_bytes()
+        self._count_words = WordCounter(self.tokenizer, learner.vocab_size)
         self.start_point: dict[str, Any] = start.pinned if start else {}  # the model that the run starts from
         if checkpoint:
             self._load(checkpoint)
@@ -220,6 +222,7 @@ class Trainer:
             return False
         state.text_digest = chain_digest(state.text_digest, step.tokens, plan.num_tokens)
         state.tokens_seen += plan.num_tokens
+        state.words_seen += self._count_words(step.tokens, plan.num_tokens)
         state.num_steps += 1
         counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
         state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
@@ -263,6 +266,7 @@ class Trainer:
         state = self.state
         return {
             "tokens": state.tokens_seen,
+            "words": state.words_seen,
             "step": state.num_steps,
             "time": time.time(),
             "lr": self._rate_factor * self._peak_rates["matrix"],
@@ -348,6 +352,7 @@ class Trainer:
             "preset": self.preset.name,
             **({"starts from": described(self.start_point)} if self.start_point else {}),
             "tokens": f"{state.tokens_seen:,} in {state.num_steps:,} steps{skipped}",
+            "words": f"{state.words_seen:,}, counted at white space",
             "sources": ", ".join(self.trained_labels) + (" (used up before the budget)" if state.exhausted else ""),
             "text seen": f"{state.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
             "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",

@@ -38,7 +38,7 @@ def forward_backward_flops(preset: Preset) -> int:
 
 
 def test_the_presets_ship_in_the_order_of_the_menu():
-    names = ["00_best_general", "01_best_qa", "02_offline_python", "03_small_general"]
+    names = ["00_best_general", "01_best_qa", "02_offline_python", "03_small_general", "04_babylm_strict"]
     assert [path.stem for path in SHIPPED] == names
 
 
@@ -78,6 +78,14 @@ def test_the_small_general_preset_reads_the_same_and_fits_a_patient_cpu():
     assert (small.data, small.auxiliary) == (best.data, best.auxiliary)
     flops = forward_backward_flops(small) * 1.05  # heads cost about 5%
     assert flops * 5_000_000 / 350e9 < 25 * 60  # two CPU cores, a twentieth of a run
+
+
+def test_the_babylm_preset_keeps_the_checkpoints_that_the_challenge_asks_for():
+    preset = load_preset(CONFIGS / "04_babylm_strict.json")
+    assert list(preset.train.milestones) == [f"chck_{millions}M" for millions in [*range(1, 10), *range(10, 101, 10)]]
+    assert preset.train.milestones["chck_7M"] == 7_000_000
+    [source] = preset.data.all_sources
+    assert (source.dataset, source.rows_per_document) == ("BabyLM-community/BabyLM-2026-Strict", 100)
 
 
 def test_offline_preset_needs_no_network_and_suits_two_cpu_cores():

@@ -1,11 +1,14 @@
 import json
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data import tokenizer as bpe
 from data.packing import Packer, chain_digest, row_dtype
+from data.words import WordCounter
 
 pytestmark = pytest.mark.core
 
@@ -83,3 +86,20 @@ def test_the_digest_of_the_text_seen_depends_on_tokens_and_order_and_not_on_step
     assert chain_digest("", rows, 29) != digest
     rows[7, 3] += 1  # behind the 30th target
     assert chain_digest("", rows, 30) == digest
+
+
+@pytest.mark.parametrize("size", [300, 600])
+def test_rows_have_the_words_of_their_text_however_they_are_cut(size):
+    documents = ["one  two\n\nthree", "\tfour ", "five", "é\u00a0six seven\r\n", "eight-nine, 10"] * 7
+    tokenizer = bpe.train(documents * 3, size)
+    packer = Packer(row_dtype(8, size), bpe.end_of_text(tokenizer))
+    for ids in bpe.encode(tokenizer, documents):
+        packer.add(ids, 0)
+    packer.add(np.full(8, packer.end_of_text), 0)  # fills the last row
+    rows = packer.take()["tokens"]
+    count = WordCounter(tokenizer, size)
+    words = sum(len(re.findall(r"[^\t\n\v\f\r ]+", text)) for text in documents)
+    assert count(rows, rows[:, 1:].size) == sum(count(row[None], 8) for row in rows) == words
+    parts = [count(rows, tokens) for tokens in range(rows[:, 1:].size + 1)]
+    assert parts[0] == 0
+    assert set(np.diff(parts)) == {0, 1}  # a word counts with its first token

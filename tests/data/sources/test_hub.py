@@ -52,6 +52,22 @@ def test_an_epoch_is_every_row_once_and_visits_all_files_early(hub):
     assert {text[0] for text in first[:25]} == {"0", "1", "2"}
 
 
+def test_rows_that_are_lines_are_put_together_and_resume_at_every_document(hub):
+    lines = [None if n == 12 else f"line {n}" for n in range(25)]
+    hub.add("lines/lines", {"train.parquet": parquet(text=lines)})  # in groups of 10
+    source = open_hub("lines/lines", rows_per_document=4)
+    whole = list(source.documents(0))
+    expected = [
+        "\n".join(filter(None, lines[a:b]))
+        for g in (0, 10, 20)
+        for a, b in ((g, g + 4), (g + 4, g + 8), (g + 8, g + 10))
+    ]
+    assert sorted(document.text for document, _ in whole) == sorted(filter(None, expected))
+    for number, (_, position) in enumerate(whole):
+        assert texts(source, 0, position) == [document.text for document, _ in whole[number + 1 :]]
+    assert {document.text for document in source.held_out()} == {expected[0], expected[3], expected[6]}
+
+
 def test_every_position_resumes_with_the_very_next_row(hub):
     add_wikipedia(hub, "wikimedia/resume")
     source = open_hub("wikimedia/resume", config="20231101.en")

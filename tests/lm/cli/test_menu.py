@@ -174,6 +174,7 @@ def test_ctrl_c_passes_through():
         ("T", Choice("talk")),
         ("e", Choice("export")),
         ("push", Choice("push")),
+        ("b", Choice("benchmarks")),
         ("quit", Choice("quit")),
         ("a1", Choice("restore", ARCHIVED.folder)),
     ],
@@ -186,10 +187,8 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
     choice, said = answer(MENU, "best_genral", "7", "n", "1")
     assert choice == Choice("preset", QA.path)
     assert "there is no 'best_genral'; the nearest is 'best_general'" in said
-    assert (
-        "there is no '7'; there is 00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, p, a1; ? shows the menu"
-        in said
-    )
+    choices = "00_best_general, 01_best_qa, 02_offline_python, 03_mine, q, r, t, e, p, b, a1"
+    assert f"there is no '7'; there is {choices}; ? shows the menu" in said
 
 
 def test_a_wrong_name_without_a_terminal_is_an_error():
@@ -216,6 +215,7 @@ def test_letters_that_do_not_apply_are_wrong_names():
         ("talk", "there is no trained model to talk to yet"),
         ("e", "there is no trained model to export yet"),
         ("p", "there is no trained model to push yet"),
+        ("b", "there is no trained model to measure yet"),
     ],
 )
 def test_without_a_run_its_letters_say_so(letter, says):
@@ -236,7 +236,7 @@ def test_a_person_may_see_the_menu_again_as_it_is_by_now():
 
 def test_two_presets_of_one_number_must_be_named():
     twins = Menu([entry("01_a"), entry("01_b")])
-    choice, said = answer(twins, "1", "b")
+    choice, said = answer(twins, "1", "01_b")
     assert choice == Choice("preset", Path("configs/01_b.json"))
     assert "01_a or 01_b" in said
 

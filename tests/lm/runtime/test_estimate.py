@@ -299,6 +299,11 @@ def test_disk_covers_checkpoints_and_journal(preset):
     assert checkpoints + journal < estimate.disk_bytes(preset, BUDGET) < 1.2 * (checkpoints + journal)
 
 
+def test_disk_covers_the_milestones_that_the_budget_reaches(preset):
+    kept = with_changes(preset, keep_at_tokens=[1_000, BUDGET, BUDGET + 1])
+    assert estimate.disk_bytes(kept, BUDGET) - estimate.disk_bytes(preset, BUDGET) == 2 * estimate.export_bytes(preset)
+
+
 def test_choices_follow_the_hardware_and_say_why(monkeypatch):
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx512_bf16")])

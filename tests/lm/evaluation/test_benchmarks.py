@@ -1,0 +1,234 @@
+"""Benchmarks through lm_eval, on tiny tasks of our own from a stand-in for the Hub."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+
+import main
+from configs.errors import UserError
+from configs.schema import parse_preset
+from lm.checkpoint import store
+from lm.cli import use
+from lm.evaluation import benchmarks
+from lm.evaluation.answers import Answers
+from lm.evaluation.scorer import Scorer
+from lm.report.metrics import read_metrics
+from lm.report.report import benchmark_tables
+from tests.hub import parquet
+from tests.program import preset_json
+
+pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+NOUNS = ["cat", "dog", "bird", "fish", "child", "woman", "man", "tree"]
+SENTENCES = [
+    f"The {one} that saw the {other} was here, and {n} more." for n, one in enumerate(NOUNS) for other in NOUNS
+]
+
+TASK = """
+task: {name}
+dataset_path: {data}
+output_type: {kind}
+validation_split: train
+doc_to_text: "{context}"
+doc_to_target: {target}
+doc_to_choice: {choices}
+metric_list:
+  - metric: acc
+metadata: {{version: 1.0}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+@pytest.fixture
+def tasks(hub, tmp_path, monkeypatch):
+    """A group of two tasks, and others, from the data set `name` of this test."""
+    name = f"tiny/{tmp_path.name}"
+    bad = [sentence.replace("was", "were") for sentence in SENTENCES]
+    hub.add(name, {"train.parquet": parquet(good=SENTENCES, bad=bad, long=["long " * 99] * len(SENTENCES))})
+    pairs = {"kind": "multiple_choice", "target": 0, "choices": '"{{[good, bad]}}"'}
+    written = {
+        "pairs_alone": {"context": "", **pairs},
+        "pairs_after": {"context": "{{good}} ", **pairs},
+        "last_word": {
+            "kind": "loglikelihood",
+            "context": "{{good[:-6]}}",
+            "target": '"{{good[-6:]}}"',
+            "choices": "null",
+        },
+        "too_long": {"kind": "loglikelihood", "context": "a", "target": '" {{long}}"', "choices": "null"},
+        "own_words": {"kind": "generate_until", "context": "a", "target": "good", "choices": "null"},
+    }
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for task, keys in written.items():
+        (folder / f"{task}.yaml").write_text(TASK.format(name=task, data=name, **keys))
+    (folder / "nowhere.yaml").write_text(TASK.format(name="nowhere", data="tiny/nowhere", **written["pairs_alone"]))
+    (folder / "pairs.yaml").write_text(
+        "group: pairs\ntask: [pairs_alone, pairs_after]\naggregate_metric_list:\n"
+        "  - {metric: acc, aggregation: mean, weight_by_size: false}\nmetadata: {version: 2.0}\n"
+    )
+    from lm_eval.tasks import TaskManager
+
+    manager = partial(TaskManager, include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
+    return name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, text):
+    """A run of 64 tokens of context."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        preset = parse_preset(json.dumps(preset_json(text, model={"seq_length": 64})), "test")
+        main.train(preset, token_budget=2_000, checkpoint_dir=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_the_class_for_hugging_face_models(run, tasks):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from lm.evaluation.harness import HarnessModel
+    from lm.inference.load import load_model
+
+    theirs = HFLM(pretrained=str(run / "hf"), device="cpu", batch_size=4, dtype="float32")
+    ours = HarnessModel(*_scorer(load_model(store.load(run)[0], run)), Answers(), lambda done, total: None)
+    long = " ".join(SENTENCES)
+    pairs = [
+        ("", SENTENCES[0]),
+        (SENTENCES[0], " " + SENTENCES[1]),
+        ("Two spaces  ", "end"),
+        (long, " cat"),
+        (long, " dog"),
+    ]
+    pairs += [(sentence[:20], sentence[20:]) for sentence in SENTENCES[30:50]] * 2  # cut in two places, theirs fails
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    for (expected, best), (found, greedy) in zip(
+        theirs.loglikelihood(requests), ours.loglikelihood(requests), strict=True
+    ):
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert greedy == best
+    assert ours.num_cut == 3
+    rolling = [Instance("loglikelihood_rolling", {}, (string,), 0) for string in (SENTENCES[0], long)]
+    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), rel=1e-5)
+
+
+def _scorer(loaded):
+    model, tokenizer, end_of_text = loaded
+    return Scorer(model), tokenizer, end_of_text
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+@pytest.mark.slow
+def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_report_and_card(
+    run, tasks, hub, monkeypatch, capsys
+):
+    state, _ = store.load(run)
+    monkeypatch.setattr("lm.cli.use.read_line", lambda _: "pairs, last_word too_long own_words")
+    monkeypatch.setattr("lm.evaluation.scorer.NODES_IN_BATCH", {"cpu": 256})
+    answer, add, written = Scorer.answer, Answers.add, []
+
+    def answer_or_die(scorer, questions, rows):
+        if dies and any((run / "benchmarks").glob("*")):
+            raise Killed
+        return answer(scorer, questions, rows)
+
+    def count(answers, found):
+        found = list(found)
+        written.append(len(found) if answers._path else 0)
+        add(answers, found)
+
+    monkeypatch.setattr(Scorer, "answer", answer_or_die)
+    monkeypatch.setattr(Answers, "add", count)
+    dies = True
+    with pytest.raises(Killed):
+        use.measure(state, run)
+    assert not any("benchmarks" in line for line in read_metrics(run / "metrics.jsonl"))
+    [kept] = (run / "benchmarks").iterdir()
+    kept.write_text(kept.read_text()[:-9])  # torn
+    num_kept = kept.read_text().count("\n")
+    assert num_kept > 1
+
+    hub.repos.clear()  # no network any more
+    dies, totals = False, []
+    for _ in range(2):
+        capsys.readouterr()
+        written.clear()
+        use.measure(state, run)
+        totals.append(sum(written))
+    out = capsys.readouterr().out
+    assert totals[0] == totals[1] - num_kept  # the second time nothing was left of the first
+    assert not list((run / "benchmarks").iterdir())
+    assert re.search(r"benchmarks: at most about \d+ s \(pairs \d+ s, last_word \d+ s\)", out)
+    assert "too_long is left out: a text of" in out
+    assert "own_words is left out: it needs answers in the model's own words" in out
+
+    record = read_metrics(run / "metrics.jsonl")[-1]
+    assert record["tokens"] == 2_000
+    results = record["benchmarks"]
+    assert results.keys() == {"pairs", "last_word"}
+    assert results["pairs"]["chance"] == 0.5
+    assert results["pairs"]["items"] == 2 * len(SENTENCES)
+    value, stderr = results["pairs"]["measures"]["acc"]
+    assert value == pytest.approx(sum(results["pairs"]["parts"].values()) / 2)
+    assert 0 <= stderr < 0.1
+    row = next(line for line in (run / "report.md").read_text().splitlines() if line.startswith("| pairs |"))
+    assert row == f"| pairs | acc | {value:.2%} | {stderr:.2%} | 50.0% | 128 | 2,000 |"
+    card = (run / "hf" / "README.md").read_text()
+    assert row in card
+    assert "no benchmark" not in card
+    assert re.search(r"name: pairs\s+type: pairs\s+metrics:\s+- type: acc\s+value: " + str(round(value, 4)), card)
+
+
+def test_published_scores_stand_beside_with_their_sources():
+    result = {"measures": {"acc": [0.6381, 0.0018]}, "items": 67_000, "chance": 0.5, "version": "2.0"}
+    text = "\n".join(benchmark_tables([{"tokens": 36, "benchmarks": {"blimp": result}}]))
+    assert "| blimp | acc | 63.81% | 0.18% | 50.0% | 67,000 | 36 |" in text
+    assert re.search(
+        r"\| blimp \| GPT-2, 98M parameters \| 1,000M words.* \| acc \| 73.43% \| \[BabyLM 2026.*\]\(https://", text
+    )
+    assert "Pythia" not in text  # has no score here
+    assert benchmark_tables([{"tokens": 36}]) == []
+
+
+def test_a_name_or_data_that_are_not_there_are_one_message(tasks):
+    with pytest.raises(UserError, match=r"no benchmark 'pears'; the nearest are pairs"):
+        benchmarks.load_benchmarks(["pairs", "pears"])
+    with pytest.raises(
+        UserError, match=r"cannot be fetched:\n  nowhere: .*tiny/nowhere[^\n]*\nRun them once with a network"
+    ):
+        benchmarks.load_benchmarks(["pairs", "nowhere"])
+
+
+def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'lm_eval, which is not installed.*pip install -e "\.\[benchmarks\]"'):
+        benchmarks.load_benchmarks(["blimp"])
+
+
+@pytest.mark.slow
+def test_a_preset_names_the_benchmarks_of_the_end(text, tasks, hub, tmp_path, capsys):
+    def preset(*names):
+        return parse_preset(json.dumps(preset_json(text, train={"benchmarks": names})), "test")
+
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="no benchmark 'pears'"):
+        main.train(preset("pears"), token_budget=2_000, checkpoint_dir=folder)
+    assert not (folder / "lm_current.pth").exists()  # before anything is written
+    main.train(preset("last_word", "too_long"), token_budget=2_000, checkpoint_dir=folder)
+    assert "| last_word | acc |" in (folder / "report.md").read_text()
+    assert "| last_word | acc |" in (folder / "hf" / "README.md").read_text()
+    assert "too_long is left out" in capsys.readouterr().out
+    (folder / "report.md").unlink()  # killed before it: benchmarks are not run twice
+    main.train(preset("last_word"), token_budget=2_000, checkpoint_dir=folder)
+    assert sum("benchmarks" in line for line in read_metrics(folder / "metrics.jsonl")) == 1

@@ -1,0 +1,98 @@
+"""The weights that a run keeps on its way."""
+
+import json
+import re
+
+import pytest
+import torch
+import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before _eager sets it, for the tests after these
+from safetensors.torch import load_file
+
+import main
+from configs.schema import Preset, parse_preset
+from lm.checkpoint.archive import archive_run
+from lm.report.metrics import read_metrics
+from lm.train.trainer import Trainer
+from tests.program import preset_json
+
+BUDGET = 5_000
+POINTS = [1_000, 1_001, 3_000, BUDGET, BUDGET + 1]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+def preset(text, **train) -> Preset:
+    return parse_preset(json.dumps(preset_json(text, train={"save_every_tokens": 1_500} | train)), "test")
+
+
+def exported(folder) -> dict:
+    return {path.name: load_file(path / "model.safetensors") for path in (folder / "milestones").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monkeypatch, capsys):
+    kept = preset(text, keep_at_tokens=POINTS)
+    main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "whole")
+    whole = exported(tmp_path / "whole")
+    assert set(whole) == {f"tokens_{point}" for point in POINTS if point <= BUDGET}
+    assert re.search(r"milestones +4, each of \d+ kB, in checkpoints/milestones/", capsys.readouterr().out)
+    last = torch.load(tmp_path / "whole" / "lm_current.pth", weights_only=True)
+    assert torch.equal(whole[f"tokens_{BUDGET}"]["lm_head.weight"], last["model"]["output.weight"])
+    assert not torch.equal(whole["tokens_3000"]["lm_head.weight"], last["model"]["output.weight"])
+    card = (tmp_path / "whole" / "milestones" / "tokens_1000" / "README.md").read_text()
+    assert "taken from the run at 1,024 of 5,000 tokens" in card  # after the step that reaches the point
+
+    train_on = Trainer.train_on
+
+    def die_at(tokens: int):
+        def and_die(trainer: Trainer, step):
+            result = train_on(trainer, step)
+            trainer._saver.wait()
+            if trainer.state.tokens_seen >= tokens:
+                raise Killed
+            return result
+
+        return and_die
+
+    for tokens in (1_200, 2_500, 3_500):  # before any save; after one; after the next, and a milestone
+        monkeypatch.setattr(Trainer, "train_on", die_at(tokens))
+        with pytest.raises(Killed):
+            main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
+    monkeypatch.setattr(Trainer, "train_on", train_on)
+    main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
+    killed = exported(tmp_path / "killed")
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[name][key], whole[name][key]) for name in whole for key in whole[name])
+
+    words = [{line["tokens"]: line["words"] for line in read_metrics(tmp_path / run / "metrics.jsonl") if "words" in line}
+             for run in ("whole", "killed")]  # fmt: skip
+    assert words[0][BUDGET] == words[1][BUDGET] > 100
+    assert words[1].items() <= words[0].items()
+    assert (
+        f"| words | {words[0][BUDGET]:,}, counted at white space |" in (tmp_path / "killed" / "report.md").read_text()
+    )
+
+    archived = archive_run(tmp_path / "whole")
+    assert exported(archived).keys() == whole.keys()
+    assert not (tmp_path / "whole" / "milestones").exists()
+
+
+def test_a_milestone_that_cannot_be_written_is_said_and_the_run_goes_on(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("configs.schema.TrainConfig.milestones", property(lambda _: {"chck_1M": 50, "chck_2M": 1_000}))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "milestones").write_text("in the way, as a full disk is")
+    main.train(preset(text, keep_at_tokens="babylm"), token_budget=2_500, checkpoint_dir=folder)
+    out = capsys.readouterr().out
+    assert re.search(r"Milestone chck_1M is not kept: writing it to .*milestones failed: .*\. The run goes on\.", out)
+    words = [line["words"] for line in read_metrics(folder / "metrics.jsonl") if "words" in line]
+    assert 50 <= words[-1] < 1_000
+    assert "chck_2M" not in out  # by words, of which there are fewer than tokens
+    assert (folder / "report.md").exists()
