@@ -24,119 +24,31 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from configs import schema
-from configs.errors import Retryable, SourceError, UserError
+from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.duplicates import Duplicates
-from data.feed import FIRST_WAIT, Feed, Progress, Status, pause, watch
+from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
+from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
 from data.prepare import Prepared, check_identity, load_or_prepare, reason_to_skip
-from data.sources.base import Source, in_words
-from data.sources.opening import open_source
+from data.producer_channel import Events, Orders
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
-OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on without the network
-
-
-class Events:
-    """The events for the trainer, from any thread: one JSON line each, written to `channel`."""
-
-    def __init__(self, channel: IO[str]):
-        self._channel, self._lock = channel, threading.Lock()
-
-    def emit(self, event: str, **content: Any) -> None:
-        with self._lock:
-            self._channel.write(json.dumps({"event": event, **content}) + "\n")
-
-    def status(self, message: str) -> None:
-        self.emit("status", message=message)
-
-    def notice(self, message: str) -> None:
-        self.emit("notice", message=message)
-
-
-class Orders:
-    """The latest orders of the trainer.
-
-    A thread keeps them current, and ends the process when stdin closes.
-    """
-
-    def __init__(self, request: dict, run_ahead: int):
-        self.run_ahead = run_ahead
-        self.consumed: int = request["consumed"]
-        self.wanted: int = request["wanted"]  # rows that the trainer waits for, or has
-        self.weight_changes: list[tuple[int, list[float]]] = request["weight_changes"]
-        self._go: bool = request["go"]
-        self._news = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        for line in sys.stdin:
-            try:
-                order = json.loads(line)
-            except ValueError:  # the trainer was killed while it wrote the line
-                break
-            with self._news:
-                self.weight_changes = order.get("weight_changes", self.weight_changes)
-                self.consumed = max(self.consumed, order.get("consumed", 0))
-                self.wanted = max(self.wanted, order.get("wanted", 0))
-                self._go |= order.get("go", False)
-                self._news.notify()
-        os._exit(0)  # the trainer is gone; the journal may be abandoned at any instant
-
-    def wait_for_go(self) -> None:
-        with self._news:
-            self._news.wait_for(lambda: self._go)
-
-    @property
-    def limit(self) -> int:
-        """How many rows may exist now, to within a document."""
-        return max(self.consumed + self.run_ahead, self.wanted)
-
-    def wait_for_room(self, num_rows: int) -> None:
-        with self._news:
-            self._news.wait_for(lambda: num_rows < self.limit)
-
-
-class OpenSource:
-    """A source of the preset, opened at the start or, if the network is down then, when needed."""
-
-    def __init__(self, spec: schema.Source, seed: int):
-        self.spec, self.seed = spec, seed
-        self.pinned: dict | None = None
-        self._cache_dir: Path | None = None
-        self._source: Source | None = None
-        self._noticed: set[str] = set()
-
-    def __call__(self) -> Source:
-        if self._source is None:
-            self._source = open_source(self.spec, cache_dir=self._cache_dir, seed=self.seed, pinned=self.pinned)
-        return self._source
-
-    def new_notices(self) -> list[str]:
-        """Return those notices of the source that were not returned before."""
-        new = [notice for notice in (self._source.notices if self._source else ()) if notice not in self._noticed]
-        self._noticed.update(new)
-        return new
-
-    def open_anew(self, pinned: dict | None, cache_dir: Path) -> None:
-        self.pinned, self._cache_dir, self._source = pinned, cache_dir, None
 
 
 class Producer:
@@ -261,59 +173,6 @@ class Producer:
                 "documents": self.duplicates.new_records(),
             }
             self.journal.append(rows, state)
-
-
-def open_sources(preset: Preset, header: dict[str, Any] | None, events: Events) -> list[OpenSource]:
-    """Run phase 1. `header`: of a stream that may be there. Raises UserError listing every source
-    that cannot be used."""
-    sources = [OpenSource(spec, preset.train.seed) for spec in preset.data.all_sources]
-    if header and [entry["label"] for entry in header["sources"]] == [source.spec.label for source in sources]:
-        for source, entry in zip(sources, header["sources"], strict=True):
-            source.pinned = entry["pinned"]
-
-    def open_one(index: int) -> str | None:
-        try:
-            events.emit("source", index=index, **_describe(sources[index], events.status))
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        problems = [problem for problem in pool.map(open_one, range(len(sources))) if problem]
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))  # a wrong environment is the same for each
-    return sources
-
-
-def _describe(opened: OpenSource, status: Status) -> dict:
-    """Open a source and read its first document. Return what the start card shows."""
-    label, wait, tries = opened.spec.label, FIRST_WAIT, 0
-    with watch(label, status) as say:
-        while True:
-            try:
-                source = opened()
-                document, _ = next(source.documents(0), (None, None))
-                break
-            except Retryable as error:
-                if opened.pinned is not None:  # an existing stream has rows to train on
-                    return {"label": label, "size": f"not reachable now ({error})", "first_line": "", "notices": []}
-                tries += 1
-                if tries == OPENING_TRIES:
-                    raise SourceError(
-                        f"source {label}: {error}; check the network, or choose another preset"
-                    ) from error
-                wait = pause(label, error, wait, say)
-    if document is None:
-        reasons = f" ({in_words(source.skipped)})" if source.skipped else ""
-        raise SourceError(f"source {label}: it holds no text{reasons}; add some or take it out of the preset")
-    first_line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
-    return {
-        "label": label,
-        "size": source.size(),
-        "first_line": first_line[:200],
-        "notices": opened.new_notices(),
-        "text_bytes": source.text_bytes,
-    }
 
 
 def prepare(

@@ -29,8 +29,9 @@ from configs.sources import HFSource
 from data import feed, producer
 from data.feed import Feed
 from data.journal import JournalReader
+from data.open_sources import open_sources
 from data.packing import row_dtype
-from data.producer import Events, open_sources
+from data.producer_channel import Events
 from data.producer_client import Stopped
 from data.sources import hub_client
 from data.sources.hub_client import NoAnswer, configure_library

@@ -11,8 +11,10 @@ from configs.errors import SourceError
 from configs.schema import parse_preset
 from configs.sources import HFSource, TextSource
 from data.journal import read_header
+from data.open_sources import open_sources
 from data.prepare import check_identity
-from data.producer import Events, Producer, open_sources, prepare
+from data.producer import Producer, prepare
+from data.producer_channel import Events
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source

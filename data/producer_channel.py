@@ -1,0 +1,67 @@
+"""Both directions between trainer and producer: events out, orders in (see data/producer.py)."""
+
+import json
+import os
+import sys
+import threading
+from typing import IO, Any
+
+
+class Events:
+    """The events for the trainer, from any thread: one JSON line each, written to `channel`."""
+
+    def __init__(self, channel: IO[str]):
+        self._channel, self._lock = channel, threading.Lock()
+
+    def emit(self, event: str, **content: Any) -> None:
+        with self._lock:
+            self._channel.write(json.dumps({"event": event, **content}) + "\n")
+
+    def status(self, message: str) -> None:
+        self.emit("status", message=message)
+
+    def notice(self, message: str) -> None:
+        self.emit("notice", message=message)
+
+
+class Orders:
+    """The latest orders of the trainer.
+
+    A thread keeps them current, and ends the process when stdin closes.
+    """
+
+    def __init__(self, request: dict, run_ahead: int):
+        self.run_ahead = run_ahead
+        self.consumed: int = request["consumed"]
+        self.wanted: int = request["wanted"]  # rows that the trainer waits for, or has
+        self.weight_changes: list[tuple[int, list[float]]] = request["weight_changes"]
+        self._go: bool = request["go"]
+        self._news = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            try:
+                order = json.loads(line)
+            except ValueError:  # the trainer was killed while it wrote the line
+                break
+            with self._news:
+                self.weight_changes = order.get("weight_changes", self.weight_changes)
+                self.consumed = max(self.consumed, order.get("consumed", 0))
+                self.wanted = max(self.wanted, order.get("wanted", 0))
+                self._go |= order.get("go", False)
+                self._news.notify()
+        os._exit(0)  # the trainer is gone; the journal may be abandoned at any instant
+
+    def wait_for_go(self) -> None:
+        with self._news:
+            self._news.wait_for(lambda: self._go)
+
+    @property
+    def limit(self) -> int:
+        """How many rows may exist now, to within a document."""
+        return max(self.consumed + self.run_ahead, self.wanted)
+
+    def wait_for_room(self, num_rows: int) -> None:
+        with self._news:
+            self._news.wait_for(lambda: num_rows < self.limit)
