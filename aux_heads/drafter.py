@@ -10,8 +10,8 @@ most frequent. The verification of drafts makes the text exact, so nothing here 
 weights are rounded to a byte each: the time of a draft is that of reading them.
 
 Value predicts the nats per token of what follows: the harder, the fewer drafts. It seldom matters,
-since the share of drafts kept hardly depends on it (benchmarks/LOG.md). Never here: sampling, the
-trunk, its cache.
+since the share of drafts kept hardly depends on it (benchmarks/LOG.md). Never here: the loop that
+verifies drafts with the trunk (lm/inference/generate.py).
 """
 
 from __future__ import annotations

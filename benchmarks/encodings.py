@@ -1,7 +1,7 @@
 """How often the encoding of a text is found, missed or mistaken, on translations of programs.
 
     python -m benchmarks.encodings FOLDER            # right, wrong and skipped, by length; the same for charset-normalizer
-    python -m benchmarks.encodings letters FOLDER    # the table of data/sources/letters.py
+    python -m benchmarks.encodings letters FOLDER    # the table of data/sources/letter_frequencies.py
 
 FOLDER holds unpacked packages with .po files in LC_MESSAGES folders. The table is from django, wagtail and django-oscar
 (`pip download --no-deps`, then unzip); measure on others, such as sphinx, django-cms, mezzanine and django-allauth.

@@ -2,7 +2,7 @@
 
 A byte order mark decides, then UTF-8 if the bytes are valid. Otherwise older encodings, and UTF-16
 and UTF-32 without a mark, are tried: the text that each of them gives has a probability in every
-language, by how frequent its letters are there (letters.py) and by rules that hold in all. The most
+language, by how frequent its letters are there (letter_frequencies.py) and by rules that hold in all. The most
 probable text is taken only if it is certain: more probable than any other by MARGIN, and as
 probable as text of its language usually is. If not, the answer is None, since a wrong guess would
 teach a model garbage without a word. benchmarks/encodings.py measures this.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.sources.letters import FREQUENT, LETTERS
+from data.sources.letter_frequencies import FREQUENT, LETTERS
 
 # In each group, texts that are equal count once. Those of the second are rarer by UNUSUAL bits.
 MULTIBYTE = ("cp932", "euc_jp", "gb18030", "big5hkscs", "cp949")

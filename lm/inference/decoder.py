@@ -10,7 +10,7 @@ On a GPU a pass for one position is captured as a CUDA graph that reads the whol
 mask: this takes less time than launching its operations one by one.
 
 Build a new one after further training of the model: some weights are copies, some are not. Never
-here: sampling, training, more than one sequence.
+here: the loop that makes text and verifies drafts (generate.py), training, more than one sequence.
 
 Shapes: T new positions, S cache slots (the model's seq_length), E positions so far, D hidden size,
 H heads of queries, G heads of keys and values, K head dimension, V vocabulary.

@@ -1,4 +1,8 @@
-"""The state of a run: the only definition and copy of what a checkpoint holds besides tensors."""
+"""The state of a run: the only definition and copy of what a checkpoint holds besides tensors.
+
+With it a run resumes exactly: schedule.py makes the next step from `tokens_seen`, data/order.py
+finds its rows in the journal, and data/journal.py holds those rows and the state of every source.
+"""
 
 from __future__ import annotations
 
