@@ -26,7 +26,8 @@ from huggingface_hub import HfFileSystem
 from configs.errors import Retryable, UserError
 from configs.schema import parse_preset
 from configs.sources import HFSource
-from data import feed, producer
+from data import feed
+from data import open_sources as open_sources_module
 from data.feed import Feed
 from data.journal import JournalReader
 from data.open_sources import open_sources
@@ -229,7 +230,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(hub_client, "RETRY_DELAYS", (0.01, 0.02))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
         monkeypatch.setattr(feed, "FIRST_WAIT", 0.1)
-        monkeypatch.setattr(producer, "FIRST_WAIT", 0.1)
+        monkeypatch.setattr(open_sources_module, "FIRST_WAIT", 0.1)
         monkeypatch.setattr(feed, "LONGEST_SILENCE", 0.5)
     return feed.LONGEST_SILENCE + (1 if FULL_COUNTS else 10)  # of a machine that others use as well
 
@@ -268,7 +269,7 @@ def test_whatever_goes_wrong_while_opening_is_said_and_ends_in_one_message(fault
             said.append((time.monotonic() - began, content["message"]))
 
     with pytest.raises(UserError, match=r"source wiki: 127.0.0.1: .*; check the network, or choose another preset"):
-        open_sources(make_preset(SOURCES[:1]), tmp_path, Timed(io.StringIO()))
+        open_sources(make_preset(SOURCES[:1]), None, Timed(io.StringIO()))
     assert said[0][0] < quick
 
 

@@ -226,10 +226,10 @@ def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
         io.StringIO(),
     )
     events = Events(sent)
-    sources = open_sources(preset, stream_dir, events)
-    prepare(preset, stream_dir, sources, 10**6, None, events)
-    orders = SimpleNamespace(weights=lambda row: None, limit=10**6)
-    Producer(preset, stream_dir, sources, orders, events).run(10**6)
+    sources = open_sources(preset, None, events)
+    prepared, _ = prepare(preset, stream_dir, None, sources, 10**6, events)
+    orders = SimpleNamespace(weight_changes=[], limit=10**6)
+    Producer(preset, stream_dir, prepared, sources, 10**6, orders, events).run()
     events = [json.loads(line) for line in sent.getvalue().splitlines()]
     notices = [event["message"] for event in events if event["event"] == "notice"]
     assert len(notices) == 2, notices

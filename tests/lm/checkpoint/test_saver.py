@@ -1,5 +1,6 @@
 """Saving in the background: the state of one moment, whole, one after the other."""
 
+import shutil
 import time
 from threading import Event
 
@@ -46,7 +47,7 @@ def test_the_last_save_is_tried_again_and_its_failure_raised(tmp_path, monkeypat
     with pytest.raises(CheckpointError, match="directory"):
         saver.save_last(make_state(1))
     assert len(waits) == MAX_FAILURES - 1
-    monkeypatch.setattr("lm.checkpoint.saver.time.sleep", lambda _: obstacle.rmdir())
+    monkeypatch.setattr("lm.checkpoint.saver.time.sleep", lambda _: shutil.rmtree(obstacle, ignore_errors=True))
     saver.save_last(make_state(2))
     assert tokens_in(tmp_path / CURRENT) == 2
     assert not saver.has_failed
