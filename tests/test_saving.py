@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.checkpoint.store import load
+from lm.checkpoint.store import ALIAS, load
 from tests.program import BUDGET, Program, ended, fingerprint, producer_of, write_text
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def obstruct(program: Program) -> Path:
     program.wait_for(2_500, process)
     process.send_signal(signal.SIGINT)
     assert ended(process).code == 0
-    obstacle = program.checkpoints / "lm_prev2.pth"
+    obstacle = program.checkpoints / ALIAS
     obstacle.unlink(missing_ok=True)  # a slow disk has seen fewer saves
     obstacle.mkdir()
     return obstacle

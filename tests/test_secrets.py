@@ -166,5 +166,6 @@ def test_a_token_goes_to_no_other_host_even_if_the_hub_says_that_a_list_goes_on_
         connect()
         found = [entry.path for entry in HfApi().list_repo_tree("some/paged", repo_type="dataset")]
     assert found == ["README.md", "one", "README.md", "two"]
-    assert (hub.tokens, other.tokens) == ([f"Bearer {TOKEN}"], [None])
+    assert hub.tokens[-1] == f"Bearer {TOKEN}"  # the library also asks for something of its own
+    assert other.tokens == [None]
     assert origin("https://Hub.org/x") == origin("https://hub.org:443") != origin("http://hub.org/x")

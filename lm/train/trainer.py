@@ -47,6 +47,7 @@ from lm.train_step import Launched, StepResult
 
 log = logging.getLogger(__name__)
 
+ANOTHER_RUN = "{} holds another run by now: this one is not saved over it."
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
@@ -194,6 +195,8 @@ class Trainer:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
         assert self._lock, "the first rank's"
+        if self._lock.is_lost and store.latest_exists(self.folder):
+            raise UserError(ANOTHER_RUN.format(self.folder))
         if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
             raise UserError(
                 f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
@@ -294,7 +297,7 @@ class Trainer:
         if self._lock.is_lost:
             self._lock.regain()
             if store.latest_exists(self.folder):
-                raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
+                raise UserError(ANOTHER_RUN.format(self.folder))
         (self._saver.save_last if last else self._saver.save)(self.checkpoint())
 
     def save_at_once(self) -> None:

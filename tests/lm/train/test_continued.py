@@ -59,7 +59,7 @@ def test_a_run_from_a_model_is_resumed_to_the_bit_without_it_and_exported_in_its
     preset = make(folder, auxiliary=ALL_HEADS)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     main.train(preset, token_budget=BUDGET, checkpoint_dir=whole)
-    assert f"starts from {folder}" in re.sub(r"\s+", "", capsys.readouterr().out).replace("startsfrom", "starts from ")
+    assert f"startsfrom{folder}"[:60] in re.sub(r"\s+", "", capsys.readouterr().out)  # long paths are cut
     with stop_at(1):
         main.train(preset, token_budget=BUDGET, checkpoint_dir=parts)
     shutil.rmtree(folder)

@@ -64,7 +64,7 @@ show_log(True)
 preset, cache, world = parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), World.start()
 learner = Learner(preset, world, vocab_size=300, end_of_text=0, tokens_per_step=256)
 before = {path for path in cache.rglob("*") if path.is_file()}  # of the tiny function that is tried first
-print(learner.decisions[1][0], dry_run(preset, world, learner, 8))
+print(learner.decisions, dry_run(preset, world, learner, 8))
 if len(sys.argv) > 3:
     for path in cache.rglob("*"):
         if path.is_file() and path not in before and path.suffix not in (".so", ".h"):

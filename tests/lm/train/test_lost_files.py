@@ -12,6 +12,9 @@ import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before 
 import main
 from configs.errors import UserError
 from configs.schema import Preset, parse_preset
+from data import tokenizer as bpe
+from data.journal import JournalReader
+from data.packing import row_dtype
 from lm.checkpoint.store import ALIAS, CURRENT
 from lm.report.metrics import read_metrics
 from lm.train.trainer import Trainer
@@ -150,12 +153,12 @@ def test_a_model_that_is_all_there_is_of_a_run_is_resumed(run, text, whole, tmp_
     assert read_metrics(alone / "metrics.jsonl")[0]["tokens"] >= BUDGET // 2  # resumed, not begun anew
 
 
-def other_text(text: Path, place: Path) -> Path:
-    """The same files but for one, and in the same place as far as a preset knows."""
-    changed = shutil.copytree(text, place)
-    first = min((changed / "large").iterdir())
-    first.write_text(first.read_text().upper())
-    return changed
+def change_text(text: Path, run: Path) -> None:
+    """Change a file that `run` has been trained on."""
+    tokens = JournalReader(run / "stream", row_dtype(32, 300)).rows(0, 100)["tokens"][:, :32]
+    trained_on = bpe.load(run / "tokenizer.json").decode(tokens.ravel().tolist())
+    path = next(path for path in sorted((text / "large").iterdir()) if path.read_text() in trained_on)
+    path.write_text(path.read_text().upper())
 
 
 @pytest.mark.parametrize(
@@ -167,9 +170,8 @@ def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_until_t
     mine, run = shutil.copytree(text, tmp_path / "text"), tmp_path / "run"
     data = {"tokenizer": str(stopped / "tokenizer.json")} if fixed_tokenizer else {}
     train(mine, run, tokens=BUDGET // 2, **data)
+    change_text(mine, run)
     shutil.rmtree(run / "stream")
-    shutil.rmtree(mine)
-    other_text(text, mine)
     before = (run / CURRENT).read_bytes(), (run / "tokenizer.json").read_bytes()
     for _ in range(2):
         with pytest.raises(UserError, match=says):
