@@ -66,6 +66,11 @@ def test_rows_that_are_lines_are_put_together_and_resume_at_every_document(hub):
     for number, (_, position) in enumerate(whole):
         assert texts(source, 0, position) == [document.text for document, _ in whole[number + 1 :]]
     assert {document.text for document in source.held_out()} == {expected[0], expected[3], expected[6]}
+    part = open_hub("lines/lines", rows_per_document=4, split="train[3:11]")  # counted from its own first row
+    whole = list(part.documents(0))
+    assert {document.text for document, _ in whole} == {"\n".join(lines[3:7]), "\n".join(lines[7:10]), lines[10]}
+    for number, (_, position) in enumerate(whole):
+        assert texts(part, 0, position) == [document.text for document, _ in whole[number + 1 :]]
 
 
 def test_every_position_resumes_with_the_very_next_row(hub):

@@ -23,9 +23,10 @@ questions = st.lists(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
-    return random_model(ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=LENGTH, mlp_size=64), VOCAB)
+@pytest.fixture(scope="module", params=[{}, {"num_kv_heads": 1, "qk_norm": False}], ids=["Qwen3", "Llama, grouped"])
+def model(request):
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "seq_length": LENGTH, "mlp_size": 64}
+    return random_model(ModelConfig(**shape | request.param), VOCAB)
 
 
 @torch.no_grad()

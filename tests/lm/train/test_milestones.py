@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import main
 from configs.schema import Preset, parse_preset
 from lm.checkpoint.archive import archive_run
+from lm.report.export import export
 from lm.report.metrics import read_metrics
 from lm.train.trainer import Trainer
 from tests.program import preset_json
@@ -61,11 +62,22 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monke
 
         return and_die
 
-    for tokens in (1_200, 2_500, 3_500):  # before any save; after one; after the next, and a milestone
+    def die_at_a_milestone(state, folder, out_dir):
+        assert out_dir.name == "tokens_3000"
+        raise Killed
+
+    for tokens in (1_200, 2_500):  # before any save; after one
         monkeypatch.setattr(Trainer, "train_on", die_at(tokens))
         with pytest.raises(Killed):
             main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
     monkeypatch.setattr(Trainer, "train_on", train_on)
+    monkeypatch.setattr("lm.checkpoint.saver.REST", 0)
+    monkeypatch.setattr("lm.train.milestones.export", die_at_a_milestone)
+    with pytest.raises(Killed):  # after the save of the same step
+        main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
+    monkeypatch.setattr("lm.train.milestones.export", export)
+    saved = torch.load(tmp_path / "killed" / "lm_current.pth", weights_only=True)
+    assert saved["tokens_seen"] == 3_072
     main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
     killed = exported(tmp_path / "killed")
     assert killed.keys() == whole.keys()
