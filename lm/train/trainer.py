@@ -29,7 +29,6 @@ from data.producer_client import Stopped
 from data.stream import Stream, StreamEnded, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
-from lm.checkpoint.store import CURRENT
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
@@ -181,11 +180,17 @@ class Trainer:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
         assert self._lock, "the first rank's"
+        if self._lock.is_lost:
+            self._check_no_other_run()
         if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
             raise UserError(
-                f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
-                f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
+                f"{self.folder} was removed, moved or emptied while this run was using it. Start again to resume from what "
+                "is saved there: the rows are made again, metrics and samples begin anew."
             )
+
+    def _check_no_other_run(self) -> None:
+        if store.latest_exists(self.folder):
+            raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
 
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
@@ -266,8 +271,7 @@ class Trainer:
         assert self._lock, "the first rank's"
         if self._lock.is_lost:
             self._lock.regain()
-            if store.latest_exists(self.folder):
-                raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
+            self._check_no_other_run()
         (self._saver.save_last if last else self._saver.save)(self.checkpoint())
 
     def save_at_once(self) -> None:
