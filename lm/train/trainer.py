@@ -31,7 +31,6 @@ from data.stream import Stream, StreamEnded, StreamInfo
 from data.words import WordCounter
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
-from lm.checkpoint.store import CURRENT
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
 from lm.runtime.distributed import World
@@ -47,7 +46,6 @@ from lm.train_step import Launched, StepResult
 
 log = logging.getLogger(__name__)
 
-ANOTHER_RUN = "{} holds another run by now: this one is not saved over it."
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
@@ -195,13 +193,17 @@ class Trainer:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
         assert self._lock, "the first rank's"
-        if self._lock.is_lost and store.latest_exists(self.folder):
-            raise UserError(ANOTHER_RUN.format(self.folder))
+        if self._lock.is_lost:
+            self._check_no_other_run()
         if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
             raise UserError(
-                f"{self.folder} was removed, moved or emptied while this run was using it. What is trained is saved in "
-                f"{CURRENT} there: start again to resume. The rows are made again; metrics and samples begin anew."
+                f"{self.folder} was removed, moved or emptied while this run was using it. Start again to resume from what "
+                "is saved there: the rows are made again, metrics and samples begin anew."
             )
+
+    def _check_no_other_run(self) -> None:
+        if store.latest_exists(self.folder):
+            raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
 
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
@@ -296,8 +298,7 @@ class Trainer:
         assert self._lock, "the first rank's"
         if self._lock.is_lost:
             self._lock.regain()
-            if store.latest_exists(self.folder):
-                raise UserError(ANOTHER_RUN.format(self.folder))
+            self._check_no_other_run()
         (self._saver.save_last if last else self._saver.save)(self.checkpoint())
 
     def save_at_once(self) -> None:
