@@ -130,9 +130,6 @@ def test_a_stream_that_cannot_be_written_ends_the_run_saved(whole, make):
     assert result.code == 2
     assert f"cannot write {program.checkpoints / 'stream/rows.bin'}: Input/output error; see to that disk" in result.err
     assert 0 < program.tokens_in_metrics() <= program.state()["tokens_seen"] < BUDGET
-    (program.checkpoints / "stream/stream.json").chmod(0)  # as if it were another user's
-    assert "the data process cannot go on: [Errno 13] Permission denied: " in run(program).err
-    (program.checkpoints / "stream/stream.json").chmod(0o600)
     assert run(program).code == 0
     assert_ended_as(whole, program)
 
