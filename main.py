@@ -45,6 +45,7 @@ try:
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
+
 if TYPE_CHECKING:
     from lm.train.trainer import Trainer
 

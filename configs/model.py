@@ -17,9 +17,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from configs.sources import LONGEST_PATH, Name, Section
+from configs.sources import FOLDER_STARTS, LONGEST_PATH, Name, Section
 
-FOLDER_STARTS = ("/", "~", ".")  # of a model to start from; other names are the Hub's
 # What the config.json of a model to start from says about its shape.
 SHAPE = frozenset(
     ("hidden_size", "num_layers", "head_size", "num_heads", "num_kv_heads", "vocab_size", "mlp_size",

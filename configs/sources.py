@@ -28,6 +28,7 @@ from configs.splits import Part, parse_split
 from configs.text import clip
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # local files, named as in `datasets`
+FOLDER_STARTS = ("/", "~", ".")  # of a dataset or model on this disk; other names are the Hub's
 LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 MOST_FIELDS = 64
 MOST_ROWS_PUT_TOGETHER = 10_000  # rows in one document
@@ -183,7 +184,7 @@ class HFSource(SourceSpec):
     @classmethod
     def _of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
         dataset = info.data.get("dataset", "")
-        if revision and (dataset in LOCAL_FORMATS or dataset.startswith(("/", "~", "."))):
+        if revision and (dataset in LOCAL_FORMATS or dataset.startswith(FOLDER_STARTS)):
             raise ValueError("only a dataset on the Hub has revisions: remove it")
         return revision
 
@@ -235,7 +236,7 @@ class HFSource(SourceSpec):
     def folder(self) -> Path | None:
         """The folder of the dataset on this disk, if it is given as one."""
         # Path.expanduser would raise for an unknown user.
-        return Path(os.path.expanduser(self.dataset)) if self.dataset.startswith(("/", "~", ".")) else None
+        return Path(os.path.expanduser(self.dataset)) if self.dataset.startswith(FOLDER_STARTS) else None
 
     @property
     def is_local(self) -> bool:

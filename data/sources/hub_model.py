@@ -7,7 +7,6 @@ HF_HUB_OFFLINE set, a model that is in the cache already is used.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import SourceError, StartPointError
+from data.files import FULL
 from data.sources.hub_client import NoAnswer, causes, connect, find, first_line, refusal
 
 
@@ -43,7 +43,7 @@ class HubModel:
             )
             path = Path(hf_hub_download(self.name, file, **options))
         except Exception as error:
-            if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in causes(error)):
+            if any(isinstance(link, OSError) and link.errno in FULL for link in causes(error)):
                 raise
             reason = refusal(error, self.name, "model") or f"cannot be downloaded now ({first_line(error)})"
             raise StartPointError(f"{self.name}: {file} {reason}; start again when that has changed") from error

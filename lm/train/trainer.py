@@ -187,15 +187,15 @@ class Trainer:
             if num_rows <= 0:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
-            return Step(plan, *self.stream.rows(plan.first_row, num_rows, self.stop)), False
+            return Step(plan, *self._rows(plan, on_status)), False
 
     def _check_folder(self) -> None:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
         assert self._lock, "the first rank's"
-        if self._lock.is_lost:
+        if is_lost := self._lock.is_lost:
             self._check_no_other_run()
-        if self._lock.is_lost or not (self.folder / "stream" / HEADER).exists():
+        if is_lost or not (self.folder / "stream" / HEADER).exists():
             raise UserError(
                 f"{self.folder} was removed, moved or emptied while this run was using it. Start again to resume from what "
                 "is saved there: the rows are made again, metrics and samples begin anew."
