@@ -10,6 +10,7 @@ import pytest
 
 from lm.checkpoint.store import inspect
 from lm.report.metrics import read_metrics
+from tests.anybody import AS_ANYBODY
 from tests.lm.report.test_tensorboard import curves
 from tests.program import BUDGET, Program, check_logs, ended, torchrun
 
@@ -252,10 +253,6 @@ def test_an_empty_folder(program, tmp_path):
     (tmp_path / "empty").mkdir()
     program.add(data={"sources": [{"type": "text", "path": str(tmp_path / "empty")}]})
     assert f"no file in {tmp_path / 'empty'} matches" in refused(program)
-
-
-# Root may read and write everything, unless it gives that up.
-AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
 def test_a_file_that_may_not_be_read(program, tmp_path):

@@ -21,10 +21,9 @@ from pathlib import Path
 import pytest
 
 from lm.report.metrics import read_metrics
+from tests.anybody import AS_ANYBODY
 from tests.program import BUDGET, Ended, Program, fingerprint
 
-# Root may read everything, unless it gives that up.
-AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 COMPILER = shutil.which("gcc")
 pytestmark = [
