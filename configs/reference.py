@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from configs import schema
 from configs.catalog import NAMED_SOURCES
+from configs.sources import SourceEntry
 from configs.validation import allowed_values, section
 
 PATH = Path(__file__).parents[1] / "docs" / "presets.md"
@@ -96,7 +97,7 @@ def allowed(field: FieldInfo) -> str:
         members = sorted(parts, key=lambda part: part is not NoneType)
         return " or ".join("null" if part is NoneType else _member(part, field) for part in members)
     if get_origin(annotation) is list:
-        item = "a source's name or object" if parts[0] == schema.SourceEntry else _member(parts[0])
+        item = "a source's name or object" if parts[0] == SourceEntry else _member(parts[0])
         return f"a list{f' of at most {longest:,}' if longest else ''}, each {item}"
     if get_origin(annotation) is dict:
         return f"an object{f' of at most {longest:,} keys' if longest else ''}, each {_member(parts[1])}"
