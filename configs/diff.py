@@ -11,7 +11,7 @@ from configs.sources import PDFSource, SourceEntry, TextSource
 Changes = dict[str, tuple[Any, Any]]
 
 # The weights and the stream of a run depend on these. All else may be edited between two sessions,
-# and the path of text too: its content decides (data/prepare.py: check_paths).
+# and the path of text too: its content decides (data/identity.py: check_paths).
 FIXED = (
     "model.",
     "data.",

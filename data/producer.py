@@ -38,13 +38,14 @@ from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
+from data.identity import check_identity
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import Prepared, check_identity, load_or_prepare, reason_to_skip
+from data.prepare import Prepared, load_or_prepare, reason_to_skip
 from data.producer_channel import Events, Orders
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin

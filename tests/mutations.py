@@ -364,7 +364,7 @@ MUTATIONS = {
         "data/feed.py", "            if self._cuts:", "            if False:", STREAM
     ),
     "any text may take the place of a run's": Mutation(
-        "data/prepare.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
+        "data/identity.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
     ),
     "text made again from other sources is trained on": Mutation(
         "lm/train/trainer.py", "if digest != self.state.text_digest:", "if False:", LOST

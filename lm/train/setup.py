@@ -15,9 +15,9 @@ from configs.schema import Preset, parse_preset
 from configs.text import counted
 from data import tokenizer as bpe
 from data.files import write_atomically
+from data.identity import data_identity, without_null
 from data.journal import read_header
 from data.mixing import over_the_run, shares
-from data.prepare import data_identity, without_null
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore

@@ -21,9 +21,9 @@ from configs.errors import ProducerDied, StreamDamaged, UserError
 from configs.schema import TextSource, parse_preset
 from data import tokenizer as bpe
 from data.heldout import text_hash
+from data.identity import FORMAT
 from data.journal import JournalReader, JournalWriter, read_header, write_header
 from data.packing import row_dtype
-from data.prepare import FORMAT
 from data.producer_client import Stopped
 from data.sources.opening import open_source
 from data.stream import Stream, StreamEnded

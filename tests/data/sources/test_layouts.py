@@ -10,9 +10,9 @@ import zstandard
 from configs.errors import SourceError
 from configs.schema import parse_preset
 from configs.sources import HFSource, TextSource
+from data.identity import check_identity
 from data.journal import read_header
 from data.open_sources import open_sources
-from data.prepare import check_identity
 from data.producer import Producer, prepare
 from data.producer_channel import Events
 from data.sources import csv_files
