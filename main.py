@@ -40,8 +40,8 @@ try:
     from lm.checkpoint.archive import archived_in, restore
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import Choice
+    from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
-    from lm.runtime.machine import CACHE, is_one_word
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)

@@ -20,12 +20,11 @@ from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.loss_scale import LossScale
 from lm.model import Transformer
 from lm.optim import Muon, build_optimizers
+from lm.runtime.compiler import compile_choice, compile_problem
 from lm.runtime.devices import device_choice
 from lm.runtime.distributed import World
 from lm.runtime.estimate import check_memory
 from lm.runtime.machine import (
-    compile_choice,
-    compile_problem,
     device_name,
     keep_freed_memory,
     precision_choice,

@@ -20,8 +20,9 @@ from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs, finish_interrupted
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
+from lm.runtime.compiler import CACHE
 from lm.runtime.files import FolderLock, set_aside
-from lm.runtime.machine import CACHE, Machine, load_machine, measure_machine, save_machine
+from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
 from lm.runtime.terminal import is_terminal, read_line, size_of, tell
 from lm.start_point import peek
 

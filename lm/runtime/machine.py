@@ -1,4 +1,4 @@
-"""The capabilities of this machine: memory, matmul speed, bfloat16, a compiler. Each choice comes
+"""The capabilities of this machine: memory, cores, matmul speed, bfloat16. Each choice comes
 with its reason.
 
 Linux and macOS. torch is imported only where a GPU or a matrix product is needed; nothing here
@@ -7,19 +7,13 @@ depends on a preset.
 
 import ctypes
 import dataclasses
-import functools
-import importlib.util
 import json
 import logging
 import math
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
-import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +24,8 @@ from pydantic import Field, TypeAdapter
 
 from configs.errors import DiskError
 from data.files import write_atomically
-from lm.runtime.devices import device_choice, device_identity, gpu_precision, hardware
+from lm.runtime.compiler import compile_choice, toolchain
+from lm.runtime.devices import device_choice, device_identity, gpu_precision
 from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
@@ -39,7 +34,6 @@ if TYPE_CHECKING:
     import torch
 
 
-CACHE = "compiled"  # the compiler's, in checkpoints/
 LARGEST_FILE = 1_000_000  # bytes of machine.json
 Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
@@ -255,85 +249,3 @@ def precision_choice(device: str) -> "tuple[torch.dtype, str]":
         if flag in flags:
             return torch.bfloat16, f"this CPU has {flag}"
     return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slower than float32"
-
-
-def compile_choice(device: str) -> tuple[bool, str]:
-    """Return whether all that torch.compile needs is on this machine, and the reason. Whether it
-    works is tried by `compile_problem`."""
-    if device == "mps":
-        return False, "it was never tried on a Mac's GPU"
-    found, why = toolchain(device)
-    if found and device == "cuda" and hardware().capability < (7, 0):
-        return False, f"{hardware().gpus[0]} is too old for triton"
-    return found, why
-
-
-def toolchain(device: str) -> tuple[bool, str]:
-    """Return whether all that torch.compile needs beside the device is here, and the reason."""
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
-        return False, "TORCH_COMPILE_DISABLE is set"
-    compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
-    compiler = next((path for path in map(shutil.which, compilers) if path), None)
-    if compiler is None:
-        return False, f"no compiler found (looked for {' and '.join(compilers)})"
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        return False, "Python's header files are not installed (python3-dev), which compiled code needs"
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
-        return False, "triton is not installed"
-    return True, f"{compiler} is there" + (", and triton" if device == "cuda" else "")
-
-
-@functools.cache
-def compile_problem(device: str) -> str:
-    """Compile a tiny function on "cuda" or "cpu" and run it. Return why that fails, or "".
-
-    A compiler can be there and fail for many reasons: an incomplete installation, a wrong version,
-    a folder that it cannot write or name. From the second start on the function comes from the
-    compiler's cache, which is made anew if it is the cache that fails.
-    """
-    problem = _compile_tiny_function(device)
-    return _compile_tiny_function(device) if problem and renew_cache() else problem
-
-
-def renew_cache() -> bool:
-    """Delete the compiler's cache in `checkpoints/`, of which a power cut may have left empty
-    files, and let torch forget it. Return whether there was one."""
-    cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
-    if cache.name != CACHE or not cache.is_dir() or not any(cache.iterdir()):
-        return False
-    import torch
-    from torch._inductor.codecache import PyCodeCache
-
-    shutil.rmtree(cache, ignore_errors=True)
-    torch.compiler.reset()
-    PyCodeCache.cache_clear()
-    return True
-
-
-def _compile_tiny_function(device: str) -> str:
-    import torch
-
-    try:
-        torch.compile(lambda x: (2 * x.sin()).sum())(torch.ones(2**16, device=device))
-    except Exception as error:  # of any kind: of g++, of triton, of the file system
-        folders = [
-            os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""),
-            str(Path(torch.__file__).parent),
-            tempfile.gettempdir(),
-        ]
-        if split := next((folder for folder in folders if folder and not is_one_word(folder)), None):
-            return f"the compiler fails on the space or quote in the path of {split}"
-        # Inductor's message holds the whole command line before the compiler's own words.
-        words = str(error).rpartition("Output:\n")[2].splitlines() or [type(error).__name__]
-        line = next((line for line in words if "error" in line.lower()), words[0])
-        return f"the compiler is there and fails: {line.strip()}"
-    return ""
-
-
-def is_one_word(path: Path | str) -> bool:
-    """Return whether `path` is still one argument in the command line that torch splits for the
-    compiler: without spaces, quotes and backslashes."""
-    try:
-        return shlex.split(str(path)) == [str(path)]
-    except ValueError:  # a quote that is never closed
-        return False

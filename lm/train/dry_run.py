@@ -16,9 +16,10 @@ from configs.errors import UserError
 from configs.schema import Preset
 from data.memory import give_back_memory
 from lm.learner import Learner
+from lm.runtime.compiler import renew_cache
 from lm.runtime.distributed import World
 from lm.runtime.estimate import batch_sizes, how_to_set
-from lm.runtime.machine import device_name, renew_cache
+from lm.runtime.machine import device_name
 from lm.schedule import plan_step
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from aux_heads.joint import JointModel, build_heads
 from configs.errors import UserError
 from configs.schema import AuxiliaryConfig, ModelConfig
 from lm.model import Transformer
-from lm.runtime.machine import compile_choice
+from lm.runtime.compiler import compile_choice
 from tests.aux_heads.small_trunk import (
     ALL_HEADS,
     HIDDEN_SIZE,

@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import parse_preset
 from lm.learner import Learner
-from lm.runtime import devices, machine
+from lm.runtime import compiler, devices, machine
 from lm.runtime.devices import Hardware, hardware
 from lm.runtime.distributed import World
 from tests.lm.small_step import ALL_HEADS, make_step
@@ -27,7 +27,7 @@ def here(monkeypatch):
     """Makes this machine one with that hardware."""
 
     def become(found: Hardware) -> None:
-        for module in (devices, machine):
+        for module in (compiler, devices):
             monkeypatch.setattr(module, "hardware", lambda: found)
 
     return become
@@ -96,10 +96,10 @@ def test_the_precision_has_its_reason(here, found, device, dtype, says):
 
 
 def test_what_is_not_compiled(here, monkeypatch):
-    monkeypatch.setattr(machine, "toolchain", lambda device: (True, "all is there"))
+    monkeypatch.setattr(compiler, "toolchain", lambda device: (True, "all is there"))
     for found, device, expected in ((T4, "cuda", True), (P100, "cuda", False), (MAC, "mps", False)):
         here(found)
-        assert machine.compile_choice(device)[0] is expected
+        assert compiler.compile_choice(device)[0] is expected
 
 
 def test_this_machine_is_read_without_a_warning(recwarn):

@@ -20,6 +20,7 @@ from lm.loss import CHUNK_ROWS, CHUNK_VOCAB
 from lm.model import Transformer
 from lm.optim import build_optimizers
 from lm.runtime import estimate, machine
+from lm.runtime.compiler import compile_choice
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs").glob("[0-9]*.json"))
@@ -313,7 +314,7 @@ def test_choices_follow_the_hardware_and_say_why(monkeypatch):
     assert dtype == torch.float32
     assert "avx512_bf16" in reason
     monkeypatch.setenv("PATH", "")
-    assert machine.compile_choice("cpu") == (False, "no compiler found (looked for g++ and clang++)")
+    assert compile_choice("cpu") == (False, "no compiler found (looked for g++ and clang++)")
 
 
 def test_a_model_config_is_enough_for_parameters():

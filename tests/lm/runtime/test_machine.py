@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.runtime.machine import is_one_word
+from lm.runtime.compiler import is_one_word
 from tests.program import Program
 
 ROOT = Path(__file__).parents[3]

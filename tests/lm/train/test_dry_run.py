@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.runtime.machine import toolchain
+from lm.runtime.compiler import toolchain
 from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
 
 # `aot_eager` is torch.compile without its code generator: as particular about what it has seen, and quick.
