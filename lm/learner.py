@@ -170,7 +170,7 @@ def check_shapes(parts: Mapping[str, nn.Module], state: Mapping[str, Any]) -> No
     """Raise UserError unless each part of a checkpoint's state has the tensors of its module."""
     for part, module in parts.items():
         saved, shapes = state[part], {name: tensor.shape for name, tensor in module.state_dict().items()}
-        for name in shapes.keys() | saved.keys():
+        for name in shapes | saved:
             if shapes.get(name) != _shape(saved.get(name)):
                 raise UserError(MISFIT.format(name))
 
