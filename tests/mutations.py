@@ -33,7 +33,7 @@ LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
 CHECKPOINT, STREAM, STEP = (
     "tests/lm/checkpoint/test_checkpoint.py",
-    "tests/data/test_stream.py",
+    "tests/data/test_stream.py tests/data/test_stream_kills.py tests/data/test_stream_memory.py",
     "tests/lm/test_train_step.py",
 )
 MUTATIONS = {

@@ -10,7 +10,7 @@ from data import tokenizer as bpe
 from data.journal import JournalReader
 from data.order import finish_row, window_edges
 from data.stream import StreamEnded
-from tests.data.test_stream import (  # noqa: F401  # a fixture
+from tests.data.small_stream import (
     DTYPE,
     LIBRARY,
     T,
@@ -19,7 +19,6 @@ from tests.data.test_stream import (  # noqa: F401  # a fixture
     folder,
     make_preset,
     read_all,
-    started,
 )
 
 ROWS, SHARE = 4000, 0.25
@@ -31,7 +30,7 @@ def finishing(**finish):
     return make_preset(sources=("email", "asyncio"), weights=(1, 1), finish=FINISH | finish)
 
 
-def test_the_last_tokens_come_from_the_finish_and_no_window_crosses_its_first_row(tmp_path, started):  # noqa: F811
+def test_the_last_tokens_come_from_the_finish_and_no_window_crosses_its_first_row(tmp_path, started):
     preset = finishing()
     assert [source.label for source in preset.data.all_sources] == ["email", "asyncio", "json"]
     stream = started(preset, tmp_path, BUDGET)
@@ -61,14 +60,14 @@ def test_the_last_tokens_come_from_the_finish_and_no_window_crosses_its_first_ro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["weighted", "round_robin"])
-def test_kills_leave_no_trace_across_the_beginning_of_the_finish(strategy, tmp_path, started):  # noqa: F811
+def test_kills_leave_no_trace_across_the_beginning_of_the_finish(strategy, tmp_path, started):
     finish = FINISH if strategy == "weighted" else {key: FINISH[key] for key in ("share", "sources")}
     preset = make_preset(strategy, sources=("email", "asyncio"), weights=(1, 1), finish=finish)
     changes = [(2000, [1.0, 3.0, 0.0, 1.0, 0.0, 1.0]), (3500, [1.0, 1.0, 0.0, 4.0, 0.0, 1.0])]
     check_that_kills_leave_no_trace(preset, tmp_path, started, ROWS, (0, 1, 2500, 3000, 3000, 3300), changes)
 
 
-def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):  # noqa: F811
+def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     stream = started(finishing(), tmp_path, 2000 * T)
     read_all(stream, 2000)
     begun = stream.windows_begun(2000)
@@ -81,7 +80,7 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):  # noqa: 
     assert {1500, 3000} <= set(longer.windows_begun(4000))
 
 
-def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_run(tmp_path, started):  # noqa: F811
+def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_run(tmp_path, started):
     once = folder("json", repeat=1)
     finish = {"share": 0.25, "sources": [once, folder("asyncio")]}
     preset = make_preset(sources=(once, "email"), weights=(1, 1), finish=finish)
@@ -94,7 +93,7 @@ def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_
     assert 100 < ended.value.num_rows < 900
 
 
-def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):  # noqa: F811
+def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):
     watched = tmp_path / "watched"
     watched.mkdir()
     copied = next(path for path in sorted((LIBRARY / "json").glob("*.py")) if path.stat().st_size > 3000)
@@ -114,7 +113,7 @@ def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started): 
     assert copied.read_text() not in documents_of(tmp_path / "run", 150)
 
 
-def test_watched_text_is_no_held_out_text_of_the_sources_trained_on(tmp_path, started):  # noqa: F811
+def test_watched_text_is_no_held_out_text_of_the_sources_trained_on(tmp_path, started):
     (tmp_path / "one.txt").write_text("There is nothing else to read here.")
     preset = make_preset(
         sources=[{"type": "text", "path": str(tmp_path / "one.txt")}], weights=None, watch=[folder("json")]
