@@ -1,8 +1,10 @@
-"""Other people's trainers on the same rows: nanoGPT and litgpt from a checkout, the Hugging Face Trainer, and ours.
+"""Other people's trainers on the same rows: nanoGPT, nanochat, modded-nanogpt and litgpt, the Hugging Face Trainer, and ours.
 
 Each is one function: `train(shape, steps, options)`. `steps` yields the rows (R, T + 1) of one optimizer step after
 another and is asked for the next when the one before is over (by the Trainer, one micro-batch earlier). Each has its
-own model, optimizer and loop, as in its training script: micro-batches of one size, clipping at 1.
+own model, optimizer and loop, as in its training script: micro-batches of one size.
+
+The first three are read from checkouts, which lie in one folder under the names that they have on GitHub.
 
 litgpt needs `pip install lightning litgpt`, the Trainer `pip install transformers accelerate`.
 """
@@ -70,11 +72,11 @@ class Shape(NamedTuple):
 @dataclass
 class Options:
     num_steps: int
-    learning_rate: float | None = None  # the peak; None: the trainer's own
+    learning_rate: float | None = None  # the peak, or of benchmarks/speedrunners.py a factor; None: the trainer's own
     seed: int = 1
     low_precision: bool = True  # bf16 autocast
     compiled: bool = True
-    checkout: Path | None = None  # of nanoGPT
+    checkouts: Path | None = None  # a folder
     tokens_per_step: int = TOKENS_PER_STEP
     logits: Logits | None = None  # of the model as it is now: set by the trainer before its first step
 
@@ -179,8 +181,8 @@ def preset_json(shape: Shape, options: Options) -> str:
 
 
 def nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
-    """model.py of the checkout, in the loop of its train.py."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", options.checkout / "model.py")
+    """model.py of its checkout, in the loop of its train.py."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", options.checkouts / "nanoGPT" / "model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -316,7 +318,26 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
         transformers.Trainer(model, arguments, train_dataset=Rows()).train()
 
 
-TRAINERS = {"ours": ours, "nanoGPT": nanogpt, "litgpt": litgpt, "HF Trainer": trainer}
+def nanochat(shape: Shape, steps: Steps, options: Options) -> None:
+    from benchmarks import speedrunners
+
+    speedrunners.nanochat(shape, steps, options)
+
+
+def modded_nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
+    from benchmarks import speedrunners
+
+    speedrunners.modded_nanogpt(shape, steps, options)
+
+
+TRAINERS = {
+    "ours": ours,
+    "nanoGPT": nanogpt,
+    "nanochat": nanochat,
+    "modded-nanogpt": modded_nanogpt,
+    "litgpt": litgpt,
+    "HF Trainer": trainer,
+}
 
 
 def negative_log_likelihood(logits: Logits, rows: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Held-out bits per byte against tokens seen: ours, nanoGPT and the Hugging Face Trainer on the very same rows.
+"""Held-out bits per byte against tokens seen: ours and its opponents on the very same rows.
 
-    python -m benchmarks.quality NANOGPT CORPUS OUT [TOKENS]
+    python -m benchmarks.quality CHECKOUTS CORPUS OUT [TOKENS [OPPONENT ...]]
 
-NANOGPT: a checkout; CORPUS: what benchmarks/corpus.py lays out. One stream of TOKENS (20,000,000) is written down
-first. Then each opponent is tuned on it at that length: every learning rate of RATES with every batch of BATCHES, its
+CHECKOUTS: benchmarks/contenders.py says of what; CORPUS: what benchmarks/corpus.py lays out, or a preset (.json) whose
+sources are taken; OPPONENT: of OPPONENTS, all if none is named. One stream of TOKENS (20,000,000) is written down
+first. Then each opponent is tuned on it at that length: every learning rate of its RATES with every batch of BATCHES, its
 own schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with
 three seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again,
 unless the text was another, and what is known so far is printed after each. Those in benchmarks/measured/ are of rows in
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.contenders import EVALUATED_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
-from configs.schema import TOKEN_BUDGET, Preset, parse_preset
+from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from data import tokenizer as bpe
 from data.journal import JournalReader, run_ahead_rows
 from data.order import RowOrder, window_edges
@@ -30,8 +31,15 @@ from data.stream import Stream
 from lm.runtime.machine import keep_freed_memory
 
 SHAPE = Shape(256, 3, 4, 256, 8192)
-RATES, BATCHES, SEEDS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (8_192, 16_384), (1, 2, 3)
-OPPONENTS = ("nanoGPT", "HF Trainer")
+BATCHES, SEEDS = (8_192, 16_384), (1, 2, 3)
+ADAMW_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+FACTORS = (1.0, 2.0, 4.0, 8.0)  # of the rates that its script has
+OPPONENTS = {
+    "nanoGPT": ADAMW_RATES,
+    "HF Trainer": ADAMW_RATES,
+    "nanochat": FACTORS,
+    "modded-nanogpt": FACTORS,
+}
 HELD_OUT_TOKENS = 300_000
 POINTS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of a run, where it is evaluated
 
@@ -39,7 +47,7 @@ POINTS = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of a run, where it is evalu
 class Arm(NamedTuple):
     trainer: str
     batch: int  # tokens
-    rate: float | None  # peak; None: what our presets have
+    rate: float | None  # the trainer's learning_rate (contenders.Options); None: what our presets have
     seed: int
     tokens: int
 
@@ -62,7 +70,7 @@ class Text:
         self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
         self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
         stream.close()
-        self.vocab_size = info.vocab_size
+        self.seq_length, self.vocab_size = stream.seq_length, info.vocab_size
         self.journal = JournalReader(out / "stream", row_dtype(stream.seq_length, info.vocab_size)).rows(
             0, self.num_rows
         )
@@ -108,12 +116,13 @@ def corpus_preset(corpus: Path, shape: Shape) -> Preset:
     return parse_preset(json.dumps(preset), "the benchmark's preset")
 
 
-def train(arm: Arm, text: Text, checkout: Path) -> dict:
+def train(arm: Arm, text: Text, checkouts: Path) -> dict:
     """The curve [(tokens, bits per byte)] and the seconds of training."""
-    num_rows, num_steps = arm.batch // SHAPE.length, arm.tokens // arm.batch
+    shape = SHAPE._replace(length=text.seq_length, vocab=text.vocab_size)
+    num_rows, num_steps = arm.batch // shape.length, arm.tokens // arm.batch
     points = {round(share * num_steps) for share in POINTS}
     curve, clock = [], {"seconds": 0.0, "since": 0.0}
-    options = Options(num_steps, learning_rate=arm.rate, seed=arm.seed, checkout=checkout, tokens_per_step=arm.batch)
+    options = Options(num_steps, learning_rate=arm.rate, seed=arm.seed, checkouts=checkouts, tokens_per_step=arm.batch)
 
     def steps():
         for step in range(num_steps):
@@ -123,15 +132,15 @@ def train(arm: Arm, text: Text, checkout: Path) -> dict:
             if step + 1 in points and step + 1 < num_steps:
                 curve.append([(step + 1) * arm.batch, text.bits_per_byte(options.logits)])
 
-    TRAINERS[arm.trainer](SHAPE, steps(), options)
+    TRAINERS[arm.trainer](shape, steps(), options)
     curve.append([num_steps * arm.batch, text.bits_per_byte(options.logits)])
     return {"arm": arm, "curve": curve, "seconds": clock["seconds"]}
 
 
-def run(arm: Arm, text: Text, checkout: Path, out: Path) -> dict:
+def run(arm: Arm, text: Text, checkouts: Path, out: Path) -> dict:
     path = out / arm.file
     if not path.exists():
-        result = train(arm, text, checkout)
+        result = train(arm, text, checkouts)
         path.write_text(json.dumps(result))
         print(f"{arm.file}: {result['curve'][-1][1]}, {result['seconds']:.0f} s", flush=True)
     return json.loads(path.read_text())
@@ -150,9 +159,10 @@ def report(name: str, results: list[dict]) -> None:
     )
 
 
-def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
+def main(checkouts: Path, corpus: Path, out: Path, tokens: int, opponents: list[str]) -> None:
     keep_freed_memory()  # for all alike: it makes the sweep shorter
-    text = Text(corpus_preset(corpus, SHAPE), out, tokens)
+    preset = load_preset(corpus) if corpus.suffix == ".json" else corpus_preset(corpus, SHAPE)
+    text = Text(preset, out, tokens)
     out = out / text.digest
     out.mkdir(exist_ok=True)
     own = Arm("ours", 8_192, None, 1, tokens)  # at 20M tokens: LOG.md
@@ -160,18 +170,19 @@ def main(checkout: Path, corpus: Path, out: Path, tokens: int) -> None:
     for share, name in ((3, "a third"), (4, "a quarter")):
         arms[f"ours, {name} of the tokens"] = own._replace(tokens=tokens // share)
     for arm in arms.values():
-        run(arm, text, checkout, out)
-    for name in OPPONENTS:
-        grid = [Arm(name, batch, rate, 1, tokens) for batch in BATCHES for rate in RATES]
-        arms[name] = min(grid, key=lambda arm: final(run(arm, text, checkout, out)))
+        run(arm, text, checkouts, out)
+    for name in opponents:
+        grid = [Arm(name, batch, rate, 1, tokens) for batch in BATCHES for rate in OPPONENTS[name]]
+        arms[name] = min(grid, key=lambda arm: final(run(arm, text, checkouts, out)))
         print(f"{name}, tuned: {arms[name]}")
     for seed in SEEDS:
         for arm in arms.values():
-            run(arm._replace(seed=seed), text, checkout, out)
+            run(arm._replace(seed=seed), text, checkouts, out)
     for name, arm in arms.items():
-        report(name, [run(arm._replace(seed=seed), text, checkout, out) for seed in SEEDS])
+        report(name, [run(arm._replace(seed=seed), text, checkouts, out) for seed in SEEDS])
 
 
 if __name__ == "__main__":
-    *folders, budget = sys.argv[1:] if len(sys.argv) == 5 else [*sys.argv[1:], "20000000"]
-    main(*map(Path, folders), int(budget))
+    checkouts, corpus, out, *more = sys.argv[1:]
+    tokens = int(more[0]) if more else 20_000_000
+    main(Path(checkouts), Path(corpus), Path(out), tokens, more[1:] or list(OPPONENTS))

@@ -1,13 +1,13 @@
-"""Tokens a second of whole training steps, side by side: ours, nanoGPT, litgpt, the Hugging Face Trainer.
+"""Tokens a second of whole training steps, side by side: ours and others.
 
-    python -m benchmarks.speed NANOGPT [ROUNDS [ARM ...]]
+    python -m benchmarks.speed CHECKOUTS [ROUNDS [ARM ...]]
 
-NANOGPT: a checkout of it; ARM: of ARMS, all if none is named. Each trainer in a process of its own, in turn, ROUNDS
-times (3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a CPU also every 8,192,
-on a GPU at 50M parameters too, with larger steps. The first steps, which compile, are not counted; the seconds until
-the first is over are printed. Each process also measures what a product of large bf16 matrices reaches here (the peak);
-the share of it that a step uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and attention's
-causal half.
+CHECKOUTS: benchmarks/contenders.py says of what; ARM: of ARMS, all if none is named. Each trainer in a process of its
+own, in turn, ROUNDS times (3), on random tokens: forward, backward and optimizer, one step every 16,384 tokens; on a CPU
+also every 8,192, on a GPU at 50M parameters too, with larger steps. The first steps, which compile, are not counted; the
+seconds until the first is over are printed. Each process also measures what a product of large bf16 matrices reaches here
+(the peak); the share of it that a step uses (MFU) counts 6 FLOPs for each parameter of a matrix product and token, and
+attention's causal half.
 """
 
 import json
@@ -40,6 +40,7 @@ SIZES = {  # a shape, and tokens of a step
 WARM_STEPS = 3
 TIMES = 5 if device() == "cuda" else 6
 H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
+NOT_GATED = {"nanoGPT", "nanochat", "modded-nanogpt"}  # MLPs; others have one like ours
 ARMS = {  # name: trainer, bf16, compiled
     "ours": ("ours", True, True),
     "nanoGPT as shipped": ("nanoGPT", False, False),
@@ -47,6 +48,8 @@ ARMS = {  # name: trainer, bf16, compiled
     "HF Trainer as shipped": ("HF Trainer", False, False),
     "HF Trainer, bf16, compiled": ("HF Trainer", True, True),
     "litgpt, bf16, compiled": ("litgpt", True, True),
+    "nanochat, bf16, compiled": ("nanochat", True, True),
+    "modded-nanogpt, bf16, compiled": ("modded-nanogpt", True, True),
 }
 
 
@@ -68,7 +71,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(arm: str, shape: Shape, tokens: int, checkout: Path) -> dict:
+def measure(arm: str, shape: Shape, tokens: int, checkouts: Path) -> dict:
     name, low_precision, compiled = ARMS[arm]
     # Steps that are timed together: a GPU is to have the next one before it ends one.
     together = max(4, 655_360 // tokens) if device() == "cuda" else 1
@@ -86,7 +89,7 @@ def measure(arm: str, shape: Shape, tokens: int, checkout: Path) -> dict:
 
     num_steps = WARM_STEPS + together * TIMES
     options = Options(
-        num_steps, low_precision=low_precision, compiled=compiled, checkout=checkout, tokens_per_step=tokens
+        num_steps, low_precision=low_precision, compiled=compiled, checkouts=checkouts, tokens_per_step=tokens
     )
     TRAINERS[name](shape, steps(), options)
     seconds = [(after - before) / together for before, after in pairwise(times[2:])]
@@ -96,12 +99,12 @@ def measure(arm: str, shape: Shape, tokens: int, checkout: Path) -> dict:
     return {"speed": speed, "peak": max(peaks), "memory": memory, "first": times[1] - began}
 
 
-def compare(size: int, checkout: Path, rounds: int, arms: Iterable[str]) -> None:
+def compare(size: int, checkouts: Path, rounds: int, arms: Iterable[str]) -> None:
     shape, tokens = SIZES[size]
     found: dict[str, list[dict]] = {arm: [] for arm in arms}
     for _ in range(rounds):
         for arm, results in found.items():
-            command = [sys.executable, "-m", "benchmarks.speed", "one", str(checkout), arm, str(size)]
+            command = [sys.executable, "-m", "benchmarks.speed", "one", str(checkouts), arm, str(size)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{arm}:\n{done.stderr}")
@@ -123,7 +126,7 @@ def compare(size: int, checkout: Path, rounds: int, arms: Iterable[str]) -> None
     )
     for arm, results in found.items():
         speeds = [result["speed"] for result in results]
-        speed, flops = statistics.median(speeds), shape.flops_per_token[ARMS[arm][0] != "nanoGPT"]
+        speed, flops = statistics.median(speeds), shape.flops_per_token[ARMS[arm][0] not in NOT_GATED]
         ratios = [one["speed"] / other for one, other in zip(found["ours"], speeds, strict=True)]
         memory = max(result["memory"] for result in results) / 2**20
         first = statistics.median(result["first"] for result in results)
