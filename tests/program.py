@@ -21,6 +21,7 @@ import torch
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.runtime.signals import processes
+from tests.warm_start import WarmProcess
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -105,7 +106,9 @@ class Program:
         self, answers: str | None = None, *flags: str, launcher: tuple[str, ...] = (sys.executable,)
     ) -> subprocess.Popen:
         """`answers`: what is typed, then end-of-file; None: stdin is /dev/null."""
-        process = subprocess.Popen(
+        as_usual = launcher == (sys.executable,) and self.environment == ENVIRONMENT
+        popen = WarmProcess if as_usual and sys.platform == "linux" else subprocess.Popen
+        process = popen(
             [*launcher, str(self.folder / "main.py"), *flags],
             cwd=self.elsewhere,
             env={**os.environ, **self.environment},

@@ -37,7 +37,9 @@ class Started:
 
     def __init__(self, program: Program, answers: str | None = None, **how):
         self.program, self.said = program, ""
+        program.environment["PROGRAM"] = str(program.folder)
         self.process = program.start(answers, **how)
+        del program.environment["PROGRAM"]  # with it, no other start is a warm one (tests/warm_start.py)
         pipes = (self.process.stdout, self.process.stderr)
         self._readers = [threading.Thread(target=self._read, args=(pipe,), daemon=True) for pipe in pipes]
         for reader in self._readers:
@@ -97,7 +99,6 @@ def make(text, tmp_path):
 
     def program(name: str = "program", *, token_budget: int = BUDGET, train=(), **changes) -> Program:
         made.append(Program(tmp_path / name, text, token_budget=token_budget))
-        made[-1].environment["PROGRAM"] = str(made[-1].folder)
         intervals = dict.fromkeys(INTERVALS, PERIOD)
         made[-1].add(
             **{"model": {"seq_length": 64}, "train": {**intervals, "eval_tokens": 100_000, **dict(train)}, **changes}
