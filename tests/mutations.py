@@ -394,6 +394,9 @@ MUTATIONS = {
     "row groups are sorted in every round": Mutation(
         "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
     ),
+    "globs of data files have no bound": Mutation(
+        "data/sources/hub_client.py", "    bound_local_globs()\n", "", LAYOUTS
+    ),
     "a ragged line of CSV is cut": Mutation(
         "data/sources/csv_files.py", "if len(line) <= len(names) else None", "or None", LAYOUTS
     ),
