@@ -45,7 +45,7 @@ from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import Prepared, load_or_prepare, reason_to_skip
+from data.prepare import PDF_TEXT, Prepared, load_or_prepare, reason_to_skip, set_obstacles_aside
 from data.producer_channel import Events, Orders
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
@@ -188,6 +188,7 @@ def prepare(
 
     `header`: of a resumed run. Return also the names of what was lost.
     """
+    set_obstacles_aside(stream_dir, events.notice)
     found = read_header(stream_dir)
     if header is not None and found not in (None, header):
         raise UserError(
@@ -201,7 +202,7 @@ def prepare(
         pinned = header["sources"][i]["pinned"] if header else None
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
-            source.open_anew(pinned, stream_dir / "pdf_text")
+            source.open_anew(pinned, stream_dir / PDF_TEXT)
     return load_or_prepare(preset, stream_dir, header, sources, token_budget, events.status, events.notice)
 
 

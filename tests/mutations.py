@@ -354,6 +354,15 @@ MUTATIONS = {
         "if entry is None:",
         "tests/data/test_journal.py",
     ),
+    "a pipe in the place of a file of the stream is read": Mutation(
+        "data/prepare.py",
+        "if new_name := set_aside_unless_file(path):",
+        "if new_name := None:",
+        "tests/data/test_stream_kills.py::test_what_is_no_file_is_set_aside_and_made_again_wherever_it_is",
+    ),
+    "a journal that was replaced is waited for": Mutation(
+        "data/journal.py", "not (file and os.path.samestat(file, self._file))", "not file", "tests/data/test_journal.py"
+    ),
     "damaged rows are trained on": Mutation(
         "data/journal.py",
         "if crc32(content) != self._appends[number].crc32:",

@@ -26,7 +26,6 @@ from configs.errors import DiskError
 from data.files import write_atomically
 from lm.runtime.compiler import compile_choice, toolchain
 from lm.runtime.devices import device_choice, device_identity, gpu_precision
-from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +112,9 @@ def load_machine(folder: Path) -> Machine | None:
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Write `machine.json`; what has its name and is no file is set aside. If the disk refuses,
-    this is logged: the next start measures again."""
+    """Write `machine.json`. If the disk refuses, this is logged: the next start measures again."""
     path = folder / "machine.json"
     try:
-        if os.path.lexists(path) and not path.is_file():
-            set_aside(path)
         write_atomically(path, json.dumps(dataclasses.asdict(machine), indent=1).encode())
     except DiskError as error:
         log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)

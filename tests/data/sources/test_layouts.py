@@ -20,7 +20,6 @@ from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source
 from tests.hub import parquet
 
-
 PATTERNS = {
     "*.jsonl": ["a.jsonl", "b/c.jsonl"],  # and a link, but not one that leads nowhere
     "**/*.jsonl": ["a.jsonl", "b/c.jsonl", "b/c.jsonl", "b/c/d.jsonl"],
