@@ -13,10 +13,11 @@ status, notice, epoch, exhausted, error.
    were consumed or are wanted.
 
 It may be killed at any instant: restarted, it appends exactly the rows that it would have. It ends
-when stdin closes, with exit code 2 after an error event, or with 1 and a traceback on stderr for a
-defect. It never imports torch or main.
+when stdin closes, with exit code 2 after an error event, with OUT_OF_MEMORY, or with 1 and a
+traceback on stderr for a defect. It never imports torch or main.
 """
 
+import errno
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
 from data.prepare import PDF_TEXT, Prepared, load_or_prepare, reason_to_skip, set_obstacles_aside
-from data.producer_channel import Events, Orders
+from data.producer_channel import OUT_OF_MEMORY, Events, Orders
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
@@ -246,6 +247,8 @@ def main() -> int:
     except BrokenPipeError:
         pass  # the trainer is gone
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return OUT_OF_MEMORY
         if error.errno not in FULL | FAILING:
             traceback.print_exc()
             return 1
@@ -254,6 +257,9 @@ def main() -> int:
             "error", message=f"the data process cannot go on: {error}; see to that disk or file and start again"
         )
         return 2
+    except MemoryError:  # a new process takes less, unless a limit is too low
+        print("the data process has not enough memory", file=sys.stderr)
+        return OUT_OF_MEMORY
     except BaseException:
         traceback.print_exc()
         return 1

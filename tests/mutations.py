@@ -242,9 +242,12 @@ MUTATIONS = {
     ),
     "a silent rank is waited for": Mutation(
         "lm/runtime/watch.py",
-        "            except RuntimeError:\n",
-        "            except KeyError:\n",
+        "            except RuntimeError as error:\n",
+        "            except KeyError as error:\n",
         "tests/test_torchrun.py",
+    ),
+    "a rank waits for a silent one unsaved": Mutation(
+        "lm/runtime/watch.py", "            close_connections()\n", "", "tests/test_torchrun.py"
     ),
     "the final evaluation written twice": Mutation(
         "lm/train/records.py",

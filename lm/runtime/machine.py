@@ -7,6 +7,7 @@ depends on a preset.
 
 import ctypes
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 
+# Messages of torch's CPU allocator, of oneDNN, and of the loader of libraries.
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a ", "failed to map segment")
 LARGEST_FILE = 1_000_000  # bytes of machine.json
 Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
@@ -160,6 +163,13 @@ def device_name(device: "torch.device") -> str:
     if device.type == "mps":
         return "Apple GPU"
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether `error` means that memory, or what a limit leaves of it, is not enough."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's, of GPUs
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def peak_memory(device: str) -> int:
