@@ -247,7 +247,10 @@ MUTATIONS = {
         "tests/test_torchrun.py",
     ),
     "a rank waits for a silent one unsaved": Mutation(
-        "lm/runtime/watch.py", "            close_connections()\n", "", "tests/test_torchrun.py"
+        "lm/runtime/watch.py",
+        "            close_connections()\n",
+        "",
+        "tests/test_torchrun.py::test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not",
     ),
     "the final evaluation written twice": Mutation(
         "lm/train/records.py",
@@ -405,6 +408,9 @@ MUTATIONS = {
     ),
     "row groups are sorted in every round": Mutation(
         "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
+    ),
+    "a file is skipped for lack of memory": Mutation(
+        "data/sources/hub.py", "except (SourceError, MemoryError):", "except SourceError:", LAYOUTS
     ),
     "globs of data files have no bound": Mutation(
         "data/sources/hub_client.py", "    bound_local_globs()\n", "", LAYOUTS

@@ -18,6 +18,7 @@ from data.producer_channel import Events
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source
+from data.sources.parquet import ParquetFiles
 from tests.hub import parquet
 
 PATTERNS = {
@@ -240,6 +241,19 @@ def test_every_file_that_cannot_be_read_is_named_once(hub):
     assert source.skipped == {"unreadable file": 1}
     (notice,) = source.notices
     assert "train-6.parquet, which cannot be read" in notice
+
+
+def test_a_file_is_not_skipped_because_memory_is_short(hub, monkeypatch):
+    hub.add("some/large", {"train.parquet": parquet(text=["a row"] * 20)})
+    source = open_data("some/large")
+
+    def tables(*_: object):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(ParquetFiles, "tables", tables)
+    with pytest.raises(MemoryError):  # a new process may have enough: other rows would be another text
+        texts(source)
 
 
 def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
