@@ -102,10 +102,11 @@ def report(error: Exception) -> int:
         print(f"\n{what} {again.format(fix)}", file=sys.stderr)
         return 2
     if peer_has_ended(error):
-        what = (
-            "another process of this job has ended, or does not answer; the messages around this one say which and why."
+        print(
+            f"\nRank {os.environ['RANK']} ends: another process of this job has ended, or does not answer; the messages "
+            f"around this one say which and why. {again.format('')}",
+            file=sys.stderr,
         )
-        print(f"\nRank {os.environ['RANK']} ends: {what} {again.format('')}", file=sys.stderr)
         return 1
     traceback.print_exc()
     print(f"\nThis is a defect, or a lost machine. {again.format('')}", file=sys.stderr)
