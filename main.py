@@ -42,6 +42,7 @@ try:
     from lm.cli.menu import Choice
     from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
+    from lm.runtime.machine import is_out_of_memory
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -60,7 +61,8 @@ def main() -> int:
 
     0: done, or saved on request. 2: the user must change something. 1: a defect or a lost machine.
     """
-    if is_one_word(CHECKPOINTS):  # survives a reboot, unlike torch's own choice in /tmp
+    # It survives a reboot, unlike torch's own choice in /tmp, for which a rank without a disk is left.
+    if is_one_word(CHECKPOINTS) and os.access(CHECKPOINTS if CHECKPOINTS.exists() else HERE, os.W_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / CACHE))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
@@ -82,29 +84,32 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in FULL | FAILING:
-            return report_defect()
-        fix = "free some space" if error.errno in FULL else "see to that disk or file"
-        print(f"\nThe disk refuses: {error}. The last checkpoint is intact: {fix}, then start again.", file=sys.stderr)
-        return 2
     except Exception as error:
-        if not peer_has_ended(error):
-            return report_defect()
-        print(
-            f"\nRank {os.environ['RANK']} ends: another process of this job has ended; torchrun says which and why. The "
-            "last checkpoint is intact: start again to resume.",
-            file=sys.stderr,
-        )
-        return 1
+        return report(error)
     return 0
 
 
-def report_defect() -> int:
+def report(error: Exception) -> int:
+    """Say what ended the program, and return its exit code."""
+    again = "The last checkpoint is intact: {}start again to resume."
+    if isinstance(error, OSError) and error.errno in FULL | FAILING:
+        fix = "free some space, then " if error.errno in FULL else "see to that disk or file, then "
+        print(f"\nThe disk refuses: {error}. {again.format(fix)}", file=sys.stderr)
+        return 2
+    if is_out_of_memory(error):
+        fix = "raise the limit, or choose a smaller batch or model, then "
+        what = "There is not enough memory, or a limit (`ulimit -v`, that of a container or job) is too low."
+        print(f"\n{what} {again.format(fix)}", file=sys.stderr)
+        return 2
+    if peer_has_ended(error):
+        print(
+            f"\nRank {os.environ['RANK']} ends: another process of this job has ended, or does not answer; the messages "
+            f"around this one say which and why. {again.format('')}",
+            file=sys.stderr,
+        )
+        return 1
     traceback.print_exc()
-    print(
-        "\nThis is a defect, or a lost machine. The last checkpoint is intact: start again to resume.", file=sys.stderr
-    )
+    print(f"\nThis is a defect, or a lost machine. {again.format('')}", file=sys.stderr)
     return 1
 
 

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from configs.errors import DiskError, DiskFull
@@ -34,6 +35,28 @@ def room_on_disk(path: Path) -> Iterator[None]:
         raise
 
 
+def bad_name(path: Path) -> Path:
+    """Return the first name `<name>.bad-<n>` beside `path` that is free."""
+    return next(name for number in count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.bad-{number}")))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path`, a file, folder or anything else, to its `bad_name`, and return that."""
+    return path.rename(bad_name(path))
+
+
+def set_aside_unless_file(path: Path) -> Path | None:
+    """Set aside what has this name and is no file, such as a folder or a pipe. Return its new name, if any."""
+    return set_aside(path) if os.path.lexists(path) and not path.is_file() else None
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading. Raises OSError for a pipe or device too, whose reading might never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no file", str(path))
+    return path.open("rb")
+
+
 def write_all(file: io.FileIO, content: bytes) -> None:
     """Write `content` where an unbuffered file stands; it is on the disk when this returns."""
     view = memoryview(content)
@@ -43,11 +66,15 @@ def write_all(file: io.FileIO, content: bytes) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the content of `path` as a whole or, after a crash, not at all. Raises DiskError."""
+    """Replace the content of `path` as a whole or, after a crash, not at all. What has its name and
+    is no file is set aside. Raises DiskError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with room_on_disk(path):
-            with temporary.open("wb", buffering=0) as file:
+            for name in (path, temporary):
+                set_aside_unless_file(name)
+            temporary.unlink(missing_ok=True)  # of a crash, or a link: never written through
+            with temporary.open("xb", buffering=0) as file:
                 write_all(file, content)
             temporary.replace(path)
             sync_folder(path.parent)

@@ -17,8 +17,10 @@ import hashlib
 import io
 import json
 import os
+import stat
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -26,7 +28,7 @@ from zlib import crc32
 import numpy as np
 
 from configs.errors import DiskFull, StreamDamaged
-from data.files import room_on_disk, sync_folder, write_all, write_atomically
+from data.files import open_file, room_on_disk, sync_folder, write_all, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
 RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (order.py)
@@ -44,7 +46,8 @@ def run_ahead_rows(seq_length: int, token_budget: int) -> int:
 def read_header(folder: Path) -> dict[str, Any] | None:
     """Read stream.json. Return None if it is missing (the stream was never fully prepared) or damaged."""
     try:
-        header = json.loads((folder / HEADER).read_bytes())
+        with open_file(folder / HEADER) as file:
+            header = json.load(file)
         check = header.pop("check")
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
@@ -166,7 +169,7 @@ class JournalReader:
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder, self.dtype = folder, dtype
-        self._has_writer = (folder / STATES).exists()  # then it is only gone if somebody removes it
+        self._file = _status(folder / STATES)  # the writer's; somebody else may put another in its place
         self._read = 0  # bytes of states.jsonl parsed so far
         self._check = ""  # of the last line
         self._appends: list[Append] = []
@@ -175,9 +178,11 @@ class JournalReader:
     def num_rows(self) -> int:
         """Return the number of rows committed so far. Raises StreamDamaged if some have gone."""
         path = self.folder / STATES
-        size = path.stat().st_size if path.exists() else 0
-        if size < self._read or (self._has_writer and not path.exists()):
-            raise _damaged(path, "it has lost rows")
+        file = _status(path)
+        size = file.st_size if file else 0
+        if size < self._read or (self._file and not (file and os.path.samestat(file, self._file))):
+            raise _damaged(path, "it has lost rows, or was replaced")
+        self._file = file
         if size > self._read:
             if not self._appends:
                 self._check = _header_check(read_header(self.folder))
@@ -201,7 +206,8 @@ class JournalReader:
         if num_rows > self.num_rows():
             raise IndexError(f"row {num_rows} of {self.num_rows()}")
         append = self._appends[bisect_left(self._ends, num_rows)]
-        with (self.folder / STATES).open("rb") as states:
+        entry = None
+        with suppress(OSError), open_file(self.folder / STATES) as states:
             states.seek(append.offset)
             entry = _from_line(states.readline(), append.check_before)
         if entry is None:
@@ -233,7 +239,7 @@ class JournalReader:
         """Return the rows of one append, start .. end - 1."""
         path, wrong = self.folder / ROWS, f"rows {start:,} to {end:,} are not those that were written"
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(start * self.dtype.itemsize)
                 content = file.read((end - start) * self.dtype.itemsize)
         except OSError as error:
@@ -241,6 +247,14 @@ class JournalReader:
         if crc32(content) != self._appends[number].crc32:
             raise _damaged(path, wrong)
         return np.frombuffer(content, self.dtype)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of the file that has this name now; None: none has."""
+    with suppress(OSError):
+        status = path.stat()
+        return status if stat.S_ISREG(status.st_mode) else None
+    return None
 
 
 def _damaged(path: Path, what: str) -> StreamDamaged:

@@ -8,6 +8,7 @@ checkpoint holds a copy of it, so that a run that has lost its stream knows what
 from which revisions of its sources.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,7 +24,7 @@ from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
-from data.files import room_on_disk, write_atomically
+from data.files import room_on_disk, set_aside, set_aside_unless_file, write_atomically
 from data.heldout import (
     BYTES_PER_TOKEN,
     SHORTEST_CUT,
@@ -36,12 +37,12 @@ from data.heldout import (
     text_hash,
 )
 from data.identity import check_paths, data_identity, path_of
-from data.journal import HEADER, read_header, write_header
+from data.journal import HEADER, ROWS, STATES, read_header, write_header
 from data.mixing import Mixer, base_weights, over_the_run
 from data.packing import row_dtype
 from data.sources.base import HELD_OUT_ONE_IN, Document, Source
 
-HELD_OUT = "heldout.npz"
+HELD_OUT, PDF_TEXT = "heldout.npz", "pdf_text"
 SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
@@ -50,6 +51,18 @@ Content = TypeVar("Content")
 
 def tokenizer_path(stream_dir: Path) -> Path:
     return stream_dir.parent / "tokenizer.json"
+
+
+def set_obstacles_aside(stream_dir: Path, notice: Callable[[str], None]) -> None:
+    """Set aside what has the name of a part of the stream but is none, such as a folder or a pipe
+    in the place of a file. That part is then made again, as if it were lost."""
+    with room_on_disk(stream_dir):
+        for path in (stream_dir, stream_dir / PDF_TEXT):
+            if os.path.lexists(path) and not path.is_dir():
+                notice(f"{path} is no folder: it is now {set_aside(path).name}")
+        for path in (tokenizer_path(stream_dir), *(stream_dir / name for name in (HELD_OUT, HEADER, ROWS, STATES))):
+            if new_name := set_aside_unless_file(path):
+                notice(f"{path} is no file: it is now {new_name.name}")
 
 
 class Prepared(NamedTuple):

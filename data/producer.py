@@ -13,10 +13,11 @@ status, notice, epoch, exhausted, error.
    were consumed or are wanted.
 
 It may be killed at any instant: restarted, it appends exactly the rows that it would have. It ends
-when stdin closes, with exit code 2 after an error event, or with 1 and a traceback on stderr for a
-defect. It never imports torch or main.
+when stdin closes, with exit code 2 after an error event, with OUT_OF_MEMORY, or with 1 and a
+traceback on stderr for a defect. It never imports torch or main.
 """
 
+import errno
 import json
 import os
 import signal
@@ -45,8 +46,8 @@ from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import Prepared, load_or_prepare, reason_to_skip
-from data.producer_channel import Events, Orders
+from data.prepare import PDF_TEXT, Prepared, load_or_prepare, reason_to_skip, set_obstacles_aside
+from data.producer_channel import OUT_OF_MEMORY, Events, Orders
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
@@ -188,6 +189,7 @@ def prepare(
 
     `header`: of a resumed run. Return also the names of what was lost.
     """
+    set_obstacles_aside(stream_dir, events.notice)
     found = read_header(stream_dir)
     if header is not None and found not in (None, header):
         raise UserError(
@@ -201,7 +203,7 @@ def prepare(
         pinned = header["sources"][i]["pinned"] if header else None
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
-            source.open_anew(pinned, stream_dir / "pdf_text")
+            source.open_anew(pinned, stream_dir / PDF_TEXT)
     return load_or_prepare(preset, stream_dir, header, sources, token_budget, events.status, events.notice)
 
 
@@ -245,6 +247,8 @@ def main() -> int:
     except BrokenPipeError:
         pass  # the trainer is gone
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return OUT_OF_MEMORY
         if error.errno not in FULL | FAILING:
             traceback.print_exc()
             return 1
@@ -253,6 +257,9 @@ def main() -> int:
             "error", message=f"the data process cannot go on: {error}; see to that disk or file and start again"
         )
         return 2
+    except MemoryError:  # a new process takes less, unless a limit is too low
+        print("the data process has not enough memory", file=sys.stderr)
+        return OUT_OF_MEMORY
     except BaseException:
         traceback.print_exc()
         return 1

@@ -6,6 +6,8 @@ import sys
 import threading
 from typing import IO, Any
 
+OUT_OF_MEMORY = 3  # exit code of the data process
+
 
 class Events:
     """The events for the trainer, from any thread: one JSON line each, written to `channel`."""

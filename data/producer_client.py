@@ -8,6 +8,7 @@ not exist yet: rows that are committed can be read in any case.
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from configs.errors import ProducerDied, UserError
+from data.producer_channel import OUT_OF_MEMORY
 from data.sources.hub_client import without_secrets
 
 MOST_DEATHS = 3  # consecutive, without a new row between them
@@ -151,6 +153,11 @@ class ProducerProcess:
         if self._deaths < MOST_DEATHS:
             self._start()
             self.status = f"the data process ended with code {code} and was restarted"
+        elif code in (OUT_OF_MEMORY, -signal.SIGKILL):  # the latter is Linux's way of saying it
+            self._error = UserError(
+                f"the data process was ended {self._deaths} times because there is not enough memory: raise the limit (`ulimit "
+                "-v`, that of the container or job) or free some, then start again"
+            )
         else:
             said = "".join(self._last_words) or "(nothing)"
             self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")

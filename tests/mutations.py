@@ -242,9 +242,15 @@ MUTATIONS = {
     ),
     "a silent rank is waited for": Mutation(
         "lm/runtime/watch.py",
-        "            except RuntimeError:\n",
-        "            except KeyError:\n",
+        "            except RuntimeError as error:\n",
+        "            except KeyError as error:\n",
         "tests/test_torchrun.py",
+    ),
+    "a rank waits for a silent one unsaved": Mutation(
+        "lm/runtime/watch.py",
+        "            close_connections()\n",
+        "",
+        "tests/test_torchrun.py::test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not",
     ),
     "the final evaluation written twice": Mutation(
         "lm/train/records.py",
@@ -354,6 +360,15 @@ MUTATIONS = {
         "if entry is None:",
         "tests/data/test_journal.py",
     ),
+    "a pipe in the place of a file of the stream is read": Mutation(
+        "data/prepare.py",
+        "if new_name := set_aside_unless_file(path):",
+        "if new_name := None:",
+        "tests/data/test_stream_kills.py::test_what_is_no_file_is_set_aside_and_made_again_wherever_it_is",
+    ),
+    "a journal that was replaced is waited for": Mutation(
+        "data/journal.py", "not (file and os.path.samestat(file, self._file))", "not file", "tests/data/test_journal.py"
+    ),
     "damaged rows are trained on": Mutation(
         "data/journal.py",
         "if crc32(content) != self._appends[number].crc32:",
@@ -393,6 +408,12 @@ MUTATIONS = {
     ),
     "row groups are sorted in every round": Mutation(
         "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
+    ),
+    "a file is skipped for lack of memory": Mutation(
+        "data/sources/hub.py", "except (SourceError, MemoryError):", "except SourceError:", LAYOUTS
+    ),
+    "globs of data files have no bound": Mutation(
+        "data/sources/hub_client.py", "    bound_local_globs()\n", "", LAYOUTS
     ),
     "a ragged line of CSV is cut": Mutation(
         "data/sources/csv_files.py", "if len(line) <= len(names) else None", "or None", LAYOUTS

@@ -270,6 +270,45 @@ def test_a_folder_that_may_not_be_written(program):
     assert f"{program.checkpoints / '.lock'} cannot be written (Permission denied)" in message
 
 
+def test_files_of_another_user_are_made_again_or_named(program):
+    stream = program.checkpoints / "stream"
+    as_another = (*AS_ANYBODY, sys.executable)
+    program.add()
+    process = program.start()
+    program.wait_for(5_000, process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).code == 0
+    seen = inspect(program.checkpoints).tokens_seen
+    (stream / "rows.bin").chmod(0)
+    result = program.run(launcher=as_another)
+    assert (result.code, "Traceback" in result.err) == (2, False), result.err
+    assert f"cannot write {stream / 'rows.bin'}: Permission denied; see to that disk or folder" in result.err
+    (stream / "rows.bin").chmod(0o600)
+    for name in ("stream/heldout.npz", "stream/stream.json", "tokenizer.json", "machine.json"):
+        (program.checkpoints / name).chmod(0)
+    result = program.run(launcher=as_another)
+    assert (result.code, "Traceback" in result.err) == (0, False), result.err
+    assert "made again are tokenizer.json, heldout.npz, stream.json" in result.out
+    assert seen < inspect(program.checkpoints).tokens_seen == BUDGET
+
+
+def test_of_two_starts_at_one_instant_one_trains(program):
+    program.add()
+    results = [ended(process) for process in [program.start(), program.start()]]
+    assert sorted(result.code for result in results) in ([0, 2], [0, 0])  # one that comes late finds a finished run
+    for result in results:
+        assert "Traceback" not in result.err
+        assert (result.code == 2) == ("Another run" in result.err)
+    check_logs(program)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such limit")
+def test_a_limit_of_memory_that_is_too_low_is_said(program):
+    program.add()
+    message = refused(program, launcher=("/bin/sh", "-c", 'ulimit -v 300000; exec "$@"', "sh", sys.executable))
+    assert "There is not enough memory, or a limit" in message
+
+
 @pytest.mark.parametrize("launcher", [(sys.executable,), torchrun(2)])
 def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
     """And not taken for those of a rank that has lost another."""

@@ -102,12 +102,24 @@ def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")
-def test_a_data_process_that_dies_again_and_again_ends_the_run_saved(program):
+@pytest.mark.parametrize(
+    ("defect", "code", "says"),
+    [
+        ("os.abort()", 1, "ProducerDied: the data process ended 3 times, code -6"),
+        (
+            "raise MemoryError",
+            2,
+            "the data process was ended 3 times because there is not enough memory: raise the limit",
+        ),
+    ],
+)
+def test_a_data_process_that_dies_again_and_again_ends_the_run_saved(defect, code, says, program):
     process = program.start()
     program.wait_for(5_000, process)
-    program.change("data/producer.py", 'events.emit("opened")', "os.abort()")  # for those started from now on
+    program.change("data/producer.py", 'events.emit("opened")', defect)  # of those started from now on
     os.kill(producer_of(process), signal.SIGKILL)
     result = ended(process)
-    assert result.code == 1
-    assert "ProducerDied: the data process ended 3 times, code -6" in result.err
+    assert result.code == code
+    assert says in result.err
+    assert ("Traceback" in result.err) == (code == 1)
     assert 5_000 <= program.tokens_in_metrics() <= load(program.checkpoints)[0]["tokens_seen"] < BUDGET

@@ -4,7 +4,8 @@ import fnmatch
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from data.sources.base import in_words
 
 MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
 MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
+
+
+class CannotBeSearched(ValueError):
+    """A pattern that is none, or a folder of more than MOST_ENTRIES."""
 
 
 def find_files(
@@ -39,7 +44,7 @@ def find_files(
         raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
     try:
         files = list(matching_files(root, pattern, follow_links=follow_links))
-    except ValueError as error:
+    except CannotBeSearched as error:
         raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
         others = Counter(file.suffix for file in islice(matching_files(root, "**/*.*"), MOST_LISTED))
@@ -56,50 +61,48 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False) -> I
 
     Every entry is visited once, whatever the pattern (those of pathlib may take for ever), and
     MOST_ENTRIES at most. Linked folders are entered with `follow_links` alone, each once. Raises
-    ValueError for a pattern that is none and for too many entries.
+    CannotBeSearched.
     """
     parts = Path(pattern).parts
     if not parts or any("**" in part and part != "**" for part in parts):
-        raise ValueError(f"{pattern!r} is no glob pattern; write one such as '**/*.txt'")
+        raise CannotBeSearched(f"{pattern!r} is no glob pattern; write one such as '**/*.txt'")
     matches = [None if part == "**" else re.compile(fnmatch.translate(part)).match for part in parts]
 
-    def reached(places: Iterable[int]) -> set[int]:
+    @cache
+    def reached(places: frozenset[int]) -> frozenset[int]:
         """Return the parts that may come next: `**` may also stand for nothing."""
         found: set[int] = set()
         for place in places:
             found.add(place)
             while place < len(matches) and matches[place] is None:
                 found.add(place := place + 1)
-        return found
+        return frozenset(found)
 
-    def after(places: set[int], name: str) -> set[int]:
-        taken = [place for place in places if place < len(matches)]
-        steps = ((place, matches[place]) for place in taken)
-        return reached(place if match is None else place + 1 for place, match in steps if match is None or match(name))
-
-    waiting, num_entries, entered = [(root, reached([0]))], 0, set()
+    waiting, num_entries, entered = [(root, reached(frozenset([0])))], 0, set()
     while waiting:
         folder, places = waiting.pop()
+        steps = [(place, matches[place]) for place in places if place < len(matches)]
         try:
             entries = list(islice(os.scandir(folder), MOST_ENTRIES + 1))
         except OSError:  # not this user's, or gone
             continue
         num_entries += len(entries)
         if num_entries > MOST_ENTRIES:
-            raise ValueError(f"there are more than {MOST_ENTRIES:,} files and folders; name a smaller folder in `path`")
+            raise CannotBeSearched(f"there are more than {MOST_ENTRIES:,} files and folders; name a smaller folder")
         for entry in entries:
-            left = after(places, entry.name)
+            name = entry.name
+            taken = [place if match is None else place + 1 for place, match in steps if match is None or match(name)]
+            left = reached(frozenset(taken))
             if not left:
                 continue
-            path = folder / entry.name
             if not is_folder(entry):
                 if len(matches) in left:
-                    yield path
+                    yield folder / name
             elif follow_links or not entry.is_symlink():
                 identity = entry.stat()
                 if (key := (identity.st_dev, identity.st_ino)) not in entered:
                     entered.add(key)
-                    waiting.append((path, left))
+                    waiting.append((folder / name, left))
 
 
 def is_folder(entry: os.DirEntry) -> bool:

@@ -295,11 +295,11 @@ class HubSource(Source):
         return open_files(self.spec, self.pinned["revision"], self.notices)
 
     def _translate(self, call: Callable[[], Any]) -> Any:
-        """Run the library's `call()`; raise only SourceError, Retryable or UnreadableFile."""
+        """Run the library's `call()`; raise only SourceError, Retryable, UnreadableFile or MemoryError."""
         last_failure.error = None
         try:
             return call()
-        except SourceError:
+        except (SourceError, MemoryError):  # a file is not skipped because this process is short of memory
             raise
         except Exception as error:
             if advice := advice_for(error, self.spec):

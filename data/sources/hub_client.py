@@ -69,6 +69,9 @@ def configure_library() -> None:
     import datasets
     from tqdm import tqdm
 
+    from data.sources.local_files import bound_local_globs
+
+    bound_local_globs()
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     # True would send a request to S3 for each source, also for files on this disk.

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from configs.schema import HFSource
+from data.sources.find import CannotBeSearched
 from data.sources.hub_client import causes, first_line, refusal
 
 FORMATS = {  # of data files, by the suffix before that of a compression
@@ -49,6 +50,8 @@ def _missing(path: str) -> str:
 def advice_for(error: Exception, spec: HFSource) -> str | None:
     """Return what is wrong and how to fix it if the user can, else None."""
     line, dataset = first_line(error), spec.dataset
+    if isinstance(error, CannotBeSearched):
+        return f"`data_files`: {error}" if spec.data_files else line
     if not spec.is_local and (refused := refusal(error, dataset)):
         return f"{dataset} {refused}"
     if line.startswith(("BuilderConfig", "Config name is missing")):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from configs import schema
-from data.files import room_on_disk, write_atomically
+from data.files import open_file, room_on_disk, write_atomically
 from data.sources.base import PIECE_CHARACTERS
 from data.sources.find import find_files, folder_of
 from data.sources.text import FileSource, split
@@ -168,7 +168,7 @@ def end_for_child(output: BinaryIO, problem: str) -> None:
 def is_whole(cache: Path) -> bool:
     """Return whether the file exists and ends with the line about the problem."""
     try:
-        with cache.open("rb") as file:
+        with open_file(cache) as file:
             file.seek(-2, os.SEEK_END)
             return file.read() == b"}\n"
     except OSError:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import SourceError
-from data.sources.find import matching_files
+from data.sources.find import CannotBeSearched, matching_files
 from data.sources.hub_client import NoAnswer, connect, find, first_line, refusal, retries
 from data.sources.hub_messages import local_problem
 
@@ -82,7 +82,7 @@ def path_problem(path: str, pattern: str, follow_links: bool) -> str:
         return f"{path} does not exist"
     try:
         found = not root.is_dir() or any(matching_files(root, pattern, follow_links=follow_links))
-    except ValueError as error:
+    except CannotBeSearched as error:
         return str(error)
     return "" if found else f"no file in {path} matches {pattern}"
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, Damaged, UserError
-from data.files import sync_folder
+from data.files import bad_name, set_aside, sync_folder
 from lm.checkpoint.file import Snapshot, check_state, is_whole, name_of, read, write_file
 from lm.checkpoint.outline import Checkpoint
-from lm.runtime.files import TEMPORARY, bad_name, link_as, link_beside, same_file, set_aside, temporary_name
+from lm.runtime.files import TEMPORARY, link_as, link_beside, same_file, temporary_name
 
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
 ALIAS = "simple_lm_trained.pth"

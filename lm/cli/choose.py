@@ -14,6 +14,7 @@ from configs.diff import changes, fixed_changes
 from configs.errors import PresetError, UserError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from configs.text import clip
+from data.files import set_aside
 from data.sources.hub_client import retries
 from data.sources.probe import SECONDS, Probe, answers_within, probe
 from lm.checkpoint import store
@@ -21,7 +22,7 @@ from lm.checkpoint.archive import archived_runs, finish_interrupted
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.compiler import CACHE
-from lm.runtime.files import FolderLock, set_aside
+from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
 from lm.runtime.terminal import is_terminal, read_line, size_of, tell
 from lm.start_point import peek

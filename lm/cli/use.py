@@ -71,6 +71,7 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
     """Push the export of a run, as it is by now, to a repository that `user` names. Raises UserError."""
     exported = run / "hf"
     if not exported.exists():
+        load_tokenizer(state, run)
         tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
     default = f"{user}/{repository_name(json.loads(state['preset'])['name'])}"
     while True:

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.files import set_aside
 from lm.report.metrics import NullLog
-from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
 

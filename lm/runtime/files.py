@@ -10,10 +10,10 @@ import re
 import shutil
 import sys
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 from configs.errors import UserError
+from data.files import bad_name, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +106,6 @@ class Appender:
             if self._file:
                 self._file.close()
         self._file = None
-
-
-def bad_name(path: Path) -> Path:
-    """Return the first name `<name>.bad-<n>` beside `path` that is free."""
-    return next(name for number in count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.bad-{number}")))
-
-
-def set_aside(path: Path) -> Path:
-    """Rename `path`, a file, folder or anything else, to its `bad_name`, and return that."""
-    return path.rename(bad_name(path))
 
 
 def set_aside_unless_log(path: Path) -> None:

@@ -7,6 +7,7 @@ depends on a preset.
 
 import ctypes
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -26,7 +27,6 @@ from configs.errors import DiskError
 from data.files import write_atomically
 from lm.runtime.compiler import compile_choice, toolchain
 from lm.runtime.devices import device_choice, device_identity, gpu_precision
-from lm.runtime.files import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 
+# Messages of torch's CPU allocator, of oneDNN, and of the loader of libraries.
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a ", "failed to map segment")
 LARGEST_FILE = 1_000_000  # bytes of machine.json
 Rate = Annotated[float, Field(gt=0, lt=1e30)]
 
@@ -113,12 +115,9 @@ def load_machine(folder: Path) -> Machine | None:
 
 
 def save_machine(folder: Path, machine: Machine) -> None:
-    """Write `machine.json`; what has its name and is no file is set aside. If the disk refuses,
-    this is logged: the next start measures again."""
+    """Write `machine.json`. If the disk refuses, this is logged: the next start measures again."""
     path = folder / "machine.json"
     try:
-        if os.path.lexists(path) and not path.is_file():
-            set_aside(path)
         write_atomically(path, json.dumps(dataclasses.asdict(machine), indent=1).encode())
     except DiskError as error:
         log.warning("machine.json cannot be written (%s): this machine is measured again next time.", error.__cause__)
@@ -164,6 +163,13 @@ def device_name(device: "torch.device") -> str:
     if device.type == "mps":
         return "Apple GPU"
     return f"{os.cpu_count()}-core {platform.machine()} CPU"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether `error` means that memory, or what a limit leaves of it, is not enough."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's, of GPUs
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def peak_memory(device: str) -> int:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -103,8 +103,9 @@ class Watch:
             began = time.monotonic()
             try:
                 heard = self._round(LEAVING if self.left.is_set() else STOPPING if self.stop() else ALIVE)
-            except RuntimeError:
-                self._lost(time.monotonic() - began)
+            except RuntimeError as error:
+                is_silent = time.monotonic() - began >= self.timeout.total_seconds() and not peer_has_ended(error)
+                self._lost(is_silent)
                 return
             if heard == STOPPING:
                 self.stop.ask()
@@ -140,18 +141,29 @@ class Watch:
         dist.recv(word, src=rank, group=self.group)
         return int(word)
 
-    def _lost(self, seconds: float) -> None:
-        """End this process, whose main thread waits for a lost rank."""
-        # The other rank has ended: torchrun reports why, and the next collective fails.
-        if seconds < self.timeout.total_seconds():
-            if not self.left.wait(LAST_SECONDS):
+    def _lost(self, is_silent: bool) -> None:
+        """End this process, whose main thread waits for a lost rank. If that rank has ended, the wait
+        fails, and torchrun reports why. If it is silent, the first rank, which has steps to save,
+        makes the wait fail."""
+        if is_silent:
+            if self.world.rank <= 1 or self.world.local_rank == 0:  # one message per machine is enough
+                message = (
+                    f"{self.world.places[self.other]} has not answered for {STALL_TIMEOUT.total_seconds():.0f} s: it is "
+                    "stopped, or its machine or the network between is lost, so the run ends here. The last checkpoint is "
+                    "intact: see to that machine, then start again to resume."
+                )
+                say(message)
+            if not self.world.is_first:
                 os._exit(1)
-            return
-        if self.world.rank <= 1 or self.world.local_rank == 0:  # one message per machine is enough
-            message = (
-                f"{self.world.places[self.other]} has not answered for {STALL_TIMEOUT.total_seconds():.0f} s: it is "
-                "stopped, or its machine or the network between is lost, so the run ends here. The last checkpoint is "
-                "intact: see to that machine, then start again to resume."
-            )
-            say(message)
-        os._exit(1)
+            close_connections()
+        if not self.left.wait(LAST_SECONDS):
+            os._exit(1)
+
+
+def close_connections() -> None:
+    """Let every operation of this process that waits for a message from another host or rank fail."""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.getpeername()  # gloo aborts if one that listens is shut down
+                connection.shutdown(socket.SHUT_RDWR)

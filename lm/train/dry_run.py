@@ -19,13 +19,10 @@ from lm.learner import Learner
 from lm.runtime.compiler import renew_cache
 from lm.runtime.distributed import World
 from lm.runtime.estimate import batch_sizes, how_to_set
-from lm.runtime.machine import device_name
+from lm.runtime.machine import device_name, is_out_of_memory
 from lm.schedule import plan_step
 
 log = logging.getLogger(__name__)
-
-# Messages of torch's CPU allocator and of oneDNN.
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a ")
 
 
 def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> float:
@@ -77,10 +74,8 @@ def _try_steps(preset: Preset, world: World, learner: Learner, num_rows: int, ba
             hidden_BTD = joint.trunk_forward(rows[:, :-1])
             valid = torch.ones_like(rows[:, 1:], dtype=torch.bool)
             joint.measure(rows, valid, hidden_BTD, torch.zeros(valid.shape).to(valid.device), torch.Generator())
-    except (MemoryError, torch.OutOfMemoryError):
-        return None
-    except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         return None
     return seconds

@@ -167,6 +167,16 @@ def test_a_reader_sees_appends_as_they_are_made(tmp_path):
     writer.close()
 
 
+def test_a_copy_in_the_place_of_a_file_that_a_writer_has_open_is_noticed(three_appends):
+    folder, _ = three_appends
+    reader, states = JournalReader(folder, DTYPE), folder / STATES
+    content = states.read_bytes()
+    states.rename(folder / "the writer's")
+    states.write_bytes(content)
+    with pytest.raises(StreamDamaged, match="or was replaced"):  # else it would wait for rows for ever
+        reader.num_rows()
+
+
 def test_the_state_that_goes_with_a_row_is_that_of_the_append_that_brought_it(three_appends):
     reader = JournalReader(three_appends[0], DTYPE)
     assert [reader.state_with(num_rows)["after"] for num_rows in range(7)] == [2, 2, 2, 5, 5, 5, 6]

@@ -5,9 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +150,92 @@ def test_whatever_is_lost_or_damaged_is_made_again_as_it_was(tmp_path, started):
             assert re.search(f"was damaged or incomplete: made again are {lost}$", line), line
         else:
             assert not said
+
+
+def folder_at(path):
+    path.mkdir()
+    (path / "of somebody").write_text("kept")
+
+
+def socket_at(path):
+    with socket.socket(socket.AF_UNIX) as server, chdir(path.parent):  # names of sockets are short
+        server.bind(path.name)
+
+
+def device_at(path):
+    path.symlink_to("/dev/zero")  # whose reading never ends
+
+
+def link_at(path):
+    path.symlink_to(path.parent / "an unmounted disk")
+
+
+OBSTACLES = [folder_at, os.mkfifo, socket_at, device_at, link_at]
+
+
+@pytest.mark.slow
+def test_what_is_no_file_is_set_aside_and_made_again_wherever_it_is(tmp_path, started):
+    def begin():
+        stream = started(make_preset(), tmp_path, 2000 * T)
+        tokens = read_all(stream, 2000)[0]
+        notices = stream.take_notices()
+        stream.close()
+        return tokens, notices
+
+    whole, _ = begin()
+    names = [*STREAM_FILES, "stream/states.jsonl"]
+    for number, first in enumerate((0, 2), start=1):
+        for name, obstacle in zip(names, OBSTACLES[first:] + OBSTACLES[:first], strict=True):
+            (tmp_path / name).unlink()
+            obstacle(tmp_path / name)
+        tokens, notices = begin()
+        np.testing.assert_array_equal(tokens, whole)
+        aside = [tmp_path / f"{name}.bad-{number}" for name in names]
+        assert all(map(os.path.lexists, aside))
+        assert sorted(notices) == sorted(
+            f"{tmp_path / name} is no file: it is now {new.name}" for name, new in zip(names, aside, strict=True)
+        )
+    assert len(list(tmp_path.rglob("of somebody"))) == number
+    for number, obstacle in enumerate([Path.touch, link_at], start=1):
+        shutil.rmtree(tmp_path / "stream")
+        obstacle(tmp_path / "stream")
+        tokens, notices = begin()
+        np.testing.assert_array_equal(tokens, whole)
+        assert notices == [f"{tmp_path / 'stream'} is no folder: it is now stream.bad-{number}"]
+
+
+def replaced_by(obstacle, path):
+    path.unlink()
+    obstacle(path)
+
+
+def restored(path):
+    """As from a backup: the data process goes on with the file that had this name."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.rename(path.with_name("newer"))
+    path.write_bytes(b"".join(lines[:1]))
+
+
+@pytest.mark.slow
+def test_what_becomes_of_the_files_of_the_journal_under_a_run_is_noticed(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 2000 * T)
+    stream.consumed(2000)
+    read_all(stream, 2000)
+    expected = journal(tmp_path, 2000)
+    for name, happens in [
+        ("rows.bin", partial(replaced_by, folder_at)),
+        ("states.jsonl", partial(replaced_by, os.mkfifo)),
+        ("rows.bin", partial(replaced_by, os.mkfifo)),
+        ("rows.bin", lambda path: os.truncate(path, 100)),  # it is mapped into no memory
+        ("states.jsonl", restored),
+    ]:
+        stream.rows(0, 10)  # the other windows are forgotten
+        happens(tmp_path / "stream" / name)
+        with pytest.raises(StreamDamaged):
+            stream.rows(0, 2000)
+        stream.make_again()
+        stream.rows(0, 2000)
+        np.testing.assert_array_equal(journal(tmp_path, 2000), expected)
 
 
 def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, started):

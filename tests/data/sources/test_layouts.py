@@ -18,7 +18,19 @@ from data.producer_channel import Events
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source
+from data.sources.parquet import ParquetFiles
 from tests.hub import parquet
+
+PATTERNS = {
+    "*.jsonl": ["a.jsonl", "b/c.jsonl"],  # and a link, but not one that leads nowhere
+    "**/*.jsonl": ["a.jsonl", "b/c.jsonl", "b/c.jsonl", "b/c/d.jsonl"],
+    "b/**": ["b/c.jsonl", "b/c/d.jsonl", "b/g.log"],
+    "b/*.jsonl": ["b/c.jsonl"],
+    "[ab]/?.jsonl": ["b/c.jsonl"],
+    "loop/b/*.jsonl": ["b/c.jsonl"],
+    ".*/*.jsonl": [".hidden/e.jsonl"],
+    "b/__*/*.jsonl": ["b/__pycache__/f.jsonl"],
+}
 
 
 def open_data(dataset: str, seed: int = 1, **keys):
@@ -194,6 +206,30 @@ def test_a_column_without_text_is_said_after_1000_rows_with_its_type_and_the_oth
         assert len(texts(source)) == 3
 
 
+def test_no_pattern_and_no_folder_of_data_files_takes_for_ever(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b/c.jsonl", "b/c/d.jsonl", ".hidden/e.jsonl", "b/__pycache__/f.jsonl", "b/g.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": f"the text of {name}"}) + "\n")
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "missing")
+    (tmp_path / "linked.jsonl").symlink_to(tmp_path / "b" / "c.jsonl")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = {pattern: texts(open_data("json", data_files=f"{tmp_path}/{pattern}")) for pattern in PATTERNS}
+    for pattern, where in PATTERNS.items():  # as fsspec itself finds them
+        assert sorted(found[pattern]) == [f"the text of {name}" for name in where], pattern
+    assert "is no glob pattern" in problem_of("json", data_files=f"{tmp_path}/**.jsonl")
+    monkeypatch.setattr("data.sources.find.MOST_ENTRIES", 100)
+    for number in range(100):
+        (tmp_path / f"{number}.log").touch()
+    too_many = f"{tmp_path} cannot be searched: there are more than 100 files and folders; name a smaller folder"
+    for dataset, keys in (
+        ("json", {"data_files": f"{tmp_path}/**/*.jsonl"}),
+        (str(tmp_path), {"data_files": "*.jsonl"}),
+    ):
+        assert problem_of(dataset, **keys) == f"`data_files`: {too_many}"
+    assert problem_of(str(tmp_path)) == problem_of("json", data_dir=str(tmp_path)) == too_many
+    assert texts(open_data("json", data_files=f"{tmp_path}/b/*.jsonl")) == ["the text of b/c.jsonl"]
+
+
 def test_every_file_that_cannot_be_read_is_named_once(hub):
     good = parquet(text=[f"row {number}" for number in range(20)])
     files = {f"train-{file}.parquet": good for file in range(8)} | {"train-6.parquet": good[:200]}
@@ -205,6 +241,19 @@ def test_every_file_that_cannot_be_read_is_named_once(hub):
     assert source.skipped == {"unreadable file": 1}
     (notice,) = source.notices
     assert "train-6.parquet, which cannot be read" in notice
+
+
+def test_a_file_is_not_skipped_because_memory_is_short(hub, monkeypatch):
+    hub.add("some/large", {"train.parquet": parquet(text=["a row"] * 20)})
+    source = open_data("some/large")
+
+    def tables(*_: object):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(ParquetFiles, "tables", tables)
+    with pytest.raises(MemoryError):  # a new process may have enough: other rows would be another text
+        texts(source)
 
 
 def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
