@@ -54,7 +54,7 @@ class Learner:
     ):
         """Raises UserError if memory cannot hold the model, if rows are too short for heads, or if
         the weights of `start`, which are the trunk's if it is given, are not finite."""
-        model, train, aux = preset.model, preset.train, preset.auxiliary
+        self._preset, model, train, aux = preset, preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
         self.compiled, compile_reason = compile_choice(self.device_type)
@@ -116,6 +116,15 @@ class Learner:
             ("no CUDA graphs", refused) if refused else ("CUDA graphs", "a GPU is not kept waiting between kernels")
         )
         return [*self._decisions, graphs]
+
+    def stop_compiling(self, reason: str) -> None:
+        """Use no compiled code from here on. Raises UserError if memory cannot hold eager steps."""
+        check_memory(self._preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
+        self.compiled = False
+        without = {"torch.compile": ("no torch.compile", reason)}
+        self._decisions = [without.get(what, (what, why)) for what, why in self._decisions]
+        self.joint.run_eagerly(linear_cross_entropy)
+        self.train_step.reset()
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)
