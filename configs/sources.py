@@ -68,7 +68,11 @@ class SourceSpec(Section):
         description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
     )
     max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
-    repeat: Count | None = Field(default=None, description="Epochs before the source is exhausted; default: no limit.")
+    repeat: Count | None = Field(
+        default=None,
+        description="Epochs before the source is exhausted; the run ends early when all are, see small texts below; "
+        "default: no limit.",
+    )
 
 
 class HFSource(SourceSpec):

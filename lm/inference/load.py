@@ -12,12 +12,28 @@ from torch import Tensor, nn
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SpanContrastive
-from configs.errors import UserError
+from configs.errors import Damaged, UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint import store
 from lm.learner import check_shapes
 from lm.model import Transformer
+from lm.report.metrics import read_metrics
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the state in the checkpoint that the uses of a run take, and a notice ("" if all is well):
+    the newest one or, if a finished run has exported it, the best. Raises CheckpointError."""
+    state, notice = store.load(folder)
+    records = read_metrics(folder / "metrics.jsonl")
+    choice = next((record for record in reversed(records) if record.get("best")), None)
+    if not choice or choice["tokens"] != state["tokens_seen"] or not choice["best"]["exported"]:
+        return state, notice
+    try:
+        best = store.read_best(folder, state.get("run_id", ""))
+    except Damaged as error:
+        return state, f"{notice}\n{folder / store.BEST} is {error}: this is the last checkpoint instead.".strip()
+    return best or state, notice
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
@@ -68,7 +84,7 @@ class PassageEmbedder:
     def __init__(self, folder: Path | str):
         """Raises UserError for a run without that head."""
         folder = Path(folder)
-        state, _ = store.load(folder)
+        state, _ = load_state(folder)
         preset = parse_preset(state["preset"], "the checkpoint")
         if not preset.auxiliary.enable_span_contrastive:
             raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")

@@ -141,11 +141,12 @@ def checkpoint_bytes(preset: Preset) -> int:
 
 
 def required_bytes(checkpoint_bytes: int) -> int:
-    """Return the disk space for three generations and the temporary file of the next.
+    """Return the disk space for three generations, the best checkpoint (of text that is read more than
+    once) and the temporary file of the next.
 
     The alias is a hard link and takes none.
     """
-    return 4 * checkpoint_bytes
+    return 5 * checkpoint_bytes
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:

@@ -471,6 +471,8 @@ def test_text_that_will_be_read_again_and_again_is_said():
     assert how_much(small, 0.5, 100_000_000) == "3 files, to be read about 250 times"
     assert how_much(large, 0.5, 100_000_000) == "3 files"
     assert how_much(unknown, 0.5, 100_000_000) == "3 files"
+    assert how_much(small, 0.5, 100_000_000, repeat=4) == "3 files, to be read 4 times (repeat)"
+    assert how_much(small, 0.5, 100_000_000, repeat=300) == "3 files, to be read about 250 times"
 
 
 def test_numbers_for_people():
