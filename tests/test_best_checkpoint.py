@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import main
+from configs.schema import load_preset
 from lm.checkpoint.archive import archive_run
 from lm.checkpoint.store import BEST, CURRENT
 from lm.inference.load import load_state
 from lm.report.metrics import read_metrics
+from lm.runtime.files import same_file
 from tests.program import ROOT, Program, fingerprint
 
 pytestmark = pytest.mark.slow
@@ -45,7 +48,7 @@ def evaluations(program: Program) -> dict[int, float]:
     return {line["tokens"]: line["eval"]["loss"] for line in lines if line.get("eval")}
 
 
-def test_the_best_checkpoint_survives_kills_and_is_exported(program):
+def test_the_best_checkpoint_survives_kills_and_is_exported(program, monkeypatch):
     whole = program.run("\n")
     assert whole.code == 0, whole.err
     losses = evaluations(program)
@@ -77,9 +80,33 @@ def test_the_best_checkpoint_survives_kills_and_is_exported(program):
     assert fingerprint(program.state(BEST)) == fingerprint(torch.load(first / BEST, weights_only=True))
     check_that_it_is_exported(program, best)
 
+    # The report is made again: by an improvement within its error the last checkpoint stays the one.
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    monkeypatch.setattr("lm.train.best.improvement", lambda *_: (0.1, 0.2))
+    (first / "report.md").unlink()
+    main.train(load_preset(program.folder / "configs" / "00_tiny.json"), token_budget=BUDGET, checkpoint_dir=first)
+    assert "by no more than the error (0.1000 ± 0.2000 bits per byte)" in (first / "report.md").read_text()
+    assert load_state(first)[0]["tokens_seen"] == BUDGET
+
     archived = archive_run(program.checkpoints)
     assert not (program.checkpoints / BEST).exists()
     assert load_state(archived)[0]["tokens_seen"] == best
+
+
+def test_a_last_checkpoint_that_is_the_best_is_exported_and_nothing_is_recorded_twice(program, tmp_path, monkeypatch):
+    """Also by a run that was killed before its report: the end of a run is measured again as a whole."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    preset, run = load_preset(program.folder / "configs" / "00_tiny.json"), tmp_path / "run"
+    main.train(preset, token_budget=5_000, checkpoint_dir=run)
+    for _ in range(2):
+        lines = read_metrics(run / "metrics.jsonl")
+        assert [line["tokens"] for line in lines if "eval" in line] == [1_280, 2_560, 5_000]
+        assert [line["best"] for line in lines if "best" in line] == [{"tokens": 5_000, "exported": False}]
+        assert same_file(run / BEST, run / CURRENT)
+        assert "Exported is the last checkpoint: no earlier one has" in (run / "report.md").read_text()
+        assert load_state(run)[0]["tokens_seen"] == 5_000
+        (run / "report.md").unlink()
+        main.train(preset, token_budget=5_000, checkpoint_dir=run)
 
 
 def check_that_it_is_exported(program: Program, best: int) -> None:
