@@ -19,21 +19,25 @@ from lm.checkpoint import store
 from lm.learner import check_shapes
 from lm.model import Transformer
 from lm.report.metrics import read_metrics
+from lm.report.record import choice_in_words
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the state in the checkpoint that the uses of a run take, and a notice ("" if all is well):
-    the newest one or, if a finished run has exported it, the best. Raises CheckpointError."""
+    """Return the state in the checkpoint that the uses of a run take, and a notice for the user ("" if
+    there is nothing to say): the newest one or, if a finished run has exported it, the best.
+    Raises CheckpointError."""
     state, notice = store.load(folder)
     records = read_metrics(folder / "metrics.jsonl")
     choice = next((record for record in reversed(records) if record.get("best")), None)
     if not choice or choice["tokens"] != state["tokens_seen"] or not choice["best"]["exported"]:
         return state, notice
     try:
-        best = store.read_best(folder, state.get("run_id", ""))
+        best, words = store.read_best(folder, state.get("run_id", "")), choice_in_words(choice["best"])
     except Damaged as error:
-        return state, f"{notice}\n{folder / store.BEST} is {error}: this is the last checkpoint instead.".strip()
-    return best or state, notice
+        best, words = None, f"{folder / store.BEST} is {error}"
+    if best is None:
+        best, words = state, f"{words} This is the last checkpoint: the best one is gone."
+    return best, "\n".join(filter(None, (notice, words)))
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:

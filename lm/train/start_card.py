@@ -57,14 +57,18 @@ def how_much(source: SourceInfo, share: float, token_budget: int, repeat: int | 
 
 def _readings(card: StartCard) -> list[tuple[str, str]]:
     """Return what it means that a source is read so often, unless its `repeat` ends it."""
-    trained = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
-    unlimited = [num_readings(source, share, card.token_budget) for source, share, spec in trained if not spec.repeat]
-    times = max(unlimited, default=0.0)
+    each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
+    unlimited = [
+        (num_readings(source, share, card.token_budget), source.label)
+        for source, share, spec in each
+        if not spec.repeat
+    ]
+    times, label = max(unlimited, default=(0.0, ""))
     if times < 2:
         return []
     if times <= FEW_READINGS:
         return [("", "A few readings teach nearly as much as new text.")]
-    begins = f"In {card.token_budget:,} tokens it is read about {times:,.0f} times. A few are fine, "
+    begins = f"{clip(label, 24)} is read about {times:,.0f} times in {card.token_budget:,} tokens: a few are fine, "
     begins += "some tens and the model knows it by heart" if times > MANY_READINGS else "each later one teaches less"
     ends = f'"repeat": {FEW_READINGS} in that source ends it after {FEW_READINGS}, and the run when all have ended.'
     return [("", f"{begins}. {ends} The best checkpoint on held-out text is kept, and exported if it beats the last.")]
