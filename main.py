@@ -189,6 +189,8 @@ def train(
             del checkpoint  # the learner has loaded it
             try:
                 training_loop(trainer)
+                if world.is_first and (speed := trainer.speed_reached):
+                    setup.keep_speed(machine, preset, folder, state.global_batch_rows, world.size, speed)
             finally:
                 trainer.close()
         finally:

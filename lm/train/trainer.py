@@ -47,6 +47,7 @@ from lm.train_step import Launched, StepResult
 
 log = logging.getLogger(__name__)
 
+STEPS_THAT_TELL = 20  # the speed of a run; the first ones wait for rows
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
@@ -116,6 +117,7 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
+        self._began_at = state.num_steps, state.tokens_seen, state.seconds
         self._leaving = False  # because of an error
         self._peak_rates = peak_learning_rates(
             preset.train,
@@ -346,6 +348,14 @@ class Trainer:
             "tokenizer_sha256": self.stream_info.header["tokenizer_sha256"],
             "world_size": self.world.size,
         }
+
+    @property
+    def speed_reached(self) -> float | None:
+        """Tokens per second since this start, of the steps recorded so far; None if they are too few to tell."""
+        steps, tokens, seconds = self._began_at
+        if self.state.num_steps - steps < STEPS_THAT_TELL or self.state.seconds <= seconds:
+            return None
+        return (self.state.tokens_seen - tokens) / (self.state.seconds - seconds)
 
     @property
     def machine(self) -> str:

@@ -100,6 +100,8 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
         assert sum(source["realised"] for source in line["sources"].values()) == pytest.approx(1)
         assert sum(source["tokens"] for source in line["sources"].values()) > 0.9 * line["tokens"]
 
+    [speed] = json.loads((tmp_path / "machine.json").read_text())["speeds"].values()
+    assert speed == pytest.approx(BUDGET / load(tmp_path)["seconds"])  # that of the run, not of the dry run
     assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
     assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()
     assert list(tmp_path.glob("report*.png"))
