@@ -30,6 +30,7 @@ from lm.runtime.machine import (
     precision_choice,
     thread_choice,
 )
+from lm.runtime.waiting import waiting_decisions
 from lm.start_point import StartPoint
 from lm.train_step import TrainStep
 
@@ -68,7 +69,7 @@ class Learner:
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
-            self._decisions.append((f"{threads} threads", thread_reason))
+            self._decisions += [(f"{threads} threads", thread_reason), *waiting_decisions()]
         check_memory(preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
