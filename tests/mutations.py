@@ -276,6 +276,12 @@ MUTATIONS = {
     "the error of an improvement is that of the losses": Mutation(
         "lm/evaluate.py", "nats = (losses - better) *", "nats = losses *", "tests/lm/test_evaluate.py"
     ),
+    "threads wait awake beside other programs": Mutation(
+        "lm/runtime/waiting.py", "> BUSY_CORES", "> 99", "tests/lm/runtime/test_waiting.py"
+    ),
+    "a guess grows without end": Mutation(
+        "lm/runtime/estimate.py", "max(SLOWEST_PACE, ", "max(0.0, ", "tests/lm/runtime/test_estimate.py"
+    ),
     "a compiler that fails on the model ends the run": Mutation(
         "lm/train/dry_run.py",
         "learner.stop_compiling(words_of_compiler(error))",
