@@ -43,6 +43,7 @@ try:
     from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
     from lm.runtime.machine import is_out_of_memory
+    from lm.runtime.waiting import choose_waiting
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -117,6 +118,7 @@ def start(choice: Choice) -> None:
     """Do what was chosen; the choice is the first rank's, which sends it to the others."""
     if choice.action == "quit" and os.environ.get("WORLD_SIZE", "1") == "1":
         return  # without importing torch, which takes seconds
+    choose_waiting()
     gc.disable()  # a million objects are about to be made, none of them garbage
     from lm.cli.use import use
     from lm.runtime.distributed import World
@@ -194,6 +196,8 @@ def train(
             del checkpoint  # the learner has loaded it
             try:
                 training_loop(trainer)
+                if world.is_first and (speed := trainer.speed_reached):
+                    setup.keep_speed(machine, preset, folder, state.global_batch_rows, world.size, speed)
             finally:
                 trainer.close()
         finally:
@@ -241,44 +245,56 @@ def training_loop(trainer: Trainer) -> None:
 
 def finish(trainer: Trainer) -> None:
     """Finish a run: save first, then evaluate on all held-out text, export and report."""
-    from aux_heads.metrics import MEASURES
-    from configs.errors import DiskError
-    from lm.evaluation.benchmarks import run_listed
-    from lm.report.export import export
-    from lm.report.report import write_report
+    from lm.train.best import keep_if_best
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
     from lm.train.milestones import keep_milestones
 
-    state, folder = trainer.state, trainer.folder
+    state = trainer.state
     trainer.record()
     # Otherwise it was saved before, and only its report is missing.
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
     keep_milestones(trainer)
     trainer.stop.farewell = "Stopped before the report. The model is saved: start again for the rest."
+    subset = None
     if trainer.held_out.num_tokens > PERIODIC_EVAL_TOKENS:  # else it is all measured below
-        measure(trainer)  # the last point of the curve of evaluations
+        subset = measure(trainer)  # the last point of the curve of evaluations
     evaluation = measure(trainer, everything=True)
     if evaluation is None:  # asked to stop during the last step
         log.info("%s", trainer.stop.farewell)
         return
+    keep_if_best(trainer, (subset or evaluation).loss)
     sample(trainer)
-    trainer.world.from_first(run_listed, trainer)
-    if trainer.world.is_first:
-        lines = []
-        try:
-            lines.append(f"  the model, exported   {export(trainer.checkpoint(), folder)}")
-        except DiskError as error:
-            log.error("%s. The model is saved: `python main.py`, then e, exports it.", error)
-        try:  # last: it marks the run as finished
-            report = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
-            lines.insert(0, f"  the report            {report}")
-        except DiskError as error:
-            log.error("%s. The model is saved: start again for the report.", error)
-        if folder == CHECKPOINTS:
-            lines.append("  talk to it            python main.py, then t")
-        result = f"{human_time(state.seconds)}, {evaluation.bits_per_byte:.4f} bits per byte on held-out text"
-        log.info("%s", "\n".join([f"Done: {state.tokens_seen:,} tokens in {result}.", *lines]))
+    trainer.world.from_first(conclude, trainer, evaluation.bits_per_byte)
+
+
+def conclude(trainer: Trainer, bits_per_byte: float) -> None:
+    """Choose the last or the best checkpoint, run benchmarks on it, export it and report the run; on the
+    first rank only."""
+    from aux_heads.metrics import MEASURES
+    from configs.errors import DiskError
+    from lm.evaluation.benchmarks import run_listed
+    from lm.report.export import export
+    from lm.report.report import write_report
+    from lm.train.best import choose_checkpoint
+
+    folder, lines = trainer.folder, []
+    chosen, why = choose_checkpoint(trainer)
+    run_listed(trainer, chosen)
+    try:
+        lines.append(f"  the model, exported   {export(chosen, folder)}")
+    except DiskError as error:
+        log.error("%s. The model is saved: `python main.py`, then e, exports it.", error)
+    try:  # last: it marks the run as finished
+        report = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
+        lines.insert(0, f"  the report            {report}")
+    except DiskError as error:
+        log.error("%s. The model is saved: start again for the report.", error)
+    if folder == CHECKPOINTS:
+        lines.append("  talk to it            python main.py, then t")
+    result = f"{human_time(trainer.state.seconds)}, {bits_per_byte:.4f} bits per byte on held-out text"
+    done = f"Done: {trainer.state.tokens_seen:,} tokens in {result}."
+    log.info("%s", "\n".join([done, *([why] if why else []), *lines]))
 
 
 if __name__ == "__main__":

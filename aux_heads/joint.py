@@ -99,7 +99,6 @@ class JointModel(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.heads = heads
-        self.loss_fn = loss_fn
         self.end_of_text = end_of_text
         weights = {
             "dynamics": aux.dynamics_weight if aux.enable_dynamics else None,
@@ -108,8 +107,11 @@ class JointModel(nn.Module):
             "span_contrastive": aux.span_contrastive_weight,
         }
         self.weights = {name: weight for name, weight in weights.items() if name in heads and weight is not None}
-        self.trunk_forward = self.trunk.forward
-        self.heads_forward = self.heads_eagerly
+        self.run_eagerly(loss_fn)
+
+    def run_eagerly(self, loss_fn: LossFunction) -> None:
+        """Use no compiled code of trunk and heads, and `loss_fn`."""
+        self.trunk_forward, self.heads_forward, self.loss_fn = self.trunk.forward, self.heads_eagerly, loss_fn
 
     def compile_trunk_and_heads(self, **options: Any) -> None:
         """Compile two graphs. The trunk itself stays eager, for callers with other shapes;

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from configs.sources import FOLDER_STARTS, LONGEST_PATH, Name, Section
+from configs.sources import FOLDER_STARTS, LONGEST_PATH, Name, Section, name_in_address
 
 # What the config.json of a model to start from says about its shape.
 SHAPE = frozenset(
@@ -104,6 +104,14 @@ class ModelConfig(Section):
         default=True, description="Normalise queries and keys: with it the model is a Qwen3, without it a Llama."
     )
     norm_eps: float = Field(default=1e-6, gt=0, le=0.01, description="Added to the mean square in every norm.")
+
+    @field_validator("init_from", mode="before")
+    @classmethod
+    def _no_address(cls, model: Any) -> Any:
+        """Say what to write for the address of a page that is pasted."""
+        if isinstance(model, str) and (name := name_in_address(model, "")):
+            raise ValueError(f'write "{name}", the name of the model alone')
+        return model
 
     @field_validator("revision")
     @classmethod

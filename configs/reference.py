@@ -47,6 +47,23 @@ Files ending in .gz, .bz2, .xz and .zst are read as what is inside. Of CSV every
 a line with more cells than the header is skipped and counted. Without `data_files`, all tables of a folder on this
 disk are read, and of a dataset on the Hub those of its most common format.
 """
+SMALL = """\
+### Small texts
+
+A run always has 100,000,000 tokens, so a small text is read again and again: 1 MB (about 300,000 tokens) some 350
+times. Up to about 4 readings teach nearly as much as new text, later ones less and less, and after some tens the
+model knows it by heart and gets worse at everything else. The start card says how often each source will be read.
+
+- `{"type": "text", "path": "~/notes", "repeat": 4}` ends the source after 4 readings, and the run once all sources
+  have ended: early, with its report and export. The learning rate then has not fallen, since the schedule is that of
+  all tokens, so mixing the text with a larger source is better where that is possible: `["fineweb_edu", {...}]`
+  with `"mix_strategy": "weighted"` and `"source_weights": [95, 5]`.
+- Held-out text is evaluated at an eighth, a quarter and a half of `train.eval_every_tokens` too, and for a text that is
+  read several times until then even before, down to about its first reading.
+- Once a source is being read again, `checkpoints/lm_best.pth` is the checkpoint with the lowest held-out loss. At the
+  end it is compared with the last one on all held-out text. If it is better by more than the standard error of the
+  difference, it is what is exported, what `t` talks to, `b` measures and `p` pushes; report and terminal say so.
+"""
 NAMES = "## Named sources\n\nA source may be one of these names in place of an object.\n"
 
 
@@ -60,7 +77,7 @@ def reference_text() -> str:
     for kind, model in schema.KINDS.items():
         own = set(model.model_fields) - shared
         parts += [f'### `"type": "{kind}"`\n\n{_summary(model)}\n', _table(model, only=own)]
-    parts.append(LAYOUTS)
+    parts += [LAYOUTS, SMALL]
     named = ([f"`{name}`", _reads(source.spec), source.about, source.licence] for name, source in NAMED_SOURCES.items())
     return "\n".join([INTRODUCTION, *parts, NAMES, _rows(["name", "reads", "text", "licence"], named)])
 

@@ -76,7 +76,10 @@ class TrainConfig(Section):
     )
     seed: int = Field(default=1337, ge=0, le=2**32 - 1, description="Seed of initialisation, heads and samples.")
     save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints, at least.")
-    eval_every_tokens: Count = Field(default=5_000_000, description="Tokens between two held-out evaluations.")
+    eval_every_tokens: Count = Field(
+        default=5_000_000,
+        description="Tokens between two held-out evaluations; the first comes at an eighth of it, of small text earlier.",
+    )
     sample_every_tokens: Count = Field(default=10_000_000, description="Tokens between two sets of samples.")
     sample_no_repeat_ngram: int = Field(
         default=3, ge=0, le=100, description="Samples repeat no run of so many tokens; 0: they may repeat any."

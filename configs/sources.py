@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -37,8 +38,17 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 
 
+def name_in_address(given: str, folder: str) -> str:
+    """Return the name of what lies in `folder` of the Hub, such as "datasets/", if the address of its page or
+    the end of that is `given`, else ""."""
+    host = r"(?:(?:https?://)?[\w.-]+\.\w+(?::\d+)?/|hf://)"
+    anywhere = "?" if folder else ""  # without a folder, the end of an address is any name
+    page = re.fullmatch(rf"{host}{anywhere}{folder}([\w.-]+(?:/[\w.-]+)?)(?:[/?#@].*)?", given[:LONGEST_PATH])
+    return page[1] if page else ""
+
+
 def _path(path: str) -> str:
-    """Refuse what becomes of a Windows path that is copied into JSON."""
+    """Refuse what becomes of a Windows path that is copied into JSON, and other paths of other systems."""
     if any(character in path for character in "\t\n\r\b\f"):
         raise ValueError(r"has a tab or line break, as \t or \n in JSON are: write / or \\ for each \ of a path")
     return path
@@ -68,7 +78,11 @@ class SourceSpec(Section):
         description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
     )
     max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
-    repeat: Count | None = Field(default=None, description="Epochs before the source is exhausted; default: no limit.")
+    repeat: Count | None = Field(
+        default=None,
+        description="Epochs before the source is exhausted; the run ends early when all are, see small texts below; "
+        "default: no limit.",
+    )
 
 
 class HFSource(SourceSpec):
@@ -137,15 +151,12 @@ class HFSource(SourceSpec):
     def _no_address(cls, dataset: Any) -> Any:
         """Say what to write for what people paste: the address of a page, or its end."""
         given = str(dataset)[:LONGEST_PATH]
-        address = re.fullmatch(
-            r"(?:(?:https?://)?[\w.-]+\.\w+(?::\d+)?/|hf://)?datasets/([\w.-]+(?:/[\w.-]+)?)(?:[/?#@].*)?", given
-        )
-        if address:
-            raise ValueError(f'write "{address[1]}", the name of the dataset alone')
+        if name := name_in_address(given, "datasets/"):
+            raise ValueError(f'write "{name}", the name of the dataset alone')
         if re.match(r"https?://", given):
             raise ValueError(
-                'an address: write "owner/name" for a dataset on the Hub; for a file, its format (json, csv, parquet or text) '
-                "here and the address in data_files"
+                'an address: write "owner/name" for a dataset on the Hub; download a file, and write its format (json, csv, '
+                "parquet or text) here and its path in data_files"
             )
         return dataset
 
@@ -308,6 +319,18 @@ def _kind(given: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def _no_dataset(entry: Any) -> Any:
+    """Say what to write for a dataset of the Hub whose name, or the address of whose page, is given as that of a
+    source."""
+    if isinstance(entry, str):
+        name = name_in_address(entry, "datasets/") or (entry if re.fullmatch(r"[\w.-]+/[\w.-]+", entry) else "")
+        if name:
+            raise ValueError(
+                f'write {{"type": "hf", "dataset": "{clip(name, LONGEST_NAME)}"}} for a dataset on the Hub'
+            )
+    return entry
+
+
 SourceEntry = Annotated[
     Annotated[Literal[*NAMED_SOURCES], Tag("name")]  # type: ignore[valid-type]  # names from a table, for editors
     | Annotated[HFSource, Tag("hf")]
@@ -315,6 +338,7 @@ SourceEntry = Annotated[
     | Annotated[TextSource, Tag("text")]
     | Annotated[PythonSource, Tag("python")],
     Discriminator(_kind),
+    BeforeValidator(_no_dataset),
 ]
 
 

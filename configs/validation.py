@@ -33,7 +33,7 @@ LONGEST_MESSAGE = 2_000  # characters
 MAX_EXPLAINED = 100  # problems put into words, far more than fit into a message
 SHOWN_CHARS = 80
 JSON_HINTS = (  # what is written in place of JSON, after the parser's own message
-    (r"Invalid \\", r"write \\ for a \ in text; in a path, / does as well"),
+    (r"Invalid \\", r"write \\ for each \ of text; in a path, / does as well"),
     (r".*\n(#|//|/\*)", "remove it: JSON has no comments"),
     (r".*\n['“”„‘’«]", 'write text in straight double quotes: "'),
     (r".*\n(True|False|None)\b", "write true, false and null in lower case"),
@@ -118,7 +118,8 @@ def read_json(text: str, origin: str) -> tuple[dict[str, Any], list[Problem]]:
         comma = after[:1] in ("}", "]") and (before.endswith(",") or text[error.pos : error.pos + 1] == ",")
         hint = "remove the comma before it: the last item of a list or object has none" if comma else ""
         hint = hint or next((hint for words, hint in JSON_HINTS if re.match(words, f"{error.msg}\n{after}")), "")
-        raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}", hint) from None
+        what = r"a \ is not written so" if error.msg.startswith("Invalid \\") else error.msg
+        raise _unusable(origin, f"line {error.lineno}, column {error.colno}: not JSON: {what}", hint) from None
     except RecursionError:
         raise _unusable(origin, "nested too deeply", "a preset is five levels deep") from None
     except ValueError as error:  # an integer of thousands of digits

@@ -30,6 +30,7 @@ from lm.runtime.machine import (
     precision_choice,
     thread_choice,
 )
+from lm.runtime.waiting import waiting_decisions
 from lm.start_point import StartPoint
 from lm.train_step import TrainStep
 
@@ -54,7 +55,7 @@ class Learner:
     ):
         """Raises UserError if memory cannot hold the model, if rows are too short for heads, or if
         the weights of `start`, which are the trunk's if it is given, are not finite."""
-        model, train, aux = preset.model, preset.train, preset.auxiliary
+        self._preset, model, train, aux = preset, preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
         self.compiled, compile_reason = compile_choice(self.device_type)
@@ -68,7 +69,7 @@ class Learner:
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
-            self._decisions.append((f"{threads} threads", thread_reason))
+            self._decisions += [(f"{threads} threads", thread_reason), *waiting_decisions()]
         check_memory(preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
@@ -116,6 +117,15 @@ class Learner:
             ("no CUDA graphs", refused) if refused else ("CUDA graphs", "a GPU is not kept waiting between kernels")
         )
         return [*self._decisions, graphs]
+
+    def stop_compiling(self, reason: str) -> None:
+        """Use no compiled code from here on. Raises UserError if memory cannot hold eager steps."""
+        check_memory(self._preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
+        self.compiled = False
+        without = {"torch.compile": ("no torch.compile", reason)}
+        self._decisions = [without.get(what, (what, why)) for what, why in self._decisions]
+        self.joint.run_eagerly(linear_cross_entropy)
+        self.train_step.reset()
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype != torch.float32)

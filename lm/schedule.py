@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from configs.schema import AuxiliaryConfig, Preset
 
+EARLY_EVALUATIONS = 3  # before the first regular one, at least
+HELD_OUT_SHARE = 20  # one token in so many of a source is held out, at most if it has long documents
 FADED_OUT = 2 / 3  # share of the run after which weights that fade out are 0
 
 
@@ -36,6 +38,18 @@ def rows_of_step(tokens_seen: int, token_budget: int, rows_per_step: int, seq_le
     assert tokens_seen % seq_length == 0, "every step but the last ends with a row"
     num_tokens = min(rows_per_step * seq_length, token_budget - tokens_seen)
     return StepPlan(tokens_seen // seq_length, -(-num_tokens // seq_length), num_tokens)
+
+
+def num_evaluations(tokens_seen: int, every: int, num_held_out: int) -> int:
+    """Return how many held-out evaluations are due in the first `tokens_seen` tokens of a run: one at
+    each multiple of `every`, and before the first of them at its half, its quarter, its eighth, ...
+
+    The halving ends at the eighth or, for text so small that it is read several times until then,
+    within about one reading: `num_held_out` tokens tell, which are at most a twentieth of it.
+    """
+    one_reading = max(1, HELD_OUT_SHARE * num_held_out)
+    halvings = max(EARLY_EVALUATIONS, (every // one_reading).bit_length())
+    return tokens_seen // every + sum(tokens_seen << halved >= every for halved in range(1, halvings + 1))
 
 
 def learning_rate_factor(progress: float, warmup_fraction: float, decay_fraction: float) -> float:

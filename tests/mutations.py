@@ -254,9 +254,45 @@ MUTATIONS = {
     ),
     "the final evaluation written twice": Mutation(
         "lm/train/records.py",
-        'state.evaluated if "eval" in line else ',
-        "",
+        "min(state.evaluated, state.tokens_seen - state.is_trained(self._token_budget))",
+        "state.tokens_seen",
         "tests/test_program.py",
+    ),
+    "what ends a run written twice": Mutation(
+        "lm/train/records.py", " - state.is_trained(self._token_budget)", "", "tests/test_best_checkpoint.py"
+    ),
+    "the last evaluation is always the best": Mutation(
+        "lm/train/best.py",
+        "loss < best_loss(trainer.folder, trainer.state.run_id)",
+        "True",
+        "tests/test_best_checkpoint.py",
+    ),
+    "the best checkpoint of another run counts": Mutation(
+        "lm/checkpoint/store.py", 'state.get("run_id", "") != run_id', "False", CHECKPOINT
+    ),
+    "the best checkpoint is no file of the run": Mutation(
+        "lm/checkpoint/archive.py", '"lm_best.pth*", ', "", "tests/lm/checkpoint/test_checkpoint.py"
+    ),
+    "a best checkpoint is better by any difference": Mutation(
+        "lm/train/best.py", '"exported": gained > stderr', '"exported": gained > 0', "tests/test_best_checkpoint.py"
+    ),
+    "evaluations come at the interval alone": Mutation(
+        "lm/schedule.py", "for halved in range(1, halvings + 1)", "for halved in range(0)", "tests/lm/test_schedule.py"
+    ),
+    "the error of an improvement is that of the losses": Mutation(
+        "lm/evaluate.py", "nats = (losses - better) *", "nats = losses *", "tests/lm/test_evaluate.py"
+    ),
+    "threads wait awake beside other programs": Mutation(
+        "lm/runtime/waiting.py", "> BUSY_CORES", "> 99", "tests/lm/runtime/test_waiting.py"
+    ),
+    "a guess grows without end": Mutation(
+        "lm/runtime/estimate.py", "max(SLOWEST_PACE, ", "max(0.0, ", "tests/lm/runtime/test_estimate.py"
+    ),
+    "a compiler that fails on the model ends the run": Mutation(
+        "lm/train/dry_run.py",
+        "learner.stop_compiling(words_of_compiler(error))",
+        "raise",
+        "tests/lm/runtime/test_machine.py",
     ),
     "random positions without the row": Mutation(
         "lm/train_step.py", "self.seed * 1_000_003 + batch.first_row", "self.seed * 1_000_003 + id(batch) % 97", STEP

@@ -14,6 +14,7 @@ from configs.text import clip
 from data.sources.base import in_words
 
 MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
+TABLES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"}
 MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
 
 
@@ -37,7 +38,13 @@ def find_files(
     root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
     where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
     if not os.path.exists(root):
-        raise SourceError(f"{where} does not exist; correct `path` in the preset or create it")
+        advice = "correct `path` in the preset or create it"
+        if re.match(r"[A-Za-z]:[/\\]", path):
+            below = path[3:].replace("\\", "/")
+            advice = f"it is a path of Windows; inside WSL, write /mnt/{path[0].lower()}/{below}"
+        elif "://" in path:
+            where, advice = f"source {label}: {path}", "it is an address; download the text and write its path"
+        raise SourceError(f"{where} does not exist; {advice}")
     if not root.is_dir():
         return [root]
     if not os.access(root, os.R_OK | os.X_OK):
@@ -51,6 +58,8 @@ def find_files(
         advice = "add files"
         if others:
             (suffix, _), *_ = most = others.most_common(MOST_NAMED)
+            if suffix in TABLES:
+                for_others = f'read its rows with "type": "hf", "dataset": "{root.absolute()}"'
             advice = f"it has {in_words(dict(most))}: {for_others.replace('SUFFIX', clip(suffix, 20))}, or add files"
         raise SourceError(f"{where} holds no file that matches {pattern!r}; {advice}")
     return files

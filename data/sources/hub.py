@@ -19,6 +19,7 @@ surrogate, "\\ud800") ends its file there, counted as unreadable, or is an error
 message if no file can be read.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -257,7 +258,7 @@ class HubSource(Source):
         Report those that cannot be read. Raise SourceError if that is all of them.
         """
         schemas: dict[str, Any] = {}
-        unreadable: UnreadableFile | None = None
+        unreadable: SourceError | None = None
         for file in range(self._num_files):
             if file >= FILES_LOOKED_AT and schemas:
                 break
@@ -266,12 +267,12 @@ class HubSource(Source):
                 if schema is not None and schema.names:
                     schemas[clip(self._files[file].name, 200)] = schema
             except UnreadableFile as error:
-                unreadable = unreadable or error
+                unreadable = unreadable or self._cannot_open(error, clip(self._files[file].name, 200))
                 self._name_unreadable(file, error)
                 if len(self._unreadable) >= MOST_UNREADABLE:
                     break
         if unreadable and not schemas:
-            raise self._cannot_open(unreadable) from unreadable
+            raise unreadable
         return schemas
 
     def _name_unreadable(self, file: int, error: UnreadableFile) -> None:
@@ -281,10 +282,10 @@ class HubSource(Source):
             self.notices.append(f"{self.label}: skipping {name}, which cannot be read: {error}")
         self._unreadable.add(file)
 
-    def _cannot_open(self, error: Exception) -> SourceError:
+    def _cannot_open(self, error: Exception, name: str = "that file") -> SourceError:
+        name = re.sub(r"^hf://datasets/[^@]*@\w*/", "", name)  # the repository and its commit
         return SourceError(
-            f"source {self.label}: cannot open {self.spec.dataset}: {error}; "
-            "repair that file, or name others in data_files"
+            f"source {self.label}: cannot open {self.spec.dataset}: {error}; repair {name}, or name other files in data_files"
         )
 
     def _open(self) -> list[DataFile]:

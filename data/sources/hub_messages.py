@@ -55,10 +55,14 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
     if not spec.is_local and (refused := refusal(error, dataset)):
         return f"{dataset} {refused}"
     if line.startswith(("BuilderConfig", "Config name is missing")):
-        return f"{dataset}, `config`: {_shortened(' '.join(str(error).split()), spec.config)}"
+        return f"{dataset}, `config`: {_configurations(' '.join(str(error).split()), spec.config)}"
     if line.startswith(("Bad split", "Unknown split")):
         return f"{dataset}, `split`: {line}"
+    if "://" in str(spec.data_files) and "to be installed" in line:
+        return "`data_files`: addresses are not read; download these files and write their paths"
     if line.startswith("Dataset scripts are no longer supported"):
+        if spec.is_local:
+            return f"{dataset} is a Python script, which is never run: name files of data in `data_files`"
         return (
             f"{dataset} is a Python script, which is never run: of many such datasets the Hub keeps a copy in Parquet; write "
             '"revision": "refs/convert/parquet", and the configuration as "data_dir", or choose another dataset'
@@ -76,7 +80,8 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
         if spec.data_dir:
             return f"{dataset}, `data_dir`: there are no data files in {spec.data_dir!r}"
         return (
-            f"{dataset} has no data files (JSON, CSV, Parquet, text), or its README.md names others; give `data_files`"
+            f"{dataset} has no data files (JSON, CSV, Parquet, text), or its README.md names others: choose another "
+            "dataset, or say which of its files are text in `data_files`"
         )
     if "to be a list, but got" in line or any(type(link).__module__.startswith("yaml") for link in causes(error)):
         return f"{dataset}: the settings at the top of its README.md cannot be read ({line}); correct them there"
@@ -89,12 +94,13 @@ def _patterns(spec: HFSource) -> str:
     return ", ".join(map(repr, patterns[:MOST_LISTED])) + (", ..." if len(patterns) > MOST_LISTED else "")
 
 
-def _shortened(message: str, given: str | None) -> str:
-    """Shorten the list of all configurations in a message, to those most like the `given` one."""
-    head, bracket, listed = message.partition("[")
-    names = re.findall(r"""'([^']*)'|"([^"]*)\"""", listed)
-    names = [single or double for single, double in names]
-    if not bracket or len(names) <= MOST_LISTED:
+def _configurations(message: str, given: str | None) -> str:
+    """Return what to write in place of the `given` configuration: of all that the library's message lists, those
+    that are most like it."""
+    names = [single or double for single, double in re.findall(r"""'([^']*)'|"([^"]*)\"""", message.partition("[")[2])]
+    if not names:
         return message
     nearest = difflib.get_close_matches(given or "", names, MOST_LISTED, cutoff=0.5) or names[:MOST_LISTED]
-    return f"{head}{', '.join(nearest)} and {len(names) - len(nearest)} more"
+    more = f" and {len(names) - len(nearest)} more" if len(nearest) < len(names) else ""
+    problem = f"there is no {given!r}" if given else "it is missing"
+    return f"{problem}; write one of {', '.join(nearest)}{more}"

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 ARTEFACTS = (
     "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl*",
-    "samples.md*", "run.log", "report*", "simple_lm_trained.pth", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
+    "samples.md*", "run.log", "report*", "simple_lm_trained.pth", "lm_best.pth*", "lm_prev2.pth*", "lm_prev.pth*",
+    "lm_current.pth*",
 )  # fmt: skip
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 

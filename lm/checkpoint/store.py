@@ -5,12 +5,16 @@ A run's folder holds three generations of one file: `lm_current.pth`, `lm_prev.p
 file beside them, syncs it to the disk, reads it back, gives the older generations their new names
 as hard links, and only then moves the new file into place with one `os.replace`. So
 `lm_current.pth` is never missing or torn, and a failed save leaves the last good one where it was.
+`lm_best.pth` is another name of the checkpoint with the best held-out loss, which outlives the
+three generations; how good it is stands in the file itself and nowhere else.
 
 The content of a file is defined in lm/checkpoint/file.py. This module never decides what to save,
 never starts a fresh run in place of a damaged one, and never deletes a file that it cannot read.
 """
 
 import contextlib
+import logging
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,8 +27,11 @@ from lm.checkpoint.file import Snapshot, check_state, is_whole, name_of, read, w
 from lm.checkpoint.outline import Checkpoint
 from lm.runtime.files import TEMPORARY, link_as, link_beside, same_file, temporary_name
 
+log = logging.getLogger(__name__)
+
 CURRENT, PREVIOUS, PREVIOUS_2 = GENERATIONS = ("lm_current.pth", "lm_prev.pth", "lm_prev2.pth")
 ALIAS = "simple_lm_trained.pth"
+BEST = "lm_best.pth"
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class SavedRun:
 
 
 def write(folder: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot as the newest generation in `folder`, whose lock the caller holds.
+    """Write a snapshot as the newest generation in `folder`, whose lock the caller holds, and as the
+    best checkpoint if it has a `best_loss`.
 
     Raises CheckpointError when the disk refuses, UserError for non-finite numbers; the earlier
     generations are then unchanged, and training may continue and try again later.
@@ -63,6 +71,8 @@ def write(folder: Path, snapshot: Snapshot) -> None:
         with Checkpoint(temporary):  # what could not be read again never replaces what can
             pass
         names = [*_rotation(folder), (temporary, folder / ALIAS)]
+        if "best_loss" in contents:
+            names.append((temporary, folder / BEST))
         # Everything that needs disk space comes first.
         links = [(link_beside(source, target), target) for source, target in names]
         for link, target in links:
@@ -83,7 +93,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _remove_temporaries(folder: Path) -> None:
-    for name in (*GENERATIONS, ALIAS):
+    for name in (*GENERATIONS, ALIAS, BEST):
         for temporary in folder.glob(f".{Path(name).stem}.*.tmp"):
             if TEMPORARY.fullmatch(temporary.name) and temporary.is_file():
                 temporary.unlink()
@@ -106,9 +116,40 @@ def latest_exists(folder: Path) -> bool:
 
 
 def _generations(folder: Path) -> tuple[str, ...]:
-    """Return the names to read, newest first: the alias counts where nothing else was copied."""
+    """Return the names to read, newest first: the alias counts where no generation was copied, and the
+    best checkpoint where none of them can be read."""
     alone = (folder / ALIAS).is_file() and not any((folder / name).exists() for name in GENERATIONS)
-    return (ALIAS,) if alone else GENERATIONS
+    names = (ALIAS,) if alone else GENERATIONS
+    return (*names, BEST) if (folder / BEST).is_file() else names
+
+
+def best_loss(folder: Path, run_id: str, *, thorough: bool = False) -> float:
+    """Return the held-out loss of a run's best checkpoint in `folder`; infinity without one.
+
+    A file of that name that is another run's or cannot be read is set aside. `thorough`: if it is
+    not as it was written, to the last bit, as well.
+    """
+    path = folder / BEST
+    if not os.path.lexists(path):
+        return math.inf
+    try:
+        with Checkpoint(path) as checkpoint:
+            state = checkpoint.state
+        check_state(state, path)
+        loss = state.get("best_loss")
+        if state.get("run_id", "") != run_id or type(loss) is not float or not math.isfinite(loss):
+            raise Damaged("it is not the best checkpoint of this run")
+        if thorough and not is_whole(path):
+            raise Damaged("damaged: its bytes are not those that were written")
+    except (OSError, CheckpointError) as error:
+        log.warning("%s is not used, and now called %s: %s", path, set_aside(path).name, error)
+        return math.inf
+    return loss
+
+
+def read_best(folder: Path, run_id: str) -> dict[str, Any] | None:
+    """Return the state in a run's best checkpoint; None without one. Raises CheckpointError, as `read` does."""
+    return None if best_loss(folder, run_id) == math.inf else read(folder / BEST)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:

@@ -16,7 +16,7 @@ from lm.checkpoint.archive import archived_runs
 from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
 from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
-from lm.inference.load import load_drafter, load_model, load_tokenizer
+from lm.inference.load import load_drafter, load_model, load_state, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
 from lm.report.report import benchmark_tables, write_report
@@ -35,7 +35,7 @@ def use(action: str, folder: Path) -> None:
     run = pick(folder)
     user = account() if action == "push" else ""  # first: it may not be logged in
     with FolderLock(folder):
-        state, notice = store.load(run)
+        state, notice = load_state(run)
         if notice:
             tell(notice)
         if action == "benchmarks":
@@ -110,7 +110,8 @@ def measure(state: dict[str, Any], run: Path) -> None:
     print("\n".join(benchmark_tables([{"tokens": state["tokens_seen"], "benchmarks": results}])))
     places = [export(state, run, gguf=any((run / "hf").glob("*.gguf")))]
     if (run / "report.md").exists():  # which marks a run as finished
-        places.append(write_report(run, state["preset"], state["facts"], MEASURES))
+        facts = store.load(run)[0]["facts"]  # of the whole run, also if the best checkpoint was measured
+        places.append(write_report(run, state["preset"], facts, MEASURES))
     tell(f"recorded in {' and '.join(map(str, places))}")
 
 

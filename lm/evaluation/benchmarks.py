@@ -118,15 +118,15 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
     return results
 
 
-def run_listed(trainer: Trainer) -> None:
-    """Run the benchmarks of the preset at the end of a run; a problem is logged and never costs the
+def run_listed(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Run the benchmarks of the preset at the end of a run, on a checkpoint's `state`; a problem is logged and never costs the
     report. On the first rank only."""
     recorded = latest(read_metrics(trainer.folder / "metrics.jsonl"))
-    done = {name for name, (tokens, _) in recorded.items() if tokens == trainer.state.tokens_seen}
+    done = {name for name, (tokens, _) in recorded.items() if tokens == state["tokens_seen"]}
     names = [name for name in trainer.preset.train.benchmarks if name not in done]
     try:
         if names:
-            run_benchmarks(trainer.checkpoint(), trainer.folder, load_benchmarks(names), log.info)
+            run_benchmarks(state, trainer.folder, load_benchmarks(names), log.info)
     except Exception as error:  # also what other people's tasks and data raise
         log.error("%s\nThe run is complete without them: choose b in the menu later.", error)
 

@@ -12,12 +12,32 @@ from torch import Tensor, nn
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SpanContrastive
-from configs.errors import UserError
+from configs.errors import Damaged, UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint import store
 from lm.learner import check_shapes
 from lm.model import Transformer
+from lm.report.metrics import read_metrics
+from lm.report.record import choice_in_words
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the state in the checkpoint that the uses of a run take, and a notice for the user ("" if
+    there is nothing to say): the newest one or, if a finished run has exported it, the best.
+    Raises CheckpointError."""
+    state, notice = store.load(folder)
+    records = read_metrics(folder / "metrics.jsonl")
+    choice = next((record for record in reversed(records) if record.get("best")), None)
+    if not choice or choice["tokens"] != state["tokens_seen"] or not choice["best"]["exported"]:
+        return state, notice
+    try:
+        best, words = store.read_best(folder, state.get("run_id", "")), choice_in_words(choice["best"])
+    except Damaged as error:
+        best, words = None, f"{folder / store.BEST} is {error}"
+    if best is None:
+        best, words = state, f"{words} This is the last checkpoint: the best one is gone."
+    return best, "\n".join(filter(None, (notice, words)))
 
 
 def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokenizer, int]:
@@ -68,7 +88,7 @@ class PassageEmbedder:
     def __init__(self, folder: Path | str):
         """Raises UserError for a run without that head."""
         folder = Path(folder)
-        state, _ = store.load(folder)
+        state, _ = load_state(folder)
         preset = parse_preset(state["preset"], "the checkpoint")
         if not preset.auxiliary.enable_span_contrastive:
             raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")

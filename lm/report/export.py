@@ -190,7 +190,8 @@ def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
     """Return the facts for the model card. Records after the checkpoint do not count."""
     seen, facts = state["tokens_seen"], state["facts"]
     if seen < state["token_budget"] and not state["exhausted"]:
-        facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens"}
+        best = ", where its held-out loss was the lowest so far" if "best_loss" in state else ""
+        facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens{best}"}
     records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
     samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
     trained = preset.data.all_sources[: len(preset.data.trained_sources)]

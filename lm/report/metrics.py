@@ -12,7 +12,8 @@ with `overlapping` (lm/train/events.py),
 `sources` {source: {documents, tokens, bytes, epoch, retries, skipped, asked, realised}} and
 `heads` {"head/measure": value}, on held-out text like `eval`. A line with `resumed` (when, on what
 machine) marks a resume, one with `adapted` new weights and their reasons, one with `benchmarks`
-results (lm/evaluation/benchmarks.py). Non-finite numbers become null.
+results (lm/evaluation/benchmarks.py), one with `best` which checkpoint was exported
+(lm/train/best.py). Non-finite numbers become null.
 """
 
 from __future__ import annotations

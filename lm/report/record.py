@@ -7,6 +7,7 @@ rely on this form. More keys are allowed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -53,6 +54,16 @@ class BenchmarkResult(TypedDict):
     chance: Value
 
 
+class BestCheckpoint(TypedDict, total=False):
+    """The best checkpoint of a run compared with the last, at the end (lm/train/best.py)."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    tokens: Required[Count]
+    exported: Required[bool]
+    gained: Value  # bits per byte of held-out text; absent if the last is the best
+    stderr: Value
+
+
 class MetricsRecord(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
     tokens: Required[Count]
@@ -70,6 +81,7 @@ class MetricsRecord(TypedDict, total=False):
     sources: dict[str, SourceRead] | None
     resumed: str | None
     benchmarks: Annotated[dict[str, BenchmarkResult], Field(max_length=1_000)]
+    best: BestCheckpoint
 
 
 _RECORD = TypeAdapter(MetricsRecord)
@@ -82,3 +94,14 @@ def parse_record(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def choice_in_words(best: Mapping[str, Any]) -> str:
+    """Return which checkpoint was exported and why, of the `best` in a line of metrics.jsonl."""
+    if "gained" not in best:
+        return "Exported is the last checkpoint: no earlier one has a lower held-out loss."
+    stderr = "an unknown error" if best["stderr"] is None else f"{best['stderr']:.4f}"
+    one, gained = f"lm_best.pth, after {best['tokens']:,} tokens", f"{best['gained']:.4f} ± {stderr} bits per byte"
+    if best["exported"]:
+        return f"Exported is {one}: on held-out text it is {gained} better than the last checkpoint."
+    return f"Exported is the last checkpoint: {one}, is better on held-out text by no more than the error ({gained})."

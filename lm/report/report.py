@@ -19,6 +19,7 @@ from data.files import write_atomically
 from lm.evaluation.results import PUBLISHED_HEADER, SCORES, published_rows, score_rows
 from lm.report.figures import Record, draw, draw_heads
 from lm.report.metrics import read_metrics
+from lm.report.record import choice_in_words
 from lm.report.samples import read_samples
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,13 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
         )
         for label, values in (everything | evaluation["per_source"]).items()
     ]
-    return [f"## Held-out text after {last['tokens']:,} tokens", table(header, rows), *_overlapping(last)]
+    heading = f"## Held-out text after {last['tokens']:,} tokens"
+    return [heading, table(header, rows), *_overlapping(last), *_choice(records)]
+
+
+def _choice(records: Sequence[Record]) -> list[str]:
+    """Return which checkpoint was exported, and why; [] for a run that kept no best one."""
+    return [choice_in_words(record["best"]) for record in records if record.get("best")][-1:]
 
 
 def _overlapping(record: Record) -> list[str]:

@@ -83,11 +83,16 @@ def _compile_tiny_function(device: str) -> str:
         ]
         if split := next((folder for folder in folders if folder and not is_one_word(folder)), None):
             return f"the compiler fails on the space or quote in the path of {split}"
-        # Inductor's message holds the whole command line before the compiler's own words.
-        words = str(error).rpartition("Output:\n")[2].splitlines() or [type(error).__name__]
-        line = next((line for line in words if "error" in line.lower()), words[0])
-        return f"the compiler is there and fails: {line.strip()}"
+        return words_of_compiler(error)
     return ""
+
+
+def words_of_compiler(error: Exception) -> str:
+    """Return in a line why the compiler fails, by the error that torch raised."""
+    # Inductor's message holds the whole command line before the compiler's own words.
+    words = str(error).rpartition("Output:\n")[2].splitlines() or [type(error).__name__]
+    line = next((line for line in words if "error" in line.lower()), words[0])
+    return f"the compiler is there and fails: {line.strip()}"
 
 
 def is_one_word(path: Path | str) -> bool:

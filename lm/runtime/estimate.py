@@ -44,6 +44,7 @@ CHANNEL_FLOPS, SCORE_FLOPS, LOGIT_FLOPS = 10_600, 1_250, 350
 MICRO_BATCH_SECONDS, STEP_SECONDS = 0.002, 0.003
 # Narrower models have more memory-bound work; within a fifth for six shapes on an H200.
 GPU_EFFICIENCY, GPU_FULL_WIDTH = 0.47, 768
+SLOWEST_PACE = 1 / 3
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
@@ -141,11 +142,12 @@ def checkpoint_bytes(preset: Preset) -> int:
 
 
 def required_bytes(checkpoint_bytes: int) -> int:
-    """Return the disk space for three generations and the temporary file of the next.
+    """Return the disk space for three generations, the best checkpoint (of text that is read more than
+    once) and the temporary file of the next.
 
     The alias is a hard link and takes none.
     """
-    return 4 * checkpoint_bytes
+    return 5 * checkpoint_bytes
 
 
 def disk_bytes(preset: Preset, token_budget: int) -> int:
@@ -256,11 +258,11 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
     """Return the seconds of training, by the measured speed of such a run or else an estimate.
 
     Estimates are divided by the median of 1.0 and the paces (measured / estimated speed) of the
-    runs tried on this machine.
+    runs tried on this machine, but by no less than a third: these may have met other programs.
     """
     if speed := machine.speeds.get(speed_key(preset, world_size)):
         return token_budget / speed
-    pace = statistics.median([1.0, *machine.paces.values()])
+    pace = max(SLOWEST_PACE, statistics.median([1.0, *machine.paces.values()]))
     return token_budget * _seconds_per_token(preset, machine, world_size) / pace
 
 

@@ -16,30 +16,45 @@ from configs.errors import UserError
 from configs.schema import Preset
 from data.memory import give_back_memory
 from lm.learner import Learner
-from lm.runtime.compiler import renew_cache
+from lm.runtime.compiler import renew_cache, words_of_compiler
 from lm.runtime.distributed import World
 from lm.runtime.estimate import batch_sizes, how_to_set
 from lm.runtime.machine import device_name, is_out_of_memory
-from lm.schedule import plan_step
+from lm.schedule import StepPlan, plan_step
+from lm.train_step import micro_batches
 
 log = logging.getLogger(__name__)
+
+TIMED_STEPS, TIMED_SECONDS = 5, 2.0  # at most; at least one step
 
 
 def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> float:
     """Run steps, optimizer included, over `num_rows` random rows and return
-    the seconds of the last.
+    the seconds of the fastest: beside other programs any one may take many times as long.
 
-    They compile and allocate everything that a step needs. Raises UserError
-    with a batch size that fits.
+    They compile and allocate everything that a step needs; if the compiler fails on it, the learner
+    does without. Raises UserError with a batch size that fits.
     """
-    try:
-        seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
-    except Exception:  # of any kind, if what the compiler kept of earlier starts is damaged
-        if not learner.compiled or world.gradients or not renew_cache():
+    if learner.compiled and world.gradients:
+        # A rank whose compiler fails would leave the others waiting for its gradients.
+        problem = _problem_of_compiler(preset, world, learner, num_rows)
+        if world.any(bool(problem)):
+            learner.stop_compiling(problem or "the compiler of another process fails")
+    seconds, is_new = None, False  # the compiler's cache
+    while True:
+        try:
+            seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
+            break
+        except UserError:
             raise
-        log.warning("A step failed with what torch.compile kept of earlier starts: it compiles anew.")
-        learner.train_step.clear()
-        seconds = _try_steps(preset, world, learner, num_rows, preset.train.per_gpu_batch_size)
+        except Exception as error:  # of any kind: of g++, of triton, of a damaged cache
+            if not learner.compiled or world.gradients:
+                raise
+            learner.train_step.clear()
+            if not is_new and (is_new := renew_cache()):
+                log.warning("A step failed with what torch.compile kept of earlier starts: it compiles anew.")
+            else:
+                learner.stop_compiling(words_of_compiler(error))
     if seconds is None:
         raise UserError(_too_large(preset, world, learner))
     for optimizer in learner.optimizers:
@@ -53,32 +68,62 @@ def dry_run(preset: Preset, world: World, learner: Learner, num_rows: int) -> fl
     return seconds
 
 
-def _try_steps(preset: Preset, world: World, learner: Learner, num_rows: int, batch_rows: int) -> float | None:
-    """Return the seconds of a compiled step over `num_rows` rows; None
-    if memory cannot hold it."""
+def _problem_of_compiler(preset: Preset, world: World, learner: Learner, num_rows: int) -> str:
+    """Compile what a micro-batch needs, without the other ranks. Return why that fails, or ""."""
+    tokens, plans = _steps(preset, learner, num_rows)
+    try:
+        for plan in plans:
+            batch = next(micro_batches(tokens, plan, world, preset.train.per_gpu_batch_size))
+            with world.no_sync(learner.train_step.model):
+                learner.train_step.run_micro_batch(batch, plan)
+        _evaluate_batch(world, learner, preset.train.per_gpu_batch_size, preset.model.seq_length)
+    except (MemoryError, torch.OutOfMemoryError):
+        pass  # the steps will meet it again, with advice
+    except Exception as error:
+        if not is_out_of_memory(error):
+            return words_of_compiler(error)
+    finally:
+        learner.train_step.clear()
+    return ""
+
+
+def _steps(preset: Preset, learner: Learner, num_rows: int) -> tuple[np.ndarray, list[StepPlan]]:
+    """Return random rows, and the plans of a step over them: of one for each graph that a run needs."""
     length = preset.model.seq_length
     tokens = np.random.default_rng(0).integers(learner.vocab_size, size=(num_rows, length + 1))
-    learner.train_step.batch_rows = batch_rows
     plan = plan_step(preset, 0, num_rows * length, num_rows)._replace(learning_rate_factor=0.0)
     # The end of a run first: when the heads' gradient no longer reaches the trunk, the
     # heads run another graph.
     plans = [plan._replace(trunk_gradient=0.0)] if preset.auxiliary.trunk_gradient == "annealed" else []
-    seconds = 0.0
+    return tokens, [*plans, plan]
+
+
+def _evaluate_batch(world: World, learner: Learner, batch_rows: int, length: int) -> None:
+    with torch.no_grad(), learner.autocast():  # as lm/evaluate.py does
+        joint, rows = learner.joint, torch.zeros(batch_rows, length + 1, dtype=torch.int64).to(world.device)
+        hidden_BTD = joint.trunk_forward(rows[:, :-1])
+        valid = torch.ones_like(rows[:, 1:], dtype=torch.bool)
+        joint.measure(rows, valid, hidden_BTD, torch.zeros(valid.shape).to(valid.device), torch.Generator())
+
+
+def _try_steps(preset: Preset, world: World, learner: Learner, num_rows: int, batch_rows: int) -> float | None:
+    """Return the seconds of a step over `num_rows` rows, compiled before; None if memory cannot hold it."""
+    learner.train_step.batch_rows = batch_rows
+    tokens, plans = _steps(preset, learner, num_rows)
+    times: list[float] = []
     try:
-        for each in (*plans, plan, plan):
+        for plan in plans:
+            learner.train_step(tokens, plan)
+        while world.any(len(times) < 1 or (len(times) < TIMED_STEPS and sum(times) < TIMED_SECONDS)):
             began = time.perf_counter()
-            learner.train_step(tokens, each)
-            seconds = time.perf_counter() - began
-        with torch.no_grad(), learner.autocast():  # as lm/evaluate.py does
-            joint, rows = learner.joint, torch.zeros(batch_rows, length + 1, dtype=torch.int64).to(world.device)
-            hidden_BTD = joint.trunk_forward(rows[:, :-1])
-            valid = torch.ones_like(rows[:, 1:], dtype=torch.bool)
-            joint.measure(rows, valid, hidden_BTD, torch.zeros(valid.shape).to(valid.device), torch.Generator())
+            learner.train_step(tokens, plans[-1])
+            times.append(time.perf_counter() - began)
+        _evaluate_batch(world, learner, batch_rows, preset.model.seq_length)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return seconds
+    return min(times)
 
 
 def _too_large(preset: Preset, world: World, learner: Learner) -> str:

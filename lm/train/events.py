@@ -31,11 +31,13 @@ from lm.inference.difficulty import LEGEND, coloured, marked_lines, pieces_of, s
 from lm.inference.generate import generate
 from lm.report.samples import Sample
 from lm.runtime.log import RAW
+from lm.schedule import num_evaluations
+from lm.train.best import keep_if_best
 from lm.train.milestones import keep_milestones
 from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
-PERIODIC_EVAL_TOKENS = 100_000
+PERIODIC_EVAL_TOKENS = 100_000  # of a fixed subset
 OVERLAPPING_EVAL_TOKENS = 250_000  # with four passes over each: as much work as the default train.eval_tokens
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
@@ -51,18 +53,30 @@ def run_events(trainer: Trainer) -> None:
             trainer.save()
     keep_milestones(trainer)
     evaluation = None
-    if is_due(trainer, state.evaluated, train.eval_every_tokens):
+    if evaluation_is_due(trainer):
         evaluation = measure(trainer)
     if aux.enable_adaptive_sources and is_due(trainer, state.adapted, aux.adaptive_interval_tokens):
-        adapt(trainer, evaluation or measure(trainer))
+        evaluation = evaluation or measure(trainer)
+        adapt(trainer, evaluation)
     if is_due(trainer, state.sampled, train.sample_every_tokens):
         sample(trainer)
+    if evaluation:  # last, so that a run resumed from there repeats nothing
+        keep_if_best(trainer, evaluation.loss)
 
 
 def is_due(trainer: Trainer, last: int, every: int) -> bool:
     """Return whether a multiple of `every` tokens was reached since `last`. After the last step
     nothing is due: the end of a run has its own events."""
     return trainer.state.tokens_seen // every > last // every and not trainer.done
+
+
+def evaluation_is_due(trainer: Trainer) -> bool:
+    """Return whether a point of lm/schedule.py: num_evaluations was reached since the last one."""
+    state, every = trainer.state, trainer.preset.train.eval_every_tokens
+    trained = trainer.held_out.sources[: len(trainer.trained_labels)]
+    num_held_out = sum(source.num_tokens for source in trained)
+    now, last = (num_evaluations(tokens, every, num_held_out) for tokens in (state.tokens_seen, state.evaluated))
+    return now > last and not trainer.done
 
 
 def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:

@@ -44,7 +44,7 @@ class Records:
         self.interval = Interval()
         self._metrics: MetricsLog | NullLog = NullLog()
         self._samples: SampleLog | NullLog = NullLog()
-        self._tokens_a_line = token_budget / LINES_PER_RUN
+        self._token_budget, self._tokens_a_line = token_budget, token_budget / LINES_PER_RUN
         self.last_line = state.tokens_seen  # at its end
         self.head_measures: dict[str, float] = world.from_first(self._open, folder, preset)  # of the last evaluation
 
@@ -59,7 +59,11 @@ class Records:
     def _is_known(self, line: dict[str, Any]) -> bool:
         """Return whether the state includes what the line records."""
         state = self.state
-        last = state.evaluated if "eval" in line else state.adapted if "adapted" in line else state.tokens_seen
+        if "eval" in line or "best" in line:
+            # What ends a run is measured again, until there is a report.
+            last = min(state.evaluated, state.tokens_seen - state.is_trained(self._token_budget))
+        else:
+            last = state.adapted if "adapted" in line else state.tokens_seen
         return line["tokens"] <= last
 
     def write_resumed(self, machine: str) -> None:
@@ -84,6 +88,10 @@ class Records:
         heads = {"heads": head_measures} if head_measures else {}
         now = {"tokens": self.state.tokens_seen, "step": self.state.num_steps}
         self._metrics.write(now | line | {"eval": evaluation.to_json()} | heads)
+
+    def write_choice(self, best: dict[str, Any]) -> None:
+        """Write how the best checkpoint compares with the last (lm/train/best.py)."""
+        self._metrics.write({"tokens": self.state.tokens_seen, "best": best})
 
     def write_adaptation(self, adaptation: dict[str, Any]) -> None:
         """Write new weights of the sources, and the reasons."""

@@ -185,12 +185,18 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _introduce(card: StartCard, folder: Path, compiled: bool) -> Machine:
-    preset = card.preset
     log.info("%s", render_card(card))
     machine = replace(load_machine(folder) or measure_machine(), compiled=compiled)
-    # Not for a resumed run that keeps another batch: its speed is not that of the preset.
-    if card.rows_per_step == preset.train.rows_per_process * card.world_size:
-        machine = estimate.record_speed(machine, preset, card.tokens_per_second, card.world_size)
+    return keep_speed(machine, card.preset, folder, card.rows_per_step, card.world_size, card.tokens_per_second)
+
+
+def keep_speed(
+    machine: Machine, preset: Preset, folder: Path, rows_per_step: int, world_size: int, tokens_per_second: float
+) -> Machine:
+    """Save a speed for the next menu, of all processes; on the first rank only. Not that of a resumed run
+    that keeps another batch: it is not that of the preset."""
+    if rows_per_step == preset.train.rows_per_process * world_size:
+        machine = estimate.record_speed(machine, preset, tokens_per_second, world_size)
         save_machine(folder, machine)
     return machine
 

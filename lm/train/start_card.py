@@ -13,6 +13,9 @@ from lm.runtime.estimate import export_bytes, num_milestones
 WIDTH = 80  # columns
 # Of text, approximately: English or source code, with a vocabulary of a few thousand tokens.
 BYTES_PER_TOKEN = 3.5
+# Four readings are worth nearly as much as new text, from sixteen on more teach little (Muennighoff et al.,
+# Scaling Data-Constrained Language Models, 2023).
+FEW_READINGS, MANY_READINGS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,38 @@ class StartCard:
         return self.rows_per_step * self.preset.model.seq_length
 
 
-def how_much(source: SourceInfo, share: float, token_budget: int) -> str:
-    """Return how much a source has, and how often it is read for `share` of the budget."""
-    times = share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
+def num_readings(source: SourceInfo, share: float, token_budget: int) -> float:
+    """Return how often a source is read for `share` of the budget, about; 0 if its size is not known."""
+    return share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
+
+
+def how_much(source: SourceInfo, share: float, token_budget: int, repeat: int | None = None) -> str:
+    """Return how much a source has, and how often it is read: for `share` of the budget, or `repeat` times."""
+    times = num_readings(source, share, token_budget)
+    if repeat and times > repeat:
+        return (
+            f"{source.size}, to be read {repeat:,} times (repeat)" if repeat > 1 else f"{source.size}, to be read once"
+        )
     return f"{source.size}, to be read about {times:,.0f} times" if times >= 2 else source.size
+
+
+def _readings(card: StartCard) -> list[tuple[str, str]]:
+    """Return what it means that a source is read so often, unless its `repeat` ends it."""
+    each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
+    unlimited = [
+        (num_readings(source, share, card.token_budget), source.label)
+        for source, share, spec in each
+        if not spec.repeat
+    ]
+    times, label = max(unlimited, default=(0.0, ""))
+    if times < 2:
+        return []
+    if times <= FEW_READINGS:
+        return [("", "A few readings teach nearly as much as new text.")]
+    begins = f"{clip(label, 24)} is read about {times:,.0f} times in {card.token_budget:,} tokens: a few are fine, "
+    begins += "some tens and the model knows it by heart" if times > MANY_READINGS else "each later one teaches less"
+    ends = f'"repeat": {FEW_READINGS} in that source ends it after {FEW_READINGS}, and the run when all have ended.'
+    return [("", f"{begins}. {ends} The best checkpoint on held-out text is kept, and exported if it beats the last.")]
 
 
 def _milestones(card: StartCard) -> list[tuple[str, str]]:
@@ -81,11 +112,13 @@ def render_card(card: StartCard) -> str:
     width = min(widest, 24)
     went_on = f", from {card.tokens_seen:,} of {card.token_budget:,} tokens on" if card.tokens_seen else ""
     rows = [("run", card.preset.name + went_on)]
-    for index, (source, share) in enumerate(zip(card.sources, card.shares, strict=True)):
-        size = how_much(source, share, card.token_budget)
+    each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
+    for index, (source, share, spec) in enumerate(each):
+        size = how_much(source, share, card.token_budget, spec.repeat)
         rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {size}"))
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))
     rows += [
+        *_readings(card),
         *_parts(card.preset, card.token_budget),
         ("tokenizer", card.tokenizer),
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
+from uuid import uuid4
 
 from pydantic import Field, TypeAdapter
 
@@ -32,6 +33,7 @@ class TrainState:
     global_batch_rows: Annotated[int, Field(ge=1)]  # per step over all processes: kept when their number changes
     source_tokens: list[Number]  # by source, in the rows seen so far
     factors: list[Finite]  # of each source's weight, as adapted so far; then of those in the finish, if any
+    run_id: str = ""  # made up when the run begins: tells its files from those of another one
     tokens_seen: Number = 0
     words_seen: Number = 0  # begun in these tokens (data/words.py); without those of a version that did not count
     num_steps: Number = 0
@@ -56,7 +58,8 @@ class TrainState:
         """Return the state at the beginning of a run. With `continued`, for a model that is trained
         already, an evaluation and samples are due there, to show what the run changes."""
         last = -1 if continued else 0
-        return cls(global_batch_rows, [0] * num_sources, [1.0] * num_weights, evaluated=last, sampled=last)
+        tokens, factors = [0] * num_sources, [1.0] * num_weights
+        return cls(global_batch_rows, tokens, factors, run_id=uuid4().hex, evaluated=last, sampled=last)
 
     def is_trained(self, token_budget: int) -> bool:
         """Return whether the budget is reached, or the sources ran out before it."""
@@ -87,6 +90,7 @@ class TrainState:
             "global_batch_rows": checkpoint["global_batch_rows"],
             "source_tokens": list(position.get("source_tokens", [])),
             "factors": list(adaptive["factors"]),
+            "run_id": checkpoint.get("run_id", ""),
             "tokens_seen": checkpoint["tokens_seen"],
             "words_seen": position.get("words_seen", 0),
             "num_steps": checkpoint["num_steps"],
@@ -107,6 +111,7 @@ class TrainState:
     def to_checkpoint(self, seq_length: int) -> dict[str, Any]:
         """Return its part of a checkpoint (lm/checkpoint/file.py: CONTENTS)."""
         return {
+            "run_id": self.run_id,
             "global_batch_rows": self.global_batch_rows,
             "tokens_seen": self.tokens_seen,
             "num_steps": self.num_steps,

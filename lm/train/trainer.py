@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from lm.train_step import Launched, StepResult
 
 log = logging.getLogger(__name__)
 
+STEPS_THAT_TELL = 20  # the speed of a run; the first ones wait for rows
 ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
@@ -115,6 +117,7 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
+        self._began_at = state.num_steps, state.tokens_seen, state.seconds
         self._leaving = False  # because of an error
         self._peak_rates = peak_learning_rates(
             preset.train,
@@ -125,6 +128,7 @@ class Trainer:
         self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
+        world.from_first(partial(store.best_loss, folder, state.run_id, thorough=True))  # sets another run's aside
 
     def _token_bytes(self) -> np.ndarray:
         """Return the bytes of each token id (V,). A tokenizer trained on little text has fewer
@@ -282,24 +286,29 @@ class Trainer:
 
     # ---- checkpoints ----------------------------------------------------------------------------
 
-    def save(self, *, last: bool = False) -> None:
+    def save(self, *, last: bool = False, best_loss: float | None = None) -> None:
         """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
         the third in a row; the `last` save before the program ends is waited for and tried
-        again, and its failure raised."""
+        again, and its failure raised. With a `best_loss`, on held-out text, it is also the best."""
         self.saved_at = self.state.tokens_seen
         self.collect_results()
-        self.world.from_first(self._save, last)
+        self.world.from_first(self._save, last, best_loss)
+
+    def wait_for_save(self) -> None:
+        """Wait until nothing is being written."""
+        self._saver.wait()
 
     def may_save(self) -> bool:
         """Return whether the saver is ready, the same on every rank."""
         return self.world.from_first(self._saver.is_ready)
 
-    def _save(self, last: bool) -> None:
+    def _save(self, last: bool, best_loss: float | None = None) -> None:
         assert self._lock, "the first rank's"
         if self._lock.is_lost:
             self._lock.regain()
             self._check_no_other_run()
-        (self._saver.save_last if last else self._saver.save)(self.checkpoint())
+        best = {} if best_loss is None else {"best_loss": best_loss}
+        (self._saver.save_last if last else self._saver.save)(self.checkpoint() | best)
 
     def save_at_once(self) -> None:
         """Save the steps so far because an error ends the program: on the first rank alone, since
@@ -339,6 +348,14 @@ class Trainer:
             "tokenizer_sha256": self.stream_info.header["tokenizer_sha256"],
             "world_size": self.world.size,
         }
+
+    @property
+    def speed_reached(self) -> float | None:
+        """Tokens per second since this start, of the steps recorded so far; None if they are too few to tell."""
+        steps, tokens, seconds = self._began_at
+        if self.state.num_steps - steps < STEPS_THAT_TELL or self.state.seconds <= seconds:
+            return None
+        return (self.state.tokens_seen - tokens) / (self.state.seconds - seconds)
 
     @property
     def machine(self) -> str:

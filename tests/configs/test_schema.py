@@ -133,7 +133,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"model": {**MODEL, "revision": "v1"}}, "only with init_from, and with a name on the Hub there"),
         ({"model": {"init_from": "./here", "revision": "v1", "seq_length": 8}}, "only with init_from"),
         ({"model": {"init_from": "here", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
-        ({"model": {"init_from": "https://huggingface.co/a/b", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
+        ({"model": {"init_from": "https://huggingface.co/a/b", "seq_length": 8}}, 'write "a/b", the name of the model'),
         (
             {"model": {"init_from": "a/b", "seq_length": 8}, "data": {"sources": ["wikipedia"], "tokenizer": "t.json"}},
             "the tokenizer is that of model.init_from",
@@ -367,7 +367,7 @@ def test_presets_cannot_be_changed():
         ("huggingface.co/datasets/owner/name?row=1", 'write "owner/name"'),
         ("hf://datasets/owner/name@main/a.parquet", 'write "owner/name"'),
         ("datasets/name", 'write "name"'),
-        ("https://example.com/rows.jsonl", "the address in data_files"),
+        ("https://example.com/rows.jsonl", "its path in data_files"),
         ("owner/na me", "allowed: text. Dataset on the Hub, owner/name; a folder"),
     ],
 )
@@ -378,10 +378,30 @@ def test_what_people_paste_as_a_dataset(dataset, says):
 
 
 @pytest.mark.parametrize(
+    "given", ["owner/name", "https://huggingface.co/datasets/owner/name/viewer", "datasets/owner/name"]
+)
+def test_a_dataset_in_place_of_a_named_source(given):
+    assert refusal(data={"sources": ["wikipedia", given]}).endswith(
+        'write {"type": "hf", "dataset": "owner/name"} for a dataset on the Hub'
+    )
+
+
+def test_the_address_of_a_model_in_place_of_its_name():
+    model = {"init_from": "https://huggingface.co/owner/name/tree/main", "seq_length": 64}
+    assert 'write "owner/name", the name of the model alone' in refusal(model=model)
+    assert 'write "name"' in refusal(model=model | {"init_from": "huggingface.co/name"})
+    for name in ("owner/name", "/a/b/c", "./a.b/c/d", "../c.d/e", "~/model.x/y"):
+        assert parse(model=model | {"init_from": name}).model.init_from == name
+
+
+@pytest.mark.parametrize(
     ("path", "says"),
     [
-        (r'"C:\Users\me"', r"Invalid \escape" + "\n    " + r"write \\ for a \ in text; in a path, / does as well"),
-        (r'"D:\data\unit"', r"write \\ for a \ in text"),
+        (
+            r'"C:\Users\me"',
+            r"a \ is not written so" + "\n    " + r"write \\ for each \ of text; in a path, / does as well",
+        ),
+        (r'"D:\data\unit"', r"write \\ for each \ of text"),
         (r'"C:\temp\notes"', r"write / or \\ for each \ of a path"),
         ("“/texts”", "straight double quotes"),
         ("'/texts'", "straight double quotes"),

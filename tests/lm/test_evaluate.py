@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.evaluate import evaluate
+from lm.evaluate import PIECE, evaluate, improvement
 
 VOCAB, LENGTH, WIDTH = 11, 6, 8
 TOKEN_BYTES = np.array([0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -182,3 +182,23 @@ def test_stopping_on_one_rank_stops_all_with_one_collective(held_out):
     assert len(trunk.shapes) == 1
     other_rank_stopped = calls[0]
     assert run(trunk, held_out, reduce=lambda own: own + other_rank_stopped) is None
+
+
+def test_an_improvement_has_the_error_of_the_difference_and_not_of_the_losses():
+    rng = np.random.default_rng(3)
+    rows = rng.integers(0, VOCAB, (9, 2 * PIECE + 1))
+    valid = rng.random((9, 2 * PIECE)) < 0.9
+    hard = rng.exponential(3.0, valid.shape)  # some text is hard for both
+    gains = rng.normal(0.1, 0.2, valid.shape)
+    gained, stderr = improvement(hard + gains, hard, rows, valid, TOKEN_BYTES)
+    num_bytes = TOKEN_BYTES[rows[:, 1:]] * valid
+    nats, size = gains * (num_bytes > 0), num_bytes
+    assert gained == pytest.approx(nats.sum() / size.sum() / math.log(2))
+    pieces = nats.reshape(-1, PIECE).sum(1), size.reshape(-1, PIECE).sum(1)  # of half a row
+    residuals = pieces[0] - nats.sum() / size.sum() * pieces[1]
+    assert stderr == pytest.approx(math.sqrt(18 / 17 * (residuals**2).sum()) / size.sum() / math.log(2))
+    assert stderr < 0.2 * gained  # of the losses themselves it would be fifteen times as much
+    # A single row still tells; less than two pieces do not.
+    assert improvement((hard + gains)[:1], hard[:1], rows[:1], valid[:1], TOKEN_BYTES)[1] < math.inf
+    one = improvement((hard + gains)[:1, :20], hard[:1, :20], rows[:1, :21], valid[:1, :20], TOKEN_BYTES)
+    assert one[1] == math.inf

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema import AuxiliaryConfig, parse_preset
-from lm.schedule import learning_rate_factor, plan_step, trunk_gradient
+from lm.schedule import learning_rate_factor, num_evaluations, plan_step, trunk_gradient
 from tests.program import preset_json
 
 pytestmark = pytest.mark.core
@@ -19,6 +19,21 @@ def test_annealed_trunk_gradient_ends_at_two_thirds():
     assert [trunk_gradient(annealed, p) for p in (0.0, 1 / 3, 2 / 3, 1.0)] == pytest.approx([1, 0.5, 0, 0])
     assert trunk_gradient(AuxiliaryConfig(trunk_gradient="constant"), 1.0) == 1
     assert trunk_gradient(AuxiliaryConfig(), 0.0) == 0
+
+
+def points(every: int, num_held_out: int, until: int) -> list[int]:
+    """The tokens at which an evaluation becomes due."""
+    counts = [num_evaluations(tokens, every, num_held_out) for tokens in range(-1, until + 1)]
+    assert all(0 <= now - before <= 1 for before, now in pairwise(counts))
+    return [tokens for tokens, (before, now) in enumerate(pairwise(counts)) if now > before]
+
+
+def test_evaluations_come_early_and_then_at_every_interval():
+    assert points(800, 100, 2_000) == [0, 100, 200, 400, 800, 1600]  # at 0 is that of a model that is trained already
+    # Of 200 tokens, ten are held out: the first evaluation comes before the text was read once, not after four times.
+    assert points(800, 10, 2_000) == [0, 100, 200, 400, 800, 1600]
+    assert points(8_000, 10, 8_000) == [0, 125, 250, 500, 1_000, 2_000, 4_000, 8_000]
+    assert num_evaluations(5_000_000, 5_000_000, 10**6) == 4
 
 
 def test_a_plan_has_all_that_the_tokens_seen_decide(tmp_path):

@@ -152,7 +152,7 @@ def test_files_on_this_disk_need_no_hub(hub, tmp_path):
     [
         ({"dataset": "no/where"}, "does not exist on the Hub or is private: check the name"),
         ({"dataset": "some/gated"}, "/datasets/some/gated with your account, and set HF_TOKEN"),
-        ({"dataset": "some/wiki", "config": "fr"}, "Available: ['20231101.en', '20231101.de']"),
+        ({"dataset": "some/wiki", "config": "fr"}, "there is no 'fr'; write one of 20231101.en, 20231101.de"),
         ({"dataset": "some/wiki", "config": "20231101.en", "split": "test"}, "Available splits: ['train']"),
         ({"dataset": "some/wiki", "config": "20231101.en", "text_field": "body"}, "its columns are id, text"),
     ],
@@ -205,7 +205,9 @@ def test_bytes_that_are_not_utf8_cost_a_character_and_not_a_row(hub, kind, bad):
 def test_a_lone_surrogate_in_json_is_one_message_or_one_file_less(hub):
     lone = b'{"text": "high \\ud800 alone"}\n'
     hub.add("poison/all", {"train.jsonl": lone})
-    with pytest.raises(SourceError, match=r"cannot open poison/all: .*surrogate.*; repair that file, or name others"):
+    with pytest.raises(
+        SourceError, match=r"cannot open poison/all: .*surrogate.*; repair train.jsonl, or name other files"
+    ):
         open_hub("poison/all")
     good = b"".join(b'{"text": "row %d"}\n' % number for number in range(20))
     hub.add("poison/one", {"data/train-0.jsonl": good, "data/train-1.jsonl": lone, "data/train-2.jsonl": good})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import SourceError
-from configs.sources import HFSource
+from configs.sources import HFSource, TextSource
 from data.sources.opening import open_source
 from data.sources.probe import probe
 from tests.hub import parquet
@@ -58,7 +58,36 @@ def test_a_repository_without_usable_data(name, files, keys, says, hub):
     hub.add(name, files)
     found = problem_of(name, **keys)
     assert says in found
-    assert "repair that file" not in found
+    assert "repair" not in found
+
+
+def test_a_file_that_cannot_be_read_is_named(hub):
+    hub.add("some/damaged", {"data/train.jsonl.zst": b"not compressed"})
+    assert problem_of("some/damaged").endswith("; repair data/train.jsonl.zst, or name other files in data_files")
+
+
+def test_a_script_or_an_address_on_this_disk_is_not_what_the_hub_has(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.py").write_bytes(SCRIPT)
+    assert problem_of(str(tmp_path / "rows")).endswith("which is never run: name files of data in `data_files`")
+    assert "download these files" in problem_of("json", data_files="https://127.0.0.1:9/a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (r"C:\Users\me\notes", "a path of Windows; inside WSL, write /mnt/c/Users/me/notes"),
+        ("https://example.com/a.txt", "https://example.com/a.txt does not exist; it is an address; download the text"),
+        ("rows", 'it has 1 .jsonl: read its rows with "type": "hf", "dataset": "HERE/rows", or add files'),
+    ],
+)
+def test_a_path_of_text_that_is_something_else(path, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").touch()
+    with pytest.raises(SourceError) as caught:
+        open_source(TextSource(type="text", path=path, label="notes"), cache_dir=None, seed=1)
+    assert says.replace("HERE", str(tmp_path)) in str(caught.value)
 
 
 def test_of_many_configurations_the_nearest_are_named(hub):

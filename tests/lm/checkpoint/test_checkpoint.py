@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import itertools
+import logging
+import math
 import os
 import random
 import shutil
@@ -18,7 +20,7 @@ import torch
 from configs.errors import CheckpointError, UserError
 from lm.checkpoint import archive, store
 from lm.checkpoint.file import FORMAT_VERSION
-from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
+from lm.checkpoint.store import ALIAS, BEST, CURRENT, GENERATIONS, PREVIOUS
 from lm.runtime import files
 
 ROOT = Path(__file__).parents[3]
@@ -141,6 +143,93 @@ def test_there_are_never_more_than_four_files(tmp_path, monkeypatch):
         for tokens in range(6):
             save(tmp_path, make_state(tokens))
     assert most == 4
+
+
+def make_best(tokens: int, loss: float) -> dict:
+    return make_state(tokens) | {"run_id": "this", "best_loss": loss}
+
+
+def test_the_best_checkpoint_outlives_the_generations(tmp_path):
+    assert store.best_loss(tmp_path, "this") == math.inf
+    assert store.read_best(tmp_path, "this") is None
+    save(tmp_path, make_best(1, 3.0))
+    assert (tmp_path / BEST).samefile(tmp_path / CURRENT)  # costs no disk yet
+    for tokens in (2, 3, 4):
+        save(tmp_path, make_state(tokens))
+    assert generations(tmp_path) == [4, 3, 2]
+    assert store.best_loss(tmp_path, "this", thorough=True) == 3.0
+    assert store.read_best(tmp_path, "this")["tokens_seen"] == tokens_in(tmp_path / BEST) == 1
+    save(tmp_path, make_best(5, 2.0))
+    assert store.best_loss(tmp_path, "this") == 2.0
+
+
+def change(folder: Path, **changes) -> None:
+    save(folder / "other", make_best(1, 3.0) | changes)
+    shutil.copy(folder / "other" / CURRENT, folder / BEST)
+
+
+def flip_a_weight(folder: Path) -> None:
+    whole = bytearray((folder / BEST).read_bytes())
+    whole[whole.index(torch.ones(16).numpy().tobytes())] ^= 1
+    (folder / BEST).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: change(folder, run_id="another"),
+        lambda folder: change(folder, best_loss=math.nan),
+        lambda folder: change(folder, best_loss="low"),
+        lambda folder: shutil.copy(folder / CURRENT, folder / BEST),  # a checkpoint that is no best one
+        flip_a_weight,
+        lambda folder: (folder / BEST).write_text("text"),
+        lambda folder: ((folder / BEST).unlink(), (folder / BEST).mkdir()),
+    ],
+)
+def test_a_best_checkpoint_that_is_not_this_runs_is_set_aside(tmp_path, spoil, caplog):
+    save(tmp_path, make_best(1, 3.0))
+    save(tmp_path, make_state(2) | {"run_id": "this"})
+    spoil(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert store.best_loss(tmp_path, "this", thorough=True) == math.inf
+    assert "lm_best.pth is not used, and now called lm_best.pth.bad-1" in caplog.text
+    assert (tmp_path / "lm_best.pth.bad-1").exists()
+    assert not (tmp_path / BEST).exists()
+    assert store.load(tmp_path)[0]["tokens_seen"] == 2
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_the_best_checkpoint_is_the_old_or_the_new_one_after_a_crash_at_every_call(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_hard_links)
+    save(tmp_path / "before", make_best(1, 3.0))
+    save(tmp_path / "before", make_state(2))
+    found, call, died = [], 0, True
+    while died:
+        folder = tmp_path / f"run{call}"
+        shutil.copytree(tmp_path / "before", folder)
+        with crash_at(call, monkeypatch) as dead:
+            save(folder, make_best(3, 2.0))
+        died, call = dead(), call + 1
+        loss = store.best_loss(folder, "this", thorough=True)
+        found.append((tokens_in(folder / CURRENT), tokens_in(folder / BEST), loss))
+    # Never a new checkpoint with the old best one: then it would not be saved again.
+    assert set(found) == {(2, 1, 3.0), (2, 3, 2.0), (3, 3, 2.0)}
+
+
+def test_the_best_checkpoint_is_what_remains_of_a_run_whose_others_are_lost(tmp_path):
+    save(tmp_path, make_best(1, 3.0))
+    for tokens in (2, 3, 4):
+        save(tmp_path, make_state(tokens))
+    for name in (*GENERATIONS, ALIAS):
+        (tmp_path / name).write_bytes(b"damaged")
+    assert store.inspect(tmp_path).tokens_seen == 1
+    state, notice = store.load(tmp_path)
+    assert state["tokens_seen"] == 1
+    assert "Continuing from lm_best.pth at 1 tokens" in notice
+    for name in (*GENERATIONS, ALIAS):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert store.latest_exists(tmp_path), "a new run would be written over it"
 
 
 def test_a_power_cut_finds_the_data_on_the_disk_before_its_name(tmp_path, monkeypatch):
@@ -538,8 +627,8 @@ def make_run(folder: Path, name: str, tokens: int) -> None:
         (folder / file).write_text(f"{name} {file}")
     (folder / "lm_prev.pth.bad-1").write_text("kept")
     (folder / "machine.json").write_text("{}")
-    for count in (tokens - 1, tokens):
-        save(folder, make_state(count, name))
+    save(folder, make_state(tokens - 1, name) | {"best_loss": 1.0})
+    save(folder, make_state(tokens, name))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

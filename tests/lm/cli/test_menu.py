@@ -471,6 +471,30 @@ def test_text_that_will_be_read_again_and_again_is_said():
     assert how_much(small, 0.5, 100_000_000) == "3 files, to be read about 250 times"
     assert how_much(large, 0.5, 100_000_000) == "3 files"
     assert how_much(unknown, 0.5, 100_000_000) == "3 files"
+    assert how_much(small, 0.5, 100_000_000, repeat=4) == "3 files, to be read 4 times (repeat)"
+    assert how_much(small, 0.5, 100_000_000, repeat=300) == "3 files, to be read about 250 times"
+
+
+def test_the_card_says_what_it_means_that_a_small_text_is_read_again_and_again():
+    def shown(num_bytes: int, **source) -> str:
+        spec = {"type": "text", "label": "notes", "path": "/notes", **source}
+        given = json.loads(GENERAL.preset.to_json()) | {"data": {"sources": [spec]}}
+        preset = parse_preset(json.dumps(given), "test")
+        rendered = render_card(card(preset=preset, sources=[SourceInfo("notes", "a file", "Dear", [], num_bytes)]))
+        assert all(columns(line) <= 80 for line in rendered.splitlines())
+        return " ".join(rendered.split())
+
+    small = shown(1_000_000)
+    assert "notes is read about 350 times in 100,000,000 tokens: a few are fine" in small
+    assert "some tens and the model knows it by heart" in small
+    assert '"repeat": 4 in that source ends it after 4, and the run when all have ended' in small
+    assert "The best checkpoint on held-out text is kept, and exported if it beats the last" in small
+    assert "about 10 times in 100,000,000 tokens: a few are fine, each later one teaches less" in shown(35_000_000)
+    for num_bytes, source in ((350_000_000, {}), (1_000_000, {"repeat": 4})):
+        assert "heart" not in shown(num_bytes, **source)
+        assert '"repeat"' not in shown(num_bytes, **source)
+    assert "a file, to be read 4 times (repeat)" in shown(1_000_000, repeat=4)
+    assert "A few readings teach nearly as much as new text." in shown(120_000_000)
 
 
 def test_numbers_for_people():

@@ -1,6 +1,7 @@
 """What an export says about where its model comes from; texts as vectors."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
+from lm.checkpoint.store import BEST
 from lm.cli.use import use
-from lm.inference.load import PassageEmbedder
+from lm.inference.load import PassageEmbedder, load_state
 from lm.report.export import run_facts
 from tests.lm.checkpoint.test_checkpoint import make_state, save
 from tests.lm.random_model import random_model, randomize
@@ -53,6 +55,35 @@ def test_a_card_ends_where_its_checkpoint_does_and_says_what_was_left(tmp_path):
     assert run.facts == {"tokens": "100", "unfinished": "taken from the run at 50 of 100 tokens"}
     assert "unfinished" not in facts(tmp_path, tokens_seen=50, exhausted=True).facts
     assert "unfinished" not in facts(tmp_path).facts
+
+
+def test_what_was_exported_is_what_is_used(tmp_path):
+    """The best checkpoint where the end of the run has chosen it, unless it is gone, or another run's; else the last."""
+    for tokens, more in ((50, {"best_loss": 2.0}), (60, {}), (100, {})):
+        save(tmp_path, make_state(tokens) | {"run_id": "this"} | more)
+
+    def used(**best) -> tuple[int, str]:
+        record = {"tokens": 100, "best": {"tokens": 50, "gained": 0.1, "stderr": 0.01, "exported": True} | best}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        state, notice = load_state(tmp_path)
+        return state["tokens_seen"], notice
+
+    words = "Exported is lm_best.pth, after 50 tokens: on held-out text it is 0.1000 ± 0.0100 bits per byte better"
+    assert used() == (50, f"{words} than the last checkpoint.")
+    assert used(exported=False) == (100, "")
+    whole = (tmp_path / BEST).read_bytes()
+    (tmp_path / BEST).write_bytes(whole[:-1])
+    tokens, notice = used()
+    assert (tokens, notice.endswith("This is the last checkpoint: the best one is gone.")) == (100, True)
+    save(tmp_path / "other", make_state(50) | {"run_id": "other", "best_loss": 1.0})
+    shutil.copy(tmp_path / "other" / BEST, tmp_path / BEST)
+    assert used()[0] == 100
+    (tmp_path / BEST).unlink(missing_ok=True)
+    assert used()[0] == 100
+    (tmp_path / BEST).write_bytes(whole)
+    assert used()[0] == 50
+    save(tmp_path, make_state(110) | {"run_id": "this"})  # the run went on, with a larger budget
+    assert used() == (110, "")
 
 
 def embedder(folder, monkeypatch, **auxiliary) -> PassageEmbedder:

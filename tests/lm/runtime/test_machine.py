@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lm.runtime.compiler import is_one_word
-from tests.program import Program
+from lm.runtime.compiler import is_one_word, toolchain
+from tests.program import Program, torchrun
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,12 +51,32 @@ def test_paths_that_it_breaks(name):
     assert not is_one_word(f"/home/{name}/checkpoints")
 
 
+# Arguments of a command line, whose last is a file; an option alone asks for the version.
+FAILS = """#!/bin/sh
+[ $# = 1 ] && exec echo 'g++ 13.0'
+echo 'error: no stdio.h here' >&2
+exit 1
+"""
+# Works on the function that is tried first, a sine, and fails on the model.
+FAILS_ON_MODELS = """#!/bin/sh
+for source in "$@"; do
+    case "$source" in *.main.cpp) grep -q 'sin()' "$source" || { echo 'error: out of registers' >&2; exit 1; };; esac
+done
+exec g++ "$@"
+"""
+
+
+def failing(folder: Path, script: str) -> Path:
+    compiler = folder / "failing-g++"
+    compiler.write_text(script)
+    compiler.chmod(0o755)
+    return compiler
+
+
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_done_without(text, tmp_path):
     """In a folder whose name torch would break, so that the compiler's cache must not be there."""
-    compiler = tmp_path / "failing-g++"
-    compiler.write_text("#!/bin/sh\n[ $# = 1 ] && exec echo 'g++ 13.0'\necho 'error: no stdio.h here' >&2\nexit 1\n")
-    compiler.chmod(0o755)
+    compiler = failing(tmp_path, FAILS)
     program = Program(tmp_path / "My Models" / "it's", text, token_budget=4_000)
     del program.environment["TORCH_COMPILE_DISABLE"]
     program.environment |= {"CXX": str(compiler), "TMPDIR": str(tmp_path)}
@@ -66,3 +86,21 @@ def test_a_compiler_that_fails_is_done_without(text, tmp_path):
     assert "no torch.compile: the compiler is there and fails: error: no stdio.h here" in " ".join(result.out.split())
     assert not (program.checkpoints / "compiled").exists()
     assert '"compiled": false' in (program.checkpoints / "machine.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not toolchain("cpu")[0], reason="no compiler")
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_compiler_that_fails_on_the_model_alone_is_done_without(num_processes, text, tmp_path):
+    program = Program(tmp_path / "program", text, token_budget=4_000)
+    del program.environment["TORCH_COMPILE_DISABLE"]
+    program.environment["CXX"] = str(failing(tmp_path, FAILS_ON_MODELS))
+    program.add()
+    result = program.run("0\n", **({"launcher": torchrun(num_processes)} if num_processes > 1 else {}))
+    assert result.code == 0, result.out + result.err
+    words = " ".join(result.out.split())
+    assert "trying one step (compiling it first" in words  # the trial was passed
+    assert "no torch.compile: the compiler is there and fails" in words
+    assert "out of registers" in words
+    assert '"compiled": false' in (program.checkpoints / "machine.json").read_text()
+    assert program.state()["tokens_seen"] == 4_000

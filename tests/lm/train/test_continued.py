@@ -73,7 +73,7 @@ def test_a_run_from_a_model_is_resumed_to_the_bit_without_it_and_exported_in_its
     assert state["start_point"]["files"].keys() >= {"config.json", "tokenizer.json"}
     for run in (whole, parts):
         evaluated = [line for line in read_metrics(run / "metrics.jsonl") if "eval" in line]
-        assert [line["tokens"] for line in evaluated] == [0, 8_192, BUDGET]
+        assert [line["tokens"] for line in evaluated] == [0, 1_024, 2_048, 4_096, 8_192, BUDGET]
         assert evaluated[-1]["eval"]["loss"] < evaluated[0]["eval"]["loss"]
         assert [section.tokens for section in read_samples(run / "samples.md")] == [0, BUDGET]
     report = (whole / "report.md").read_text()

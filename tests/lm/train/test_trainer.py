@@ -91,7 +91,7 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     assert steps[0]["learning_rates"]["matrix"] == steps[0]["lr"] < steps[0]["learning_rates"]["embedding"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
     evaluations = [line for line in lines if "eval" in line]
-    assert [line["tokens"] for line in evaluations] == [8192, 16128, BUDGET]
+    assert [line["tokens"] for line in evaluations] == [1024, 2048, 4096, 8192, 16128, BUDGET]
     for line in evaluations:
         assert line["eval"].keys() >= {"loss", "bits_per_byte", "per_source"}
         assert set(line["eval"]["per_source"]) == {"small", "large"}
@@ -100,6 +100,8 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
         assert sum(source["realised"] for source in line["sources"].values()) == pytest.approx(1)
         assert sum(source["tokens"] for source in line["sources"].values()) > 0.9 * line["tokens"]
 
+    [speed] = json.loads((tmp_path / "machine.json").read_text())["speeds"].values()
+    assert speed == pytest.approx(BUDGET / load(tmp_path)["seconds"])  # that of the run, not of the dry run
     assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
     assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()
     assert list(tmp_path.glob("report*.png"))

@@ -1,0 +1,47 @@
+"""Threads that wait awake take the time of those they wait for where other programs use the CPU: there they sleep."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lm.runtime.waiting import CPUTime
+
+ROOT = Path(__file__).parents[3]
+# What the program does, with another one beside it.
+CHOOSES = """
+import subprocess, sys, time
+from lm.runtime import waiting
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+time.sleep(1)
+waiting.choose_waiting()
+other.kill()
+print(waiting.waiting_decisions())
+"""
+
+
+def test_what_others_use_is_all_use_but_our_own():
+    before = CPUTime(clock=10.0, everybody=100.0, own=3.0)
+    assert CPUTime(14.0, 106.0, 3.0).others_since(before) == 1.5  # cores
+    assert CPUTime(14.0, 106.0, 9.0).others_since(before) == 0.0
+    assert CPUTime(14.0, 106.0, 9.5).others_since(before) == 0.0  # clocks of different grain
+    assert CPUTime(10.0, 100.0, 3.0).others_since(before) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "[('threads sleep while they wait', 'other programs use "),
+        ({"OMP_WAIT_POLICY": "active"}, "[]"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "[('threads sleep while they wait', 'OMP_WAIT_POLICY is set')]"),
+        ({"TORCHELASTIC_RUN_ID": "1"}, "[]"),
+    ],
+)
+def test_threads_sleep_beside_another_program(environment, says):
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | environment
+    run = subprocess.run([sys.executable, "-c", CHOOSES], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(says)
