@@ -267,14 +267,12 @@ def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, star
     np.testing.assert_array_equal(journal(tmp_path, 4000), expected)
 
 
-def test_a_defect_that_repeats_is_raised_with_its_traceback(tmp_path, started):
-    stream = started(make_preset(), tmp_path, 100 * T)
-    read_all(stream, 100)
-    stream.close()
-    (tmp_path / "stream" / "rows.bin").unlink()
-    (tmp_path / "stream" / "rows.bin").mkdir()
-    with pytest.raises(ProducerDied, match=r"(?s)ended 3 times, code 1.*Traceback.*IsADirectoryError"):
-        read_all(started(make_preset(), tmp_path, 100 * T), 100)
+def test_a_defect_that_repeats_is_raised_with_its_traceback(tmp_path, started, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizers.py").write_text("raise AttributeError('half an installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    with pytest.raises(ProducerDied, match=r"(?s)ended 3 times, code 1.*Traceback.*half an installation"):
+        read_all(started(make_preset(), tmp_path / "run", 100 * T), 100)
 
 
 def test_interrupts_are_for_the_trainer_and_waiting_can_be_stopped(tmp_path, started):

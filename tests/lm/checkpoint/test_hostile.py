@@ -282,8 +282,9 @@ def test_tensors_are_what_torch_reads(tmp_path):
 
 
 def test_progress_that_no_run_has_is_refused():
-    good = TrainState.new(2, 2, 8).to_checkpoint(32) | {"events": {}}
-    assert TrainState.from_checkpoint(good, 2, 2) == TrainState.new(2, 2, 8)
+    begun = TrainState.new(2, 2, 8)
+    good = begun.to_checkpoint(32) | {"events": {}}
+    assert TrainState.from_checkpoint(good, 2, 2) == begun
     position = good["stream_position"]
     adaptive = position["adaptive"]
     bad = [

@@ -56,6 +56,7 @@ def test_a_second_push_adds_what_is_new(run, hub, monkeypatch):
 
 def test_an_export_that_is_not_there_is_made(run, hub, monkeypatch):
     (run / "hf").rename(run / "made")
+    monkeypatch.setattr(use, "load_tokenizer", lambda state, folder: None)
     monkeypatch.setattr(use, "gguf_obstacle", lambda path: "")
     monkeypatch.setattr(use, "export", lambda state, folder, gguf: (run / "made").rename(run / "hf"))
     push(run, monkeypatch, "me/x")
