@@ -160,6 +160,7 @@ def train(
     from lm.runtime.distributed import World
     from lm.runtime.log import close_run_log, open_run_log, show_log
     from lm.train import setup
+    from lm.train.run import Run
     from lm.train.trainer import Trainer
 
     world, folder = World.start(), Path(checkpoint_dir)
@@ -170,34 +171,20 @@ def train(
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         preset, start = setup.with_start_point(preset, world, checkpoint)
-        learner = setup.build_learner(preset, world, folder, state, start)
-        stream = setup.open_stream(preset, folder, token_budget, state, checkpoint) if world.is_first else None
+        run = Run(preset, world, folder, token_budget)
+        learner = setup.build_learner(run, state, start)
+        stream = setup.open_stream(run, state, checkpoint) if world.is_first else None
         try:
-            on_first = world.on_first(stream)
-            machine = setup.check(preset, world, folder, learner, on_first, state, token_budget, fresh)
-            info = world.from_first(setup.begin, preset, folder, stream, fresh, start)
+            machine = setup.check(run, learner, world.on_first(stream), state, fresh)
+            info = world.from_first(setup.begin, run, stream, fresh, start)
             if world.is_first:
                 open_run_log(folder)
-            trainer = Trainer(
-                preset,
-                world,
-                folder,
-                token_budget,
-                learner,
-                stream,
-                info,
-                start,
-                checkpoint,
-                state,
-                stop,
-                lock,
-                machine.matmul_flops,
-            )
+            trainer = Trainer(run, learner, stream, info, start, checkpoint, state, stop, lock, machine.matmul_flops)
             del checkpoint  # the learner has loaded it
             try:
                 training_loop(trainer)
                 if world.is_first and (speed := trainer.speed_reached):
-                    setup.keep_speed(machine, preset, folder, state.global_batch_rows, world.size, speed)
+                    setup.keep_speed(run, machine, state.global_batch_rows, speed)
             finally:
                 trainer.close()
         finally:

@@ -19,24 +19,16 @@ from lm.report.metrics import Interval, MetricsLog, NullLog
 from lm.report.samples import Sample, SampleLog
 from lm.report.tensorboard import event_log
 from lm.report.tracker import tracker_log
-from lm.runtime.distributed import World
+from lm.train.run import Run
 from lm.train.state import TrainState
 
 LINES_PER_RUN = 1_000  # lines in metrics.jsonl, approximately, for any budget
 
 
 class Records:
-    """The logs of a run in `folder`. Ranks other than the first write nothing."""
+    """The logs of a run. Ranks other than the first write nothing."""
 
-    def __init__(
-        self,
-        world: World,
-        folder: Path,
-        token_budget: int,
-        state: TrainState,
-        preset: Preset,
-        utilization_scale: float,
-    ):
+    def __init__(self, run: Run, state: TrainState, utilization_scale: float):
         """`utilization_scale`: model FLOPs utilization at one token per second."""
         self.state = state
         self.utilization = 0.0  # MFU of the steps of the last line (metrics.py)
@@ -44,9 +36,11 @@ class Records:
         self.interval = Interval()
         self._metrics: MetricsLog | NullLog = NullLog()
         self._samples: SampleLog | NullLog = NullLog()
-        self._token_budget, self._tokens_a_line = token_budget, token_budget / LINES_PER_RUN
+        self._token_budget, self._tokens_a_line = run.token_budget, run.token_budget / LINES_PER_RUN
         self.last_line = state.tokens_seen  # at its end
-        self.head_measures: dict[str, float] = world.from_first(self._open, folder, preset)  # of the last evaluation
+        self.head_measures: dict[str, float] = run.world.from_first(
+            self._open, run.folder, run.preset
+        )  # of the last evaluation
 
     def _open(self, folder: Path, preset: Preset) -> dict[str, float]:
         self._metrics, self._samples = MetricsLog(folder / "metrics.jsonl"), SampleLog(folder / "samples.md")

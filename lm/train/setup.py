@@ -28,6 +28,7 @@ from lm.runtime.distributed import World
 from lm.runtime.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
 from lm.start_point import StartPoint, open_start_point
 from lm.train.dry_run import dry_run
+from lm.train.run import Run
 from lm.train.start_card import StartCard, render_card
 from lm.train.state import TrainState
 
@@ -89,15 +90,17 @@ def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None
     return preset.model_copy(update={"model": start.model}), start
 
 
-def build_learner(
-    preset: Preset, world: World, folder: Path, state: TrainState, start: StartPoint | None = None
-) -> Learner:
+def build_learner(run: Run, state: TrainState, start: StartPoint | None = None) -> Learner:
     """Build the learner, with the weights of `start` if there is one. Raises UserError for a model
     that memory cannot hold, a tokenizer that cannot be read, or rows too short for the heads."""
-    vocab_size, end_of_text = world.from_first(_vocabulary, preset, folder, start)
-    tokens_per_step = state.global_batch_rows * preset.model.seq_length
+    vocab_size, end_of_text = run.world.from_first(_vocabulary, run.preset, run.folder, start)
     return Learner(
-        preset, world, vocab_size=vocab_size, end_of_text=end_of_text, tokens_per_step=tokens_per_step, start=start
+        run.preset,
+        run.world,
+        vocab_size=vocab_size,
+        end_of_text=end_of_text,
+        tokens_per_step=state.global_batch_rows * run.preset.model.seq_length,
+        start=start,
     )
 
 
@@ -109,36 +112,26 @@ def _vocabulary(preset: Preset, folder: Path, start: StartPoint | None) -> tuple
     return preset.model.vocab_size, end_of_text
 
 
-def open_stream(
-    preset: Preset, folder: Path, token_budget: int, state: TrainState, checkpoint: Checkpoint | None
-) -> Stream:
+def open_stream(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> Stream:
     """Start the process that reads the sources; it writes nothing before `Stream.begin`."""
     return Stream(
-        preset,
-        folder,
-        token_budget,
-        start_row=state.tokens_seen // preset.model.seq_length,
+        run.preset,
+        run.folder,
+        run.token_budget,
+        start_row=state.tokens_seen // run.preset.model.seq_length,
         weight_changes=state.weight_changes,
         begun_windows=state.windows_begun,
         header=state.stream_header if checkpoint else None,
     )
 
 
-def check(
-    preset: Preset,
-    world: World,
-    folder: Path,
-    learner: Learner,
-    stream: Stream,
-    state: TrainState,
-    token_budget: int,
-    fresh: bool,
-) -> Machine:
+def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: bool) -> Machine:
     """Check disk, sources, memory and a real step, show the start card, and save
     the measured speed.
 
     `stream` is the first rank's (World.on_first).
     """
+    preset, world, folder, token_budget = run
     needed = estimate.disk_bytes(preset, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
@@ -170,7 +163,7 @@ def check(
         disk_free_bytes=world.from_first(_free_bytes, folder),
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
     )
-    return world.from_first(_introduce, card, folder, learner.compiled)
+    return world.from_first(_introduce, run, card, learner.compiled)
 
 
 def check_benchmarks(preset: Preset) -> None:
@@ -184,31 +177,29 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _introduce(card: StartCard, folder: Path, compiled: bool) -> Machine:
+def _introduce(run: Run, card: StartCard, compiled: bool) -> Machine:
     log.info("%s", render_card(card))
-    machine = replace(load_machine(folder) or measure_machine(), compiled=compiled)
-    return keep_speed(machine, card.preset, folder, card.rows_per_step, card.world_size, card.tokens_per_second)
+    machine = replace(load_machine(run.folder) or measure_machine(), compiled=compiled)
+    return keep_speed(run, machine, card.rows_per_step, card.tokens_per_second)
 
 
-def keep_speed(
-    machine: Machine, preset: Preset, folder: Path, rows_per_step: int, world_size: int, tokens_per_second: float
-) -> Machine:
-    """Save a speed for the next menu, of all processes; on the first rank only. Not that of a resumed run
+def keep_speed(run: Run, machine: Machine, rows_per_step: int, tokens_per_second: float) -> Machine:
+    """Save the speed of all processes for the next menu; on the first rank only. Not that of a resumed run
     that keeps another batch: it is not that of the preset."""
-    if rows_per_step == preset.train.rows_per_process * world_size:
-        machine = estimate.record_speed(machine, preset, tokens_per_second, world_size)
-        save_machine(folder, machine)
+    if rows_per_step == run.rows_per_step:
+        machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)
+        save_machine(run.folder, machine)
     return machine
 
 
-def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool, start: StartPoint | None = None) -> StreamInfo:
-    """Prepare the stream, with `fresh` after archiving the run in `folder`; on the first rank only.
+def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None) -> StreamInfo:
+    """Prepare the stream, with `fresh` after archiving the run in the folder; on the first rank only.
 
     If it cannot be prepared (UserError), that run is back in its place. The tokenizer of `start`
-    becomes that of the run: the producer finds it in `folder`.
+    becomes that of the run: the producer finds it in the folder.
     """
-    archived = None
-    if fresh and (store.latest_exists(folder) or _stream_of_another(folder, preset, start)):
+    archived, folder = None, run.folder
+    if fresh and (store.latest_exists(folder) or _stream_of_another(run, start)):
         archived = archive_run(folder)
         log.info("%s", archived_in(archived))
     try:
@@ -223,11 +214,11 @@ def begin(preset: Preset, folder: Path, stream: Stream, fresh: bool, start: Star
         raise
 
 
-def _stream_of_another(folder: Path, preset: Preset, start: StartPoint | None) -> bool:
+def _stream_of_another(run: Run, start: StartPoint | None) -> bool:
     """Return whether a run killed before its first checkpoint left a stream
-    that `preset` cannot use."""
-    header = without_null(read_header(folder / "stream"))
-    wanted = without_null(data_identity(preset))
+    that this one cannot use."""
+    header = without_null(read_header(run.folder / "stream"))
+    wanted = without_null(data_identity(run.preset))
     if start:
         wanted["tokenizer_sha256"] = start.tokenizer_sha256
     return header is not None and any(header.get(key) != value for key, value in wanted.items())

@@ -15,14 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from configs.errors import StreamDamaged, UserError
-from configs.schema import Preset
 from configs.text import counted, human_time
 from data import tokenizer as bpe
 from data.journal import HEADER
@@ -34,7 +32,6 @@ from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
 from lm.learner import Learner
 from lm.optim import peak_learning_rates
-from lm.runtime.distributed import World
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
@@ -42,6 +39,7 @@ from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
 from lm.start_point import StartPoint, described
 from lm.train.records import Records
+from lm.train.run import Run
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult
 
@@ -74,10 +72,7 @@ class Trainer:
 
     def __init__(
         self,
-        preset: Preset,
-        world: World,
-        folder: Path,
-        token_budget: int,
+        run: Run,
         learner: Learner,
         stream: Stream | None,
         info: StreamInfo,
@@ -88,14 +83,15 @@ class Trainer:
         lock: FolderLock | None,
         matmul_flops: float,
     ):
-        """Load the weights of `checkpoint`, and cut the logs in `folder` back to it.
+        """Load the weights of `checkpoint`, and cut the logs in the run's folder back to it.
 
         `info` was returned by `stream.begin`; `start` is the model whose weights the learner has
-        at the beginning of the run, if it starts from one; `lock` is the first rank's, of `folder`;
+        at the beginning of the run, if it starts from one; `lock` is the first rank's, of that folder;
         `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
-        self.preset, self.world, self.folder, self.token_budget, self.stop = preset, world, folder, token_budget, stop
+        preset, world, folder, _ = self.preset, self.world, self.folder, self.token_budget = run
+        self.stop = stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
         self.labels = [source.label for source in preset.data.all_sources]
         self.trained_labels = self.labels[: len(preset.data.trained_sources)]
@@ -110,7 +106,7 @@ class Trainer:
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
         utilization = self._flops_per_token / (matmul_flops * world.size)
-        self.records = Records(world, folder, token_budget, state, preset, utilization)
+        self.records = Records(run, state, utilization)
         # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
         # never needs that model again.
         self.saved_at = -1 if start else state.tokens_seen
