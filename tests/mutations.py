@@ -32,7 +32,7 @@ GENERATE = "tests/lm/inference/test_generate.py"
 LAYOUTS = "tests/data/sources/test_layouts.py"
 HUB = "tests/data/sources/test_hub_cells.py tests/data/sources/test_hub.py"
 CHECKPOINT, STREAM, STEP = (
-    "tests/lm/checkpoint/test_checkpoint.py",
+    "tests/lm/checkpoint/test_checkpoint.py tests/lm/checkpoint/test_checkpoint_reading.py",
     "tests/data/test_stream.py tests/data/test_stream_kills.py tests/data/test_stream_memory.py",
     "tests/lm/test_train_step.py",
 )

@@ -20,7 +20,7 @@ from lm.inference.decoder import Decoder
 from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
-from tests.lm.checkpoint.test_checkpoint import make_state
+from tests.lm.checkpoint.small_checkpoint import make_state
 from tests.lm.random_model import random_model, random_norms
 from tests.lm.small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 

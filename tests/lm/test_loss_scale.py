@@ -17,7 +17,7 @@ from lm.loss_scale import INITIAL, LARGEST, SMALLEST, LossScale
 from lm.optim import orthogonalize
 from lm.schedule import StepPlan
 from lm.train_step import MAX_SKIPPED_IN_A_ROW, TrainStep
-from tests.lm.checkpoint.test_checkpoint import make_state
+from tests.lm.checkpoint.small_checkpoint import make_state
 from tests.lm.small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
 from tests.lm.test_train_step import assert_same, rows, snapshot, whole
 from tests.program import preset_json

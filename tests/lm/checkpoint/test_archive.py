@@ -9,7 +9,12 @@ import pytest
 from configs.errors import CheckpointError
 from lm.checkpoint import archive, store
 from lm.checkpoint.store import CURRENT, PREVIOUS
-from tests.lm.checkpoint.test_checkpoint import contents, make_run, no_hard_links
+from tests.lm.checkpoint.small_checkpoint import (
+    contents,
+    crash_at,
+    make_run,
+    no_hard_links,
+)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -126,3 +131,59 @@ def test_training_finishes_an_interrupted_move_first(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="loaded at 5"):
         setup.resume_or_begin(preset, World.start(), tmp_path, False)
     assert not returning.exists()
+
+
+def test_a_run_put_aside_comes_back_whole(tmp_path):
+    make_run(tmp_path, "first: one/two", 5)
+    first = contents(tmp_path)
+    place = archive.archive_run(tmp_path)
+    assert contents(tmp_path) == {}
+    assert (tmp_path / "machine.json").exists()
+    assert contents(place) == first
+    assert place.name.startswith("first-one-two-2")
+    make_run(tmp_path / "elsewhere", "second", 8)
+    second = contents(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert [run.tokens_seen for run in archive.archived_runs(tmp_path)] == [5]
+    archive.restore(tmp_path, place)
+    assert contents(tmp_path) == first
+    (run,) = archive.archived_runs(tmp_path)
+    assert (run.name, contents(run.folder)) == ("second", second)
+
+
+@pytest.mark.parametrize("action", ["archive_run", "restore"])
+def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch, action):
+    origin = tmp_path / "origin"
+    make_run(origin, "first", 5)
+    first = contents(origin)
+    second: dict[str, bytes] = {}
+    if action == "restore":
+        archive.archive_run(origin)
+        make_run(tmp_path / "other", "second", 8)
+        second = contents(tmp_path / "other")
+        shutil.copytree(tmp_path / "other", origin, dirs_exist_ok=True)
+    call, died = 0, True
+    while died:
+        folder = tmp_path / "run"
+        shutil.copytree(origin, folder)
+        with crash_at(call, monkeypatch) as dead:
+            if action == "archive_run":
+                archive.archive_run(folder)
+            else:
+                (place,) = (run.folder for run in archive.archived_runs(folder))
+                archive.restore(folder, place)
+        died = dead()
+        with crash_at(call // 2, monkeypatch):  # and the repair is interrupted too
+            archive.finish_interrupted(folder)
+        archive.finish_interrupted(folder)
+        archived = [contents(run.folder) for run in archive.archived_runs(folder)]
+        here = {name: content for name, content in contents(folder).items() if not name.endswith(".tmp")}
+        runs = [run for run in (here, *archived) if run]
+        expected = [run for run in (first, second) if run]
+        assert sorted(runs, key=str) == sorted(expected, key=str), f"after a crash at call {call}"
+        if not died:
+            assert here == ({} if action == "archive_run" else first)
+        shutil.rmtree(folder)
+        call += 1
+    assert call > 20

@@ -1,12 +1,10 @@
-"""Checkpoints and archives under crashes at every system call, full disks, damaged bytes and a second run."""
+"""Checkpoints under crashes at every system call, full disks and a second run."""
 
 import contextlib
 import errno
-import itertools
 import logging
 import math
 import os
-import random
 import shutil
 import stat
 import subprocess
@@ -18,90 +16,20 @@ import pytest
 import torch
 
 from configs.errors import CheckpointError, UserError
-from lm.checkpoint import archive, store
-from lm.checkpoint.file import FORMAT_VERSION
+from lm.checkpoint import store
 from lm.checkpoint.store import ALIAS, BEST, CURRENT, GENERATIONS, PREVIOUS
 from lm.runtime import files
+from tests.lm.checkpoint.small_checkpoint import (
+    crash_at,
+    generations,
+    make_state,
+    no_hard_links,
+    save,
+    tokens_in,
+    watched,
+)
 
 ROOT = Path(__file__).parents[3]
-
-
-def make_state(tokens: int, name: str = "toy", size: int = 16) -> dict:
-    return {
-        "preset": f'{{"name": "{name}"}}',
-        "tokens_seen": tokens,
-        "token_budget": 1000,
-        "global_batch_rows": 4,
-        "model": {"weight": torch.full((size, size), float(tokens))},
-        "heads": {},
-        "optimizer": [{"momentum": [torch.arange(size, dtype=torch.bfloat16)], "step": 3}],
-        "rng": {"python": (3, (1, 2), None), "torch": torch.get_rng_state()},
-        "stream_position": {"row": tokens // 4},
-        "tokenizer_sha256": "ab" * 32,
-        "world_size": 1,
-        "num_steps": tokens // 4,
-        "skipped_steps": 0,
-        "seconds": 1.0,
-        "exhausted": False,
-        "facts": {},
-    }
-
-
-def save(folder: Path, state: dict) -> None:
-    store.write(folder, store.Snapshot(state))
-
-
-def tokens_in(path: Path) -> int:
-    """Reads like any outside program would, and demands that the weights belong to the count."""
-    state = torch.load(path, weights_only=True)
-    assert torch.all(state["model"]["weight"] == state["tokens_seen"])
-    return state["tokens_seen"]
-
-
-def generations(folder: Path) -> list[int | None]:
-    return [tokens_in(folder / name) if (folder / name).exists() else None for name in GENERATIONS]
-
-
-class Crash(BaseException):
-    """The process is gone: nothing that follows may touch the disk."""
-
-
-CHANGES_OF_NAMES = ("link", "replace", "rename", "unlink", "rmdir", "mkdir")
-
-
-@contextlib.contextmanager
-def watched(refuse, monkeypatch: pytest.MonkeyPatch):
-    """`refuse(number, name)` is called before every change of the disk, and may raise in its place."""
-    count = itertools.count()
-
-    def asked(name, function):
-        def wrapper(*args, **kwargs):
-            refuse(next(count), name)
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    with monkeypatch.context() as patch:
-        for name in CHANGES_OF_NAMES:
-            patch.setattr(os, name, asked(name, getattr(os, name)))
-        patch.setattr(os, "fsync", asked("fsync", lambda _: None))  # a place to die at; waiting proves nothing here
-        patch.setattr(torch, "save", asked("save", torch.save))
-        yield
-
-
-@contextlib.contextmanager
-def crash_at(call: int, monkeypatch: pytest.MonkeyPatch):
-    """Kills the "process" just before its `call`-th change of the disk. Yields a function that says whether it died."""
-    died = False
-
-    def refuse(number, _):
-        nonlocal died
-        if number >= call:  # cleaning up is refused as well: a dead process does not clean up
-            died = True
-            raise Crash
-
-    with watched(refuse, monkeypatch), contextlib.suppress(Crash):
-        yield lambda: died
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -302,8 +230,10 @@ KILLED = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
-    from test_checkpoint import store, make_state, save, tokens_in, CURRENT
+    sys.path.insert(0, {root!r})
+    from lm.checkpoint import store
+    from lm.checkpoint.store import CURRENT
+    from tests.lm.checkpoint.small_checkpoint import make_state, save, tokens_in
     folder, kills, last = Path({folder!r}), 0, 0
     random.seed(1)
     while kills < 40 or last <= 10:
@@ -330,7 +260,7 @@ KILLED = """
 
 @pytest.mark.slow
 def test_kill_9_at_random_instants(tmp_path):
-    script = KILLED.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
+    script = KILLED.format(root=str(ROOT), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
@@ -339,8 +269,9 @@ def test_kill_9_at_random_instants(tmp_path):
 FULL = """
     import resource, sys
     from pathlib import Path
-    sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r})
-    from test_checkpoint import CheckpointError, make_state, save
+    sys.path.insert(0, {root!r})
+    from configs.errors import CheckpointError
+    from tests.lm.checkpoint.small_checkpoint import make_state, save
     for limit in (0, 1, 100, *range(4096, {size}, {size} // 22)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
@@ -359,7 +290,7 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path):
         save(tmp_path, make_state(tokens, size=200))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     size = len(before[CURRENT])
-    script = FULL.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path), size=size)
+    script = FULL.format(root=str(ROOT), folder=str(tmp_path), size=size)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -404,134 +335,6 @@ def test_whatever_single_call_the_disk_refuses_everything_stays_as_it_was(tmp_pa
     assert refused.count("link") == 3
 
 
-def no_hard_links(*_):
-    raise OSError(errno.EPERM, "no hard links here")
-
-
-def test_every_damage_is_noticed_and_answered_with_the_generation_before(tmp_path):
-    before, dice = tmp_path / "before", random.Random(0)
-    for tokens in (1, 2, 3):
-        save(before, make_state(tokens))
-    good = (before / CURRENT).read_bytes()
-    torch.save({"a": 1}, before / "foreign")
-    damaged = [good[:length] for length in dice.sample(range(len(good)), 50)]
-    for position in dice.sample(range(len(good)), 150) + list(range(len(good) - 100, len(good), 2)):
-        damaged.append(good[:position] + bytes([good[position] ^ 1 << dice.randrange(8)]) + good[position + 1 :])
-    num_flips = len(damaged) - 50
-    damaged += [b"", good + b"x", good[:-66], (before / "foreign").read_bytes()]
-    (before / "foreign").unlink()
-    for content in damaged:
-        folder = tmp_path / "run"
-        shutil.copytree(before, folder)
-        (folder / CURRENT).write_bytes(content)
-        state, notice = store.load(folder)
-        assert "lm_current.pth is damaged" in notice
-        assert "Continuing from lm_prev.pth at 2 tokens" in notice
-        assert state["tokens_seen"] == tokens_in(folder / CURRENT) == 2
-        assert (folder / f"{CURRENT}.bad-1").read_bytes() == content
-        shutil.rmtree(folder)
-    print(f"50 truncations and {num_flips} flipped bits: all noticed, none read")
-    assert num_flips == 200
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()  # as a new inode: the other names of the file keep theirs
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("bad", "gone", "expected"),
-    [([CURRENT], [], 2), ([], [CURRENT], 2), ([CURRENT, PREVIOUS], [], 1), ([PREVIOUS], [CURRENT], 1)],
-)
-def test_fallback_takes_the_next_generation_says_so_and_keeps_the_bad_file(tmp_path, bad, gone, expected):
-    for tokens in (1, 2, 3):
-        save(tmp_path, make_state(tokens))
-    for name in bad:
-        damage(tmp_path / name)
-    for name in gone:
-        (tmp_path / name).unlink()
-    state, notice = store.load(tmp_path)
-    assert state["tokens_seen"] == expected == tokens_in(tmp_path / CURRENT) == tokens_in(tmp_path / ALIAS)
-    for name in bad:
-        assert f"{name} is damaged" in notice
-        assert (tmp_path / f"{name}.bad-1").exists()
-    for name in gone:
-        assert f"{name} is missing" in notice
-    again, notice = store.load(tmp_path)
-    assert (again["tokens_seen"], notice) == (expected, "")
-    save(tmp_path, make_state(4))
-    assert generations(tmp_path)[:2] == [4, expected]
-    for name in filter(lambda name: (tmp_path / name).exists(), GENERATIONS):
-        store.read(tmp_path / name)  # what was damaged is no generation any more
-
-
-def test_never_a_silent_fresh_start(tmp_path):
-    for tokens in (1, 2, 3):
-        save(tmp_path, make_state(tokens))
-    for name in GENERATIONS:
-        damage(tmp_path / name)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert store.latest_exists(tmp_path)
-    with pytest.raises(CheckpointError, match=r"lm_current.pth: damaged.*\n.*lm_prev.pth: damaged.*\n.*lm_prev2.pth"):
-        store.load(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_checkpoint_of_another_format_is_not_taken_for_damage(tmp_path):
-    save(tmp_path, make_state(1))
-    save(tmp_path, make_state(2))
-    (tmp_path / CURRENT).unlink()
-    store.write_file(tmp_path / CURRENT, {**make_state(2), "format_version": FORMAT_VERSION + 1})
-    with pytest.raises(CheckpointError, match=f"format {FORMAT_VERSION + 1}"):
-        store.load(tmp_path)
-    assert not list(tmp_path.glob("*.bad-*"))
-
-
-@pytest.mark.parametrize("where", ["whole", "rng", "model"])
-def test_a_hostile_checkpoint_runs_nothing(tmp_path, where):
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "canary"),)
-
-    state = {**make_state(1), "format_version": FORMAT_VERSION}
-    store.write_file(tmp_path / CURRENT, Hostile() if where == "whole" else {**state, where: Hostile()})
-    store.inspect(tmp_path)
-    with pytest.raises(CheckpointError, match=r"lm_current\.pth: damaged"):
-        store.load(tmp_path)
-    assert not (tmp_path / "canary").exists()
-
-
-WEIGHT = {"weight": torch.ones(2, 2)}
-REFUSED = {
-    "a number": ({"model": {"weight": torch.tensor([1.0, float("nan")])}}, "not numbers throughout"),
-    "a moment": ({"optimizer": [{"state": {0: {"exp_avg": torch.tensor([float("-inf")])}}}]}, "not numbers throughout"),
-    "infinite": ({"heads": {"weight": torch.tensor([1.0, float("inf")])}}, "not numbers throughout"),
-    "types": ({"tokens_seen": "999", "preset": 7}, "wrong preset, tokens_seen"),
-    "a flag": ({"tokens_seen": True}, "wrong tokens_seen"),
-    "a list": ({"model": [torch.ones(2)]}, "wrong model"),
-    "missing": ({"rng": None, "model": None}, "wrong model, rng"),
-}
-
-
-@pytest.mark.parametrize(("changes", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_file_that_is_whole_but_not_a_run_is_refused(tmp_path, changes, reason):
-    save(tmp_path, make_state(1))
-    save(tmp_path, make_state(2))
-    (tmp_path / CURRENT).unlink()
-    store.write_file(tmp_path / CURRENT, {**make_state(3), "format_version": FORMAT_VERSION, **changes})
-    state, notice = store.load(tmp_path)
-    assert reason in notice
-    assert state["tokens_seen"] == 1
-
-
-def test_a_file_without_all_its_parts_is_refused(tmp_path):
-    store.write_file(tmp_path / CURRENT, {"format_version": FORMAT_VERSION, "model": {}, "tokens_seen": 1})
-    with pytest.raises(CheckpointError, match="incomplete, without exhausted, facts, global_batch_rows, heads"):
-        store.load(tmp_path)
-
-
 BAD = torch.tensor([1.0, float("nan")])
 
 
@@ -547,27 +350,6 @@ def test_numbers_that_are_none_are_never_saved_over_good_ones(tmp_path, part, wh
     with pytest.raises(UserError, match=rf"After 2 tokens {where} holds .* not finite.*lower"):
         save(tmp_path, {**make_state(2), **part})
     assert generations(tmp_path) == [1, None, None]
-
-
-def test_inspect_reads_the_truth_without_torch(tmp_path):
-    assert store.inspect(tmp_path) is None
-    save(tmp_path, make_state(999))
-    script = f"""
-        import pathlib, sys
-        sys.path.insert(0, {str(ROOT)!r})
-        from lm.checkpoint import archive, store
-        summary = store.inspect(pathlib.Path({str(tmp_path)!r}))
-        assert (summary.name, summary.tokens_seen, summary.trained) == ("toy", 999, False), summary
-        assert "torch" not in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
-    save(tmp_path, make_state(1000))
-    assert store.inspect(tmp_path).trained
-    save(tmp_path, {**make_state(500), "exhausted": True})
-    assert store.inspect(tmp_path).trained
-    damage(tmp_path / CURRENT)
-    (tmp_path / CURRENT).write_bytes(b"torn")
-    assert store.inspect(tmp_path).tokens_seen == 1000
 
 
 def test_a_second_run_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
@@ -611,83 +393,3 @@ def test_too_little_disk_is_said_before_training(tmp_path):
     store.check_disk(tmp_path, free // 2)
     with pytest.raises(UserError, match="GB are free"):
         store.check_disk(tmp_path, free + 10**10)
-
-
-def make_run(folder: Path, name: str, tokens: int) -> None:
-    (folder / "stream").mkdir(parents=True)
-    (folder / "hf" / "nested").mkdir(parents=True)
-    for file in (
-        "stream/rows.bin",
-        "hf/nested/config.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-        "report.md",
-        "report.png",
-    ):
-        (folder / file).write_text(f"{name} {file}")
-    (folder / "lm_prev.pth.bad-1").write_text("kept")
-    (folder / "machine.json").write_text("{}")
-    save(folder, make_state(tokens - 1, name) | {"best_loss": 1.0})
-    save(folder, make_state(tokens, name))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of the run in `folder`, by its name."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and "archive" not in path.relative_to(folder).parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.name != "machine.json"}
-
-
-def test_a_run_put_aside_comes_back_whole(tmp_path):
-    make_run(tmp_path, "first: one/two", 5)
-    first = contents(tmp_path)
-    place = archive.archive_run(tmp_path)
-    assert contents(tmp_path) == {}
-    assert (tmp_path / "machine.json").exists()
-    assert contents(place) == first
-    assert place.name.startswith("first-one-two-2")
-    make_run(tmp_path / "elsewhere", "second", 8)
-    second = contents(tmp_path / "elsewhere")
-    shutil.copytree(tmp_path / "elsewhere", tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "elsewhere")
-    assert [run.tokens_seen for run in archive.archived_runs(tmp_path)] == [5]
-    archive.restore(tmp_path, place)
-    assert contents(tmp_path) == first
-    (run,) = archive.archived_runs(tmp_path)
-    assert (run.name, contents(run.folder)) == ("second", second)
-
-
-@pytest.mark.parametrize("action", ["archive_run", "restore"])
-def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch, action):
-    origin = tmp_path / "origin"
-    make_run(origin, "first", 5)
-    first = contents(origin)
-    second: dict[str, bytes] = {}
-    if action == "restore":
-        archive.archive_run(origin)
-        make_run(tmp_path / "other", "second", 8)
-        second = contents(tmp_path / "other")
-        shutil.copytree(tmp_path / "other", origin, dirs_exist_ok=True)
-    call, died = 0, True
-    while died:
-        folder = tmp_path / "run"
-        shutil.copytree(origin, folder)
-        with crash_at(call, monkeypatch) as dead:
-            if action == "archive_run":
-                archive.archive_run(folder)
-            else:
-                (place,) = (run.folder for run in archive.archived_runs(folder))
-                archive.restore(folder, place)
-        died = dead()
-        with crash_at(call // 2, monkeypatch):  # and the repair is interrupted too
-            archive.finish_interrupted(folder)
-        archive.finish_interrupted(folder)
-        archived = [contents(run.folder) for run in archive.archived_runs(folder)]
-        here = {name: content for name, content in contents(folder).items() if not name.endswith(".tmp")}
-        runs = [run for run in (here, *archived) if run]
-        expected = [run for run in (first, second) if run]
-        assert sorted(runs, key=str) == sorted(expected, key=str), f"after a crash at call {call}"
-        if not died:
-            assert here == ({} if action == "archive_run" else first)
-        shutil.rmtree(folder)
-        call += 1
-    assert call > 20

@@ -20,7 +20,7 @@ from lm.checkpoint.file import FORMAT_VERSION, write_file
 from lm.checkpoint.outline import Checkpoint, check_opcodes
 from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.train.state import TrainState
-from tests.lm.checkpoint.test_checkpoint import make_state, save
+from tests.lm.checkpoint.small_checkpoint import make_state, save
 
 SECONDS, MEMORY = 0.2, 200e6
 STATE = {**make_state(1), "format_version": FORMAT_VERSION}

@@ -10,7 +10,7 @@ from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
 from lm.checkpoint.saver import MAX_FAILURES, REST, Saver
 from lm.checkpoint.store import ALIAS, CURRENT
-from tests.lm.checkpoint.test_checkpoint import generations, make_state, tokens_in
+from tests.lm.checkpoint.small_checkpoint import generations, make_state, tokens_in
 
 LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
 
