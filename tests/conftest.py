@@ -3,6 +3,8 @@
 import gc
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,9 @@ from tests.hub import HubStandIn, no_fault
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # while a million objects are made that stay
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        # Under nohup: we go on ignoring it, but programs that we start do not.
+        signal.signal(signal.SIGHUP, lambda *_: None)
     config.hub = HubStandIn({})
     config.hf_home = tempfile.mkdtemp()
     os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}

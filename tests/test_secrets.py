@@ -134,11 +134,12 @@ def test_every_way_in_which_the_menu_is_refused(status, program, hub):
 
 @pytest.mark.slow
 def test_a_crash_with_a_traceback(program, hub):
-    """The producer cannot make its folder: a defect for it, with every library's log before it."""
+    """A defect of the producer, with every library's log before it."""
     add(program, "00_good", "good")
     program.environment |= TALKATIVE
-    program.checkpoints.mkdir()
-    (program.checkpoints / "stream").symlink_to("nowhere/at/all")
+    program.change(
+        "data/producer.py", "self.first_row = self.journal.num_rows", "self.first_row = self.journal.a_defect"
+    )
     result = program.run("0\n")
     assert result.code == 1, result.out + result.err
     assert result.err.count("Traceback") >= 4  # of three producers and of the trainer

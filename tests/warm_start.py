@@ -43,7 +43,7 @@ def begin(environment: dict[str, str]) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno())]
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "pass_fds": [theirs.fileno()]}
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
         subprocess.Popen(command, env=environment, start_new_session=True, **how)
     return ours
 
