@@ -2,7 +2,7 @@
 the CPU.
 
 OpenMP's threads wait awake, which is fastest where nothing else runs. Beside other programs they
-take the time of those they wait for: steps were then up to five times as fast with threads that
+take the time of those they wait for: products were then 1.2 to 3.4 times as fast with threads that
 sleep (benchmarks/LOG.md). torch reads the choice when it is imported, and never again.
 """
 
