@@ -20,14 +20,25 @@ PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # the terminal marks what is
 _settings: list[Any] | None = None  # the terminal's own, while a line is edited
 
 
-class _Output(io.FileIO):
-    """The file behind stdout or stderr; it drops what cannot be written."""
+class _Output(io.TextIOWrapper):
+    """stdout or stderr; it drops what cannot be written.
 
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return len(data)
+    Not by a file of ours behind it: a Ctrl-C between its write and its return would have the text
+    written twice.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def outlive_output() -> None:
@@ -37,9 +48,9 @@ def outlive_output() -> None:
         pass  # one that was closed at the start: a file of ours would get its number, and the output
     os.close(descriptor)
     for name, number, errors in (("stdout", 1, "replace"), ("stderr", 2, "backslashreplace")):
-        file = io.BufferedWriter(_Output(number, "w", closefd=False))
+        file = io.BufferedWriter(io.FileIO(number, "w", closefd=False))
         encoding = getattr(getattr(sys, name), "encoding", "utf-8")
-        setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
+        setattr(sys, name, _Output(file, encoding, errors, line_buffering=True))
 
 
 def say(text: str) -> None:

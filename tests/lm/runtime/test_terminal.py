@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -130,3 +131,28 @@ def test_a_signal_leaves_the_terminal_as_it_was():
         os.kill(process, signal.SIGTERM)
 
     assert typed(b"a\r", terminate_later) == (["read 'a'"], True)
+
+
+INTERRUPTED = """
+import time
+from lm.runtime.terminal import outlive_output
+
+outlive_output()
+for number in range(5_000):
+    try:
+        print(number, flush=True)
+        while True:
+            time.sleep(0.1)  # one that comes just before a sleep is heard after it
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+def test_what_a_ctrl_c_interrupts_is_written_once():
+    """Sent the moment a line is there: the print that wrote it may not have returned."""
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE)
+    for number in range(5_000):
+        assert int(process.stdout.readline()) == number
+        process.send_signal(signal.SIGINT)
+    assert (process.stdout.read(), process.wait(60)) == (b"", 0)
+    process.stdout.close()
