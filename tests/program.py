@@ -86,7 +86,6 @@ class Program:
         self.change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir()
-        self.environment = dict(ENVIRONMENT)
         self.processes: list[subprocess.Popen] = []
 
     def change(self, path: str, old: str, new: str) -> None:

@@ -66,7 +66,7 @@ def choose_checkpoint(trainer: Trainer) -> tuple[dict[str, Any], str]:
 
 def _gained(trainer: Trainer, best: dict[str, Any]) -> tuple[float, float]:
     """Return how many bits per byte `best` is better than the weights of now, and the standard error."""
-    learner, sources = trainer.learner, trainer.held_out.sources[: len(trainer.trained_labels)]
+    learner, sources = trainer.learner, trainer.trained_held_out
     rows, valid = (np.concatenate([getattr(source, name) for source in sources]) for name in ("rows", "valid"))
 
     def losses_of() -> np.ndarray:

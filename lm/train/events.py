@@ -73,9 +73,9 @@ def is_due(trainer: Trainer, last: int, every: int) -> bool:
 def evaluation_is_due(trainer: Trainer) -> bool:
     """Return whether a point of lm/schedule.py: num_evaluations was reached since the last one."""
     state, every = trainer.state, trainer.preset.train.eval_every_tokens
-    trained = trainer.held_out.sources[: len(trainer.trained_labels)]
-    num_held_out = sum(source.num_tokens for source in trained)
-    now, last = (num_evaluations(tokens, every, num_held_out) for tokens in (state.tokens_seen, state.evaluated))
+    now, last = (
+        num_evaluations(tokens, every, trainer.num_held_out) for tokens in (state.tokens_seen, state.evaluated)
+    )
     return now > last and not trainer.done
 
 

@@ -96,6 +96,8 @@ class Trainer:
         self.labels = [source.label for source in preset.data.all_sources]
         self.trained_labels = self.labels[: len(preset.data.trained_sources)]
         self.held_out = info.held_out
+        self.trained_held_out = info.held_out.sources[: len(self.trained_labels)]  # without what is only watched
+        self.num_held_out = sum(source.num_tokens for source in self.trained_held_out)  # tokens of it
         self.tokenizer = world.from_first(bpe.load, info.tokenizer_path)
         self.token_bytes = self._token_bytes()
         self._count_words = WordCounter(self.tokenizer, learner.vocab_size)
