@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from configs.sources import LONGEST_PATH, Section, Source, SourceEntry, look_up, same_text, unique_labels
+from configs.fields import LONGEST_PATH, Section
+from configs.sources import Source, SourceEntry, look_up, same_text, unique_labels
 
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from configs.sources import FOLDER_STARTS, LONGEST_PATH, Name, Section, name_in_address
+from configs.fields import FOLDER_STARTS, LONGEST_PATH, Name, Section, name_in_address
 
 # What the config.json of a model to start from says about its shape.
 SHAPE = frozenset(

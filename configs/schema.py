@@ -18,18 +18,10 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from configs.catalog import FIELD_ALIASES
 from configs.errors import PresetError, UserError
+from configs.fields import Count, Section
 from configs.mixture import DataConfig, FinishConfig
 from configs.model import ModelConfig
-from configs.sources import (
-    KINDS,
-    Count,
-    HFSource,
-    PDFSource,
-    PythonSource,
-    Section,
-    Source,
-    TextSource,
-)
+from configs.sources import KINDS, HFSource, PDFSource, PythonSource, Source, TextSource
 from configs.validation import causes, explain, preset_error, read_json, read_text
 
 __all__ = [

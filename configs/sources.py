@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,48 +21,25 @@ from pydantic import (
 )
 
 from configs.catalog import NAMED_SOURCES
+from configs.fields import (
+    FOLDER_STARTS,
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    LONGEST_PATH,
+    Count,
+    FilePath,
+    FilePaths,
+    Name,
+    Section,
+    name_in_address,
+)
 from configs.formats import check_format
 from configs.splits import Part, parse_split
 from configs.text import clip
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # local files, named as in `datasets`
-FOLDER_STARTS = ("/", "~", ".")  # of a dataset or model on this disk; other names are the Hub's
-LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 MOST_FIELDS = 64
 MOST_ROWS_PUT_TOGETHER = 10_000  # rows in one document
-
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-
-
-def name_in_address(given: str, folder: str) -> str:
-    """Return the name of what lies in `folder` of the Hub, such as "datasets/", if the address of its page or
-    the end of that is `given`, else ""."""
-    host = r"(?:(?:https?://)?[\w.-]+\.\w+(?::\d+)?/|hf://)"
-    anywhere = "?" if folder else ""  # without a folder, the end of an address is any name
-    page = re.fullmatch(rf"{host}{anywhere}{folder}([\w.-]+(?:/[\w.-]+)?)(?:[/?#@].*)?", given[:LONGEST_PATH])
-    return page[1] if page else ""
-
-
-def _path(path: str) -> str:
-    """Refuse what becomes of a Windows path that is copied into JSON, and other paths of other systems."""
-    if any(character in path for character in "\t\n\r\b\f"):
-        raise ValueError(r"has a tab or line break, as \t or \n in JSON are: write / or \\ for each \ of a path")
-    return path
-
-
-FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_path)]
-FilePaths = FilePath | Annotated[list[FilePath], Field(max_length=1000)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        allow_inf_nan=False,
-    )
 
 
 class SourceSpec(Section):

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import PresetError, StartPointError, UserError
+from configs.fields import FOLDER_STARTS
 from configs.model import SHAPE, ModelConfig
 from configs.schema import Preset
-from configs.sources import FOLDER_STARTS
 from configs.text import counted, human_bytes
 from data.sources.hub_model import HubModel, find_model
 from lm.families import shape_in, tensors
