@@ -318,28 +318,6 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
         transformers.Trainer(model, arguments, train_dataset=Rows()).train()
 
 
-def nanochat(shape: Shape, steps: Steps, options: Options) -> None:
-    from benchmarks import speedrunners
-
-    speedrunners.nanochat(shape, steps, options)
-
-
-def modded_nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
-    from benchmarks import speedrunners
-
-    speedrunners.modded_nanogpt(shape, steps, options)
-
-
-TRAINERS = {
-    "ours": ours,
-    "nanoGPT": nanogpt,
-    "nanochat": nanochat,
-    "modded-nanogpt": modded_nanogpt,
-    "litgpt": litgpt,
-    "HF Trainer": trainer,
-}
-
-
 def negative_log_likelihood(logits: Logits, rows: np.ndarray) -> np.ndarray:
     """(R, T) nats of each target of rows (R, T + 1); R a multiple of EVALUATED_ROWS."""
     size = EVALUATED_ROWS if device() == "cpu" else 16 * EVALUATED_ROWS

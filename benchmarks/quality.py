@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.contenders import EVALUATED_ROWS, TRAINERS, Logits, Options, Shape, negative_log_likelihood
+from benchmarks.contenders import EVALUATED_ROWS, Logits, Options, Shape, negative_log_likelihood
+from benchmarks.trainers import TRAINERS
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from data import tokenizer as bpe
 from data.journal import JournalReader, run_ahead_rows

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contenders import TOKENS_PER_STEP, TRAINERS, Options, Shape, device
+from benchmarks.contenders import TOKENS_PER_STEP, Options, Shape, device
+from benchmarks.trainers import TRAINERS
 from lm.runtime.machine import peak_memory
 
 SIZES = {  # a shape, and tokens of a step

@@ -20,8 +20,8 @@ HEAD_DIM = 128
 TUNED_TOKENS_PER_STEP = 2**19
 
 
-def scale_of(options: Options) -> float:
-    return (options.learning_rate or 1.0) * math.sqrt(options.tokens_per_step / TUNED_TOKENS_PER_STEP)
+def step_scale(options: Options) -> float:
+    return math.sqrt(options.tokens_per_step / TUNED_TOKENS_PER_STEP)
 
 
 # ---- nanochat: scripts/base_train.py -----------------------------------------------------------------------------
@@ -59,8 +59,8 @@ def nanochat(shape: Shape, steps: Steps, options: Options) -> None:
             plain.num_scaling_params(),
         )
     )
-    decay = WEIGHT_DECAY * math.sqrt(options.tokens_per_step / TUNED_TOKENS_PER_STEP) * tuned_for / horizon
-    scale = scale_of(options)
+    decay = WEIGHT_DECAY * step_scale(options) * tuned_for / horizon
+    scale = (options.learning_rate or 1.0) * step_scale(options)
     optimizer = plain.setup_optimizer(weight_decay=decay, **{name: rate * scale for name, rate in RATES.items()})
 
     def logits(tokens: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def modded_nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     flat = [parameter for parameter in plain.parameters() if parameter.ndim < 2]
     groups = [([plain.embed.weight], 0.7), ([plain.proj.weight], 0.004), (flat, 0.015)]
-    scale = scale_of(options)
+    scale = (options.learning_rate or 1.0) * step_scale(options)
     optimizers = [
         torch.optim.AdamW(
             [{"params": parameters, "lr": scale * rate} for parameters, rate in groups],
@@ -130,18 +130,14 @@ def modded_nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
     ]
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
-    uncapped: list[Tensor] = []
-    plain.proj.register_forward_hook(
-        lambda _, __, output: uncapped.append(output) if not torch.is_grad_enabled() else None
-    )
-
     def logits(tokens: Tensor) -> Tensor:
-        """It returns a loss alone."""
-        uncapped.clear()
-        with options.autocast(device()):
+        """It returns a loss alone: these are what its output layer gives, softly capped as it does."""
+        outputs: list[Tensor] = []
+        catch = plain.proj.register_forward_hook(lambda _, __, output: outputs.append(output))
+        with catch, options.autocast(device()):
             plain(tokens, tokens)
-        found = uncapped[-1].float()
-        return SOFTCAP * found * (found.square() + SOFTCAP**2).rsqrt()
+        uncapped = outputs[0].float()
+        return SOFTCAP * uncapped * (uncapped.square() + SOFTCAP**2).rsqrt()
 
     options.logits = logits
     for step, rows in enumerate(steps):
