@@ -33,13 +33,13 @@ try:
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from configs.errors import UserError
+    from configs.errors import DiskError, ProducerDied, UserError
     from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
     from data.files import FAILING, FULL
     from lm.checkpoint.archive import archived_in, restore
     from lm.cli.choose import choose, preset_of
-    from lm.cli.menu import Choice
+    from lm.cli.menu import USES, Choice
     from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
     from lm.runtime.machine import is_out_of_memory
@@ -62,7 +62,7 @@ def main() -> int:
 
     0: done, or saved on request. 2: the user must change something. 1: a defect or a lost machine.
     """
-    # It survives a reboot, unlike torch's own choice in /tmp, for which a rank without a disk is left.
+    # torch's own choice, in /tmp, is lost at a reboot. A rank that cannot write here keeps that one.
     if is_one_word(CHECKPOINTS) and os.access(CHECKPOINTS if CHECKPOINTS.exists() else HERE, os.W_OK):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CHECKPOINTS / CACHE))
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -86,11 +86,11 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
     except Exception as error:
-        return report(error)
+        return explain(error)
     return 0
 
 
-def report(error: Exception) -> int:
+def explain(error: Exception) -> int:
     """Say what ended the program, and return its exit code."""
     again = "The last checkpoint is intact: {}start again to resume."
     if isinstance(error, OSError) and error.errno in FULL | FAILING:
@@ -127,7 +127,7 @@ def start(choice: Choice) -> None:
     gc.enable()
     world = World.start()
     choice = world.from_first(Choice, choice.action, choice.path)
-    if choice.action in ("talk", "export", "push", "benchmarks"):
+    if choice.action in [action for action, _ in USES.values()]:
         if world.is_first:
             use(choice.action, CHECKPOINTS)
     elif choice.action != "quit":
@@ -155,7 +155,7 @@ def train(
 
     Returns at once if the run is finished. With `fresh`, an existing run is archived first. Raises
     PresetError if the unfinished run's weights do not fit the preset, UserError for everything
-    else that the user can fix.
+    else that the user can fix, such as a larger budget for a run that ended within a row.
     """
     from lm.runtime.distributed import World
     from lm.runtime.log import close_run_log, open_run_log, show_log
@@ -167,7 +167,7 @@ def train(
     show_log(world.is_first)
     locked = FolderLock(folder) if world.is_first else nullcontext()
     with StopRequest() as stop, watch(world, stop), locked as lock:
-        preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, fresh)
+        preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, token_budget, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return
         preset, start = setup.with_start_point(preset, world, checkpoint)
@@ -175,7 +175,7 @@ def train(
         learner = setup.build_learner(run, state, start)
         stream = setup.open_stream(run, state, checkpoint) if world.is_first else None
         try:
-            machine = setup.check(run, learner, world.on_first(stream), state, fresh)
+            machine = setup.check(run, learner, stream, state, fresh)
             info = world.from_first(setup.begin, run, stream, fresh, start)
             if world.is_first:
                 open_run_log(folder)
@@ -195,7 +195,6 @@ def train(
 
 def training_loop(trainer: Trainer) -> None:
     """Run the training loop: step after step to the last token, scheduled events in between."""
-    from configs.errors import ProducerDied
     from lm.runtime.profiler import profiler
     from lm.train.events import run_events
     from lm.train.progress import headline, progress_bar
@@ -208,7 +207,7 @@ def training_loop(trainer: Trainer) -> None:
                 try:
                     step = trainer.next_step(bar.set_postfix_str)
                 except (UserError, ProducerDied):  # on every rank: a lost source, a full disk
-                    trainer.world.from_first(trainer.save_at_once)
+                    trainer.world.from_first(trainer.save_at_once)  # the other ranks wait for it
                     raise
                 if step is None:
                     break
@@ -227,10 +226,10 @@ def training_loop(trainer: Trainer) -> None:
         seen = trainer.state.tokens_seen
         log.info("Saved at %s tokens. `python main.py` and Enter continue there.", f"{seen:,}")
         return
-    finish(trainer)
+    end_run(trainer)
 
 
-def finish(trainer: Trainer) -> None:
+def end_run(trainer: Trainer) -> None:
     """Finish a run: save first, then evaluate on all held-out text, export and report."""
     from lm.train.best import keep_if_best
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
@@ -238,7 +237,7 @@ def finish(trainer: Trainer) -> None:
 
     state = trainer.state
     trainer.record()
-    # Otherwise it was saved before, and only its report is missing.
+    # Otherwise the last step was saved by an earlier start, and only the report is missing.
     if state.tokens_seen > trainer.saved_at or state.exhausted:
         trainer.save(last=True)
     keep_milestones(trainer)
@@ -252,18 +251,17 @@ def finish(trainer: Trainer) -> None:
         return
     keep_if_best(trainer, (subset or evaluation).loss)
     sample(trainer)
-    trainer.world.from_first(conclude, trainer, evaluation.bits_per_byte)
+    trainer.world.from_first(export_and_report, trainer, evaluation.bits_per_byte)
 
 
-def conclude(trainer: Trainer, bits_per_byte: float) -> None:
+def export_and_report(trainer: Trainer, bits_per_byte: float) -> None:
     """Choose the last or the best checkpoint, run benchmarks on it, export it and report the run; on the
     first rank only."""
-    from aux_heads.metrics import MEASURES
-    from configs.errors import DiskError
     from lm.evaluation.benchmarks import run_listed
     from lm.report.export import export
     from lm.report.report import write_report
     from lm.train.best import choose_checkpoint
+    from lm.train.facts import facts_of
 
     folder, lines = trainer.folder, []
     chosen, why = choose_checkpoint(trainer)
@@ -273,7 +271,7 @@ def conclude(trainer: Trainer, bits_per_byte: float) -> None:
     except DiskError as error:
         log.error("%s. The model is saved: `python main.py`, then e, exports it.", error)
     try:  # last: it marks the run as finished
-        report = write_report(folder, trainer.preset.to_json(), trainer.facts(), MEASURES)
+        report = write_report(folder, trainer.preset.to_json(), facts_of(trainer))
         lines.insert(0, f"  the report            {report}")
     except DiskError as error:
         log.error("%s. The model is saved: start again for the report.", error)

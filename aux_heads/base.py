@@ -5,6 +5,9 @@ A row holds tokens x_0 .. x_T. The trunk reads x_0 .. x_{T-1}; hidden state h_t 
 and predicts x_{t+1}. Every document starts with the END_OF_TEXT token, so a head that looks from t
 to t+k stays inside the document if none of x_{t+1} .. x_{t+k} is END_OF_TEXT.
 
+Targets that the loss does not count, what a user says in a conversation, count for no head either: a
+head that looks from t to t+k counts if all of x_{t+1} .. x_{t+k} do.
+
 Shapes are fixed: heads evaluate a fixed number of positions, with weight 0 for those that must not
 count, so that a compiled step never recompiles and never waits for the device. Positions are
 sampled on the CPU, outside the graph, from the heads' own generator.

@@ -4,10 +4,11 @@ tokens, value sets their number.
     u^0 = h_{t-1},    u^k = step(u^{k-1}, E[x]) for the token x last chosen,    q = softmax(W u^k)
 
 as in training (dynamics.py, policy.py), in fewer and larger operations: one matmul for both maps
-of z, with the sqrt(D) of its norms folded into the weight. q covers only the first tokens of the
-vocabulary: byte-level BPE numbers tokens in the order of their merges, so these are roughly the
-most frequent. The verification of drafts makes the text exact, so nothing here has to be, and
-weights are rounded to a byte each: the time of a draft is that of reading them.
+of z, with the sqrt(D) of its norms folded into the weight. q covers only the most frequent tokens of
+the run's text or, where its counts are not known, the first of the vocabulary, since byte-level BPE
+numbers tokens in the order of their merges. The verification of drafts makes the text exact, so
+nothing here has to be, and weights are rounded to a byte each: the time of a draft is that of
+reading them.
 
 Value predicts the nats per token of what follows: the harder, the fewer drafts. It seldom matters,
 since the share of drafts kept hardly depends on it (benchmarks/LOG.md). Never here: the loop that
@@ -50,10 +51,10 @@ def rounded_linear(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
 
 class HeadDrafter:
     """The drafter of `heads` (see `build_heads`), which include dynamics and policy. Without
-    value, it always drafts the maximum."""
+    value, it always drafts the maximum. `counts_V`: how often the run's text has each token."""
 
     @torch.no_grad()
-    def __init__(self, heads: nn.ModuleDict, embedding_VD: Tensor, output_VD: Tensor):
+    def __init__(self, heads: nn.ModuleDict, embedding_VD: Tensor, output_VD: Tensor, counts_V: Tensor | None = None):
         dynamics, value = heads["dynamics"], dict(heads).get("value")
         assert isinstance(dynamics, Dynamics)
         assert value is None or isinstance(value, Value)
@@ -61,7 +62,10 @@ class HeadDrafter:
         width = embedding_VD.shape[1]
         self.sizes = width, 2 * width, 2 * width
         transition = torch.cat((dynamics.linear.weight, dynamics.gate_up.weight)) * width**0.5
-        weights = transition, dynamics.down.weight, output_VD[:NUM_TOKENS]
+        self.tokens_N = torch.arange(min(NUM_TOKENS, len(output_VD)))
+        if counts_V is not None:
+            self.tokens_N = counts_V.argsort(descending=True, stable=True)[: len(self.tokens_N)].sort().values
+        weights = transition, dynamics.down.weight, output_VD[self.tokens_N]
         self.transition, self.down, self.output = map(rounded_linear, weights)
         self.text: Sequence[int] = ()
         self.ask_at, self.num_drafts = 0, UNROLL_STEPS
@@ -77,7 +81,7 @@ class HeadDrafter:
         return self.num_drafts
 
     def step(self, token: int) -> Tensor:
-        """Return the logits (N,) of what follows `token`."""
+        """Return the logits (N,) of `tokens_N` after `token`."""
         embedding_1D = self.embedding_VD[token : token + 1]
         z = torch.cat([F.normalize(x, dim=-1) for x in (self.latent_1D, embedding_1D)], dim=-1)
         linear, gate, up = self.transition(z).split(self.sizes, dim=-1)

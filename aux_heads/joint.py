@@ -5,7 +5,7 @@ they work. By default (`auxiliary.trunk_gradient` "none") the heads read detache
 trunk's gradients are bit for bit those without heads. Trunk and heads are two compiled graphs, so
 that the trunk's does not depend on which heads are on.
 
-The effect of a weight: `total = loss + num_tokens * sum_h weight_h * loss_h`, with `loss` the
+The effect of a weight: `total = loss + num_targets * sum_h weight_h * loss_h`, with `loss` the
 language model's. Summed over micro-batches and divided by the step's token count, this is the
 exact mean of its loss plus token-weighted head losses. While the heads read detached states, a
 weight scales only the gradients of parameters that no other loss reaches, and Muon and Adam divide
@@ -147,16 +147,16 @@ class JointModel(nn.Module):
         """Compute the losses of one micro-batch.
 
         `targets_BT` is tokens_BT1[:, 1:], with -100 where there is no target; `drawn` is returned
-        by `draw`; `further` holds MTP targets (B * T,) with their weights.
+        by `sample_positions`; `further` holds MTP targets (B * T,) with their weights.
         """
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
         output_VD = self.trunk.output.weight
         total, losses_N = self.loss_fn(hidden_BTD.flatten(0, 1), output_VD, targets_BT.flatten(), further)
-        valid_BT = targets_BT != IGNORE_INDEX
-        num_tokens = valid_BT.sum()
         if not self.heads:
             return JointOutput(total, losses_N.sum(), {}, {})
 
+        valid_BT = targets_BT != IGNORE_INDEX
+        num_targets = valid_BT.sum()
         head_hidden_BTD = hidden_BTD.detach()
         if isinstance(trunk_gradient_scale, Tensor) or trunk_gradient_scale:
             head_hidden_BTD = scale_gradient(hidden_BTD, trunk_gradient_scale)
@@ -170,7 +170,7 @@ class JointModel(nn.Module):
             drawn,
         )
         head_total = sum(self.weights[name] * loss for name, loss in losses.items())
-        total = total + num_tokens * head_total
+        total = total + num_targets * head_total
         detached = {name: loss.detach() for name, loss in losses.items()}
         return JointOutput(total, losses_N.sum(), detached, measures)
 

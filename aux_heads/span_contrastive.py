@@ -16,7 +16,8 @@ Candidates are the other spans of the micro-batch, in groups of at most 512. Spa
 are not each other's negatives. Spans that cross a document's end are skipped.
 Measures: `top1`, how often the right span scores highest, and its baseline `chance`;
 `top1_same_document` and `chance_same_document`, the same with only the spans of the anchor's own
-document as candidates, where the topic gives nothing away.
+document as candidates, where the topic gives nothing away: means over the spans that have others
+beside them there.
 """
 
 import math
@@ -87,16 +88,17 @@ class SpanContrastive(nn.Module):
             *(t.tensor_split(num_groups) for t in (anchor_NE, target_NE, tokens_NL, counts_N, document_N)), strict=True
         )
         parts = [self._group(*group) for group in groups]
-        weights = torch.stack([part["num_spans"] for part in parts])
-        columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0] if name != "num_spans"}
-        loss = masked_mean(columns.pop("loss"), weights)
-        return HeadOutput(loss, {name: measured_mean(column, weights) for name, column in columns.items()})
+        columns = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        num_spans, num_with_rivals = columns.pop("num_spans"), columns.pop("num_with_rivals")
+        loss = masked_mean(columns.pop("loss"), num_spans)
+        weights = {name: num_with_rivals if name.endswith("same_document") else num_spans for name in columns}
+        return HeadOutput(loss, {name: measured_mean(column, weights[name]) for name, column in columns.items()})
 
     def _group(
         self, anchor_NE: Tensor, target_NE: Tensor, tokens_NL: Tensor, counts_N: Tensor, document_N: Tensor
     ) -> dict[str, Tensor]:
-        """Compute InfoNCE and measures of one group of spans, each a mean over its
-        `num_spans` spans that count."""
+        """Compute InfoNCE and measures of one group of spans, each a mean over its `num_spans` spans
+        that count, or the `num_with_rivals` of them that have others in their own document."""
         own_NN = torch.eye(len(counts_N), dtype=torch.bool, device=counts_N.device)
         same_text_NN = (tokens_NL[:, None] == tokens_NL[None]).all(-1)
         candidates_NN = own_NN | (counts_N[None] & counts_N[:, None] & ~same_text_NN)
@@ -117,4 +119,5 @@ class SpanContrastive(nn.Module):
             "top1_same_document": masked_mean((near_scores_NN.argmax(1) == right_N).float(), has_rival_N),
             "chance_same_document": masked_mean(1 / near_NN.sum(1), has_rival_N),
             "num_spans": counts_N.sum().float(),
+            "num_with_rivals": has_rival_N.sum().float(),
         }

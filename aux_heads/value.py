@@ -12,7 +12,8 @@ are small and positive, so its square-root transform is not needed. The second t
 dynamics is, allows predictions from a latent, without a pass of the trunk
 (benchmarks/planning.py); it trains the value, not the latent.
 
-Positions with fewer than 32 counted tokens left in their document are skipped. Low predicted loss
+Positions with fewer than 32 counted tokens left in their document are skipped; in a conversation,
+those of its answers alone are counted, and r_t is their mean. Low predicted loss
 is not a measure of good text: optimising for it is the likelihood trap. Its use is to tell where
 drafting will fail and which passages are hard.
 Measures, on h_t: `r2` against the batch mean; `correlation` with y; `trailing_correlation`, that
@@ -46,14 +47,20 @@ def coming_loss(x: HeadInput) -> tuple[Tensor, Tensor]:
     return F.pad(y, beyond_row), F.pad(counts, beyond_row)
 
 
-def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherwise: Tensor) -> Tensor:
+def trailing_loss(
+    losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherwise: Tensor, valid_BT: Tensor | None = None
+) -> Tensor:
     """Return r_t (B, T), the mean of the up to 32 losses before t in its document;
-    `otherwise` where there is none."""
+    `otherwise` where there is none. `valid_BT`: the losses that are known, and not 0 for want of a
+    target; default: all."""
     sums_BT1 = F.pad(losses_BT.cumsum(1), (1, 0))
     index_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device).expand_as(inputs_BT)
     start_BT = torch.where(inputs_BT == end_of_text, index_BT, 0).cummax(1).values
     first_BT = torch.maximum(start_BT, index_BT - HORIZON)
     count_BT = index_BT - first_BT
+    if valid_BT is not None:
+        counts_BT1 = F.pad(valid_BT.long().cumsum(1), (1, 0))
+        count_BT = counts_BT1[:, :-1] - counts_BT1.gather(1, first_BT)
     mean_BT = (sums_BT1[:, :-1] - sums_BT1.gather(1, first_BT)) / count_BT.clamp(min=1)
     return torch.where(count_BT > 0, mean_BT, otherwise)
 
@@ -61,7 +68,8 @@ def trailing_loss(losses_BT: Tensor, inputs_BT: Tensor, end_of_text: int, otherw
 def trailing_loss_of(x: HeadInput) -> Tensor:
     """Return r_t of a batch, with its mean loss where there is none."""
     losses_BT = x.token_losses_BT.detach().float()
-    return trailing_loss(losses_BT, x.tokens_BT1[:, :-1], x.end_of_text, masked_mean(losses_BT, x.valid_BT))
+    mean = masked_mean(losses_BT, x.valid_BT)
+    return trailing_loss(losses_BT, x.tokens_BT1[:, :-1], x.end_of_text, mean, x.valid_BT)
 
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Fixed:
     """As many drafts each time."""
 
     def __init__(self, drafter: HeadDrafter, num_drafts: int):
-        self.drafter, self.num_drafts = drafter, num_drafts
+        self.drafter, self.num_drafts, self.tokens_N = drafter, num_drafts, drafter.tokens_N
 
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
         self.drafter.begin(hidden_D, tokens)
@@ -54,7 +54,7 @@ class Lookup:
     """Prompt lookup: what came after the last two tokens the last time, one-hot."""
 
     def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
+        self.tokens_N = torch.arange(vocab_size)
 
     def begin(self, hidden_D: Tensor, tokens: Sequence[int]) -> int:
         places = (i + 2 for i in range(len(tokens) - 3, -1, -1) if tokens[i : i + 2] == tokens[-2:])
@@ -63,14 +63,14 @@ class Lookup:
         return len(tokens[place : place + LONGEST_LOOKUP])
 
     def step(self, token: int) -> Tensor:
-        return torch.full((self.vocab_size,), -1e9).index_fill_(0, torch.tensor(next(self.coming)), 0.0)
+        return torch.full((len(self.tokens_N),), -1e9).index_fill_(0, torch.tensor(next(self.coming)), 0.0)
 
 
 def transformers_model(state: dict, end_of_text: int):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     preset = parse_preset(state["preset"], "the checkpoint").model
-    config = exported_config(preset, state["model"]["embed.weight"].shape[0], end_of_text)
+    config = exported_config(preset, state["model"]["embed.weight"].shape[0], end_of_text, end_of_text)
     model = Qwen3ForCausalLM(Qwen3Config(**config))
     model.load_state_dict(exported_state(state["model"], preset), strict=not preset.tie_embeddings)
     return model.eval()
@@ -100,7 +100,8 @@ def measure(folder: Path, temperature: float, num_rounds: int) -> None:
     """One table: all arms with one sampling."""
     state, _ = store.load(folder)
     model, tokenizer, end_of_text = load_model(state, folder)
-    heads, decoder, theirs = load_drafter(state, model), Decoder(model), transformers_model(state, end_of_text)
+    heads, decoder = load_drafter(state, folder, model, tokenizer), Decoder(model)
+    theirs = transformers_model(state, end_of_text)
     prompts = [[end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids] for text in TEXTS]
 
     def ours(drafting: Drafting | None) -> Callable[[list[int]], int]:

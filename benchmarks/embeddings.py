@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.heldout import HeldOut, SourceRows
-from data.prepare import HELD_OUT
+from data.stream_files import HELD_OUT
 from lm.inference.load import PassageEmbedder
 
 LENGTH = 64  # tokens of a passage

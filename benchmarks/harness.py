@@ -5,7 +5,8 @@ the same scores.
 
 The run has an export in hf/. Of each task of BENCHMARK the first NUM_DOCUMENTS are asked. Their class pads a batch to
 its longest text and reads what texts share again in each; 1 is its default batch size. Times are CPU seconds of the
-inference alone, by one thread: making prompts is lm_eval's work for both. Needs the extras `test`.
+inference alone, by one thread: making prompts is lm_eval's work for both. Needs
+the extra `test` and `lm_eval[hf]`.
 """
 
 import sys

@@ -36,7 +36,8 @@ def main() -> None:
     seconds = dict.fromkeys(readers, 0.0)
     print(f"{'':36}" + "".join(f"{name:>8}" for name in readers))
     made = documents()
-    for name, (content, truth) in made.items():
+    for name, make in made.items():
+        content, truth = make()
         row = f"{name:36}"
         for reader, read in readers.items():
             began = time.process_time()

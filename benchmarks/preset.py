@@ -72,6 +72,6 @@ if __name__ == "__main__":
         preset, folder = load_preset(sys.argv[1]), Path(sys.argv[3])
     except UserError as error:
         sys.exit(str(error))
-    learning, finishing = timed("learn"), timed("finish")  # the one calls the other
+    learning, finishing = timed("training_loop"), timed("end_run")  # the one calls the other
     main.train(preset, token_budget=int(sys.argv[2]), checkpoint_dir=folder)
     report(folder, learning(), finishing())

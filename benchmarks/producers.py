@@ -8,12 +8,15 @@ one journal shard for each node of eight ranks (.github/MODEL_INSTRUCTIONS.md, "
 """
 
 import sys
+from bisect import bisect_right
 
 from configs.schema import TOKEN_BUDGET
-from data.journal import RUN_AHEAD
+from data.journal import run_ahead_rows
+from data.order import window_edges
 
 RANKS_PER_NODE = 8
-RUN_AHEAD_TOKENS = RUN_AHEAD * TOKEN_BUDGET
+RUN_AHEAD_TOKENS = run_ahead_rows(1, TOKEN_BUDGET)
+WINDOWS = window_edges(TOKEN_BUDGET, RUN_AHEAD_TOKENS)  # training reads one once all of it is made
 TICK = 0.05  # seconds
 
 
@@ -22,8 +25,9 @@ def simulate(trained_per_second: float, produced_per_second: float) -> tuple[flo
     made = trained = now = waited = 0.0
     while trained < TOKEN_BUDGET:
         made = min(made + produced_per_second * TICK, trained + RUN_AHEAD_TOKENS, TOKEN_BUDGET)
+        complete = WINDOWS[bisect_right(WINDOWS, made) - 1]
         possible = min(trained_per_second * TICK, TOKEN_BUDGET - trained)
-        done = min(possible, made - trained)
+        done = min(possible, max(0.0, complete - trained))
         waited += TICK * (1 - done / possible)
         trained, now = trained + done, now + TICK
     return now, waited

@@ -8,7 +8,8 @@ first. Then each opponent is tuned on it at that length: every learning rate of 
 own schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with
 three seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again,
 unless the text was another, and what is known so far is printed after each. Those in benchmarks/measured/ are of rows in
-the journal's order, so a run of today does not take them up.
+the journal's order, so a run of today does not take them up. With the extra `benchmarks`, models are judged by BLiMP too
+(benchmarks/blimp.py); runs that were finished without it have no share of it.
 """
 
 import json
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.blimp import blimp, load_blimp
 from benchmarks.contenders import EVALUATED_ROWS, Logits, Options, Shape, negative_log_likelihood
 from benchmarks.trainers import TRAINERS
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
@@ -29,6 +31,7 @@ from data.journal import JournalReader, run_ahead_rows
 from data.order import RowOrder, window_edges
 from data.packing import chain_digest, row_dtype
 from data.stream import Stream
+from lm.evaluation.benchmarks import Loaded
 from lm.runtime.machine import keep_freed_memory
 
 SHAPE = Shape(256, 3, 4, 256, 8192)
@@ -69,6 +72,8 @@ class Text:
         stream.consumed(self.num_rows)
         stream.rows(self.num_rows - 1, 1)  # all of it is written down
         self.held_out = stream.held_out.subset(HELD_OUT_TOKENS).sources
+        self.tokenizer_path = info.tokenizer_path
+        self.blimp: Loaded | None = None  # what models are judged by besides, if main has it
         self.token_bytes = bpe.token_bytes(bpe.load(info.tokenizer_path))
         stream.close()
         self.seq_length, self.vocab_size = stream.seq_length, info.vocab_size
@@ -96,6 +101,9 @@ class Text:
 
 
 def corpus_preset(corpus: Path, shape: Shape) -> Preset:
+    """Return the preset in the file `corpus`, or one for what benchmarks/corpus.py lays out there."""
+    if corpus.suffix == ".json":
+        return load_preset(corpus)
     sources = [
         {"type": "text", "path": str(corpus / "prose"), "glob": "*.txt", "label": "prose"},
         {"type": "hf", "dataset": "json", "data_files": str(corpus / "qa" / "*.jsonl"),
@@ -135,7 +143,10 @@ def train(arm: Arm, text: Text, checkouts: Path) -> dict:
 
     TRAINERS[arm.trainer](shape, steps(), options)
     curve.append([num_steps * arm.batch, text.bits_per_byte(options.logits)])
-    return {"arm": arm, "curve": curve, "seconds": clock["seconds"]}
+    result = {"arm": arm, "curve": curve, "seconds": clock["seconds"]}
+    if text.blimp:
+        result["blimp"] = blimp(text.blimp, options.logits, text.tokenizer_path, text.seq_length)
+    return result
 
 
 def run(arm: Arm, text: Text, checkouts: Path, out: Path) -> dict:
@@ -155,15 +166,18 @@ def report(name: str, results: list[dict]) -> None:
     values = [final(result) for result in results]
     seconds = statistics.median(result["seconds"] for result in results)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    judged = [result["blimp"] for result in results if "blimp" in result]
+    words = f", BLiMP {statistics.mean(judged):.2%} ({len(judged)} seeds)" if judged else ""
     print(
-        f"{name:40} {statistics.mean(values):.4f} ± {spread:.4f} bits per byte, {seconds:6.0f} s, {len(values)} seeds"
+        f"{name:40} {statistics.mean(values):.4f} ± {spread:.4f} bits per byte, {seconds:6.0f} s, {len(values)} seeds{words}"
     )
 
 
 def main(checkouts: Path, corpus: Path, out: Path, tokens: int, opponents: list[str]) -> None:
     keep_freed_memory()  # for all alike: it makes the sweep shorter
-    preset = load_preset(corpus) if corpus.suffix == ".json" else corpus_preset(corpus, SHAPE)
+    preset = corpus_preset(corpus, SHAPE)
     text = Text(preset, out, tokens)
+    text.blimp = load_blimp()
     out = out / text.digest
     out.mkdir(exist_ok=True)
     own = Arm("ours", 8_192, None, 1, tokens)  # at 20M tokens: LOG.md

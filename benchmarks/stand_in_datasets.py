@@ -49,7 +49,7 @@ def share_out(rows: Iterator, names: list[str]) -> dict[str, list]:
 
 def write(out: Path, spec: dict, columns: dict[str, list]) -> None:
     """A repository: Parquet files in several row groups, and a card that names the configuration."""
-    config = spec.get("config") or "default"
+    config, split = spec.get("config") or "default", spec.get("split", "train")
     folder = out / spec["dataset"]
     (folder / config).mkdir(parents=True, exist_ok=True)
     table = pyarrow.table(columns)
@@ -57,23 +57,33 @@ def write(out: Path, spec: dict, columns: dict[str, list]) -> None:
         part = table.slice(
             number * len(table) // FILES, (number + 1) * len(table) // FILES - number * len(table) // FILES
         )
-        path = folder / config / f"train-{number:05d}-of-{FILES:05d}.parquet"
+        path = folder / config / f"{split}-{number:05d}-of-{FILES:05d}.parquet"
         pyarrow.parquet.write_table(part, path, row_group_size=ROWS_PER_GROUP)
-    card = f'---\nconfigs:\n- config_name: "{config}"\n  data_files:\n  - split: train\n    path: "{config}/*.parquet"\n---\n'
+    card = f'---\nconfigs:\n- config_name: "{config}"\n  data_files:\n  - split: {split}\n    path: "{config}/*.parquet"\n---\n'
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{spec['dataset']:45} {config:20} {len(table):8,} rows, columns {', '.join(columns)}")
 
 
+def columns_of(spec: dict, rows: list) -> dict[str, list]:
+    """The columns that a source reads, made of texts or of (question, answer)."""
+    match spec:
+        case {"fields": [first, *others, last]} | {"messages": [first, *others, last]}:
+            columns = {first: [question for question, _ in rows], last: [answer for _, answer in rows]}
+            return columns | {name: [""] * len(rows) for name in others}
+        case {"messages": name}:
+            roles = "user", "assistant"
+            turns = [[{"role": role, "content": text} for role, text in zip(roles, row, strict=True)] for row in rows]
+            return {name: turns}
+    return {spec["text_field"]: rows}
+
+
 def main(prose: Path, qa: Path, out: Path) -> None:
     specs = {name: spec for name, (spec, *_) in NAMED_SOURCES.items() if spec["type"] == "hf"}
-    with_fields = [name for name, spec in specs.items() if spec.get("fields")]
-    texts = share_out(prose_rows(prose), [name for name in specs if name not in with_fields])
-    pairs = share_out(qa_rows(qa), with_fields)
-    for name, rows in texts.items():
-        write(out, specs[name], {specs[name]["text_field"]: rows})
-    for name, rows in pairs.items():
-        first, last = specs[name]["fields"]
-        write(out, specs[name], {first: [query for query, _ in rows], last: [answer for _, answer in rows]})
+    of_text = [name for name, spec in specs.items() if "text_field" in spec]
+    texts = share_out(prose_rows(prose), of_text)
+    pairs = share_out(qa_rows(qa), [name for name in specs if name not in of_text])
+    for name, rows in (texts | pairs).items():
+        write(out, specs[name], columns_of(specs[name], rows))
 
 
 if __name__ == "__main__":

@@ -180,6 +180,45 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "no licence stated (Reddit posts)",
         "325k questions with explanations in plain language",
     ),
+    "smoltalk": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceTB/smoltalk", "config": "all", "messages": "messages"},
+        "Apache-2.0; the public datasets in it have their own",
+        "1M conversations, most of them written by large models: questions, tasks, code, mathematics",
+    ),
+    "smol_smoltalk": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceTB/smol-smoltalk", "messages": "messages"},
+        "Apache-2.0; the public datasets in it have their own",
+        "460k conversations of SmolTalk that suit models of a few hundred million parameters",
+    ),
+    "everyday_conversations": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "HuggingFaceTB/everyday-conversations-llama3.1-2k",
+            "split": "train_sft",
+            "messages": "messages",
+        },
+        "Apache-2.0 (written by Llama 3.1)",
+        "2k short conversations about everyday subjects and simple science",
+    ),
+    "ultrachat": NamedSource(
+        {"type": "hf", "dataset": "HuggingFaceH4/ultrachat_200k", "split": "train_sft", "messages": "messages"},
+        "MIT (written by ChatGPT)",
+        "208k conversations of several turns about the world, texts and tasks",
+    ),
+    "oasst2": NamedSource(
+        {"type": "hf", "dataset": "sablo/oasst2_curated", "messages": "messages"},
+        "Apache-2.0",
+        "4.7k conversations of OpenAssistant, written and ranked by volunteers",
+    ),
+    "dolly": NamedSource(
+        {
+            "type": "hf",
+            "dataset": "databricks/databricks-dolly-15k",
+            "messages": ["instruction", "context", "response"],
+        },
+        "CC-BY-SA-3.0",
+        "15k questions and tasks with answers, written by employees of Databricks",
+    ),
     "python_source": NamedSource(
         {"type": "python"},
         "PSF-2.0, and each installed package's own licence",

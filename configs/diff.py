@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 from configs.errors import PresetError
@@ -22,7 +24,7 @@ FIXED = (
     "auxiliary.enable_dynamics",
     "auxiliary.enable_span_contrastive",
 )
-MOVABLE = re.compile(r"data\.(custom_)?sources\.\d+\.path")
+MOVABLE = re.compile(r"data\.((custom_|finish\.)?sources|watch)\.\d+\.path")
 # Their defaults depend on other sizes of the model.
 FOLLOWING = ("model.num_kv_heads", "model.vocab_size", "model.mlp_size")
 
@@ -54,16 +56,26 @@ def with_shape_of(shaped: Preset, preset: Preset) -> Preset:
 def with_labels_of(old: Preset, new: Preset) -> Preset:
     """Return `new` with the labels of `old` where a text's label was made from its path: the run's
     measurements keep their names when the text is moved."""
-    labels = iter([source.label for source in old.data.all_sources])
+    labels, data = dict(enumerate(source.label for source in old.data.all_sources)), new.data
 
-    def labelled(entry: SourceEntry) -> SourceEntry:
-        label = next(labels, "")
-        if isinstance(entry, TextSource | PDFSource) and not entry.label:
-            return entry.model_copy(update={"label": label})
-        return entry
+    def labelled(entries: list[SourceEntry], places: Iterable[int]) -> list[SourceEntry]:
+        return [
+            entry.model_copy(update={"label": labels.get(place, "")})
+            if isinstance(entry, TextSource | PDFSource) and not entry.label
+            else entry
+            for entry, place in zip(entries, places, strict=False)
+        ]
 
-    data = {key: [labelled(entry) for entry in getattr(new.data, key)] for key in ("sources", "custom_sources")}
-    return new.model_copy(update={"data": new.data.model_copy(update=data)})
+    changed: dict[str, Any] = {
+        "sources": labelled(data.sources, count()),
+        "custom_sources": labelled(data.custom_sources, count(len(data.sources))),
+    }
+    if data.finish:
+        finish = labelled(data.finish.sources, data.places(data.finish.sources))
+        changed["finish"] = data.finish.model_copy(update={"sources": finish})
+    if data.watch:
+        changed["watch"] = labelled(data.watch, data.places(data.watch))
+    return new.model_copy(update={"data": data.model_copy(update=changed)})
 
 
 def _follows(model: ModelConfig, key: str) -> bool:

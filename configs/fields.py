@@ -29,7 +29,7 @@ def _path(path: str) -> str:
 
 
 FilePath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH), AfterValidator(_path)]
-FilePaths = FilePath | Annotated[list[FilePath], Field(max_length=1000)]
+FilePaths = FilePath | Annotated[list[FilePath], Field(min_length=1, max_length=1000)]
 
 
 class Section(BaseModel):
@@ -39,4 +39,21 @@ class Section(BaseModel):
         extra="forbid",
         validate_default=True,
         allow_inf_nan=False,
+    )
+
+
+class SourceSpec(Section):
+    """The keys that every kind of source has."""
+
+    label: str = Field(
+        default="",
+        max_length=LONGEST_LABEL,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]*$",
+        description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
+    )
+    max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
+    repeat: Count | None = Field(
+        default=None,
+        description="Epochs before the source is exhausted; the run ends early when all are, see small texts below; "
+        "default: no limit.",
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from configs.fields import LONGEST_PATH, Section
-from configs.sources import Source, SourceEntry, look_up, same_text, unique_labels
+from configs.sources import HFSource, Source, SourceEntry, look_up, same_text, unique_labels
 
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
@@ -64,7 +64,7 @@ class DataConfig(Section):
     source_weights: list[Weight] | None = Field(
         default=None,
         max_length=MAX_SOURCES,
-        description="One positive number a source, relative; default all equal.",
+        description="One positive number a source, relative, if mix_strategy is weighted; default all equal.",
     )
     finish: FinishConfig | None = Field(
         default=None, description="Another mixture for the last part of the run, when the learning rate falls."
@@ -75,7 +75,11 @@ class DataConfig(Section):
         description="Sources that are never trained on, only evaluated: held-out loss says what a run forgets of them.",
     )
     min_text_length: int = Field(
-        default=1, ge=0, le=10**6, description="Minimum length of a document, in characters; shorter ones are skipped."
+        default=1,
+        ge=0,
+        le=8_192,
+        description="Minimum length of a document, in characters; shorter ones are skipped. Of documents beyond 16,384 "
+        "characters it is that of their pieces, which have from 8,192 to 16,384, the last one perhaps fewer.",
     )
     drop_duplicates: bool | None = Field(
         default=None,
@@ -143,6 +147,17 @@ class DataConfig(Section):
     def finish_share(self) -> float | None:
         return self.finish.share if self.finish else None
 
+    @property
+    def conversations(self) -> list[HFSource]:
+        """The sources of conversations that are trained on: with any, the model is one to talk to."""
+        trained = self.all_sources[: len(self.trained_sources)]
+        return [spec for spec in trained if isinstance(spec, HFSource) and spec.messages]
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any source, those of watch included, is of conversations: the run needs a chat template."""
+        return any(isinstance(spec, HFSource) and spec.messages for spec in self.all_sources)
+
     def drops_duplicates(self, spec: Source) -> bool:
         """Return whether `drop_duplicates` applies to this source."""
         return spec.type in ("text", "pdf") if self.drop_duplicates is None else self.drop_duplicates
@@ -155,10 +170,15 @@ class DataConfig(Section):
         if self.finish:
             last = [0.0] * len(specs)
             asked = self.finish.source_weights or [1.0] * len(self.finish.sources)
-            for entry, weight in zip(self.finish.sources, asked, strict=True):
-                last[next(i for i, spec in enumerate(specs) if same_text(spec, look_up(entry)))] += weight
+            for place, weight in zip(self.places(self.finish.sources), asked, strict=True):
+                last[place] += weight
             weights += last
         return weights
+
+    def places(self, entries: Iterable[Any]) -> list[int]:
+        """Return the number among `all_sources` of each of these sources of finish or watch."""
+        specs = self.all_sources
+        return [next(i for i, spec in enumerate(specs) if same_text(spec, look_up(entry))) for entry in entries]
 
 
 def _distinct(entries: Iterable[Any], others: Iterable[Any]) -> list[Source]:

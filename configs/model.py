@@ -4,7 +4,7 @@ A preset with `init_from` may leave its shape to that model's config.json, which
 (lm/start_point.py): until then the settings in `ModelConfig.unknown` have no meaning.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -22,7 +22,7 @@ from configs.fields import FOLDER_STARTS, LONGEST_PATH, Name, Section, name_in_a
 # What the config.json of a model to start from says about its shape.
 SHAPE = frozenset(
     ("hidden_size", "num_layers", "head_size", "num_heads", "num_kv_heads", "vocab_size", "mlp_size",
-     "tie_embeddings", "rope_theta", "qk_norm", "norm_eps")
+     "tie_embeddings", "rope_theta", "rope_scaling", "qk_norm", "norm_eps")
 )  # fmt: skip
 REQUIRED: Any = None  # the default of a size that must be given, unless it is read from such a model
 UNKNOWN = 0  # a size that is not given, as long as that config.json has not been read
@@ -34,6 +34,29 @@ def _shape_or_model(schema: dict[str, Any]) -> None:
     for name in sizes:
         del schema["properties"][name]["default"]
     schema["anyOf"] = [{"required": ["init_from"]}, {"required": sizes}]
+
+
+class RopeScaling(Section):
+    """The rotary embeddings of Llama 3.1 and later: wavelengths that were too long to come round in the length that the
+    model was first trained with are stretched for a longer one. With the keys of a config.json."""
+
+    rope_type: Literal["llama3"] = Field(description="How wavelengths are stretched.")
+    factor: float = Field(ge=1, le=1000, description="What the longest wavelengths are multiplied by.")
+    low_freq_factor: float = Field(
+        gt=0, le=1000, description="Wavelengths that fit less often into the first length are stretched by factor."
+    )
+    high_freq_factor: float = Field(
+        gt=0, le=1000, description="Those that fit more often are unchanged; between the two, the change is gradual."
+    )
+    original_max_position_embeddings: int = Field(ge=8, le=10**9, description="The first length, in tokens.")
+
+    @field_validator("high_freq_factor")
+    @classmethod
+    def _above_low(cls, high: float, info: ValidationInfo) -> float:
+        low = info.data.get("low_freq_factor", 0)
+        if high <= low:
+            raise ValueError(f"above low_freq_factor, {low}")
+        return high
 
 
 class ModelConfig(Section):
@@ -103,6 +126,9 @@ class ModelConfig(Section):
     qk_norm: bool = Field(
         default=True, description="Normalise queries and keys: with it the model is a Qwen3, without it a Llama."
     )
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="Rotary embeddings with longer wavelengths, only without qk_norm."
+    )
     norm_eps: float = Field(default=1e-6, gt=0, le=0.01, description="Added to the mean square in every norm.")
 
     @field_validator("init_from", mode="before")
@@ -141,6 +167,13 @@ class ModelConfig(Section):
             fitting = [heads for heads in range(1, 513) if hidden_size % (2 * heads) == 0]
             raise ValueError(f"hidden_size / num_heads must be a whole even number; allowed: {fitting}")
         return num_heads
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _of_a_llama(cls, scaling: RopeScaling | None, info: ValidationInfo) -> RopeScaling | None:
+        if scaling and info.data.get("qk_norm"):
+            raise ValueError("only with qk_norm false: llama.cpp computes them in a Llama alone")
+        return scaling
 
     @field_validator("num_kv_heads")
     @classmethod

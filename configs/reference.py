@@ -41,18 +41,43 @@ LAYOUTS = """\
 | a spreadsheet | `{"type": "hf", "dataset": "csv", "data_files": "rows.csv", "delimiter": ";", "text_field": "body"}` |
 | files of each split | `{"type": "hf", "dataset": "json", "data_files": {"train": "a/*.jsonl", "test": "b.jsonl"}}` |
 | files of several formats | `{"type": "hf", "dataset": "./folder", "data_files": ["*.parquet", "*.jsonl"]}` |
+| conversations | `{"type": "hf", "dataset": "owner/chat", "messages": "conversations"}` |
+| questions and answers | `{"type": "hf", "dataset": "owner/qa", "messages": ["prompt", "completion"]}` |
 | compressed text | `{"type": "text", "path": "~/books", "glob": "**/*.txt.zst"}` |
 
 Files ending in .gz, .bz2, .xz and .zst are read as what is inside. Of CSV every cell is taken as it is written, and
 a line with more cells than the header is skipped and counted. Without `data_files`, all tables of a folder on this
 disk are read, and of a dataset on the Hub those of its most common format.
 """
+CONVERSATIONS = """\
+### Conversations
+
+With `messages`, a document is a conversation. A turn is `{"role": "user", "content": "..."}` or `{"from": "human",
+"value": "..."}`; roles are `system`, `user` (also `human`) and `assistant` (also `gpt`, `model` and others), and the
+content is text. Of several columns, all before the last are the question, joined by blank lines where they are not
+empty: `["instruction", "input", "output"]`. A system prompt may come first.
+
+- The model reads all turns, and learns what the assistant says and that it then ends: the loss counts these tokens
+  alone, in training and of held-out conversations. The token budget counts all.
+- Rows without an answer, with an empty turn, a role that is not known, calls of tools, or anything but text are
+  skipped and counted by reason, and so are those whose turns the chat template refuses.
+- A conversation of more than 16,384 characters is cut between two exchanges; each piece has the system prompt. A
+  single exchange that is longer is left out.
+- A conversation that begins with the same question as a held-out one is not trained on, unless many do.
+- The turns are put into tokens by a chat template, `checkpoints/chat_template.jinja`. In a tokenizer trained here, its
+  markers `<|system|>`, `<|user|>`, `<|assistant|>` and `<|end|>` are special tokens; no text is ever read as one. With
+  `model.init_from` it is the template in that folder (`chat_template.jinja`, or `chat_template` in
+  `tokenizer_config.json`), or ChatML if the tokenizer has its tokens; so it is with `data.tokenizer`.
+- Mix conversations with text: `data.finish` is a good place for them, since a model that is to talk has to know a
+  language first.
+"""
 SMALL = """\
 ### Small texts
 
 A run always has 100,000,000 tokens, so a small text is read again and again: 1 MB (about 300,000 tokens) some 350
 times. Up to about 4 readings teach nearly as much as new text, later ones less and less, and after some tens the
-model knows it by heart and gets worse at everything else. The start card says how often each source will be read.
+model knows it by heart and gets worse at everything else. The start card says how often folders of text will be
+read, if the preset trains on one source or mixes `weighted`.
 
 - `{"type": "text", "path": "~/notes", "repeat": 4}` ends the source after 4 readings, and the run once all sources
   have ended: early, with its report and export. The learning rate then has not fallen, since the schedule is that of
@@ -77,7 +102,7 @@ def reference_text() -> str:
     for kind, model in schema.KINDS.items():
         own = set(model.model_fields) - shared
         parts += [f'### `"type": "{kind}"`\n\n{_summary(model)}\n', _table(model, only=own)]
-    parts += [LAYOUTS, SMALL]
+    parts += [LAYOUTS, CONVERSATIONS, SMALL]
     named = ([f"`{name}`", _reads(source.spec), source.about, source.licence] for name, source in NAMED_SOURCES.items())
     return "\n".join([INTRODUCTION, *parts, NAMES, _rows(["name", "reads", "text", "licence"], named)])
 

@@ -17,35 +17,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from configs.catalog import FIELD_ALIASES
-from configs.errors import PresetError, UserError
 from configs.fields import Count, Section
-from configs.mixture import DataConfig, FinishConfig
+from configs.mixture import DataConfig
 from configs.model import ModelConfig
 from configs.sources import KINDS, HFSource, PDFSource, PythonSource, Source, TextSource
-from configs.validation import causes, explain, preset_error, read_json, read_text
+from configs.validation import MAX_EXPLAINED, causes, explain, preset_error, read_json, read_text
 
 __all__ = [
     "FIELD_ALIASES",
     "TOKEN_BUDGET",
     "AuxiliaryConfig",
     "DataConfig",
-    "FinishConfig",
     "HFSource",
     "ModelConfig",
     "PDFSource",
     "Preset",
-    "PresetError",
     "PythonSource",
     "Source",
     "TextSource",
     "TrainConfig",
-    "UserError",
     "load_preset",
     "parse_preset",
     "schema_text",
 ]
 
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
+MOST_WEIGHTS = 150_000  # that a run may set, all changes together: a checkpoint holds them (lm/checkpoint/outline.py)
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
 MAX_MILESTONES = 1000  # each is a folder with all weights
 
@@ -94,7 +91,9 @@ class TrainConfig(Section):
         default=None, description="Peak Muon learning rate of hidden matrices; default by size and batch."
     )
     embedding_learning_rate: LearningRate | None = Field(
-        default=None, description="Peak AdamW learning rate of the token embedding; default by size and batch."
+        default=None,
+        description="Peak AdamW learning rate of the token embedding; default by size and batch. Not used with "
+        "tie_embeddings: the output layer's is.",
     )
     output_learning_rate: LearningRate | None = Field(
         default=None, description="Peak AdamW learning rate of the output layer; default by size and batch."
@@ -240,8 +239,11 @@ class Preset(Section):
 
     @field_validator("auxiliary")
     @classmethod
-    def _order_fixed_when_sequential(cls, auxiliary: AuxiliaryConfig, info: ValidationInfo) -> AuxiliaryConfig:
+    def _weights_that_can_move_and_be_saved(cls, auxiliary: AuxiliaryConfig, info: ValidationInfo) -> AuxiliaryConfig:
         data = info.data.get("data")
+        interval = len(data.weights) * TOKEN_BUDGET // MOST_WEIGHTS + 1 if data else 0
+        if auxiliary.enable_adaptive_sources and auxiliary.adaptive_interval_tokens < interval:
+            raise ValueError(f"adaptive_interval_tokens: at least {interval:,} with so many sources")
         if data and data.mix_strategy == "sequential" and auxiliary.enable_adaptive_sources:
             raise ValueError('enable_adaptive_sources needs mix_strategy "round_robin" or "weighted", not "sequential"')
         return auxiliary
@@ -262,21 +264,19 @@ def parse_preset(text: str, origin: str) -> Preset:
     Raises PresetError listing every problem.
     """
     value, problems = read_json(text, origin)
-    num_problems = len(problems)
+    hidden = 0
     try:
         preset = Preset.model_validate(value)
     except ValidationError as error:
         lines = causes(error)
-        num_problems += len(lines)
+        hidden = max(0, len(lines) - MAX_EXPLAINED)
         said = {problem[:2] for problem in problems}
         for problem in explain(lines, Preset, KINDS):
-            if problem[:2] in said:
-                num_problems -= 1
-            else:
+            if problem[:2] not in said:
                 said.add(problem[:2])
                 problems.append(problem)
     if problems:
-        raise preset_error(origin, problems, num_problems=num_problems)
+        raise preset_error(origin, problems, hidden)
     return preset
 
 

@@ -46,12 +46,12 @@ class Problem(NamedTuple):
     hint: str = ""  # what is allowed, or the nearest valid spelling
 
 
-def preset_error(origin: str | Path, problems: list[Problem], *, num_problems: int = 0) -> PresetError:
+def preset_error(origin: str | Path, problems: list[Problem], hidden: int = 0) -> PresetError:
     """Return an error with the problems that fit into LONGEST_MESSAGE; it counts the others.
 
-    `num_problems`: the number of all problems, if `problems` holds only the first of them.
+    `hidden`: the number of those that are not in `problems`.
     """
-    origin, num_problems = clip(str(origin), 300), max(num_problems, len(problems))
+    origin, num_problems = clip(str(origin), 300), len(problems) + hidden
     message, listed = "", 0
     for problem in problems:
         where = f" {clip(problem.where, 200)}" if problem.where else ""
@@ -204,7 +204,7 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             choices = _literals(line["ctx"]["expected"])
             close = _close(line["input"], choices)
             yield Problem(where, f"{given}: there is no such choice", _nearest(close, choices))
-        elif kind in ("value_error", "assertion_error"):  # raised by our validators
+        elif kind == "value_error":  # raised by our validators
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:  # a regular expression says less than the description of the field
             rule = "" if kind == "string_pattern_mismatch" else line["msg"]

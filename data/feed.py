@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
-from data.heldout import EMPTY, text_hash
+from data.held_out_choice import text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
@@ -66,19 +66,19 @@ class Entry(NamedTuple, Generic[Encoded]):
 class Feed(Generic[Encoded]):
     """The usable documents of one source, encoded.
 
-    `open_again()` returns the Source and may raise Retryable. `encode(texts)` returns one
-    `Encoded` a text. `reason_to_skip(document)` returns why it is not used, or None. `status`
+    `open_again()` returns the Source and may raise Retryable. `encode(documents)` returns one
+    `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None. `status`
     receives messages about trouble, possibly from another thread. `before_waiting()` is called
     between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
-    document may be given, or was given before; None: all may. `cuts`: documents whose end is held
-    out (heldout.py: HeldOut).
+    document may be given, or was given before; None: all may. `kept_length(text)` returns how much of
+    a text is used, if its end is held out (held_out_choice.py).
     """
 
     def __init__(
         self,
         spec: schema.Source,
         open_again: Callable[[], Source],
-        encode: Callable[[list[str]], Iterable[Encoded]],
+        encode: Callable[[list[Document]], Iterable[Encoded]],
         reason_to_skip: Callable[[Document], str | None],
         status: Status,
         *,
@@ -86,13 +86,13 @@ class Feed(Generic[Encoded]):
         progress: Progress | None = None,
         before_waiting: Callable[[], None] = lambda: None,
         admit: Callable[[bytes, int], bool] | None = None,
-        cuts: Mapping[bytes, int] = EMPTY,
+        kept_length: Callable[[str], int | None] = lambda text: None,
     ):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
-        self._seed, self._admit, self._cuts = seed, admit, cuts
+        self._seed, self._admit, self._kept_length = seed, admit, kept_length
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
@@ -140,8 +140,8 @@ class Feed(Generic[Encoded]):
             documents, ended = self._documents(epoch, position), False
             while not ended:
                 room = None if self.max_documents is None else self.max_documents - used
-                texts, hashes, num_bytes, skipped, after = self._read_block(documents, room)
-                used += len(texts)
+                block, hashes, num_bytes, skipped, after = self._read_block(documents, room)
+                used += len(block)
                 ended = after is None or used == self.max_documents
                 if not used:
                     reasons = in_words(skipped) or "it is empty"
@@ -149,8 +149,8 @@ class Feed(Generic[Encoded]):
                         f"source {self.label}: not one document can be used ({reasons}); "
                         "add text, or change min_text_length or the source in the preset"
                     )
-                order = sorted(range(len(texts)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
-                encoded = self._encode([texts[i] for i in order])
+                order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
+                encoded = self._encode([block[i] for i in order])
                 entries = [
                     Entry(each, position, given_after, 0, Counter(), hashes[i])
                     for given_after, (i, each) in enumerate(zip(order, encoded, strict=True), start=1)
@@ -160,37 +160,39 @@ class Feed(Generic[Encoded]):
                 else:
                     entries[-1] = entries[-1]._replace(position=after, given=0)
                 entries[0] = entries[0]._replace(num_bytes=num_bytes, skipped=skipped)
-                yield entries[min(given, len(texts)) :]
+                yield entries[min(given, len(block)) :]
                 position, given = after, 0
             epoch, position, used = epoch + 1, None, 0
 
     def _read_block(
         self, documents: Iterator[tuple[Document, Position]], room: int | None
-    ) -> tuple[list[str], list[bytes], int, Counter[str], Position]:
-        """Read one block of at most `room` usable texts.
+    ) -> tuple[list[Document], list[bytes], int, Counter[str], Position]:
+        """Read one block of at most `room` usable documents.
 
-        Return (texts, their hashes, bytes read, documents skipped, start of the next block or None at the end of
+        Return (documents, hashes of their texts, bytes read, documents skipped, start of the next block or None at the end of
         the epoch).
         """
-        texts: list[str] = []
+        block: list[Document] = []
         hashes: list[bytes] = []
         size, num_bytes = 0, 0  # bytes in the block; bytes of all text read
         skipped = self._skipped = Counter()
         for document, after in documents:
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
-            text = read.decode()
-            if reason := self._reason_to_skip(document._replace(text=text)):
+            document = document._replace(text=read.decode())
+            if reason := self._reason_to_skip(document):
                 skipped[reason] += 1
                 continue
-            if self._cuts:
-                text = text[: self._cuts.get(text_hash(text))]
-            texts.append(text)
-            hashes.append(text_hash(text) if self._admit else b"")
+            if (kept := self._kept_length(document.text)) == 0:
+                skipped["held out"] += 1
+                continue
+            document = document._replace(text=document.text[:kept])
+            block.append(document)
+            hashes.append(text_hash(document.text) if self._admit else b"")
             size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
-            if len(texts) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
-                return texts, hashes, num_bytes, skipped, after
-        return texts, hashes, num_bytes, skipped, None
+            if len(block) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
+                return block, hashes, num_bytes, skipped, after
+        return block, hashes, num_bytes, skipped, None
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
         """Yield the documents of one epoch; retry without limit while the network is down."""

@@ -45,9 +45,11 @@ def set_aside(path: Path) -> Path:
     return path.rename(bad_name(path))
 
 
-def set_aside_unless_file(path: Path) -> Path | None:
-    """Set aside what has this name and is no file, such as a folder or a pipe. Return its new name, if any."""
-    return set_aside(path) if os.path.lexists(path) and not path.is_file() else None
+def set_aside_unless_file(path: Path, *, or_link: bool = False) -> Path | None:
+    """Set aside what has this name and is no file, such as a folder or a pipe; with `or_link`, a link to a file too.
+    Return its new name, if any."""
+    is_file = path.is_file() and not (or_link and path.is_symlink())
+    return set_aside(path) if os.path.lexists(path) and not is_file else None
 
 
 def open_file(path: Path) -> io.BufferedReader:

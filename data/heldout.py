@@ -1,8 +1,8 @@
-"""Held-out text: chosen before training, spread over each source, never trained on.
+"""Held-out text: chosen before training (held_out_choice.py), spread over each source, never trained on.
 
 Rows are packed per source (no row mixes sources), as in training: EOT document EOT document ...
 EOT, so that the end of every document is predicted too. The last row is padded with end-of-text
-tokens that no mask contains.
+tokens that no mask contains. Of conversations only what training learns counts.
 
 Shapes, for a source with n rows and m documents: rows (n, T+1) tokens; valid (n, T) targets that
 count; answer (n, T) targets that belong to the answer of a question; starts (m, 2) row and column
@@ -11,111 +11,21 @@ of each document's opening end-of-text token. The target at [i, t] is rows[i, t 
 
 import hashlib
 import io
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from data.chat_template import ChatTemplate
+from data.encoder import encode_each
 from data.files import write_atomically
+from data.held_out_choice import EMPTY, HASH_BYTES
 from data.packing import row_dtype
 from data.sources.base import Document
-from data.tokenizer import end_of_text, vocab_size
-
-BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a tokenizer
-HASH_BYTES = 16
-# A value is common if more documents than these have it; a field by which more are lost is a category.
-FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
-SMALL_SOURCE = 100  # documents of a source looked at if none of them was selected
-SHORTEST_CUT, CUT_SHARE = 1_000, 0.05  # characters of a document whose end may be held out; its largest share
-EMPTY: Mapping[bytes, int] = MappingProxyType({})
-
-
-@lru_cache(maxsize=1)  # data/feed.py needs it twice for each document
-def text_hash(text: str) -> bytes:
-    """Return a hash that is equal for texts that differ only in letter case and white space."""
-    normalised = " ".join(text.casefold().split())
-    return hashlib.blake2b(normalised.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
-
-
-def cell_hashes(document: Document) -> dict[int, bytes]:
-    """Return for each field that is not empty a hash that another document with it has as well."""
-    return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
-
-
-def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tuple[frozenset[bytes], list[int]]:
-    """Return hashes of fields of the held-out documents: what shares one is not trained on; and
-    the numbers of the fields that are not used, since that would cost too much.
-
-    If a question about a paragraph is held out, training must not see the paragraph, nor another
-    question with that answer. `sample`: documents of the source, which show what a field is: a
-    value that many of them have ("yes") says nothing about a document, and a field by which most of
-    them would be lost is a category.
-    """
-    seen, shared = list(map(cell_hashes, sample)), set[bytes]()
-    counts = Counter(value for hashes in seen for value in hashes.values())
-    common = max(FEW_DOCUMENTS, COMMON_SHARE * len(seen))
-    fields: dict[int, set[bytes]] = {}
-    for number, value in (item for document in held_out for item in cell_hashes(document).items()):
-        if counts[value] <= common:
-            fields.setdefault(number, set()).add(value)
-    too_common = []
-    for number, values in sorted(fields.items()):
-        if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
-            shared |= values
-        else:
-            too_common.append(number)
-    return frozenset(shared), too_common
-
-
-def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
-    """Return documents of about `num_tokens` in all, each text once, by their hashes."""
-    chosen, wanted = {}, num_tokens * BYTES_PER_TOKEN
-    for document in documents:
-        if wanted <= 0:
-            break
-        key = text_hash(document.text)
-        if key in chosen or len(document.text) < min_text_length or not document.text.strip():
-            continue
-        chosen[key] = document
-        wanted -= len(document.text.encode("utf-8", "replace"))
-    return chosen
-
-
-def collect_of_few(
-    documents: Iterator[Document], min_text_length: int
-) -> tuple[dict[bytes, Document], dict[bytes, int]]:
-    """Hold out something of a source too small for 1 in 20 of its documents to be selected.
-
-    Return documents as `collect` does, and cuts (HeldOut): the end of the longest document is held
-    out, or the first one as a whole if all are short or have fields, or nothing if there is then
-    nothing else to train on.
-    """
-    usable = collect(islice(documents, SMALL_SOURCE), math.inf, min_text_length)
-    key, longest = max(usable.items(), key=lambda item: len(item[1].text), default=(b"", Document("")))
-    if len(longest.text) < SHORTEST_CUT or (longest.cells and len(usable) > 1):
-        return dict(islice(usable.items(), int(len(usable) > 1))), {}
-    kept = start_of_end(longest.text)
-    end = Document(longest.text[kept:])
-    return {text_hash(end.text): end}, {key: kept}
-
-
-def start_of_end(text: str) -> int:
-    """Return where the end of `text` that is held out begins: 2.5% to 5% of it.
-
-    After a blank line, or else a line end or a space.
-    """
-    first, last = math.ceil((1 - CUT_SHARE) * len(text)), math.ceil((1 - CUT_SHARE / 2) * len(text))
-    for mark in ("\n\n", "\n", " "):
-        if (found := text.find(mark, first, last)) >= 0:
-            return found + len(mark)
-    return first
+from data.tokenizer import encode_with_offsets, end_of_text, vocab_size
 
 
 @dataclass(frozen=True)
@@ -206,15 +116,18 @@ class HeldOut:
             found.append((source.label, *source.document((2 * number + 1) * len(source.starts) // (2 * count))))
         return found
 
-    def beginnings(self, count: int, length: int) -> list[tuple[str, list[int]]]:
+    def beginnings(self, count: int, length: int, longest_question: int = 0) -> list[tuple[str, list[int]]]:
         """Return (label, first tokens) of `count` documents, to be continued.
 
-        All tokens before the answer, or half of the document, but at most `length`.
+        All tokens before the answer, or half of the document: at most `length`, or `longest_question` if an
+        answer follows, since nobody can answer half of a question.
         """
-        return [
-            (label, tokens[: min(length, before_answer or (len(tokens) + 1) // 2)])
-            for label, tokens, before_answer in self.documents(count)
-        ]
+        found = []
+        for label, tokens, before_answer in self.documents(count):
+            whole_question = 0 < before_answer <= longest_question
+            most = before_answer if whole_question else min(length, before_answer or (len(tokens) + 1) // 2)
+            found.append((label, tokens[:most]))
+        return found
 
     def subset(self, num_tokens: int) -> "HeldOut":
         """Return about `num_tokens` of it: always the same rows, evenly spread over each source.
@@ -276,35 +189,54 @@ def _hash_array(hashes: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
-def pack(label: str, documents: Sequence[Document], tokenizer: Tokenizer, seq_length: int) -> SourceRows:
-    """Tokenize and pack the held-out documents of one source."""
+def pack(
+    label: str,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    seq_length: int,
+    template: ChatTemplate | None = None,
+) -> SourceRows:
+    """Tokenize and pack the held-out documents of one source. Conversations need a template."""
     end = end_of_text(tokenizer)
     tokens: list[int] = []
     answer: list[bool] = []
+    counts: list[bool] = []
     starts: list[int] = []
-    for document, encoding in zip(
-        documents,
-        tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False),
-        strict=True,
-    ):
+    for ids, of_answer, learnt in _encoded(documents, tokenizer, template):
         starts.append(len(tokens))
-        tokens += [end, *encoding.ids]
-        first = document.answer_start
-        answer += [False, *(first is not None and stop > first for _, stop in encoding.offsets)]
+        tokens += [end, *ids]
+        answer += [False, *of_answer]
+        counts += [True, *learnt]
     if tokens:
         tokens.append(end)
-        answer.append(False)
     num_targets = max(0, len(tokens) - 1)
     num_rows = -(-num_targets // seq_length)
     flat = np.full(num_rows * seq_length + 1, end, dtype=row_dtype(seq_length, vocab_size(tokenizer))["tokens"].base)
     flat[: len(tokens)] = tokens
-    is_answer = np.zeros(len(flat), dtype=bool)
-    is_answer[: len(answer)] = answer
+    masks = np.zeros((2, len(flat)), dtype=bool)
+    masks[0, : len(tokens)] = [*counts, True] if tokens else []
+    masks[1, : len(answer)] = answer
+    valid, is_answer = masks[:, 1:].reshape(2, num_rows, seq_length)
     positions = np.arange(num_rows)[:, None] * seq_length + np.arange(seq_length + 1)
     return SourceRows(
         label,
         flat[positions],
-        (np.arange(num_rows * seq_length) < num_targets).reshape(num_rows, seq_length),
-        is_answer[1:].reshape(num_rows, seq_length),
+        valid,
+        is_answer,
         np.array([divmod(start, seq_length) for start in starts], dtype=np.int64).reshape(-1, 2),
     )
+
+
+def _encoded(
+    documents: Sequence[Document], tokenizer: Tokenizer, template: ChatTemplate | None
+) -> Iterator[tuple[list[int], list[bool], list[bool]]]:
+    """Yield for each document its tokens, which of them are the answer, and which of them count."""
+    each = encode_each(partial(encode_with_offsets, tokenizer), template, documents)
+    for document, encoded in zip(documents, each, strict=True):
+        if document.turns:
+            tokens, learnt = (array.tolist() for array in encoded)
+            yield tokens, learnt, learnt
+        else:
+            first = document.answer_start
+            answer = [first is not None and stop > first for _, stop in encoded.offsets]
+            yield encoded.ids, answer, [True] * len(answer)

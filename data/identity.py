@@ -12,21 +12,26 @@ from configs.text import counted
 from data.sources.base import Source
 
 # Change it when a preset's rows or their order change: streams of other formats are not resumed.
-FORMAT = 6
+FORMAT = 7
 
 
 def data_identity(preset: Preset) -> dict[str, Any]:
     """Return the settings that must be unchanged for a stream to be resumed.
 
-    The paths of text are not among them: its content decides (check_paths).
+    The paths of text are not among them: its content decides (check_paths). The sources of finish
+    and watch are numbers of those in `sources`.
     """
     return {
         "format": FORMAT,
         "seq_length": preset.model.seq_length,
         "vocab_size": None if preset.data.tokenizer else preset.model.vocab_size,
         "seed": preset.train.seed,
-        "data": preset.data.model_dump(mode="json", exclude={"custom_sources"})
-        | {"sources": [spec.model_dump(mode="json", exclude={"path"}) for spec in preset.data.all_sources]},
+        "data": preset.data.model_dump(
+            mode="json", exclude={"custom_sources": True, "finish": {"sources"}, "watch": True}
+        )
+        | {"sources": [spec.model_dump(mode="json", exclude={"path"}) for spec in preset.data.all_sources]}
+        | {"finish_sources": preset.data.places(preset.data.finish.sources) if preset.data.finish else None}
+        | {"watch": preset.data.places(preset.data.watch) if preset.data.watch else None},
         **({"init_from": preset.model.init_from} if preset.model.init_from else {}),
     }
 

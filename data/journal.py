@@ -31,7 +31,7 @@ from configs.errors import DiskFull, StreamDamaged
 from data.files import open_file, room_on_disk, sync_folder, write_all, write_atomically
 
 HEADER, ROWS, STATES = "stream.json", "rows.bin", "states.jsonl"
-RUN_AHEAD = 0.08  # of the token budget: 8M tokens of 100M, two of the largest windows (order.py)
+RUN_AHEAD = 0.25  # of the token budget: two of the largest windows (order.py)
 _CHECK = ', "check": "'
 
 
@@ -92,20 +92,15 @@ class JournalWriter:
 
     def __init__(self, folder: Path, dtype: np.dtype, seen: Callable[[dict[str, Any]], Any] = lambda state: None):
         self.folder, self.dtype = folder, dtype
-        self._rows = self._open(folder / ROWS)
+        self._rows = _open_in_place(folder / ROWS)
         fcntl.flock(self._rows, fcntl.LOCK_EX)
-        self._states = self._open(folder / STATES)
+        self._states = _open_in_place(folder / STATES)
         sync_folder(folder)
         self.num_rows, self.damaged, self._states_size = 0, False, 0
         self.state: dict[str, Any] | None = None
         self._check = _header_check(read_header(folder))
         self._read_appends(seen)
         self._cut()
-
-    @staticmethod
-    def _open(path: Path) -> io.FileIO:
-        with room_on_disk(path):
-            return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
 
     def _read_appends(self, seen: Callable[[dict[str, Any]], Any]) -> None:
         with (self.folder / STATES).open("rb") as lines:
@@ -233,7 +228,8 @@ class JournalReader:
     def cut(self, num_rows: int) -> None:
         """Remove the appends after the one that ends with `num_rows`. There must be no writer."""
         if num_rows < self.num_rows():
-            os.truncate(self.folder / STATES, self._appends[bisect_right(self._ends, num_rows)].offset)
+            with _open_in_place(self.folder / STATES) as states:
+                states.truncate(self._appends[bisect_right(self._ends, num_rows)].offset)
 
     def _append(self, number: int, start: int, end: int) -> np.ndarray:
         """Return the rows of one append, start .. end - 1."""
@@ -247,6 +243,12 @@ class JournalReader:
         if crc32(content) != self._appends[number].crc32:
             raise _damaged(path, wrong)
         return np.frombuffer(content, self.dtype)
+
+
+def _open_in_place(path: Path) -> io.FileIO:
+    """Open a file that is cut and written, never through a link: that may lead to any file of this user."""
+    with room_on_disk(path):
+        return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", buffering=0)
 
 
 def _status(path: Path) -> os.stat_result | None:

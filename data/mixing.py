@@ -151,14 +151,14 @@ def shares(amounts: Sequence[float]) -> list[float]:
     return [amount / total if total else 0.0 for amount in amounts]
 
 
-def shares_asked(base: Sequence[float], changes: Sequence[tuple[int, Sequence[float]]], num_rows: int) -> list[float]:
+def shares_asked(parts: Sequence[tuple[int, Sequence[float]]], num_rows: int) -> list[float]:
     """Return the mean share asked of each source over the first `num_rows` rows.
 
-    `changes`: (from row, weights) in order.
+    `parts`: what `in_force` returns.
     """
-    asked = [0.0] * len(base)
-    ends = [row for row, _ in changes] + [num_rows]
-    for (start, weights), end in zip([(0, base), *changes], ends, strict=True):
+    asked = [0.0] * len(parts[0][1])
+    ends = [row for row, _ in parts[1:]] + [num_rows]
+    for (start, weights), end in zip(parts, ends, strict=True):
         rows = max(0, min(end, num_rows) - start)
         asked = [so_far + rows * share for so_far, share in zip(asked, shares(weights), strict=True)]
     return shares(asked)
@@ -185,7 +185,7 @@ def relative_loss(
 
 def loss_slope(
     factors: Sequence[float],
-    falls: Sequence[float],
+    falls: Sequence[float | None],
     standard_errors: Sequence[float],
     *,
     smoothing: float,
@@ -198,19 +198,16 @@ def loss_slope(
     ratio of LARGEST_MOVE at most
 
     `falls`: held-out bits per byte at the last decision minus now, per source, with their standard
-    errors. A change within 2 standard errors, or a rise, counts as none. If no loss falls, no
-    factor moves.
+    errors. A change within 2 standard errors, or a rise, counts as none. None (not known) keeps the
+    factor. If no loss falls, no factor moves.
     """
-    real = [fall if fall > 2 * error else 0.0 for fall, error in zip(falls, standard_errors, strict=True)]
-    mean = sum(real) / len(real)
-    if mean == 0:
-        return list(factors)
-    smoothed = [
-        smoothing * factor + (1 - smoothing) * _clamp(fall / mean, low, high)
-        for factor, fall in zip(factors, real, strict=True)
+    real = [
+        None if fall is None else fall if fall > 2 * error else 0.0
+        for fall, error in zip(falls, standard_errors, strict=True)
     ]
+    moved = relative_loss(factors, real, smoothing=smoothing, low=low, high=high)
     return [
-        _clamp(new, factor / LARGEST_MOVE, factor * LARGEST_MOVE) for factor, new in zip(factors, smoothed, strict=True)
+        _clamp(new, factor / LARGEST_MOVE, factor * LARGEST_MOVE) for factor, new in zip(factors, moved, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-FIRST_PART = 8  # the first window is one eighth of the largest; each is at most twice the one before
+FIRST_PART = 25  # the first window is this part of the largest; each is at most twice the one before
 
 
 def finish_row(share: float | None, seq_length: int, token_budget: int) -> int | None:

@@ -5,18 +5,22 @@ i holds the stream's tokens i*T .. i*T + T: it starts with the last token of row
 token of the stream is predicted once.
 
 Shapes: a record is {"tokens": (T+1) uint16 or uint32, "source": (T+1) uint8}; `source` is the
-index of each token's source (the end-of-text token belongs to the document that it opens).
+index of each token's source (the end-of-text token belongs to the document that it opens). A stream
+with conversations has {"learnt": (T+1) bool} as well: whether the loss counts each token.
 """
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 
-def row_dtype(seq_length: int, vocab_size: int) -> np.dtype:
-    """Return the dtype of one row in the journal."""
+def row_dtype(seq_length: int, vocab_size: int, *, learnt: bool = False) -> np.dtype:
+    """Return the dtype of one row in the journal; `learnt`: of a stream with conversations."""
     token = np.uint16 if vocab_size <= 2**16 else np.uint32
-    return np.dtype([("tokens", token, (seq_length + 1,)), ("source", np.uint8, (seq_length + 1,))])
+    fields = [("tokens", token), ("source", np.uint8), *([("learnt", np.bool_)] if learnt else [])]
+    return np.dtype([(name, kind, (seq_length + 1,)) for name, kind in fields])
 
 
 class Packer:
@@ -29,8 +33,7 @@ class Packer:
         self.dtype = dtype
         self.seq_length = dtype["tokens"].shape[0] - 1
         self.end_of_text = end_of_text
-        self._tokens: list[np.ndarray] = []
-        self._source: list[np.ndarray] = []
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in dtype.names or ()}  # not taken yet
         self._length = 0  # tokens held
         self._taken = 0  # rows handed out
 
@@ -43,29 +46,37 @@ class Packer:
     def num_rows(self) -> int:
         return self._taken + self.waiting
 
-    def add(self, tokens: np.ndarray, source: int) -> None:
-        """Append one document (without its end-of-text token) from source number `source`."""
-        document = np.empty(len(tokens) + 1, dtype=self.dtype["tokens"].base)
-        document[0] = self.end_of_text
-        document[1:] = tokens
-        self._append(document, np.full(len(document), source, dtype=np.uint8))
+    def add(self, tokens: np.ndarray, source: int, learnt: np.ndarray | None = None) -> None:
+        """Append one document (without its end-of-text token) from source number `source`.
 
-    def _append(self, tokens: np.ndarray, source: np.ndarray) -> None:
-        self._tokens.append(tokens)
-        self._source.append(source)
-        self._length += len(tokens)
+        `learnt` (n,): whether the loss counts each token; default: all. It always counts the end-of-text token.
+        """
+        length = len(tokens) + 1
+        fields = {"tokens": np.append(self.end_of_text, tokens), "source": np.full(length, source, dtype=np.uint8)}
+        if "learnt" in self._parts:
+            fields["learnt"] = np.ones(length, dtype=bool) if learnt is None else np.append(True, learnt)
+        self._append(fields)
+
+    def _append(self, fields: Mapping[str, Any]) -> None:
+        for name, parts in self._parts.items():
+            parts.append(np.asarray(fields[name]).astype(self.dtype[name].base))
+        self._length += len(fields["tokens"])
+
+    def _held(self, name: str) -> np.ndarray:
+        parts = self._parts[name]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype[name].base)
 
     def take(self) -> np.ndarray:
         """Return (waiting,) records: every whole row not taken before."""
         rows = np.empty(self.waiting, dtype=self.dtype)
         self._taken += len(rows)
-        for field, parts in (("tokens", self._tokens), ("source", self._source)):
-            flat = np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype[field].base)
+        for field, parts in self._parts.items():
+            flat = self._held(field)
             if len(rows):
                 windows = np.lib.stride_tricks.sliding_window_view(flat, self.seq_length + 1)
                 rows[field] = windows[:: self.seq_length][: len(rows)]
             parts[:] = [flat[len(rows) * self.seq_length :]]
-        self._length = len(self._tokens[0])
+        self._length = len(self._held("tokens"))
         return rows
 
     def cut(self, num_rows: int) -> np.ndarray:
@@ -74,32 +85,35 @@ class Packer:
         Return the source (n,) of each token dropped.
         """
         kept = max(0, num_rows - self._taken) * self.seq_length + 1
-        tokens, source = np.concatenate(self._tokens)[:kept], np.concatenate(self._source)
-        self._tokens, self._source, self._length = [tokens], [source[:kept]], len(tokens)
-        return source[kept:]
+        dropped = self._held("source")[kept:]
+        for field, parts in self._parts.items():
+            parts[:] = [self._held(field)[:kept]]
+        self._length = len(self._held("tokens"))
+        return dropped
 
     def state(self) -> dict:
         """Return the remainder after `take()`, at most T tokens, as JSON."""
         assert not self.waiting, "take() the rows before asking for the state"
-        tokens = np.concatenate(self._tokens) if self._tokens else np.empty(0)
-        source = np.concatenate(self._source) if self._source else np.empty(0)
-        return {"rows": self._taken, "tokens": tokens.astype(int).tolist(), "source": source.astype(int).tolist()}
+        return {"rows": self._taken} | {name: self._held(name).astype(int).tolist() for name in self._parts}
 
     def load_state(self, state: dict) -> None:
-        self._taken = state["rows"]
-        self._tokens, self._source, self._length = [], [], 0
-        self._append(
-            np.array(state["tokens"], dtype=self.dtype["tokens"].base), np.array(state["source"], dtype=np.uint8)
-        )
+        self._taken, self._length = state["rows"], 0
+        for parts in self._parts.values():
+            parts.clear()
+        self._append(state)
 
 
-def chain_digest(before: str, tokens: np.ndarray, num_tokens: int) -> str:
+def chain_digest(before: str, tokens: np.ndarray, num_tokens: int, learnt: np.ndarray | None = None) -> str:
     """Return the digest `before` chained with rows (B, T+1) of which `num_tokens` are predicted.
 
-    It is SHA-256 over all text trained on in its order, however that was cut into steps.
+    It is SHA-256 over all text trained on in its order, however that was cut into steps, and over what
+    of it the loss counts, `learnt` (B, T+1), if that is not everything.
     """
     seq_length = tokens.shape[1] - 1
     for number, row in enumerate(tokens):
-        seen = row[: min(seq_length, num_tokens - number * seq_length) + 1]
-        before = hashlib.sha256(before.encode() + seen.astype("<u4").tobytes()).hexdigest()
+        length = min(seq_length, num_tokens - number * seq_length) + 1
+        seen = row[:length].astype("<u4").tobytes()
+        if learnt is not None:
+            seen += learnt[number, :length].tobytes()
+        before = hashlib.sha256(before.encode() + seen).hexdigest()
     return before

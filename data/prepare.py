@@ -1,21 +1,20 @@
-"""Prepares a stream: chooses held-out text, trains or loads the tokenizer, and writes both.
-
-    <checkpoints>/tokenizer.json, stream/heldout.npz, stream/stream.json (written last)
+"""Prepares a stream: chooses held-out text, trains or loads the tokenizer, and writes both (stream_files.py).
 
 Everything here depends only on the preset and the sources: an interrupted start is repeated, and a
-file that is missing or damaged is made again. The header in stream.json has a digest of each; a
-checkpoint holds a copy of it, so that a run that has lost its stream knows what to make again, and
-from which revisions of its sources.
+file that is missing or damaged is made again. The header in stream.json has a digest of each, and the
+chat template itself, if the run has conversations. A checkpoint holds a copy of it, so that a run that
+has lost its stream knows what to make again, and from which revisions of its sources.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -23,62 +22,29 @@ from configs.errors import Retryable, UserError
 from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
+from data.chat_template import OWN, TEMPLATE_FILE, ChatTemplate, template_beside
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
-from data.files import room_on_disk, set_aside, set_aside_unless_file, write_atomically
-from data.heldout import (
+from data.held_out_choice import (
     BYTES_PER_TOKEN,
     SHORTEST_CUT,
-    HeldOut,
     cell_hashes,
     collect,
     collect_of_few,
-    pack,
+    kept_length,
     shared_cells,
     text_hash,
 )
+from data.heldout import HeldOut, pack
 from data.identity import check_paths, data_identity, path_of
-from data.journal import HEADER, ROWS, STATES, read_header, write_header
+from data.journal import HEADER, read_header
 from data.mixing import Mixer, base_weights, over_the_run
-from data.packing import row_dtype
 from data.sources.base import HELD_OUT_ONE_IN, Document, Source
+from data.stream_files import HELD_OUT, Prepared, template_path, tokenizer_path
 
-HELD_OUT, PDF_TEXT = "heldout.npz", "pdf_text"
 SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
 Content = TypeVar("Content")
-
-
-def tokenizer_path(stream_dir: Path) -> Path:
-    return stream_dir.parent / "tokenizer.json"
-
-
-def set_obstacles_aside(stream_dir: Path, notice: Callable[[str], None]) -> None:
-    """Set aside what has the name of a part of the stream but is none, such as a folder or a pipe
-    in the place of a file. That part is then made again, as if it were lost."""
-    with room_on_disk(stream_dir):
-        for path in (stream_dir, stream_dir / PDF_TEXT):
-            if os.path.lexists(path) and not path.is_dir():
-                notice(f"{path} is no folder: it is now {set_aside(path).name}")
-        for path in (tokenizer_path(stream_dir), *(stream_dir / name for name in (HELD_OUT, HEADER, ROWS, STATES))):
-            if new_name := set_aside_unless_file(path):
-                notice(f"{path} is no file: it is now {new_name.name}")
-
-
-class Prepared(NamedTuple):
-    """All that rows are made with. `header`: of the journal."""
-
-    header: dict[str, Any]
-    tokenizer: Tokenizer
-    held_out: HeldOut
-
-    def save(self, stream_dir: Path) -> None:
-        """Write all three, the header last. Raises DiskFull."""
-        with room_on_disk(stream_dir):
-            stream_dir.mkdir(parents=True, exist_ok=True)
-        self.held_out.save(stream_dir / HELD_OUT)
-        write_atomically(tokenizer_path(stream_dir), self.tokenizer.to_str(pretty=True).encode())
-        write_header(stream_dir, self.header)
 
 
 def load_or_prepare(
@@ -102,12 +68,19 @@ def load_or_prepare(
     check_paths(header, preset, sources)
     tokenizer = _if_intact(tokenizer_path(stream_dir), bpe.load, bpe.fingerprint, header["tokenizer_sha256"])
     held_out = _if_intact(stream_dir / HELD_OUT, HeldOut.load, HeldOut.digest, header["held_out"])
-    files = ((tokenizer_path(stream_dir).name, tokenizer), (HELD_OUT, held_out), (HEADER, read_header(stream_dir)))
+    wanted = header.get("chat_template")
+    template_there = "" if wanted is None else _if_intact(template_path(stream_dir), _read_text, str, wanted)
+    files = (
+        (tokenizer_path(stream_dir).name, tokenizer),
+        (TEMPLATE_FILE, template_there),
+        (HELD_OUT, held_out),
+        (HEADER, read_header(stream_dir)),
+    )
     lost = [name for name, content in files if content is None]
     if tokenizer and held_out:
-        prepared = Prepared(header, tokenizer, held_out)
+        prepared = Prepared(header, tokenizer, held_out, ChatTemplate(wanted, tokenizer) if wanted else None)
     else:
-        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice)
+        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice, header)
         if any(prepared.header[key] != header[key] for key in ("tokenizer_sha256", "held_out")):
             raise UserError(
                 f"{stream_dir} is damaged or incomplete ({', '.join(lost)}) and cannot be made again: the sources no longer "
@@ -130,7 +103,13 @@ def _if_intact(
     return None
 
 
-def reason_to_skip(document: Document, min_text_length: int, held_out: frozenset[bytes]) -> str | None:
+def _read_text(path: Path) -> str:
+    return path.read_bytes().decode()  # read_text would change its line ends
+
+
+def reason_to_skip(
+    document: Document, min_text_length: int, held_out: frozenset[bytes], template: ChatTemplate | None = None
+) -> str | None:
     """Return why a document is not trained on, or None."""
     if not document.text.strip():
         return "empty"
@@ -138,7 +117,13 @@ def reason_to_skip(document: Document, min_text_length: int, held_out: frozenset
         return "too short"
     if text_hash(document.text) in held_out:
         return "held out"
-    return None if held_out.isdisjoint(cell_hashes(document).values()) else "sharing a field with held-out text"
+    if not held_out.isdisjoint(cell_hashes(document).values()):
+        return "sharing a field with held-out text"
+    return "with turns that the chat template refuses" if is_refused(document, template) else None
+
+
+def is_refused(document: Document, template: ChatTemplate | None) -> bool:
+    return bool(template and document.turns and template.refuses(document.turns))
 
 
 def prepare_stream(
@@ -148,39 +133,101 @@ def prepare_stream(
     token_budget: int,
     status: Status,
     notice: Callable[[str], None],
+    made_before: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prepared:
     """Make all that a new stream needs, and write nothing; wait while the network is down.
 
-    Raises UserError.
+    `made_before`: the header of the stream that is made again. Raises UserError.
     """
-    data, specs, num_trained = preset.data, preset.data.all_sources, len(preset.data.trained_sources)
-    status("choosing held-out text")
+    data, specs, seq_length = preset.data, preset.data.all_sources, preset.model.seq_length
     weights = over_the_run(base_weights(data.mix_strategy, data.weights), len(specs), data.finish_share)
+    template, eval_tokens = made_before.get("chat_template"), made_before.get("eval_tokens", preset.train.eval_tokens)
+    tokenizer, chat = given_tokenizer(preset, stream_dir, template)
+    status("choosing held-out text")
+    chosen, hashes, cuts = _choose_held_out(preset, sources, weights, eval_tokens, chat, status, notice)
+    if not tokenizer:
+        skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
+        kept = partial(kept_length, cuts=cuts, held_out=hashes)
+        # The run's mixture from its beginning; nothing is encoded yet, so shares count characters.
+        feeds = [
+            Feed(spec, source, texts_of, skip, status, seed=preset.train.seed, kept_length=kept)
+            for spec, source in zip(specs, sources, strict=True)
+        ]
+        length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
+        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
+        tokenizer = bpe.train(texts, preset.model.vocab_size, bpe.MARKERS if data.has_conversations else ())
+        chat = ChatTemplate(template or OWN, tokenizer) if data.has_conversations else None
+
+    status("tokenizing held-out text")
+    packed = [
+        pack(spec.label, list(documents.values()), tokenizer, seq_length, chat)
+        for spec, documents in zip(specs, chosen, strict=True)
+    ]
+    held_out = HeldOut(packed, hashes, cuts)
+    header = {
+        **data_identity(preset),
+        "tokenizer_sha256": bpe.fingerprint(tokenizer),
+        "held_out": held_out.digest(),
+        "eval_tokens": eval_tokens,
+        **({"chat_template": chat.source} if chat else {}),
+        "sources": [
+            {"label": spec.label, "path": path_of(spec), "pinned": source().pinned}
+            for spec, source in zip(specs, sources, strict=True)
+        ],
+    }
+    return Prepared(header, tokenizer, held_out, chat)
+
+
+def _choose_held_out(
+    preset: Preset,
+    sources: Sequence[Callable[[], Source]],
+    weights: Sequence[float],
+    eval_tokens: int,
+    chat: ChatTemplate | None,
+    status: Status,
+    notice: Callable[[str], None],
+) -> tuple[Sequence[dict[bytes, Document]], frozenset[bytes], dict[bytes, int]]:
+    """Choose about `eval_tokens` of held-out text, shared out among the sources by `weights`, without what `chat` refuses.
+
+    Return the documents of each source by the hash of their text, the hashes of all that must not be
+    trained on, and how much of a document is kept whose end is held out. Raises UserError.
+    """
+    specs, shortest = preset.data.all_sources, preset.data.min_text_length
+    num_trained = len(preset.data.trained_sources)
 
     def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
-        held_out = _steadily(specs[i].label, lambda: sources[i]().held_out(), status)
         if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
-            share = preset.train.eval_tokens / num_trained
-            return collect(chain(held_out, head(i)), share, data.min_text_length), {}, frozenset()
-        share = preset.train.eval_tokens * weights[i] / sum(weights)
+            documents = chain(held_out_of(i), head(i))
+            return collect(documents, eval_tokens / num_trained, shortest), {}, frozenset()
+        wanted = eval_tokens * weights[i] / sum(weights)
         # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
         has_enough = len(list(islice(head(i), HELD_OUT_ONE_IN))) == HELD_OUT_ONE_IN
-        chosen, cuts = collect(held_out, share if has_enough else 0, data.min_text_length), dict[bytes, int]()
+        chosen, cuts = collect(held_out_of(i), wanted if has_enough else 0, shortest), dict[bytes, int]()
         if not chosen:
-            chosen, cuts = collect_of_few(head(i), data.min_text_length)
+            chosen, cuts = collect_of_few(head(i), shortest)
         has_cells = any(document.cells for document in chosen.values())
-        sample = islice(head(i), SAMPLE_DOCUMENTS) if has_cells else ()
+        # From where the held-out documents are, and not the head: data may be sorted by subject.
+        others = chain.from_iterable(held_out_of(i, part) for part in range(1, HELD_OUT_ONE_IN))
+        sample = islice(others, SAMPLE_DOCUMENTS) if has_cells else ()
         shared, too_common = shared_cells(chosen.values(), sample)
         for number in too_common:
-            field = specs[i].fields[number]  # type: ignore[union-attr,index]  # only such sources have cells
+            field = specs[i].cell_names[number]  # type: ignore[union-attr]  # only such sources have cells
             notice(
                 f"{specs[i].label}: documents that share {field!r} with held-out text are trained on, since more than half of "
                 "the source does"
             )
         return chosen, cuts, shared
 
+    def held_out_of(i: int, part: int = 0) -> Iterator[Document]:
+        return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part), status))
+
     def head(i: int) -> Iterator[Document]:
-        return _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
+        return usable(
+            _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
+        )
+
+    def usable(documents: Iterator[Document]) -> Iterator[Document]:
+        return (each for each in documents if not is_refused(each, chat))
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         chosen, cuts_of_each, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
@@ -191,41 +238,34 @@ def prepare_stream(
             "characters, whose end can be held out"
         )
     hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
-    cuts = {key: kept for each in cuts_of_each for key, kept in each.items()}
+    return chosen, hashes, {key: kept for each in cuts_of_each for key, kept in each.items()}
 
+
+def given_tokenizer(
+    preset: Preset, stream_dir: Path, template: str | None = None
+) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    """Return the tokenizer that the run does not train, if that is so, and the chat template that goes with it.
+    Raises UserError."""
+    data = preset.data
     if preset.model.init_from:
-        tokenizer = bpe.load(tokenizer_path(stream_dir))  # put there by the trainer
+        path = tokenizer_path(stream_dir)  # put there by the trainer, as is the template
     elif data.tokenizer:
-        tokenizer = bpe.load(data.tokenizer)
+        path = Path(os.path.expanduser(data.tokenizer))
     else:
-        skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
-        # The run's mixture from its beginning; nothing is encoded yet, so shares count characters.
-        feeds = [
-            Feed(spec, source, list, skip, status, seed=preset.train.seed, cuts=cuts)
-            for spec, source in zip(specs, sources, strict=True)
-        ]
-        length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
-        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
-        tokenizer = bpe.train(texts, preset.model.vocab_size)
+        return None, None
+    tokenizer = bpe.load(path)
+    if not data.has_conversations:
+        return tokenizer, None
+    source = template or template_beside(str(path.parent), partial(_file_beside, path), tokenizer)
+    return tokenizer, ChatTemplate(source, tokenizer)
 
-    status("tokenizing held-out text")
-    seq_length = preset.model.seq_length
-    packed = [
-        pack(spec.label, list(documents.values()), tokenizer, seq_length)
-        for spec, documents in zip(specs, chosen, strict=True)
-    ]
-    held_out = HeldOut(packed, hashes, cuts)
-    header = {
-        **data_identity(preset),
-        "tokenizer_sha256": bpe.fingerprint(tokenizer),
-        "held_out": held_out.digest(),
-        "token_type": row_dtype(seq_length, bpe.vocab_size(tokenizer))["tokens"].base.name,
-        "sources": [
-            {"label": spec.label, "path": path_of(spec), "pinned": source().pinned}
-            for spec, source in zip(specs, sources, strict=True)
-        ],
-    }
-    return Prepared(header, tokenizer, held_out)
+
+def _file_beside(path: Path, name: str) -> Path | None:
+    return path.with_name(name) if path.with_name(name).is_file() else None
+
+
+def texts_of(documents: Sequence[Document]) -> list[str]:
+    return [document.text for document in documents]
 
 
 def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:

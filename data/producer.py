@@ -3,8 +3,8 @@
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
 "stream_dir", "token_budget", "header": of a resumed run's journal or null, "weight_changes":
 [[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
-object with those of the last four that have changed. Events on stdout: source, opened, ready,
-status, notice, epoch, exhausted, error.
+object with those of the last four that have changed (a `header` in it is for a producer that is
+started again). Events on stdout: source, opened, ready, status, notice, epoch, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
 2. On "go": prepares a new stream (data/prepare.py), or checks an existing one against the preset,
@@ -35,10 +35,12 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.schema import Preset, parse_preset
+from data import encoder
 from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
+from data.held_out_choice import kept_length
 from data.identity import check_identity
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
@@ -46,8 +48,9 @@ from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import PDF_TEXT, Prepared, load_or_prepare, reason_to_skip, set_obstacles_aside
+from data.prepare import load_or_prepare, reason_to_skip
 from data.producer_channel import OUT_OF_MEMORY, Events, Orders
+from data.stream_files import PDF_TEXT, Prepared, set_obstacles_aside
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
@@ -67,11 +70,11 @@ class Producer:
         events: Events,
     ):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
-        _, tokenizer, held_out = prepared
+        _, tokenizer, held_out, template = prepared
         self.sources, self.orders, self.events = sources, orders, events
         self.num_rows = -(-token_budget // seq_length)  # to produce
         self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
-        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer))
+        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), learnt=preset.data.has_conversations)
         self.duplicates = Duplicates()
         with room_on_disk(stream_dir):
             self.journal = JournalWriter(stream_dir, dtype, lambda state: self.duplicates.add(state["documents"]))
@@ -87,8 +90,10 @@ class Producer:
             self.mixer.load_state(state["mixer"])
             self.packer.load_state(state["packer"])
             self.finishing = state.get("finishing", False)
-        skip = partial(reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes)
-        encode = partial(bpe.encode, tokenizer)
+        skip = partial(
+            reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes, template=template
+        )
+        encode = partial(encoder.encode, tokenizer, template)
         stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
             Feed(
@@ -101,7 +106,7 @@ class Producer:
                 progress=progress,
                 before_waiting=self._append,
                 admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,
-                cuts=held_out.cuts,
+                kept_length=partial(kept_length, cuts=held_out.cuts, held_out=held_out.hashes),
             )
             for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
         ]
@@ -148,10 +153,10 @@ class Producer:
         self.mixer.weights = self.weights()
         index = self.mixer.choose()
         feed = self.feeds[index]
-        tokens = feed.next_document()
-        if tokens is not None:
-            self.packer.add(tokens, index)
-            self.mixer.charge(index, len(tokens) + 1)  # plus the end-of-text token that opens it
+        document = feed.next_document()
+        if document is not None:
+            self.packer.add(document.tokens, index, document.learnt)
+            self.mixer.charge(index, len(document) + 1)  # plus the end-of-text token that opens it
             self._enter_part()
         elif feed.finished:
             self.mixer.drop(index)

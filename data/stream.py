@@ -4,7 +4,8 @@ Runs on global rank 0 only. It never reads a source, tokenizes or writes a row: 
 does, in a process of its own (data/producer_client.py). A window is read once, compared with its
 digests, and kept in memory while it is trained on.
 
-Shapes: B rows, T seq_length: rows are (B, T+1) token ids and (B, T+1) source numbers.
+Shapes: B rows, T seq_length: rows are (B, T+1) token ids and (B, T+1) source numbers; with conversations
+also (B, T+1) flags: whether the loss counts each token.
 """
 
 import sys
@@ -21,8 +22,8 @@ from data.heldout import HeldOut
 from data.journal import JournalReader, run_ahead_rows
 from data.order import RowOrder, finish_row, window_edges
 from data.packing import row_dtype
-from data.prepare import HELD_OUT, tokenizer_path
 from data.producer_client import ProducerProcess, SourceInfo
+from data.stream_files import HELD_OUT, tokenizer_path
 
 
 class StreamEnded(Exception):
@@ -31,6 +32,12 @@ class StreamEnded(Exception):
     def __init__(self, num_rows: int):
         super().__init__(f"the sources are used up after {num_rows} rows")
         self.num_rows = num_rows
+
+
+class Rows(NamedTuple):
+    tokens: np.ndarray  # (B, T+1) uint16 or uint32
+    source: np.ndarray  # (B, T+1) uint8
+    learnt: np.ndarray | None  # (B, T+1) bool; None: the loss counts all, as in every run without conversations
 
 
 class StreamInfo(NamedTuple):
@@ -76,6 +83,7 @@ class Stream:
         header: dict[str, Any] | None = None,
     ):
         self.seq_length = preset.model.seq_length
+        self._has_learnt = preset.data.has_conversations
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
         num_rows = -(-token_budget // self.seq_length)
         finish = finish_row(preset.data.finish_share, self.seq_length, token_budget)
@@ -156,7 +164,8 @@ class Stream:
         self._ready = ready
         if ready["lost"]:
             self._intact_rows = min(self._intact_rows, ready["rows"])
-        self._reader = JournalReader(self.stream_dir, row_dtype(self.seq_length, ready["vocab_size"]))
+        dtype = row_dtype(self.seq_length, ready["vocab_size"], learnt=self._has_learnt)
+        self._reader = JournalReader(self.stream_dir, dtype)
         self._windows = {}
         self._process.num_rows = self._reader.num_rows
 
@@ -175,8 +184,8 @@ class Stream:
         count: int,
         should_stop: Callable[[], bool] = never,
         on_status: Callable[[str], Any] = ignore,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (count, T+1) tokens and uint8 sources of rows first .. first + count - 1.
+    ) -> Rows:
+        """Return rows first .. first + count - 1.
 
         Wait for the end of their window. Raises StreamEnded if they will never exist, UserError if
         the producer failed, StreamDamaged, or Stopped.
@@ -200,7 +209,8 @@ class Stream:
             parts.append(windows[start, stop][places])
         self._windows = windows  # those of the last rows: training reads on in them
         records = np.concatenate(parts)
-        return np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
+        tokens, source = np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
+        return Rows(tokens, source, np.ascontiguousarray(records["learnt"]) if self._has_learnt else None)
 
     def consumed(self, row: int) -> None:
         """Report rows before `row` as trained on: the producer may run ahead of it."""

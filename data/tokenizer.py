@@ -8,33 +8,37 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import UserError
-from configs.schema import Preset
 from data.tokenizer_trial import trial
 
 LARGEST_FILE = 200_000_000  # bytes
 MOST_TOKENS = 2**20
 END_OF_TEXT = "<|endoftext|>"  # id 0 of a tokenizer trained here
+MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # of turns: ids 1 to 4, if there are conversations
 LONGEST_WORD = 100  # characters of a word that training uses
 _ENDLESS = re.compile(rf"(\S{{{LONGEST_WORD}}})\S+|(\s{{{LONGEST_WORD}}})\s+")
 # Names of the token that ends a document in well-known tokenizers, most specific first.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "[SEP]")
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE of at most `vocab_size` tokens (fewer if too few pairs repeat)."""
+def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str] = ()) -> Tokenizer:
+    """Train byte-level BPE of at most `vocab_size` tokens (fewer if too few pairs repeat).
+
+    `markers` are special tokens too, from id 1 on.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *markers],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -61,12 +65,13 @@ def load(path: Path | str) -> Tokenizer:
     tried in a process with limits first, unless it is of the kind that `train` makes.
     """
     path = Path(os.path.expanduser(path))
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a device may never end
-        raise UserError(f"tokenizer {path}: not a file; give the path of a tokenizer.json")
-    if path.exists() and path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"tokenizer {path}: larger than {LARGEST_FILE:,} bytes; give the path of a tokenizer.json")
-    if path.exists() and not _is_trained_here(path) and (problem := trial(path)):
-        raise UserError(f"tokenizer {path}: {problem}; give the path of another tokenizer.json")
+    if os.path.exists(path):  # Path.exists raises an error for a name that is too long
+        if not os.path.isfile(path):  # reading a device may never end
+            raise UserError(f"tokenizer {path}: not a file; give the path of a tokenizer.json")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"tokenizer {path}: larger than {LARGEST_FILE:,} bytes; give the path of a tokenizer.json")
+        if not _is_trained_here(path) and (problem := trial(path)):
+            raise UserError(f"tokenizer {path}: {problem}; give the path of another tokenizer.json")
     try:
         tokenizer = _ready(Tokenizer.from_file(str(path)))
     except (KeyboardInterrupt, SystemExit):
@@ -83,7 +88,7 @@ def load(path: Path | str) -> Tokenizer:
     try:
         written = end_name(tokenizer)
     except LookupError:
-        specials = sorted(_specials(tokenizer))
+        specials = sorted(special_tokens(tokenizer))
         raise UserError(
             f"tokenizer {path}: no special token ends a document; its special tokens are {specials or 'none'}, "
             f"needed is one of {', '.join(END_NAMES)}"
@@ -100,12 +105,14 @@ def _is_trained_here(path: Path) -> bool:
     """Return whether a file differs from one of `train` in vocabulary and merges alone: its rules
     are then those of this program."""
     try:
-        return _rules(path.read_text(encoding="utf-8")) == _rules(train([], 0).to_str())
+        rules = rules_of(path.read_text(encoding="utf-8"))
+        return any(rules == rules_of(train([], 0, markers).to_str()) for markers in ((), MARKERS))
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return False
 
 
-def _rules(text: str) -> dict:
+def rules_of(text: str) -> dict[str, Any]:
+    """Return the content of a tokenizer.json without its vocabulary and merges."""
     content = json.loads(text)
     return content | {"model": content["model"] | {"vocab": None, "merges": None}}
 
@@ -118,7 +125,17 @@ def _ready(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _specials(tokenizer: Tokenizer) -> dict[str, int]:
+def within_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer for what follows a special token: the same one, unless its rules put a
+    space before the first word of a text alone."""
+    content, first = tokenizer.to_str(), '"prepend_scheme":"first"'
+    if first not in content:
+        return tokenizer
+    return _ready(Tokenizer.from_str(content.replace(first, '"prepend_scheme":"never"')))
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids of the special tokens by name."""
     return {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
@@ -127,7 +144,7 @@ def end_name(tokenizer: Tokenizer) -> str:
 
     Every tokenizer of `load` has one.
     """
-    specials = _specials(tokenizer)
+    specials = special_tokens(tokenizer)
     for name in END_NAMES:
         if name in specials:
             return name
@@ -136,7 +153,7 @@ def end_name(tokenizer: Tokenizer) -> str:
 
 def end_of_text(tokenizer: Tokenizer) -> int:
     """Return the id of the token that ends a document."""
-    return _specials(tokenizer)[end_name(tokenizer)]
+    return special_tokens(tokenizer)[end_name(tokenizer)]
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
@@ -153,16 +170,25 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
     """Yield the token ids of each text, uint32, without special tokens. Raises UserError for a
     tokenizer that fails."""
+    for encoding in _encode(tokenizer.encode_batch_fast, texts):
+        yield np.array(encoding.ids, dtype=np.uint32)
+
+
+def encode_with_offsets(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+    """Return the encoding of each text: `ids`, without special tokens, and their `offsets` in characters.
+    Raises as `encode` does."""
+    return _encode(tokenizer.encode_batch, texts)
+
+
+def _encode(encode_batch: Callable[..., list[Encoding]], texts: list[str]) -> list[Encoding]:
     try:
-        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return encode_batch(texts, add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # its own rules may fail on a text, or panic
         raise UserError(
             f"the tokenizer cannot encode a document ({error}): correct the rules in data.tokenizer, or use another one"
         ) from error
-    for encoding in encodings:
-        yield np.array(encoding.ids, dtype=np.uint32)
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -192,11 +218,3 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
         else:
             lengths[number] = len(token.removeprefix("##").replace("▁", " ").encode())
     return lengths
-
-
-def vocabulary(preset: Preset) -> tuple[int, int]:
-    """Return (vocabulary size, end-of-text id) of the preset's tokenizer or the one to train."""
-    if not preset.data.tokenizer:
-        return preset.model.vocab_size, 0
-    given = load(preset.data.tokenizer)
-    return vocab_size(given), end_of_text(given)

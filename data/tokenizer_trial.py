@@ -6,16 +6,12 @@ A file can make `tokenizers` read or encode for ever, take any memory, or abort.
 words and its rules for characters meet here what they are most likely to fail on.
 """
 
-import os
-import resource
-import signal
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
+from data.limited_process import Crashed, TakesTooLong, run_limited, set_limits
+
 CPU_SECONDS = 20
-PATIENCE = 120  # seconds of real time: the cores may be busy
 MEMORY_BYTES = 4 << 30  # of address space
 TOKENS_PER_BYTE = 16  # of text; one is usual
 LENGTH = 4_000  # characters of a trial text
@@ -31,34 +27,18 @@ TEXTS = [
 
 def trial(path: Path) -> str:
     """Return what is wrong with a tokenizer.json, as a part of a sentence; "" if nothing is."""
-    command = [sys.executable, "-m", "data.tokenizer_trial", str(path.absolute()), str(CPU_SECONDS)]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    environment = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parents[1],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
+        said = run_limited(__name__, str(path.absolute()), str(CPU_SECONDS), environment=environment)
+    except TakesTooLong:
         return "it takes too long to encode a short text"
-    if done.returncode == -signal.SIGXCPU:
-        return "it takes too long to encode a short text"
-    if done.returncode:
+    except Crashed:
         return "it crashes, or needs too much memory, when it encodes a short text"
-    return done.stdout.decode(errors="replace").strip()
+    return said.decode(errors="replace").strip()
 
 
 def main(path: str, cpu_seconds: int) -> None:
-    for what, most in (
-        (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with suppress(ValueError, OSError):  # macOS
-            resource.setrlimit(what, (most, most + (what == resource.RLIMIT_CPU)))
+    set_limits(cpu_seconds, MEMORY_BYTES)
     from tokenizers import Tokenizer
 
     try:

@@ -7,10 +7,8 @@ their tokens write them, with the word mark as a space.
 Shapes: B rows, T seq_length, V vocabulary.
 """
 
-import json
-
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from data import tokenizer as bpe
 
@@ -27,7 +25,7 @@ class WordCounter:
         self._begins = np.zeros(vocab_size, dtype=bool)
         self._ends = np.zeros(vocab_size, dtype=bool)
         byte_level = bpe.is_byte_level(tokenizer)
-        word_piece = json.loads(tokenizer.to_str())["model"]["type"] == "WordPiece"
+        word_piece = isinstance(tokenizer.model, models.WordPiece)
         added = tokenizer.get_added_tokens_decoder()
         for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
             if number in added:

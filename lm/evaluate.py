@@ -27,8 +27,9 @@ from lm.loss import IGNORE, linear_cross_entropy, padded
 LN2 = math.log(2)
 PIECE = 64  # tokens, of a row: what `improvement` takes as independent
 
-Observe = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; padding rows have nothing valid."""
+Observe = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+"""(tokens_BT1, valid_BT, hidden_BTD, losses_BT) of a batch; padding rows, and those of watched sources, have nothing
+valid."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def evaluate(
     the loss but not in bits per byte. Each rank evaluates every `world_size`-th row; `reduce` sums
     one float64 CPU tensor over the ranks and is called exactly once, stopped or not, because ranks
     may have different numbers of rows, even none, and notice a stop at different times. The labels
-    `watched` have an entry of their own, but do not count in the totals.
+    `watched` have an entry of their own, but count neither in the totals nor in what is observed.
     """
     source = np.repeat(np.arange(len(sources)), [len(part.rows) for part in sources])
     own = np.random.default_rng(0).permutation(len(source))[rank::world_size]
@@ -90,7 +91,10 @@ def evaluate(
     rows, valid, answer = (
         np.concatenate([getattr(part, name) for part in sources])[own] for name in ("rows", "valid", "answer")
     )
-    losses, stopped = row_losses(trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop, observe)
+    trained = np.array([part.label not in watched for part in sources])[source]
+    losses, stopped = row_losses(
+        trunk, output_weight_VD, rows, valid, batch_rows, autocast, should_stop, observe, observed=trained
+    )
     sums = np.append(_sums(losses, rows, valid, answer, source, len(sources), token_bytes).ravel(), float(stopped))
     sums = reduce(torch.from_numpy(sums)).numpy()
     if sums[-1]:
@@ -108,9 +112,11 @@ def row_losses(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
     observe: Observe = lambda *batch: None,
+    observed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, bool]:
     """Return the loss of every target, (n, T) float64 (0 where not valid), and whether
-    evaluation was stopped early."""
+    evaluation was stopped early. `observed` (n,): the rows with something valid for `observe`,
+    default all."""
     losses = np.zeros(valid.shape)
     weight_VD = output_weight_VD.detach()
     for first in range(0, len(rows), batch_rows):
@@ -124,7 +130,11 @@ def row_losses(
             hidden_BTD = trunk(tokens_BT1[:, :-1])
             _, losses_N = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
             losses_BT = losses_N.view_as(targets_BT)
-            observe(tokens_BT1, targets_BT != IGNORE, hidden_BTD, losses_BT)
+            seen_BT = targets_BT != IGNORE
+            if observed is not None:
+                observed_B = np.pad(observed[part], (0, batch_rows - count))
+                seen_BT &= torch.from_numpy(observed_B).to(seen_BT.device)[:, None]
+            observe(tokens_BT1, seen_BT, hidden_BTD, losses_BT)
         losses[part] = losses_BT[:count].cpu().numpy()
     return losses, False
 

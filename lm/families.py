@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from configs.model import SHAPE, ModelConfig
+from configs.model import SHAPE, ModelConfig, RopeScaling
 from configs.validation import causes, explain
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 ALLOWED_ROPE: dict[str, tuple[Any, ...]] = {
-    "rope_type": ("default", None),
-    "type": ("default", None),
+    "rope_type": ("default", "llama3", None),
+    "type": ("default", "llama3", None),
     "partial_rotary_factor": (1, None),
 }
 
@@ -117,9 +117,11 @@ def exported_state(model_state: Mapping[str, Tensor], config: ModelConfig) -> di
 # ---- config.json --------------------------------------------------------------------------------
 
 
-def exported_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    """Return config.json, with `rope_theta` where transformers 5 and where older readers look."""
+def exported_config(config: ModelConfig, vocab_size: int, end_of_text: int, end: int) -> dict[str, Any]:
+    """Return config.json, with the rotary embeddings where transformers 5 and where older readers look.
+    `end` is the token that ends what the model writes."""
     model_type = family(config)
+    scaling = config.rope_scaling.model_dump() if config.rope_scaling else {}
     return {
         "architectures": [CLASSES[model_type]],
         "model_type": model_type,
@@ -134,13 +136,14 @@ def exported_config(config: ModelConfig, vocab_size: int, end_of_text: int) -> d
         "max_position_embeddings": config.seq_length,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
+        **({"rope_scaling": scaling} if scaling else {}),
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
         **({"use_sliding_window": False} if model_type == "qwen3" else {"mlp_bias": False}),
         "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "eos_token_id": end,
         "pad_token_id": end_of_text,  # without one, classifiers made of the model refuse batches
         "dtype": "float32",
         "torch_dtype": "float32",  # the name readers before transformers 5 look for
@@ -158,7 +161,7 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
     if not isinstance(model_type, str) or model_type not in CLASSES:
         raise ValueError(f"has the model_type {_show(model_type)}; this program starts from {' and '.join(CLASSES)}")
     rope: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):  # the former in files of transformers 4
+    for key in ("rope_parameters", "rope_scaling"):  # the latter, of transformers 4, counts where both are
         if not isinstance(part := config.get(key) or {}, dict):
             raise ValueError(f"has {key} {_show(part)}, which is no object")
         rope |= part
@@ -166,7 +169,7 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
     for key, value, allowed in (
         *((key, config.get(key, values[0]), values) for key, values in ALLOWED.items()),
         *((f"rope_parameters.{key}", rope.get(key), values) for key, values in ALLOWED_ROPE.items()),
-        ("layer_types", _show(layers), (_show(["full_attention"] * len(layers)),) if isinstance(layers, list) else ()),
+        ("layer_types", layers, (["full_attention"] * len(layers),) if isinstance(layers, list) else ()),
     ):
         if value not in allowed:
             raise ValueError(f"has {key} {_show(value)}, which this program does not compute")
@@ -178,6 +181,7 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
         "num_kv_heads": config.get("num_key_value_heads", 32 if is_qwen3 else None) or heads,
         "tie_embeddings": config.get("tie_word_embeddings", False),
         "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        "rope_scaling": _scaling(rope),
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         "qk_norm": is_qwen3,
     }
@@ -193,6 +197,12 @@ def shape_in(config: Mapping[str, Any], model: ModelConfig) -> ModelConfig:
     if shape.head_size is None:
         shape = shape.model_copy(update={"head_size": shape.head_dim})
     return model.model_copy(update={name: getattr(shape, name) for name in SHAPE})
+
+
+def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    if "llama3" not in (rope.get("rope_type"), rope.get("type")):
+        return None
+    return {name: rope.get(name) for name in RopeScaling.model_fields} | {"rope_type": "llama3"}
 
 
 def _show(value: Any) -> str:

@@ -19,7 +19,7 @@ from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.loss_scale import LossScale
 from lm.model import Transformer
-from lm.optim import Muon, build_optimizers
+from lm.optim import Muon, build_optimizers, peak_learning_rates
 from lm.runtime.compiler import compile_choice, compile_problem
 from lm.runtime.devices import device_choice
 from lm.runtime.distributed import World
@@ -55,7 +55,8 @@ class Learner:
     ):
         """Raises UserError if memory cannot hold the model, if rows are too short for heads, or if
         the weights of `start`, which are the trunk's if it is given, are not finite."""
-        self._preset, model, train, aux = preset, preset.model, preset.train, preset.auxiliary
+        self.preset, self.world = preset, world
+        model, train, aux = preset.model, preset.train, preset.auxiliary
         self.device_type, self.vocab_size = world.device.type, vocab_size
         self.dtype, dtype_reason = precision_choice(self.device_type)
         self.compiled, compile_reason = compile_choice(self.device_type)
@@ -83,15 +84,11 @@ class Learner:
         self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
         if self.compiled:
             self.joint.compile_trunk_and_heads()
-        self.optimizers = build_optimizers(
-            self.trunk, self.heads, train, model.hidden_size, tokens_per_step, dtype=self.dtype
-        )
+        self.peak_rates = peak_learning_rates(train, model, tokens_per_step)
+        self.optimizers = build_optimizers(self.trunk, self.heads, self.peak_rates, train.weight_decay, self.dtype)
         captured = self.device_type == "cuda" and world.gradients is None
         self.train_step = (CapturedTrainStep if captured else TrainStep)(
-            world.data_parallel(self.joint),
-            self.trunk,
-            self.heads,
-            self.joint.sample_positions,
+            self.joint,
             self.optimizers,
             world,
             batch_rows=train.per_gpu_batch_size,
@@ -120,7 +117,7 @@ class Learner:
 
     def stop_compiling(self, reason: str) -> None:
         """Use no compiled code from here on. Raises UserError if memory cannot hold eager steps."""
-        check_memory(self._preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
+        check_memory(self.preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
         self.compiled = False
         without = {"torch.compile": ("no torch.compile", reason)}
         self._decisions = [without.get(what, (what, why)) for what, why in self._decisions]

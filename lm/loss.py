@@ -28,12 +28,16 @@ IGNORE = -100
 # A CPU core's cache holds the logits of a few hundred rows; a GPU needs large
 # matmuls, and has the memory.
 CHUNK_ROWS = {"cpu": 512, "cuda": 32_768, "mps": 2_048}
+# Without gradients there is one product instead of three, and it is not compiled: smaller chunks cost
+# nothing, and a GPU that holds the buffers of a captured step has no memory for large ones.
+CHUNK_ROWS_NO_GRAD = 1_024  # at most
 CHUNK_VOCAB = 32_768  # with a larger vocabulary a chunk has fewer rows: as many logits at most
 
 
-def chunk_rows(device: str, vocab_size: int) -> int:
+def chunk_rows(device: str, vocab_size: int, *, need_grad: bool = True) -> int:
     """Return how many rows' logits are computed at once."""
-    return max(1, CHUNK_ROWS[device] * CHUNK_VOCAB // max(CHUNK_VOCAB, vocab_size))
+    rows = CHUNK_ROWS[device] if need_grad else min(CHUNK_ROWS[device], CHUNK_ROWS_NO_GRAD)
+    return max(1, rows * CHUNK_VOCAB // max(CHUNK_VOCAB, vocab_size))
 
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -81,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         grad_weight = torch.zeros_like(weight_VD) if need_grad else None
-        weight, rows = weight_VD.to(dtype), chunk_rows(device, len(weight_VD))
+        weight, rows = weight_VD.to(dtype), chunk_rows(device, len(weight_VD), need_grad=need_grad)
         split = (tensor.split(rows) for tensor in (hidden_ND.to(dtype), targets_NK, scales_NK))
         parts = [
             chunk(hidden, weight, targets, scales, grad_weight) for hidden, targets, scales in zip(*split, strict=True)

@@ -12,13 +12,17 @@ for H / G heads of queries), K head dimension, F mlp size, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.schema import ModelConfig
+from configs.model import ModelConfig, RopeScaling
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, T, K), k and v (B, G, T, K) to sums (B, H, T, K)
 CPU_ATTENTION_BLOCKS = 4
 MASKED = -1e4  # added to masked scores: others are below a few hundred, so their exp is 0
 
@@ -36,10 +40,21 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
-def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (length, K / 2), for `rotate`; the two halves of a head form the
-    pairs (arXiv 2104.09864)."""
+def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+    """Return how far each pair rotates from one position to the next, in radians (K / 2,) (arXiv
+    2104.09864), the slow ones by 1 / factor of it with the `scaling` of Llama 3.1."""
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    num_rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    unchanged = ((num_rotations - low) / (high - low)).clamp(0, 1)
+    return frequencies * (unchanged + (1 - unchanged) / scaling.factor)
+
+
+def rotary_tables(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (length, K / 2), for `rotate`; the two halves of a head form the
+    pairs."""
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
 
@@ -102,14 +117,14 @@ class Attention(nn.Module):
         )
         self.proj = nn.Linear(self.rows_qkv[0], config.hidden_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend = causal_attention) -> Tensor:
         B, T, _ = x_BTD.shape
         q, k, v = (
             y.view(B, T, heads, self.head_dim).transpose(1, 2)
             for y, heads in zip(self.qkv(x_BTD).split(self.rows_qkv, dim=-1), self.heads_qkv, strict=True)
         )
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        return self.proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, -1))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, T, -1))
 
 
 def products(x: Tensor, weight: Tensor, parts: int) -> list[Tensor]:
@@ -143,8 +158,8 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend = causal_attention) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, attend)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -163,7 +178,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = nn.Linear(config.hidden_size, vocab_size, bias=False)
-        cos, sin = rotary_tables(config.seq_length, config.head_dim, config.rope_theta)
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        cos, sin = rotary_tables(config.seq_length, frequencies)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialize(layers)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from configs.model import ModelConfig
 from configs.schema import TrainConfig
 from lm.model import Transformer
 
@@ -26,9 +27,7 @@ MUON_MOMENTUM = 0.95
 BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
-# Of the default rates for a model that is trained already: weights of its size take steps of this share
-# without losing what they know.
-CONTINUED_SHARE = 0.05
+CONTINUED_SHARE = 0.05  # of the default rates, for a model that is trained already; not tuned yet
 
 
 def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -107,48 +106,45 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_copy_([*momenta, *matrices], [*new_momentum, *new_matrix])
 
 
-def peak_learning_rates(
-    train: TrainConfig, hidden_size: int, tokens_per_step: int, *, continued: bool = False
-) -> dict[str, float]:
+def peak_learning_rates(train: TrainConfig, model: ModelConfig, tokens_per_step: int) -> dict[str, float]:
     """Return the peak learning rate of each group; rates set in the preset are used unchanged.
+    A tied embedding is the output layer, and has no rate of its own.
 
     The defaults are for 524k tokens per step and scale with the square root of that number; those
     of embedding and output also scale with 1/sqrt(width). The output layer's is four times the one
-    used for billions of tokens (benchmarks/LOG.md). With `continued`, for a model that is trained
-    already, they are CONTINUED_SHARE of that, and the embedding has the output layer's: its
-    default is for the large embeddings that a run from scratch begins with.
+    used for billions of tokens (benchmarks/LOG.md). For a model that is trained already (init_from)
+    they are CONTINUED_SHARE of that, and the embedding has the output layer's: its default is for
+    the large embeddings that a run from scratch begins with.
     """
-    batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / hidden_size)
+    batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / model.hidden_size)
     defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.032 * width * batch}
     defaults["scalar"] = 0.015 * batch
-    if continued:
+    if model.init_from:
         defaults["embedding"] = defaults["output"]
         defaults = {name: CONTINUED_SHARE * rate for name, rate in defaults.items()}
+    if model.tie_embeddings:
+        del defaults["embedding"]
     return {name: getattr(train, f"{name}_learning_rate") or rate for name, rate in defaults.items()}
 
 
 def build_optimizers(
     trunk: Transformer,
     heads: nn.Module,
-    train: TrainConfig,
-    hidden_size: int,
-    tokens_per_step: int,
-    *,
+    peak_rates: dict[str, float],
+    weight_decay: float,
     dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """Build Muon for the trunk's hidden matrices, AdamW for its other parameters and the heads'
     biases, and Muon for the heads' matrices if there are any.
 
-    Each group keeps its peak rate as `peak_lr`. The heads have their own Muon, since the last bit
-    of what is orthogonalised in one batch of matmuls may depend on the batch.
+    `peak_rates`: what `peak_learning_rates` returns; each group keeps its own as `peak_lr`. The
+    heads have their own Muon, since the last bit of what is orthogonalised in one batch of matmuls
+    may depend on the batch.
     """
-    continued = trunk.config.init_from is not None
-    peaks = peak_learning_rates(train, hidden_size, tokens_per_step, continued=continued)
     device = trunk.embed.weight.device
     on_gpu = device.type == "cuda"  # there captured steps read the rate from memory
     matrices: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
     scalars: list[nn.Parameter] = []
-    tied = trunk.output.weight is trunk.embed.weight
     for name, parameter in trunk.layers.named_parameters():
         if parameter.ndim == 2:
             qkv, gate_up = name.endswith("qkv.weight"), name.endswith("gate_up.weight")
@@ -158,16 +154,17 @@ def build_optimizers(
     scalars += trunk.norm.parameters()
     head_matrices = [parameter for parameter in heads.parameters() if parameter.ndim == 2]
     head_biases = [parameter for parameter in heads.parameters() if parameter.ndim < 2]
-    of_matrices = {"lr": peaks["matrix"], "weight_decay": train.weight_decay}
+    of_matrices = {"lr": peak_rates["matrix"], "weight_decay": weight_decay}
     muon_groups = [
         {"params": parameters, "parts": parts, **of_matrices}
         for parts, parameters in sorted(matrices.items(), key=lambda item: len(item[0]))
     ]
+    tied = trunk.config.tie_embeddings
     adam_groups = [
-        {"params": [trunk.embed.weight], "lr": peaks["output" if tied else "embedding"]},
-        {"params": scalars, "lr": peaks["scalar"]},
-        *([] if tied else [{"params": [trunk.output.weight], "lr": peaks["output"]}]),
-        *([{"params": head_biases, "lr": peaks["scalar"]}] if head_biases else []),
+        {"params": [trunk.embed.weight], "lr": peak_rates["output" if tied else "embedding"]},
+        {"params": scalars, "lr": peak_rates["scalar"]},
+        *([] if tied else [{"params": [trunk.output.weight], "lr": peak_rates["output"]}]),
+        *([{"params": head_biases, "lr": peak_rates["scalar"]}] if head_biases else []),
     ]
     optimizers = [
         Muon(muon_groups, dtype),

@@ -15,7 +15,7 @@ FADED_OUT = 2 / 3  # share of the run after which weights that fade out are 0
 class StepPlan(NamedTuple):
     first_row: int
     num_rows: int
-    num_tokens: int  # targets: num_rows * T, fewer in the run's last step
+    num_tokens: int  # predicted: num_rows * T, fewer in the run's last step; the loss may count fewer
     learning_rate_factor: float = 1.0  # of the peak rates
     trunk_gradient: float = 0.0  # scale of the heads' gradient into the trunk
     multi_token_weights: tuple[float, ...] = ()  # of the MTP targets 2, 3, ... tokens ahead

@@ -72,6 +72,7 @@ class StartPoint:
     tokenizer_sha256: str
     end_of_text: int
     weights: tuple[Path, ...]
+    chat_template: str | None  # of this model, if the run has conversations
     pinned: dict[str, Any]  # what a checkpoint notes: its name, the commit on the Hub, the sizes of its files
 
     def load_into(self, trunk: Transformer) -> None:
@@ -155,7 +156,9 @@ def open_start_point(preset: Preset) -> StartPoint:
     Raises PresetError for keys of the preset that contradict it, StartPointError if it cannot be
     used.
     """
-    from data import tokenizer as bpe  # not for the menu: with numpy it takes a fifth of a second
+    # Not for the menu: with numpy they take a fifth of a second.
+    from data import tokenizer as bpe
+    from data.chat_template import ChatTemplate, template_beside
 
     files = _files_of(preset.model)
     model = _shape_of(preset.model, files)
@@ -173,6 +176,12 @@ def open_start_point(preset: Preset) -> StartPoint:
         raise StartPointError(
             f"{files}: its tokenizer has {size:,} tokens, and by config.json the model has {model.vocab_size:,}"
         )
+    chat_template = None
+    if preset.data.has_conversations:
+        chat_template = template_beside(
+            str(files), lambda name: files.path(name) if name in files.sizes else None, tokenizer
+        )
+        ChatTemplate(chat_template, tokenizer)  # or it cannot be used
     names = _weight_files(files)
     start = StartPoint(
         model,
@@ -180,6 +189,7 @@ def open_start_point(preset: Preset) -> StartPoint:
         bpe.fingerprint(tokenizer),
         bpe.end_of_text(tokenizer),
         tuple(files.path(name) for name in names),
+        chat_template,
         {
             "init_from": preset.model.init_from,
             "commit": files.commit,

@@ -1,9 +1,13 @@
 """One optimizer step: rows in, updated model out, with a guard against non-finite numbers.
 
-The loss is exact over the whole step: the sum over all its targets (every micro-batch, every rank)
-divided by their number. Micro-batches are padded to one shape with masked rows, so that nothing is
-compiled twice. This is the eager step; lm/captured_step.py replays the same one on a GPU. Never
-here: where rows come from, when to save, what is printed.
+The gradient is that of the sum of losses over all targets (every micro-batch, every rank), divided by
+the number of the step's tokens. In conversations only some tokens are targets; dividing by all tokens
+gives every target of a run the same weight. The loss that is shown is divided by the number of targets.
+Micro-batches are padded to one shape with masked rows, so that nothing is compiled twice.
+
+This is the eager step; lm/captured_step.py replays the same one on a GPU. Its forward pass is
+aux_heads/joint.py: JointModel.forward, which calls the trunk (lm/model.py), the loss (lm/loss.py) and
+the heads. Never here: where rows come from, when to save, what is printed.
 
 Shapes: n rows of this rank in the step, B rows per micro-batch, T seq_length.
 """
@@ -20,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aux_heads.joint import JointModel
 from configs.errors import UserError
 from lm.loss import mtp_targets, padded
 from lm.loss_scale import LossScale
@@ -45,16 +50,25 @@ class MicroBatch(NamedTuple):
     first_row: int  # in the stream: seeds the sampling of the heads' positions
 
 
-def micro_batches(tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int) -> Iterator[MicroBatch]:
+def targets_of(plan: StepPlan, seq_length: int, learnt: np.ndarray | None, rows: slice = slice(None)) -> np.ndarray:
+    """Return which tokens of some rows (n, T) of a step the loss counts; `learnt` (num_rows, T + 1): where that
+    is not all."""
+    first_tokens = np.arange(plan.num_rows)[rows] * seq_length
+    seen = np.arange(seq_length) < np.clip(plan.num_tokens - first_tokens, 0, seq_length)[:, None]
+    return seen if learnt is None else seen & learnt[rows, 1:]
+
+
+def micro_batches(
+    tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int, learnt: np.ndarray | None = None
+) -> Iterator[MicroBatch]:
     """Yield this rank's part of a step, given the rows (num_rows, T + 1) of the whole step;
     at least one micro-batch."""
     part = rows_of_rank(plan.num_rows, world.rank, world.size)
     seq_length = tokens.shape[1] - 1
-    num_targets = np.clip(plan.num_tokens - np.arange(plan.num_rows) * seq_length, 0, seq_length)
     for first in range(part.start, max(part.stop, part.start + 1), batch_rows):
         last = min(first + batch_rows, part.stop)
-        learnt = np.arange(seq_length) < num_targets[first:last, None]
-        rows, targets = padded(tokens[first:last], learnt, batch_rows)
+        counted = targets_of(plan, seq_length, learnt, slice(first, last))
+        rows, targets = padded(tokens[first:last], counted, batch_rows)
         yield MicroBatch(_to(rows, world.device), _to(targets, world.device), plan.first_row + first)
 
 
@@ -67,14 +81,14 @@ class Launched(NamedTuple):
     """A step that was launched on the device and may not have finished."""
 
     num_tokens: int
-    names: list[str]  # of the heads' losses and measures
+    num_targets: int  # those of its tokens that the loss counts
     values: Tensor  # returned by `update`; on the CPU once it has `arrived`
     arrived: torch.cuda.Event | None  # None: already there
 
 
 @dataclass(frozen=True)
 class StepResult:
-    loss: float  # mean nats per token over the whole step
+    loss: float  # mean nats per target over the whole step; 0 if it has none
     gradient_norm: float  # of the trunk, before clipping, including MTP targets
     skipped: bool  # loss or gradient not finite or above the divergence limit: nothing was changed
     heads: dict[str, float] = field(default_factory=dict)  # "head/loss" and "head/measure", means over micro-batches
@@ -83,17 +97,13 @@ class StepResult:
 class TrainStep:
     """The training step: `step(tokens, plan)`, called on every rank together.
 
-    `model` is the joint model, wrapped by DDP or not; its parts `trunk` and `heads` are clipped
-    separately, so that no head can shrink the trunk's step. Raises UserError after
-    MAX_SKIPPED_IN_A_ROW skipped steps in a row.
+    Trunk and heads of the `joint` model are clipped separately, so that no head can shrink the trunk's
+    step. Raises UserError after MAX_SKIPPED_IN_A_ROW skipped steps in a row.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        trunk: nn.Module,
-        heads: nn.Module,
-        sample_positions: Callable[[int, int, torch.Generator], dict[str, Tensor]],
+        joint: JointModel,
         optimizers: Sequence[torch.optim.Optimizer],
         world: World,
         *,
@@ -103,8 +113,8 @@ class TrainStep:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         loss_scale: LossScale | None = None,
     ):
-        self.model, self.sample_positions = model, sample_positions
-        parts = [list(part.parameters()) for part in (trunk, heads)]
+        self.model, self.sample_positions = world.data_parallel(joint), joint.sample_positions
+        parts = [list(part.parameters()) for part in (joint.trunk, joint.heads)]
         self.clipped_apart = [part for part in parts if part]
         self.optimizers, self.world, self.autocast, self.loss_scale = optimizers, world, autocast, loss_scale
         self.batch_rows, self.gradient_clip, self.seed = batch_rows, gradient_clip, seed
@@ -118,34 +128,46 @@ class TrainStep:
         self.measures: list[str] = []  # names of the heads' losses and measures
 
     def __call__(
-        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
+        self,
+        tokens: np.ndarray,
+        plan: StepPlan,
+        should_stop: Callable[[], bool] = lambda: False,
+        learnt: np.ndarray | None = None,
     ) -> StepResult | None:
         """Launch a step (see `launch`) and wait for its result."""
-        launched = self.launch(tokens, plan, should_stop)
+        launched = self.launch(tokens, plan, should_stop, learnt)
         return launched and self.result_of(launched)
 
     def launch(
-        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
+        self,
+        tokens: np.ndarray,
+        plan: StepPlan,
+        should_stop: Callable[[], bool] = lambda: False,
+        learnt: np.ndarray | None = None,
     ) -> Launched | None:
         """Launch a step over the rows (num_rows, T + 1) of the whole step, the same on every rank.
 
+        `learnt` (num_rows, T + 1): whether the loss counts each token; None: all.
         This never waits for a GPU; results are collected one step later, so that the GPU never
         waits for the program. Returns None, with nothing changed, if `should_stop` returned True
         on any rank.
         """
         set_learning_rate(self.optimizers, plan.learning_rate_factor)
-        accumulated = self.accumulate(tokens, plan, should_stop)
+        accumulated = self.accumulate(tokens, plan, should_stop, learnt)
         if accumulated is None:
             self.clear()
             return None
         loss_sum, heads = accumulated
-        values = self.update((torch.stack([loss_sum, *heads.values()]), self.numbers(plan.num_tokens)))
+        num_targets = plan.num_tokens
+        if learnt is not None:
+            num_targets = int(targets_of(plan, tokens.shape[1] - 1, learnt).sum())
+        values = self.update((torch.stack([loss_sum, *heads.values()]), self.numbers(max(1, num_targets))))
         self.clear()
         values, arrived = values.to("cpu", non_blocking=self.world.device.type == "cuda"), None
         if self.world.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        return Launched(plan.num_tokens, list(heads), values, arrived)
+        return Launched(plan.num_tokens, num_targets, values, arrived)
 
     def update(self, inputs: Sequence[Tensor]) -> Tensor:
         """Clip the gradients, and update the parameters if the step was finite.
@@ -154,13 +176,13 @@ class TrainStep:
         the trunk's gradient norm, whether the step was finite and below the divergence limit, and
         whether only the scale of the loss was too large for it.
         """
-        sums, num_tokens = inputs
+        sums, num_targets = inputs
         if self.loss_scale:
             self.loss_scale.unscale(parameter for part in self.clipped_apart for parameter in part)
         norms = [nn.utils.clip_grad_norm_(part, self.gradient_clip) for part in self.clipped_apart]
         # From here on loss and gradients are sums over ranks, so every rank decides the same.
         sums = self.world.sum(sums)
-        checked = torch.cat([sums[:1] / num_tokens, torch.stack(norms)])
+        checked = torch.cat([sums[:1] / num_targets, torch.stack(norms)])
         sound = (checked < self.bounds[: len(checked)]).all()
         self.is_updating = True
         if sound.device.type == "cuda":  # no sync: as with torch.amp, the kernels check found_inf
@@ -186,10 +208,10 @@ class TrainStep:
         # A measure is NaN if the head had nothing to measure it on.
         measured = {
             name: mean / self.world.size
-            for name, mean in zip(launched.names, means, strict=True)
+            for name, mean in zip(self.measures, means, strict=True)
             if not math.isnan(mean)
         }
-        return StepResult(total / launched.num_tokens, trunk_norm, not sound, measured)
+        return StepResult(total / max(1, launched.num_targets), trunk_norm, not sound, measured)
 
     def _count(self, skipped: bool) -> None:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -203,7 +225,11 @@ class TrainStep:
             )
 
     def accumulate(
-        self, tokens: np.ndarray, plan: StepPlan, should_stop: Callable[[], bool] = lambda: False
+        self,
+        tokens: np.ndarray,
+        plan: StepPlan,
+        should_stop: Callable[[], bool] = lambda: False,
+        learnt: np.ndarray | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Run forward and backward over this rank's micro-batches; gradients are then those
         of the step's mean loss.
@@ -212,7 +238,7 @@ class TrainStep:
         measures; None if asked to stop.
         """
         measured = []
-        *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows)
+        *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows, learnt)
         for batch in batches:
             if should_stop():
                 break

@@ -4,7 +4,6 @@ import gc
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,9 +15,11 @@ from tests.hub import HubStandIn, no_fault
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # while a million objects are made that stay
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        # Under nohup: we go on ignoring it, but programs that we start do not.
-        signal.signal(signal.SIGHUP, lambda *_: None)
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT"):
+        # Under nohup, or behind a shell's &: we go on ignoring it, but programs that we start do not.
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     config.hub = HubStandIn({})
     config.hf_home = tempfile.mkdtemp()
     os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}
@@ -31,9 +32,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first: a worker that begins one last would be alone with it for minutes."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """The slowest files first: a worker that begins one last would be alone with it for minutes."""
+    seconds = Counter()
+    for item in items:
+        if marker := item.get_closest_marker("slow"):
+            seconds[item.path] += next(iter(marker.args), 10)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -57,6 +61,7 @@ def hub(request: pytest.FixtureRequest) -> HubStandIn:
     stand_in.requests.clear()
     stand_in.tokens.clear()
     stand_in.models.clear()
+    stand_in.branches.clear()
     stand_in.hidden.clear()
     stand_in.objects.clear()
     stand_in.bytes_sent = 0

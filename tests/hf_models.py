@@ -23,6 +23,14 @@ SIZES = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+LLAMA_3_1 = {  # in so short a model: of its seven wavelengths some are stretched, some partly, some not
+    "rope_type": "llama3",
+    "rope_theta": 5_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 48,
+}
 TEXTS = ("def return the response don't 12345 self.assertEqual import from class ", "for name in names: ")
 
 

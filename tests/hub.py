@@ -31,6 +31,15 @@ def no_fault(method: str, path: str, number: int) -> int | str | None:
     return None
 
 
+FIRST_COMMIT = "0" * 40  # of every model: an empty one
+
+
+def commits() -> list[dict]:
+    """The history of a model, newest first."""
+    facts = {"authors": [], "date": "2026-11-29T12:00:00.000Z", "title": "a commit", "message": ""}
+    return [{"id": name, **facts} for name in ("1" * 40, FIRST_COMMIT)]
+
+
 class HubStandIn:
     """Serves `repos` on a free port (or `port`) until closed.
 
@@ -40,7 +49,8 @@ class HubStandIn:
     when a part is asked for. None: answer.
     `requests` lists what was asked. `gated` repositories answer 403 as the Hub does, `private` ones 401 without the token
     "good", whose account is "me": it may make models of that account, and no others. `models` are those by name, the
-    files of each after its last commit; what was uploaded of large ones before is in `objects`. With `signature` a file's
+    files of each after its last commit, and `branches` those of "name@branch"; what was uploaded of large ones before is
+    in `objects`. With `signature` a file's
     bytes are served as the Hub serves large ones, from another host: a redirect to a presigned address that holds the
     signature, which must be given back and no token with it. `tokens` lists the Authorization headers, in order. File
     lists go on at the address `next_page`.
@@ -62,6 +72,7 @@ class HubStandIn:
         self.private: tuple[str, ...] = ()
         self.signature = self.next_page = ""
         self.models: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, dict[str, bytes]] = {}
         self.hidden: set[str] = set()  # models that are private
         self.objects: dict[str, bytes] = {}  # large files, by their SHA-256
         self.requests: list[str] = []
@@ -140,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._upload(path, body)
         if stored := re.fullmatch(r"/stored/([^/]+/[^/]+)/(.+)", path):
             return self._stored(stored[1], stored[2])
+        model = re.fullmatch("/api/models/([^/]+/[^/]+)/(tree|commits)/([^/]+)", path)
+        if model and (files := self._model(model[1], model[3])) is not None:
+            return self._json(self._tree({".gitattributes": b"", **files}, "") if model[2] == "tree" else commits())
         if file := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
         if api := re.fullmatch(
@@ -151,7 +165,11 @@ class _Handler(BaseHTTPRequestHandler):
                 if api[1] in self.hub.gated:
                     return self._error(403, "GatedRepo", "Access to this repository is restricted")
                 return self._send(200, b"OK")
-            found = self._tree(api[1], (api[3] or "").strip("/")) if "/tree/" in path else self._info(api[1])
+            found = (
+                self._tree(self.hub.repos[api[1]], (api[3] or "").strip("/"))
+                if "/tree/" in path
+                else self._info(api[1])
+            )
             if self.hub.next_page and "/tree/" in path:
                 return self._json(found, Link=f'<{self.hub.next_page}>; rel="next"')
             return found and self._json(found)
@@ -180,7 +198,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.models[name] = {}
             self.hub.hidden |= {name} if asked["visibility"] == "private" else set()
             return self._json({"url": f"{self.hub.url}/{name}"})
-        if (asked := re.fullmatch("/api/models/(.+)/preupload/main", path)) and asked[1] in self.hub.models:
+        if (asked := re.fullmatch("/api/models/(.+)/branch/(.+)", path)) and asked[1] in self.hub.models:
+            if (name := f"{asked[1]}@{asked[2]}") in self.hub.branches:
+                return self._json({}, 409)
+            begins_empty = json.loads(body).get("startingPoint") == FIRST_COMMIT
+            self.hub.branches[name] = {} if begins_empty else dict(self.hub.models[asked[1]])
+            return self._json({})
+        if (asked := re.fullmatch("/api/models/(.+)/preupload/(.+)", path)) and self._model(
+            *asked.groups()
+        ) is not None:
             files = [
                 {
                     "path": file["path"],
@@ -194,15 +220,23 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 {"transfer": "basic", "objects": [self._object(each) for each in json.loads(body)["objects"]]}
             )
-        if (asked := re.fullmatch("/api/models/(.+)/commit/main", path)) and asked[1] in self.hub.models:
+        commit = re.fullmatch("/api/models/(.+)/commit/(.+)", path)
+        if commit and (there := self._model(*commit.groups())) is not None:
             for operation in map(json.loads, body.splitlines()):
                 value = operation["value"]
                 if operation["key"] == "file":
-                    self.hub.models[asked[1]][value["path"]] = b64decode(value["content"])
+                    there[value["path"]] = b64decode(value["content"])
                 elif operation["key"] == "lfsFile":
-                    self.hub.models[asked[1]][value["path"]] = self.hub.objects[value["oid"]]
-            return self._json({"commitUrl": f"{self.hub.url}/{asked[1]}/commit/1", "commitOid": "1" * 40})
+                    there[value["path"]] = self.hub.objects[value["oid"]]
+                elif operation["key"] == "deletedFile":
+                    del there[value["path"]]
+            return self._json({"commitUrl": f"{self.hub.url}/{commit[1]}/commit/1", "commitOid": "1" * 40})
         return self._error(404, "RepoNotFound", "Repository not found")
+
+    def _model(self, name: str, revision: str) -> dict[str, bytes] | None:
+        return (self.hub.models if revision == "main" else self.hub.branches).get(
+            name if revision == "main" else f"{name}@{revision}"
+        )
 
     def _object(self, asked: dict) -> dict:
         there = asked["oid"] in self.hub.objects
@@ -227,9 +261,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
         return {**found, "tags": [], "siblings": siblings}
 
-    def _tree(self, name: str, folder: str) -> list[dict] | None:
+    def _tree(self, files: Files, folder: str) -> list[dict] | None:
         entries: dict[str, dict] = {}
-        for path, content in sorted(self.hub.repos[name].items()):
+        for path, content in sorted(files.items()):
             if folder and not path.startswith(folder + "/"):
                 continue
             head, inside, _ = path.removeprefix(folder + "/" if folder else "").partition("/")

@@ -26,6 +26,7 @@ class Mutation(NamedTuple):
     tests: str
 
 
+CHAT_EXPORT = "tests/lm/report/test_chat_export.py"
 FINISH = "tests/data/test_finish.py"
 LOST = "tests/lm/train/test_lost_files.py"
 GENERATE = "tests/lm/inference/test_generate.py"
@@ -36,7 +37,216 @@ CHECKPOINT, STREAM, STEP = (
     "tests/data/test_stream.py tests/data/test_stream_kills.py tests/data/test_stream_memory.py",
     "tests/lm/test_train_step.py",
 )
+TEMPLATE, TALKS = "tests/data/test_chat_template.py", "tests/data/test_chat_stream.py"
+HOSTILE_TEMPLATE = "tests/data/test_template_renderer.py"
 MUTATIONS = {
+    "a milestone's branch begins with the whole run's files": Mutation(
+        "lm/report/upload.py", "branch=name, revision=first,", "branch=name,", "tests/lm/report/test_upload.py"
+    ),
+    "a milestone's branch keeps what another run left": Mutation(
+        "lm/report/upload.py", 'delete_patterns="*",', "", "tests/lm/report/test_upload.py"
+    ),
+    "llama.cpp is told another rule for digits": Mutation(
+        "lm/report/gguf.py",
+        '[_words_with(r"\\p{N}"), BYTES]',
+        '[_words_with(r"\\p{N}{1,3}"), BYTES]',
+        "tests/lm/report/test_gguf.py",
+    ),
+    "a tokenizer that normalizes text is taken for one that does not": Mutation(
+        "lm/report/gguf.py",
+        'and tokenizer.get("normalizer") in NORMALIZERS.get(name, (None,))',
+        "",
+        "tests/lm/report/test_gguf.py",
+    ),
+    "heads are measured on text that is only watched": Mutation(
+        "lm/evaluate.py", "observe, observed=trained", "observe", "tests/lm/test_evaluate.py"
+    ),
+    "rotations are scaled at the wrong end": Mutation(
+        "lm/model.py",
+        "frequencies * (unchanged + (1 - unchanged) / scaling.factor)",
+        "frequencies * (1 - unchanged + unchanged / scaling.factor)",
+        "tests/lm/test_start_point.py",
+    ),
+    "a GGUF file forgets scaled rotations": Mutation(
+        "lm/report/gguf.py", "(plain / scaled).numpy()", "(plain / plain).numpy()", "tests/lm/report/test_gguf.py"
+    ),
+    "what is drafted is taken from the first tokens": Mutation(
+        "lm/inference/sampling.py",
+        "p_V.index_add(0, tokens_N, q_N, alpha=-1)",
+        "p_V.index_add(0, torch.arange(len(q_N)), q_N, alpha=-1)",
+        GENERATE,
+    ),
+    "letters never follow the end of a contraction": Mutation(
+        "lm/inference/canonical.py", "in CONTRACTION_ENDS", "in ()", "tests/lm/inference/test_canonical.py"
+    ),
+    "an equal merge across the boundary comes first": Mutation(
+        "lm/inference/canonical.py",
+        "if birth < rank < death",
+        "if birth < rank <= death",
+        "tests/lm/inference/test_canonical.py",
+    ),
+    "a word of the prompt cannot be ended": Mutation(
+        "lm/inference/generate.py",
+        "if neighbours and len(text.tokens) > len(prompt_tokens):",
+        "if neighbours:",
+        "tests/lm/inference/test_canonical.py",
+    ),
+    "recall is judged on the documents that it was fitted on": Mutation(
+        "lm/inference/memory.py",
+        "zip(*rows[1::2], strict=True)",
+        "zip(*rows[::2], strict=True)",
+        "tests/lm/inference/test_memory.py",
+    ),
+    "what recall adds is not taken from anything": Mutation(
+        "lm/inference/memory.py",
+        "mixed_V = own * p_V",
+        "mixed_V = p_V.clone()",
+        "tests/lm/inference/test_memory.py",
+    ),
+    "recall is fitted on the held-out text of another run": Mutation(
+        "lm/inference/load.py",
+        "if not held_out or held_out.digest() !=",
+        "if not held_out or not",
+        "tests/lm/inference/test_load.py",
+    ),
+    "a generated text recalls itself": Mutation(
+        "lm/inference/memory.py",
+        "match = self._prompt.longest(tokens)",
+        "match = Earlier(tokens).longest(tokens)",
+        "tests/lm/inference/test_memory.py",
+    ),
+    "the newest text is the oldest": Mutation(
+        "lm/inference/load.py",
+        "journal.rows(first, end - first)",
+        "journal.rows(0, end - first)",
+        "tests/lm/inference/test_load.py",
+    ),
+    "a line is typed unseen": Mutation(
+        "lm/runtime/terminal.py", "shows_keys[3] |= termios.ECHO", "pass", "tests/lm/runtime/test_terminal.py"
+    ),
+    "a long conversation is shown whole": Mutation(
+        "lm/inference/conversation.py",
+        "while len(tokens) > slid(self.window) and len(self.turns) > 1:",
+        "while False:",
+        "tests/lm/inference/test_conversation.py",
+    ),
+    "what a template refuses stays in the conversation": Mutation(
+        "lm/inference/conversation.py",
+        "            self.turns, self._num_dropped = before\n",
+        "",
+        "tests/lm/inference/test_conversation.py",
+    ),
+    "another answer follows the first": Mutation(
+        "lm/inference/conversation.py",
+        "self._without_last() if again else self.turns",
+        "self.turns",
+        "tests/lm/inference/test_conversation.py",
+    ),
+    "a signal from elsewhere is a verdict on the input": Mutation(
+        "data/limited_process.py", "ATTEMPTS = 3", "ATTEMPTS = 1", "tests/data/test_limited_process.py"
+    ),
+    "a space is put before words behind special tokens": Mutation(
+        "data/chat_template.py",
+        "within_text(tokenizer)",
+        "tokenizer",
+        "tests/data/test_chat_template.py",
+    ),
+    "what is watched is learnt": Mutation(
+        "configs/mixture.py", "[: len(self.trained_sources)]", "", "tests/configs/test_schema.py"
+    ),
+    "a stream is taken with another tokenizer": Mutation(
+        "lm/train/setup.py",
+        "if run.preset.data.tokenizer:  #",
+        "if False:  #",
+        "tests/lm/train/test_lost_files.py",
+    ),
+    "an answer does not stop at the end of its turn": Mutation(
+        "lm/cli/use.py", "*(template.end_tokens if template else ())", "", "tests/test_chat_use.py"
+    ),
+    "an exported conversation does not begin as a document": Mutation(
+        "lm/report/export.py", '"{{ bos_token }}" + begin_line', "begin_line", CHAT_EXPORT
+    ),
+    "an exported model does not end its turn": Mutation(
+        "lm/report/export.py", "*(chat_template.end_tokens if chat_template else ()), ", "", CHAT_EXPORT
+    ),
+    "what is said becomes a marker": Mutation(
+        "data/tokenizer.py", "    tokenizer.encode_special_tokens = True\n", "", TEMPLATE
+    ),
+    "the loss counts what the user says": Mutation(
+        "data/chat_template.py", 'in_answer = roles[number] == "assistant"', "in_answer = True", TEMPLATE
+    ),
+    "the end of an answer is not learnt": Mutation(
+        "data/chat_template.py",
+        "runs.append(_Special(self._specials[match[match.lastindex or 0]], in_answer))",
+        "runs.append(_Special(self._specials[match[match.lastindex or 0]], False))",
+        TEMPLATE,
+    ),
+    "spaces within an answer are not learnt": Mutation(
+        "data/chat_template.py", "before[min(start, end)]", "before[start]", TEMPLATE
+    ),
+    "a chat template may lose a text": Mutation(
+        "data/chat_template.py", "            if times[number] != 1:", "            if False:", HOSTILE_TEMPLATE
+    ),
+    "a step learns what the user says": Mutation(
+        "lm/train_step.py", "return seen if learnt is None else seen & learnt[rows, 1:]", "return seen", STEP
+    ),
+    "the loss shown is of all tokens": Mutation(
+        "lm/train_step.py", "num_targets = int(targets_of(plan, tokens.shape[1] - 1, learnt).sum())", "pass", STEP
+    ),
+    "a line weighs its steps by all they read": Mutation(
+        "lm/report/metrics.py",
+        "self._nats += result.loss * num_targets",
+        "self._nats += result.loss * num_tokens",
+        "tests/lm/report/test_metrics.py",
+    ),
+    "losses that are not known count as 0": Mutation(
+        "aux_heads/value.py",
+        "x.end_of_text, mean, x.valid_BT)",
+        "x.end_of_text, mean)",
+        "tests/aux_heads/test_heads.py",
+    ),
+    "what is learnt is no part of the digest": Mutation(
+        "data/packing.py",
+        "        if learnt is not None:\n            seen +=",
+        "        if False:\n            seen +=",
+        TALKS,
+    ),
+    "a template that was changed is kept": Mutation(
+        "data/prepare.py", "(TEMPLATE_FILE, template_there),", '(TEMPLATE_FILE, ""),', TALKS
+    ),
+    "another run's template is kept": Mutation(
+        "data/stream_files.py", "template_path(stream_dir).unlink(missing_ok=True)", "pass", TALKS
+    ),
+    "held-out questions are scored": Mutation(
+        "data/heldout.py", "counts += [True, *learnt]", "counts += [True] * (len(ids) + 1)", TALKS
+    ),
+    "a conversation like a held-out one is trained on": Mutation(
+        "data/sources/conversations.py", "    cells_of = cells_of or (", "    cells_of = () and (", TALKS
+    ),
+    "turns that the template refuses are trained on": Mutation(
+        "data/prepare.py", "if is_refused(document, template) else None", "if False else None", TALKS
+    ),
+    "a model's template is looked for where the model was": Mutation(
+        "data/prepare.py",
+        "source = template or template_beside(",
+        "source = template_beside(",
+        "tests/test_chat_run.py",
+    ),
+    "turns behind the last answer are kept": Mutation(
+        "data/sources/conversations.py",
+        'while turns and turns[-1].role != "assistant":',
+        "while False:",
+        "tests/data/sources/test_conversations.py",
+    ),
+    "pieces lose their system prompt": Mutation(
+        "data/sources/conversations.py",
+        "yield _document((*system, *piece), cells_of)",
+        "yield _document(tuple(piece), cells_of)",
+        "tests/data/sources/test_conversations.py",
+    ),
+    "a chat template from elsewhere has no limits": Mutation(
+        "data/chat_template.py", "render if source in (OWN, CHATML) else render_with_limits", "render", HOSTILE_TEMPLATE
+    ),
     "a start point may hold NaN": Mutation(
         "lm/start_point.py", "if not tensor.isfinite().all():", "if False:", "tests/lm/test_start_point.py"
     ),
@@ -87,6 +297,12 @@ MUTATIONS = {
     ),
     "a page that is no text is trained on": Mutation(
         "data/sources/pdf_worker.py", " or looks_wrong(text)", "", "tests/data/sources/test_pdf_texts.py"
+    ),
+    "a PDF whose reader others end is damaged": Mutation(
+        "data/sources/pdf.py",
+        "if self._cancelled or status not in (*OF_OTHERS, os.EX_TEMPFAIL):",
+        "if True:",
+        "tests/data/sources/test_pdf.py",
     ),
     "letters of an Arabic ligature come backwards": Mutation(
         "data/sources/pdf_pdfium.py",
@@ -271,7 +487,7 @@ MUTATIONS = {
         "lm/checkpoint/store.py", 'state.get("run_id", "") != run_id', "False", CHECKPOINT
     ),
     "the best checkpoint is no file of the run": Mutation(
-        "lm/checkpoint/archive.py", '"lm_best.pth*", ', "", "tests/lm/checkpoint/test_checkpoint.py"
+        "lm/checkpoint/archive.py", '"lm_best.pth*", ', "", "tests/lm/checkpoint/test_archive.py"
     ),
     "a best checkpoint is better by any difference": Mutation(
         "lm/train/best.py", '"exported": gained > stderr', '"exported": gained > 0', "tests/test_best_checkpoint.py"
@@ -313,7 +529,7 @@ MUTATIONS = {
         "tests/test_resume.py",
     ),
     "new weights hold from now on": Mutation(
-        "lm/train/events.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
+        "lm/train/adaptation.py", " + run_ahead_rows(", " + 0 * run_ahead_rows(", "tests/test_kills.py"
     ),
     "lines that were not learnt stay": Mutation(
         "lm/report/metrics.py", " if record and is_kept(record)]", " if record]", "tests/test_kills.py"
@@ -331,7 +547,7 @@ MUTATIONS = {
         "data/order.py", "edges.append(min(end, ", "edges.append(min(num_rows, ", FINISH
     ),
     "a document reaches into the finish": Mutation(
-        "data/packing.py", "[:kept], np.concatenate(self._source)", ", np.concatenate(self._source)", FINISH
+        "data/packing.py", "parts[:] = [self._held(field)[:kept]]", "parts[:] = [self._held(field)]", FINISH
     ),
     "a finish that was killed begins again": Mutation(
         "data/producer.py", 'state.get("finishing", False)', "False", FINISH
@@ -367,10 +583,13 @@ MUTATIONS = {
         "tests/data/sources/test_encoding.py",
     ),
     "a held-out answer is trained on": Mutation(
-        "data/heldout.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
+        "data/held_out_choice.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
     ),
     "a category is held out": Mutation(
-        "data/heldout.py", "LARGEST_LOSS = 10, 0.05, 0.5", "LARGEST_LOSS = 10, 1.0, 1.0", "tests/data/test_heldout.py"
+        "data/held_out_choice.py",
+        "LARGEST_LOSS = 10, 0.05, 0.5",
+        "LARGEST_LOSS = 10, 1.0, 1.0",
+        "tests/data/test_heldout.py",
     ),
     "a copy in another source is kept": Mutation(
         "data/duplicates.py", "before % EPOCH != source or", "", "tests/data/test_duplicates.py"
@@ -385,7 +604,7 @@ MUTATIONS = {
         "tests/data/test_packing.py",
     ),
     "a place in a block forgotten": Mutation(
-        "data/feed.py", "yield entries[min(given, len(texts)) :]", "yield entries", "tests/data/test_feed.py"
+        "data/feed.py", "yield entries[min(given, len(block)) :]", "yield entries", "tests/data/test_feed.py"
     ),
     "a torn append is kept": Mutation(
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"
@@ -397,8 +616,8 @@ MUTATIONS = {
         "tests/data/test_journal.py",
     ),
     "a pipe in the place of a file of the stream is read": Mutation(
-        "data/prepare.py",
-        "if new_name := set_aside_unless_file(path):",
+        "data/stream_files.py",
+        "if new_name := set_aside_unless_file(path, or_link=path.name in (ROWS, STATES)):",
         "if new_name := None:",
         "tests/data/test_stream_kills.py::test_what_is_no_file_is_set_aside_and_made_again_wherever_it_is",
     ),
@@ -412,7 +631,19 @@ MUTATIONS = {
         "tests/data/test_journal.py",
     ),
     "an end that is held out is trained on": Mutation(
-        "data/feed.py", "            if self._cuts:", "            if False:", STREAM
+        "data/feed.py", "document = document._replace(text=document.text[:kept])", "pass", STREAM
+    ),
+    "a category is judged by the head of the data": Mutation(
+        "data/prepare.py", "sample = islice(others, SAMPLE", "sample = islice(head(i), SAMPLE", STREAM
+    ),
+    "every file's first row is held out": Mutation(
+        "data/sources/hub.py",
+        'int(hash_key(self.seed, "held out", file, group.number), 16) + part',
+        "part",
+        HUB,
+    ),
+    "an edited file is read on": Mutation(
+        "data/sources/text.py", "if self._is_changed(digest):", "if False:", "tests/data/sources/test_sources.py"
     ),
     "any text may take the place of a run's": Mutation(
         "data/identity.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
@@ -491,10 +722,10 @@ MUTATIONS = {
         "tests/lm/inference/test_sampling.py",
     ),
     "every draft is kept": Mutation(
-        "lm/inference/sampling.py", "* q_N[token] < p_V[token]", "* 0 < p_V[token]", GENERATE
+        "lm/inference/sampling.py", "* q_N[choice] < p_V[token]", "* 0 < p_V[token]", GENERATE
     ),
     "a draft is replaced by any token": Mutation(
-        "lm/inference/sampling.py", "        rest_V[: len(q_N)] -= q_N\n", "", GENERATE
+        "lm/inference/sampling.py", "p_V.index_add(0, tokens_N, q_N, alpha=-1)", "p_V.clone()", GENERATE
     ),
     "drafts see the trunk's mask one position late": Mutation(
         "lm/inference/decoder.py",

@@ -5,6 +5,8 @@ import random
 import re
 import textwrap
 import unicodedata
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fpdf
@@ -200,30 +202,33 @@ def mojibake(text: str) -> bytes:
     return assemble([ROOT, tree(5), font, contents, page(b"4 0 R")])
 
 
-def documents() -> dict[str, tuple[bytes, str]]:
-    """Name -> (PDF, the text that it was made from)."""
-    made: dict[str, tuple[bytes, str]] = {}
+def documents() -> dict[str, Callable[[], tuple[bytes, str]]]:
+    """Name -> what makes the PDF, and the text that it is made from."""
+
+    def of(make: Callable[..., bytes], text: str, *how, **named) -> Callable[[], tuple[bytes, str]]:
+        return lambda: (make(text, *how, **named), text)
+
+    made: dict[str, Callable[[], tuple[bytes, str]]] = {}
     for script in ("latin", "cyrillic", "greek"):
-        made[f"{script}, one column"] = (one_column(prose(script, 1)), prose(script, 1))
-        made[f"{script}, two columns"] = (two_columns(prose(script, 2)), prose(script, 2))
-        made[f"{script}, glyph by glyph"] = (glyph_by_glyph(prose(script, 3)), prose(script, 3))
-    made["latin, letter by letter"] = (letter_by_letter(prose("latin", 6)), prose("latin", 6))
-    made["mathematics"] = mathematics(4)
+        made[f"{script}, one column"] = of(one_column, prose(script, 1))
+        made[f"{script}, two columns"] = of(two_columns, prose(script, 2))
+        made[f"{script}, glyph by glyph"] = of(glyph_by_glyph, prose(script, 3))
+    made["latin, letter by letter"] = of(letter_by_letter, prose("latin", 6))
+    made["mathematics"] = partial(mathematics, 4)
     for angle in (90, 180, 270):
         text = prose("latin", angle)
-        made[f"page and text turned by {angle}"] = (rotated(text, by=angle, turned=angle), text)
-        made[f"page turned by {angle}"] = (rotated(text, by=angle), text)
-        made[f"text turned by {angle}"] = (rotated(text, turned=angle), text)
+        made[f"page and text turned by {angle}"] = of(rotated, text, by=angle, turned=angle)
+        made[f"page turned by {angle}"] = of(rotated, text, by=angle)
+        made[f"text turned by {angle}"] = of(rotated, text, turned=angle)
     for cmap in CJK:
-        made[f"CJK, {cmap}"] = cjk(cmap)
+        made[f"CJK, {cmap}"] = partial(cjk, cmap)
     for script in ("hebrew", "arabic"):
         text = prose(script, 5, 120)
-        made[f"{script}, shaped"] = (one_column(text, shaping=True), text)
-        made[f"{script}, from left to right"] = (visual(text), text)
-        made[f"{script}, glyph by glyph"] = (glyph_by_glyph(text, step=-1), text)
-        numbers = text.replace(". ", " (2024). ")
-        made[f"{script}, numbers in brackets"] = (one_column(numbers, shaping=True), numbers)
-    made["arabic, presentation forms"] = (visual(text, presentation_forms), text)
+        made[f"{script}, shaped"] = of(one_column, text, shaping=True)
+        made[f"{script}, from left to right"] = of(visual, text)
+        made[f"{script}, glyph by glyph"] = of(glyph_by_glyph, text, step=-1)
+        made[f"{script}, numbers in brackets"] = of(one_column, text.replace(". ", " (2024). "), shaping=True)
+    made["arabic, presentation forms"] = of(visual, text, presentation_forms)
     return made
 
 

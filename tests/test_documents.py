@@ -28,6 +28,7 @@ PROGRAM = [
 NO_FILES = {
     "samples.md",
     "report.md",
+    "README.new.md",
     "checkpoints/report.md",
     "checkpoints/samples.md",
     "configs/NN_*.json",

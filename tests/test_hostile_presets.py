@@ -138,8 +138,6 @@ def test_names_from_a_hostile_folder_are_plain_wherever_they_are_shown(program, 
     folder = tmp_path / ("evil" + ESCAPES)
     shutil.copytree(text / "small", folder)
     other = Program(tmp_path / "program", text)
-    other.checkpoints.mkdir()
-    shutil.copyfile(program.checkpoints / "machine.json", other.checkpoints / "machine.json")
     sources = [{"type": "text", "path": str(folder)}, {"type": "text", "label": "a/../b", "path": str(text / "large")}]
     other.add("00_" + ESCAPES, name="x. .. -", description=ESCAPES, data={"sources": sources})
     other.add("01_other", name="other")

@@ -1,9 +1,10 @@
 """SIGKILL at any instant leaves no trace: a run killed again and again ends as one that never was, to the last bit.
 
-The real program with its real producer, every head and adaptive sources on. Chains of kills, each chain one run: the
-trainer (with all it started) at a random instant from its first line of code on, while it saves, while a checkpoint
-takes its names, between the last step and the report; or the producer alone. FULL_COUNTS=1 goes on until 220 have fallen
-where they were meant to, a quarter of them on the producer alone: half an hour on two cores. `-s` shows the figures:
+The real program with its real producer, every head and adaptive sources on, from random weights and from a model. Chains
+of kills, each chain one run: the trainer (with all it started) at a random instant from its first line of code on, while
+it saves, while a checkpoint takes its names, between the last step and the report; or the producer alone.
+FULL_COUNTS=1 goes on until 220 have fallen where they were meant to, a quarter of them on the producer alone: half an
+hour on two cores. `-s` shows the figures:
 
     FULL_COUNTS=1 python -m pytest -n 0 -s tests/test_kills.py
 """
@@ -23,6 +24,7 @@ from data.journal import run_ahead_rows
 from lm.checkpoint.store import ALIAS, CURRENT, PREVIOUS, PREVIOUS_2
 from lm.report.metrics import read_metrics
 from lm.runtime.files import same_file
+from tests.hf_models import save, transformers_model
 from tests.program import (
     ADAPTIVE,
     ALL_HEADS,
@@ -43,7 +45,7 @@ if not FULL_COUNTS:
 NUM_ALONE = sum(KILLS.values()) // 4  # of them on the producer alone
 CHANCE_ALONE = 0.4  # at any instant and inside a save: some find no producer
 CHAIN = 10 if FULL_COUNTS else 4
-START_SECONDS = 6.0  # about as long as a start takes, in which a kill may fall as well
+START_SECONDS = 3.0  # about as long as a start takes, in which a kill may fall as well
 END_SECONDS = 1.5  # so are evaluation, export and report
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the producer in /proc")]
@@ -108,6 +110,9 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
 def test_kills_leave_no_trace(tmp_path):
     text, rng, killed = write_text(tmp_path / "text"), random.Random(1), Counter()
     sources = preset_json(text)["data"]["sources"]
+    start = save(
+        transformers_model("llama"), tmp_path / "model", texts=[path.read_text() for path in text.glob("large/*")]
+    )
     finish = {"share": 0.3, "sources": sources, "source_weights": [1.0, 2.0]}
     weighted_data = {"source_weights": [1.0, 3.0], "finish": finish}
     made: list[Program] = []
@@ -116,7 +121,7 @@ def test_kills_leave_no_trace(tmp_path):
         made.append(Program(tmp_path / f"{len(made)}", text))
         weighted = strategy == "weighted"
         made[-1].add(
-            model={"seq_length": 64},
+            model={"seq_length": 64} | ({} if weighted else {"init_from": str(start)}),
             train={"save_every_tokens": 1_500},
             data={"mix_strategy": strategy} | (weighted_data if weighted else {}),
             auxiliary=ALL_HEADS | ADAPTIVE | {"adaptive_rule": "loss_slope" if weighted else "relative_loss"},

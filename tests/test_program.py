@@ -31,8 +31,6 @@ def finished(text, tmp_path_factory) -> Program:
 def program(text, finished, tmp_path) -> Program:
     """One that has measured this machine and trained nothing."""
     program = Program(tmp_path, text)
-    program.checkpoints.mkdir()
-    shutil.copyfile(finished.checkpoints / "machine.json", program.checkpoints / "machine.json")
     yield program
     program.close()
 
@@ -154,14 +152,6 @@ def test_a_run_killed_before_its_first_checkpoint_is_in_nobodys_way(program):
     result = program.run("1\n")
     assert result.code == 0, result.err
     assert inspect(program.checkpoints).name == "other"
-
-
-def test_closed_stdin_is_enter(program):
-    program.add(train={"accumulation_steps": 40})
-    result = program.run(launcher=("/bin/sh", "-c", f'exec {sys.executable} "$0" <&-'))
-    assert result.code == 0, result.err
-    assert "Enter is taken" in result.out
-    assert program.state()["tokens_seen"] == BUDGET
 
 
 def refused(program: Program, answer: str = "0\n", **how) -> str:

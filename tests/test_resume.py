@@ -4,6 +4,7 @@ On a CPU, with every head and adaptive sources on: what is trained, in which ord
 then all functions of the tokens seen.
 """
 
+import json
 import os
 import signal
 import sys
@@ -34,12 +35,11 @@ def make(text, tmp_path):
         one.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_next_start_goes_on(number, make):
+def test_a_signal_saves_and_the_next_start_goes_on(make):
     program = make("program", token_budget=LONG_BUDGET)
     process = program.start()
     program.wait_for(5_000, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     result = ended(process)
     assert result.code == 0, result.err
     assert "Stopping as soon as it is safe" in result.err
@@ -48,11 +48,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, make):
     assert f"Saved at {seen:,} tokens" in result.out
     assert read_metrics(program.checkpoints / "metrics.jsonl")[-1]["tokens"] == seen
 
-    if number == signal.SIGINT:
-        result = program.run()
-        assert f"Enter: resume tiny at {seen / 1000:.1f}k" in result.out
-        assert program.state()["tokens_seen"] == LONG_BUDGET
-        check_logs(program, LONG_BUDGET)
+    result = program.run()
+    assert f"Enter: resume tiny at {seen / 1000:.1f}k" in result.out
+    assert program.state()["tokens_seen"] == LONG_BUDGET
+    check_logs(program, LONG_BUDGET)
 
 
 def test_two_processes_train_what_one_goes_on_with(make):
@@ -67,6 +66,13 @@ def test_two_processes_train_what_one_goes_on_with(make):
     assert 6_000 <= state["tokens_seen"] < LONG_BUDGET
     assert f"Saved at {state['tokens_seen']:,} tokens" in result.out
 
+    path = program.folder / "configs" / "00_tiny.json"
+    preset = json.loads(path.read_text())
+    preset["train"] |= {
+        "per_gpu_batch_size": 2,
+        "accumulation_steps": 4,
+    }  # what is advised if memory is short: the same step
+    path.write_text(json.dumps(preset))
     result = program.run()
     assert result.code == 0, result.err
     state = program.state()
@@ -80,7 +86,7 @@ def test_any_number_of_processes_sees_the_same_text(make):
     whole, killed = make("whole", adaptive=False), make("killed", adaptive=False)
     assert whole.run().code == 0
     for num_processes, tokens in ((1, 3_000), (2, 6_000), (4, 12_000)):
-        process = killed.start(launcher=torchrun(num_processes))
+        process = killed.start(**({"launcher": torchrun(num_processes)} if num_processes > 1 else {}))
         killed.wait_for(tokens, process)
         os.killpg(process.pid, signal.SIGKILL)
         for worker in workers_of(killed).values():
@@ -89,14 +95,3 @@ def test_any_number_of_processes_sees_the_same_text(make):
     assert killed.run().code == 0
     digests = [program.state()["stream_position"]["text_digest"] for program in (whole, killed)]
     assert digests[0] == digests[1] != ""
-
-
-def test_two_processes_meet_the_budget(make):
-    program = make("program")
-    result = program.run(launcher=torchrun(2))
-    assert result.code == 0, result.err
-    assert program.state()["tokens_seen"] == BUDGET
-    assert result.out.count("Done: ") == 1
-    evaluations = [line for line in read_metrics(program.checkpoints / "metrics.jsonl") if "eval" in line]
-    assert result.out.count("held out: ") == len(evaluations)  # said once, not by each
-    check_logs(program)

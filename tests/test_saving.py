@@ -14,14 +14,22 @@ from pathlib import Path
 import pytest
 
 from lm.checkpoint.store import load
-from tests.program import BUDGET, Program, ended, fingerprint, producer_of, write_text
+from tests.program import BUDGET, Program, ended, fingerprint, producer_of
 
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    program = Program(tmp_path_factory.mktemp("uninterrupted"), text)
+    program.add()
+    assert program.run().code == 0
+    return program
+
+
 @pytest.fixture
-def program(tmp_path):
-    program = Program(tmp_path / "program", write_text(tmp_path / "text"))
+def program(text, tmp_path):
+    program = Program(tmp_path / "program", text)
     add(program, save_every_tokens=1_000)
     yield program
     program.close()
@@ -42,11 +50,7 @@ def obstruct(program: Program) -> Path:
     return obstacle
 
 
-def test_three_failed_saves_in_a_row_end_the_run_and_nothing_is_lost(program):
-    uninterrupted = Program(program.folder / "whole", program.text)
-    uninterrupted.add()
-    assert uninterrupted.run().code == 0
-
+def test_three_failed_saves_in_a_row_end_the_run_and_nothing_is_lost(program, uninterrupted):
     process = program.start()
     program.wait_for(2_500, process)
     obstruct(program)
@@ -78,12 +82,10 @@ def test_a_save_that_fails_once_is_said_and_made_up_for(program):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
-def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_once_there_is_room(program):
+def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_once_there_is_room(
+    program, uninterrupted
+):
     import resource  # not on every system
-
-    uninterrupted = Program(program.folder / "whole", program.text)
-    uninterrupted.add()
-    assert uninterrupted.run().code == 0
 
     process = program.start()
     program.wait_for(5_000, process)

@@ -1,5 +1,5 @@
 """Starts of main.py that cost 1 s in place of 5: forks of a process that has imported torch and other libraries, and
-nothing of this program.
+nothing of this program. Starts of torchrun as well, whose workers are no forks.
 
 Each is a process like any other: a child of the tests, in a session of its own, running main.py from its first line.
 The fork is made by a grandchild, so that the tests, which adopt orphans just then, become its parent. Linux only.
@@ -14,10 +14,14 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
-LIBRARIES = ("matplotlib.backends.backend_agg", "pydantic", "tokenizers", "torch._dynamo")
+LIBRARIES = (
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "pydantic", "safetensors.torch", "tokenizers", "torch._dynamo",
+    "torch.distributed.run", "torch.utils.tensorboard",
+)  # fmt: skip
 REQUEST = 2**16  # bytes at most, of paths and environment
 
 
@@ -31,7 +35,7 @@ class WarmProcess(subprocess.Popen):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
-        WarmProcess._starter = WarmProcess._starter or begin(env)
+        WarmProcess._starter = WarmProcess._starter or begin({**env, "PROGRAM": ""})  # it is no process of a program's
         request = {"script": args[1], "flags": args[2:], "folder": str(cwd), "environment": env}
         self.pid = fork(WarmProcess._starter, request, [p2cread, c2pwrite, errwrite])
         self._child_created = True
@@ -83,14 +87,19 @@ def serve(requests: socket.socket) -> dict:
 
 
 def become(script: str, flags: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Run `script` as the interpreter would, with the environment and in the folder that were asked for."""
+    """Run `script` as the interpreter would, with the environment and in the folder that were asked for; "-m": the module
+    that `flags` begin with."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [script, *flags]
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    tempfile.tempdir = None  # libraries have asked for it, in another environment
+    if script == "-m":
+        sys.argv, sys.path[0] = flags, folder
+        runpy.run_module(flags[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = [script, *flags], str(Path(script).parent)
+        runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

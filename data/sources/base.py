@@ -3,7 +3,7 @@
 - Order: an epoch is a fixed order of the source, which depends on (seed, epoch, content) alone;
   each epoch has a new one.
 - Position: every document comes with the JSON value that says where the next one starts; passing
-  it back resumes exactly there without reading what came before.
+  it back resumes exactly there. What came before is read again in the same row group or file at most.
 - Fault tolerance: what cannot be read is skipped and counted by reason in `skipped`. Only a
   missing source (`SourceError`) or a network that is temporarily down (`Retryable`) is raised.
 - Held-out text is spread over the whole source and at most about 5% of it.
@@ -16,7 +16,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 # Longer documents are split, so that mixing stays fine-grained and held-out text is spread.
 PIECE_CHARACTERS = 16_384
@@ -25,16 +25,25 @@ HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
 Position = Any  # a JSON value; None is the beginning of an epoch
 
 
+class Turn(NamedTuple):
+    """What one side of a conversation says; `system` comes before both."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
 class Document(NamedTuple):
     """One document.
 
     `answer_start`: character offset of the answer (the last of several rendered fields), if any.
-    `cells`: the fields that the text was made of, in the preset's order, if there are several.
+    `cells`: the fields that the text was made of, in the preset's order, if there are several; of a
+    conversation, what it begins with. `turns`: of a conversation, whose `text` is what all of them say.
     """
 
     text: str
     answer_start: int | None = None
     cells: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
     def pieces(self) -> "Iterator[Document]":
         """Yield documents of at most PIECE_CHARACTERS; joined, they are this one."""
@@ -71,8 +80,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def held_out(self) -> Iterator[Document]:
-        """Yield documents that may be held out: spread over the source, about 5% at most."""
+    def held_out(self, part: int = 0) -> Iterator[Document]:
+        """Yield documents that may be held out: spread over the source, about 5% at most.
+
+        `part`, below HELD_OUT_ONE_IN: another 5% for each; all of them are the source.
+        """
 
 
 def end_of_piece(text: str, start: int = 0) -> int:

@@ -74,7 +74,6 @@ class Evidence:
         self._sample = bytearray()  # the first lines that are not ASCII
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._has_nul = False
-        self._binary: bool | None = None  # not known yet
         self._within_line = False  # the last chunk ended there, perhaps within a character
         self._num_valid = self._num_stray = 0  # UTF-8 sequences; bytes that are none
 
@@ -113,9 +112,8 @@ class Evidence:
     @property
     def is_binary(self) -> bool:
         """Whether `encoding` will be "", whatever follows; False as long as that is open."""
-        if self._binary is None and len(self._head) == SAMPLE_BYTES and self._is_wide_or_binary:
-            self._binary = most_probable(self._head, WIDE) is None
-        return bool(self._binary)
+        is_known = len(self._head) == SAMPLE_BYTES
+        return is_known and self._is_wide_or_binary and most_probable(self._head, WIDE) is None
 
     @property
     def _has_mark(self) -> bool:
@@ -157,6 +155,7 @@ class Reading(NamedTuple):
     is_cjk: bool
 
 
+@lru_cache(maxsize=1)  # `is_binary` is asked after each chunk of a file, and `encoding` at its end
 def most_probable(sample: bytes, usual: tuple[str, ...], unusual: tuple[str, ...] = ()) -> str | None:
     """Return the encoding whose text is certainly the right one, or None."""
     found: dict[str, tuple[float, bool, str]] = {}  # text -> cost, plausible, encoding

@@ -10,11 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 from configs.errors import SourceError
+from configs.hf_source import FORMATS
+from configs.schema import PDFSource, TextSource
 from configs.text import clip
 from data.sources.base import in_words
 
+PDFS = "**/*.[pP][dD][fF]"
 MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
-TABLES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"}
 MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
 
 
@@ -23,34 +25,29 @@ class CannotBeSearched(ValueError):
 
 
 def find_files(
-    label: str,
-    path: str,
-    pattern: str,
-    *,
-    for_others: str = 'write "glob": "**/*SUFFIX"',
-    follow_links: bool = False,
+    spec: TextSource | PDFSource, pattern: str, *, for_others: str = 'write "glob": "**/*SUFFIX"'
 ) -> list[Path]:
-    """Return the files under `path` that match `pattern`, or `path` itself if it is a file.
+    """Return the files under the path of `spec` that match `pattern`, or the path itself if it is a file.
 
     Raises SourceError for a folder of more than MOST_ENTRIES, and if no file matches: `for_others`
     is what to do if there are others, most of them with SUFFIX.
     """
-    root = Path(os.path.expanduser(path))  # Path.expanduser would raise for an unknown user
-    where = f"source {label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
+    path, root = spec.path, Path(os.path.expanduser(spec.path))  # Path.expanduser would raise for an unknown user
+    where = f"source {spec.label}: {root}" + ("" if root.is_absolute() else f" (in {Path.cwd()})")
     if not os.path.exists(root):
         advice = "correct `path` in the preset or create it"
         if re.match(r"[A-Za-z]:[/\\]", path):
             below = path[3:].replace("\\", "/")
             advice = f"it is a path of Windows; inside WSL, write /mnt/{path[0].lower()}/{below}"
         elif "://" in path:
-            where, advice = f"source {label}: {path}", "it is an address; download the text and write its path"
+            where, advice = f"source {spec.label}: {path}", "it is an address; download the text and write its path"
         raise SourceError(f"{where} does not exist; {advice}")
     if not root.is_dir():
         return [root]
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
     try:
-        files = list(matching_files(root, pattern, follow_links=follow_links))
+        files = list(matching_files(root, pattern, follow_links=spec.follow_links))
     except CannotBeSearched as error:
         raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
@@ -58,7 +55,7 @@ def find_files(
         advice = "add files"
         if others:
             (suffix, _), *_ = most = others.most_common(MOST_NAMED)
-            if suffix in TABLES:
+            if FORMATS.get(suffix, "text") != "text":
                 for_others = f'read its rows with "type": "hf", "dataset": "{root.absolute()}"'
             advice = f"it has {in_words(dict(most))}: {for_others.replace('SUFFIX', clip(suffix, 20))}, or add files"
         raise SourceError(f"{where} holds no file that matches {pattern!r}; {advice}")
@@ -121,7 +118,7 @@ def is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def folder_of(path: str) -> Path | None:
-    """Return the real folder that `path` is, or None if it is a file."""
-    root = Path(os.path.realpath(os.path.expanduser(path)))
-    return root if root.is_dir() else None
+def folder_to_stay_in(spec: TextSource | PDFSource) -> Path | None:
+    """Return the real folder that no file of `spec` may lie outside of, or None if there is none."""
+    root = Path(os.path.realpath(os.path.expanduser(spec.path)))
+    return root if root.is_dir() and not spec.follow_links else None

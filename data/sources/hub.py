@@ -7,7 +7,7 @@ takes one group of every file; files, and the groups of each file, are in hash o
 sees a hundredth of a dataset has seen some of all files.
 
 Position: [round, order key of the file, document of the group, pieces of it that were read]. Resuming
-opens one file and skips rows of one group; a compressed file is read again up to there
+opens one file and skips rows of one group; a file that is not Parquet is read again up to there
 (MODEL_INSTRUCTIONS.md).
 
 Each file is read with its own types and, if it is Parquet or CSV, only the wanted columns of it
@@ -29,7 +29,7 @@ from typing import Any
 from configs.errors import Retryable, SourceError
 from configs.schema import HFSource
 from configs.text import clip
-from data.sources import cells
+from data.sources import cells, conversations
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
 from data.sources.columns import find_columns, no_text
 from data.sources.csv_files import CSVFiles, ragged_lines
@@ -118,7 +118,7 @@ class HubSource(Source):
             if not groups_read and (turn > first_round or not first_key):
                 break
         if at_the_start and rows_without_text:
-            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows"))
+            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows", skipped))
 
     def _others(self, file: int) -> list[int]:
         """Return a few other files than `file`."""
@@ -132,36 +132,45 @@ class HubSource(Source):
                 if any(document.text.strip() for _, row in rows for document in self._render(row, Counter())):
                     return
         where = f"the first {MOST_WITHOUT_TEXT:,} rows"
-        raise SourceError(no_text(self.spec, self._columns, self._schemas, where))
+        raise SourceError(no_text(self.spec, self._columns, self._schemas, where, skipped))
 
-    def held_out(self) -> Iterator[Document]:
-        """Yield every twentieth row of the groups, from a few files alternately."""
-        groups = (pair for turn in count() for pair in self._round(turn))
-        readers: list[Iterator[tuple[int, dict]]] = []
+    def held_out(self, part: int = 0) -> Iterator[Document]:
+        """Yield every twentieth row of the groups, from a few files alternately. Which row of a group is
+        the first is left to chance: many groups have fewer than twenty."""
+        groups = self._held_out_groups()
+        readers: list[Iterator[dict[str, Any]]] = []
         while True:
             while len(readers) < HELD_OUT_AT_ONCE and (pair := next(groups, None)) is not None:
-                readers.append(self._rows(*pair, 0, Counter()))
+                readers.append(self._one_in_twenty(*pair, part))
             if not readers:
                 return
             for reader in list(readers):
-                row = next((row for number, row in reader if number % HELD_OUT_ONE_IN == 0), None)
+                row = next(reader, None)
                 if row is None:
                     readers.remove(reader)
                 else:
                     yield from self._render(row, Counter())
 
+    def _one_in_twenty(self, file: int, group: Group, part: int) -> Iterator[dict[str, Any]]:
+        start = int(hash_key(self.seed, "held out", file, group.number), 16) + part
+        first = start % HELD_OUT_ONE_IN
+        for number, row in self._rows(file, group, 0, Counter()):
+            if number % HELD_OUT_ONE_IN == first:
+                yield row
+
     def _order(self, epoch: int | str) -> list[tuple[str, int]]:
         return sorted((hash_key(self.seed, epoch, file), file) for file in range(self._num_files))
 
-    def _round(self, turn: int) -> Iterator[tuple[int, Group] | None]:
-        """Yield (file, group) of a held-out round, or None, which ends all, if no file has any."""
-        found = False
-        for _, file in self._order("held out"):
-            if (group := self._group(file, turn, "held out", Counter())) is not None:
-                found = True
-                yield file, group
-        if not found:
-            yield None
+    def _held_out_groups(self) -> Iterator[tuple[int, Group]]:
+        """Yield (file, group): in each round one group of every file that has another."""
+        for turn in count():
+            found = False
+            for _, file in self._order("held out"):
+                if (group := self._group(file, turn, "held out", Counter())) is not None:
+                    found = True
+                    yield file, group
+            if not found:
+                return
 
     def _group(self, file: int, turn: int, epoch: int | str, skipped: Counter[str]) -> Group | None:
         """Return the group of `file` in round `turn` of `epoch`, or None if it has no more."""
@@ -236,6 +245,9 @@ class HubSource(Source):
 
         Of several fields, the answer and at least one other must hold text; the others may be null.
         """
+        if self.spec.messages:
+            yield from self._conversation(row, skipped)
+            return
         texts = {field: cells.cell_text(cell) for field, cell in row.items()}
         if not (self.spec.fields and self.spec.format):
             [(field, text)] = texts.items()
@@ -251,6 +263,16 @@ class HubSource(Source):
                 skipped[f"no text in {self._columns[needed[0]]!r}"] += 1
                 return
         yield from cells.render(self.spec.format, filled, answer if others else None).pieces()
+
+    def _conversation(self, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Document]:
+        """Yield the conversation of a row in pieces, or count it as skipped."""
+        try:
+            yield from conversations.documents_of(list(row.values()), in_columns=isinstance(self.spec.messages, list))
+        except conversations.NoConversation as reason:
+            skipped[str(reason)] += 1
+            notice = f"{self.label}: {clip(reason.detail, 200)}"
+            if reason.detail and notice not in self.notices and len(self.notices) < MOST_UNREADABLE:
+                self.notices.append(notice)
 
     def _look_at_files(self) -> dict[str, Any]:
         """Return the schemas of the first files by name, at least one if any file has columns.

@@ -11,12 +11,12 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from configs.errors import SourceError
-from configs.sources import LOCAL_FORMATS, HFSource
+from configs.hf_source import LOCAL_FORMATS, HFSource
 from configs.splits import Part
 from configs.text import counted
 from data.sources.base import in_words
 from data.sources.csv_files import CSVFiles
-from data.sources.hub_messages import FORMATS
+from data.sources.hub_messages import format_of
 from data.sources.parquet import ParquetFiles
 
 COUNTED_AT_ONCE = 16  # files whose rows are counted for a slice
@@ -207,10 +207,6 @@ def _as_they_are(files: dict[str, list[str]] | None) -> Any:
     return files and DataFilesDict({split: DataFilesList(paths, []) for split, paths in files.items()})
 
 
-def format_of(path: str) -> str | None:
-    return next((FORMATS[suffix] for suffix in PurePosixPath(path).suffixes if suffix in FORMATS), None)
-
-
 def _slice(files: list[DataFile], part: Part, spec: HFSource) -> list[DataFile]:
     """Return the files that have rows of a slice. Raises SourceError where rows cannot be counted, or there are none."""
     # The files after a slice that is counted from the beginning do not matter.
@@ -218,9 +214,10 @@ def _slice(files: list[DataFile], part: Part, spec: HFSource) -> list[DataFile]:
     counts: list[int] = []
     with ThreadPoolExecutor(COUNTED_AT_ONCE) as pool:
         while len(counts) < len(files) and not (from_start and sum(counts) >= (part.stop or 0)):
-            if len(counts) >= MOST_COUNTED or not isinstance(files[0].reader, ParquetFiles):
+            batch = files[len(counts) : len(counts) + COUNTED_AT_ONCE]
+            if len(counts) >= MOST_COUNTED or not all(isinstance(file.reader, ParquetFiles) for file in batch):
                 raise SourceError(_instead_of(part, spec))
-            counts += pool.map(_num_rows, files[len(counts) : len(counts) + COUNTED_AT_ONCE])
+            counts += pool.map(_num_rows, batch)
     wanted, first, chosen = part.rows(sum(counts)), 0, []
     if not wanted:
         raise SourceError(
@@ -240,7 +237,7 @@ def _num_rows(file: DataFile) -> int:
 def _instead_of(part: Part, spec: HFSource) -> str:
     """Return what to write for a slice that is not possible."""
     number = "the number of rows"
-    if not part.in_percent and part.stop is not None and (part.start or 0) * part.stop >= 0:
+    if not part.in_percent and part.stop is not None and 0 <= (part.start or 0) < part.stop:
         number = str(part.stop - (part.start or 0))
     return (
         f"source {spec.label}: `split`: the rows of {spec.dataset} can be counted only by reading them all; "

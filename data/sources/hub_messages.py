@@ -8,32 +8,32 @@ import difflib
 import glob
 import os
 import re
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
-from configs.schema import HFSource
+from configs.hf_source import FORMATS, HFSource
 from data.sources.find import CannotBeSearched
 from data.sources.hub_client import causes, first_line, refusal
 
-FORMATS = {  # of data files, by the suffix before that of a compression
-    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv",
-    ".parquet": "parquet", ".txt": "text", ".md": "text", ".arrow": "arrow",
-}  # fmt: skip
 MOST_LISTED = 10
+
+
+def format_of(path: str) -> str | None:
+    """Return the format of a data file, or None for one of another kind."""
+    return next((FORMATS[suffix] for suffix in PurePosixPath(path).suffixes if suffix in FORMATS), None)
 
 
 def local_problem(spec: HFSource) -> str:
     """Return what is wrong with the paths of a dataset on this disk, or ""."""
     if spec.folder is None:
-        paths = {"`data_dir`": [spec.data_dir] if spec.data_dir else [], "`data_files`": []}
-        for path in (path for given in (spec.files_by_split or {}).values() for path in given):
+        paths = [("`data_dir`", spec.data_dir)] if spec.data_dir else []
+        for path in chain.from_iterable((spec.files_by_split or {}).values()):
             if not glob.has_magic(path) and "://" not in path:  # the library reads patterns and addresses
-                paths["`data_files`"].append(os.path.join(spec.data_dir or "", path))
-        missing = (
-            f"{key}: {_missing(path)}" for key, given in paths.items() for path in given if not os.path.exists(path)
-        )
+                paths.append(("`data_files`", os.path.join(spec.data_dir or "", path)))
+        missing = (f"{key}: {_missing(path)}" for key, path in paths if not os.path.exists(os.path.expanduser(path)))
         return next(missing, "")
-    if spec.folder.is_file():
-        form = next((FORMATS[suffix] for suffix in spec.folder.suffixes if suffix in FORMATS), "json")
+    if os.path.isfile(spec.folder):
+        form = format_of(str(spec.folder)) or "json"
         return f'{spec.dataset} is a file: write "dataset": "{form}", "data_files": "{spec.folder}"'
     if not os.path.exists(spec.folder):
         return f"`dataset`: {_missing(spec.dataset)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from configs import schema
 from configs.errors import SourceError
 from data.sources.base import Source
-from data.sources.find import find_files, folder_of
+from data.sources.find import find_files, folder_to_stay_in
 from data.sources.hub_messages import local_problem
 from data.sources.text import FileSource
 
@@ -36,9 +36,8 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
         source = FileSource(spec.label, python_files(), seed=seed, pinned=pinned)
         source.notices.clear()  # about files that are not the user's to change; the start card counts them
         return source
-    files = find_files(spec.label, spec.path, spec.glob, follow_links=spec.follow_links)
-    inside = None if spec.follow_links else folder_of(spec.path)
-    return FileSource(spec.label, files, seed=seed, pinned=pinned, inside=inside)
+    files = find_files(spec, spec.glob)
+    return FileSource(spec.label, files, seed=seed, pinned=pinned, inside=folder_to_stay_in(spec))
 
 
 def python_roots() -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+BATCH_BYTES = 4_000_000  # of rows decoded at once, about
 FILES_REMEMBERED = 32  # of whose metadata, up to a megabyte each, the latest is kept
 
 
@@ -36,8 +37,11 @@ class ParquetFiles:
         return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
     def tables(self, file: int, group: int, columns: list[str] | None, num_rows: int) -> Iterator[Any]:
-        """Yield a row group as Arrow tables of `num_rows` rows, with those of `columns` that exist (None: all)."""
+        """Yield a row group as Arrow tables of `num_rows` rows, or fewer where these are large, with those of `columns` that
+        exist (None: all)."""
         metadata, schema = self._metadata(file)
+        size = metadata.row_group(group)
+        num_rows = max(1, min(num_rows, BATCH_BYTES * size.num_rows // max(1, size.total_byte_size)))
         if columns is not None:  # pyarrow miscounts rows without any column
             columns = [name for name in columns if name in schema.names] or schema.names[:1]
         with self._open(file) as opened:

@@ -4,9 +4,10 @@
               -> JSON lines -> documents: consecutive pages, no running headers, whole words
 
 A child bounds the time and memory that reading may take. Its output is cached in `cache_dir` under
-the file's content digest, whatever ended it: a resumed run gets the same pages and the same
-reasons, and no file is read twice. Only one page is held in memory. No images are read: a page
-with almost no text is counted as a possible scan.
+the file's content digest, also if the file made it crash: a resumed run gets the same pages and the
+same reasons, and no file is read twice. A child that others end, such as the kernel where memory is
+short, is started again; in the end the data process is, but no text is lost. Only one page is held
+in memory. No images are read: a page with almost no text is counted as a possible scan.
 """
 
 import errno
@@ -24,11 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from zlib import crc32
 
 from configs import schema
 from data.files import open_file, room_on_disk, write_atomically
+from data.limited_process import ATTEMPTS, OF_OTHERS
 from data.sources.base import PIECE_CHARACTERS
-from data.sources.find import find_files, folder_of
+from data.sources.find import PDFS, find_files, folder_to_stay_in
 from data.sources.text import FileSource, split
 
 
@@ -45,10 +48,10 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits()
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 AHEAD = 4 * CORES  # files extracted before they are needed; more than cores, as one may take long
 MIN_PAGE_CHARACTERS = 20
-RULES_VERSION = 3  # part of the cache's file names: change it with a child's output
+RULES_VERSION = 4  # part of the cache's file names: change it with a child's output or a cache's form
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
 LONGEST_HEADER = 200  # characters
 MOST_COMPOUNDS = 100_000  # words with a hyphen remembered per file
@@ -67,15 +70,8 @@ class PDFSource(FileSource):
     is_text = False
 
     def __init__(self, spec: schema.PDFSource, *, cache_dir: Path | None, seed: int, pinned: dict | None = None):
-        files = find_files(
-            spec.label,
-            spec.path,
-            "**/*.[pP][dD][fF]",
-            for_others='read them with "type": "text"',
-            follow_links=spec.follow_links,
-        )
-        inside = None if spec.follow_links else folder_of(spec.path)
-        super().__init__(spec.label, files, seed=seed, pinned=pinned, inside=inside)
+        files = find_files(spec, PDFS, for_others='read them with "type": "text"')
+        super().__init__(spec.label, files, seed=seed, pinned=pinned, inside=folder_to_stay_in(spec))
         self.cache_dir = cache_dir
         self.text_bytes = None  # a file's size says little about its text
 
@@ -110,13 +106,14 @@ class Extraction:
         self._output = pool.submit(self._run)
 
     def result(self) -> BinaryIO:
-        """Return the child's lines, the last with the problem. Raises DiskFull, no PDF errors."""
+        """Return the child's lines, the last of which has the problem. Raises DiskFull and MemoryError, no PDF errors."""
         where = self.cache_dir or Path(tempfile.gettempdir())
         with room_on_disk(where):
             output = self._output.result()
-        if self._cache and not is_whole(self._cache):
+        if self._cache:
             output.seek(0)
-            write_atomically(self._cache, output.read())
+            content = output.read()
+            write_atomically(self._cache, content + last_line(crc32(content)))
         return output
 
     def cancel(self) -> None:
@@ -127,10 +124,28 @@ class Extraction:
 
     def _run(self) -> BinaryIO:
         if self._cache and is_whole(self._cache):
-            return self._cache.open("rb")
+            cache, self._cache = self._cache, None  # it need not be written
+            return cache.open("rb")
         if self.cache_dir:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-        output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (the reader closes it)
+        for _ in range(ATTEMPTS):
+            output = tempfile.TemporaryFile(dir=self.cache_dir)  # noqa: SIM115 (the reader closes it)
+            status = self._run_child(output)
+            if self._cancelled or status not in (*OF_OTHERS, os.EX_TEMPFAIL):
+                break
+        else:
+            raise MemoryError
+        if status == os.EX_IOERR:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if status == os.EX_NOINPUT:
+            self._cache = None  # not cached, as the file may be back later
+        if status:
+            reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
+            end_for_child(output, reasons.get(status, "PDF crashed its reader"))
+        return output
+
+    def _run_child(self, output: BinaryIO) -> int:
+        """Return the child's exit code. One that hangs counts as ended by SIGXCPU too."""
         self._child = subprocess.Popen(
             [sys.executable, "-m", "data.sources.pdf_worker", str(self.path.absolute()), json.dumps(LIMITS._asdict())],
             cwd=Path(__file__).parents[2],
@@ -141,19 +156,11 @@ class Extraction:
         if self._cancelled:  # before there was a child to kill
             self._child.kill()
         try:
-            status = self._child.wait(LIMITS.patience_seconds)
+            return self._child.wait(LIMITS.patience_seconds)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-            status = -signal.SIGXCPU
-        if status == os.EX_IOERR:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if status == os.EX_NOINPUT:
-            self._cache = None  # not cached, as the file may be back later
-        if status:
-            reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
-            end_for_child(output, reasons.get(status, "PDF crashed its reader"))
-        return output
+            return -signal.SIGXCPU
 
 
 def end_for_child(output: BinaryIO, problem: str) -> None:
@@ -165,14 +172,21 @@ def end_for_child(output: BinaryIO, problem: str) -> None:
     output.write(json.dumps({"problem": problem}).encode() + b"\n")
 
 
+def last_line(digest: int) -> bytes:
+    """Return the last line of a cache, the CRC-32 of those before it."""
+    return json.dumps({"crc32": digest}).encode() + b"\n"
+
+
 def is_whole(cache: Path) -> bool:
-    """Return whether the file exists and ends with the line about the problem."""
+    """Return whether the file exists and is as it was written."""
+    digest, last = 0, b""
     try:
         with open_file(cache) as file:
-            file.seek(-2, os.SEEK_END)
-            return file.read() == b"}\n"
+            for line in file:
+                digest, last = crc32(last, digest), line
     except OSError:
         return False
+    return last == last_line(digest)
 
 
 def documents(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
@@ -201,8 +215,8 @@ def pages(lines: BinaryIO, skipped: Counter[str]) -> Iterator[str]:
     for line in lines:
         value = json.loads(line)
         if isinstance(value, dict):
-            if value["problem"]:
-                skipped[value["problem"]] += 1
+            if problem := value.get("problem"):
+                skipped[problem] += 1
         elif value is None:
             skipped["page cannot be read"] += 1
         else:

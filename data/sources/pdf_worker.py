@@ -10,7 +10,9 @@ never writes a file, and ends after the current page when its parent is gone.
 
 PDFium is faster and places words better, but it is C++: no exception ends a page that takes too
 long, and without memory it aborts. So a page costs at most its fork, and the next fork begins
-after that page. The two never work at the same time: together they stay within the limits of one.
+after that page. While PDFium reads, this process only copies the fork's lines to stdout; pypdf reads
+when the fork has left it a page and ends. Both share the time of the file, which the copying may
+exceed a little; the memory limit holds for each.
 
 Time is CPU time, limited by the kernel: the result does not depend on the load of the machine, and
 C code that never returns to Python is ended too. macOS may refuse the memory limit; then only time
@@ -28,6 +30,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from data.limited_process import OF_OTHERS
 from data.sources.pdf_page import looks_wrong, tidy
 from data.sources.pdf_pdfium import PdfDocument, page_text
 
@@ -76,14 +79,15 @@ def read_pages(file: BinaryIO, limits: dict) -> Iterator[str | None]:
             yield text if text != "" else pypdf.text(number)
             number += 1
     if not num_pages:
-        yield from map(pypdf.text, range(pypdf.num_pages()))
+        yield from map(pypdf.text, range(number, pypdf.num_pages()))
 
 
 def pdfium_pages(path: str, first: int, limits: dict) -> Iterator[Any]:
     """Yield the number of pages, then the text of each from `first` on, until one that is "".
 
     That one is left to pypdf. None stands for a page in which PDFium was ended. Yields nothing if
-    PDFium cannot open the file. Raises Unreadable if the time of the file is used up.
+    PDFium cannot open the file. Raises Unreadable if the time of the file is used up. Ends this
+    process if others ended PDFium, which says nothing of the page.
     """
     seconds = limits["file_seconds"] - sum(os.times()[:4])
     read_end, write_end = os.pipe()
@@ -106,6 +110,8 @@ def pdfium_pages(path: str, first: int, limits: dict) -> Iterator[Any]:
     finally:
         end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         limit_time(limits["file_seconds"] - sum(os.times()[2:4]))
+    if end in OF_OTHERS:
+        sys.exit(os.EX_TEMPFAIL)
     if end == -signal.SIGXCPU or (end == -signal.SIGPROF and not opened):
         raise Unreadable("PDF took too long")
     if end and opened:
@@ -210,10 +216,13 @@ def limit_resources(limits: dict) -> None:
 
 
 def limit_time(seconds: float) -> None:
-    """Let the kernel end this process (SIGXCPU) after so many seconds of CPU time in all."""
-    whole = max(1, round(seconds))
+    """Let the kernel end this process (SIGXCPU) after so many seconds of CPU time in all.
+
+    The hard limit stays: the kernel sends SIGKILL at once where that is less than was used already.
+    """
     with contextlib.suppress(ValueError, OSError):  # macOS
-        resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (max(1, round(seconds)), hard))
 
 
 if __name__ == "__main__":

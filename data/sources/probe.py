@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import SourceError
-from data.sources.find import CannotBeSearched, matching_files
+from data.sources.find import PDFS, CannotBeSearched, matching_files
 from data.sources.hub_client import NoAnswer, connect, find, first_line, refusal, retries
 from data.sources.hub_messages import local_problem
 
@@ -68,23 +68,23 @@ def probe_one(spec: schema.Source) -> Probe:
             case "hf":
                 problem = dataset_problem(spec)
             case "pdf":
-                problem = path_problem(spec.path, "**/*.[pP][dD][fF]", spec.follow_links)
+                problem = path_problem(spec, PDFS)
             case "text":
-                problem = path_problem(spec.path, spec.glob, spec.follow_links)
+                problem = path_problem(spec, spec.glob)
     except Exception as error:  # its message is not shown, as it may contain the token
         problem = getattr(error, "strerror", None) or f"cannot be checked ({type(error).__name__})"
     return Probe(spec.label, not problem, problem)
 
 
-def path_problem(path: str, pattern: str, follow_links: bool) -> str:
-    root = Path(os.path.expanduser(path))
+def path_problem(spec: schema.TextSource | schema.PDFSource, pattern: str) -> str:
+    root = Path(os.path.expanduser(spec.path))
     if not os.path.exists(root):
-        return f"{path} does not exist"
+        return f"{spec.path} does not exist"
     try:
-        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=follow_links))
+        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=spec.follow_links))
     except CannotBeSearched as error:
         return str(error)
-    return "" if found else f"no file in {path} matches {pattern}"
+    return "" if found else f"no file in {spec.path} matches {pattern}"
 
 
 def dataset_problem(spec: schema.HFSource) -> str:

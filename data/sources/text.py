@@ -57,6 +57,7 @@ class FileSource(Source):
         super().__init__(label)
         self.seed, self._inside = seed, inside
         self._files: dict[str, Path] = {}  # content digest -> path
+        self._stamps: dict[str, tuple[int, int]] = {}  # content digest -> size and time of the last change
         self._encodings: dict[str, str] = {}  # content digest -> codec, if the file is not UTF-8
         self._uncertain: list[Path] = []
         self._left_out: Counter[str] = Counter()  # files skipped while opening, by reason
@@ -87,7 +88,8 @@ class FileSource(Source):
         if pinned and pinned["digest"] != everything:
             self.notices.append(
                 f"{label}: its files changed since this run began ({pinned['files']:,} then, {len(self._files):,} now); "
-                "files that are the same keep their place in the order, those already read are not read again"
+                "it goes on where it was in their order, where a few documents may come twice or not at all, and what was "
+                "moved within a file may be text that is held out"
             )
 
     def _index(self, path: Path) -> None:
@@ -112,7 +114,7 @@ class FileSource(Source):
                 elif encoding == "":
                     reason = "binary"
                 else:
-                    self._files[digest] = path
+                    self._files[digest], self._stamps[digest] = path, (status.st_size, status.st_mtime_ns)
                     self._num_bytes += num_bytes
                     if encoding != UTF_8:
                         self._encodings[digest] = encoding
@@ -172,10 +174,10 @@ class FileSource(Source):
                 if text.strip():
                     yield Document(text), [key, number]
 
-    def held_out(self) -> Iterator[Document]:
+    def held_out(self, part: int = 0) -> Iterator[Document]:
         for _, digest, pieces in self.read_ahead(self.order("held out"), Counter()):
             for number, text in enumerate(pieces):
-                if int(hash_key(self.seed, digest, number), 16) % HELD_OUT_ONE_IN == 0 and text.strip():
+                if int(hash_key(self.seed, digest, number), 16) % HELD_OUT_ONE_IN == part and text.strip():
                     yield Document(text)
 
     def read_ahead(
@@ -189,6 +191,9 @@ class FileSource(Source):
         blank, encoding = True, self._encodings.get(digest, UTF_8)
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
+            if self._is_changed(digest):  # what was held out of it may be anywhere in it now
+                skipped["changed since it was opened"] += 1
+                return
             with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
@@ -200,6 +205,11 @@ class FileSource(Source):
                 skipped["empty"] += 1
         except (OSError, *ERRORS):
             skipped["unreadable"] += 1
+
+    def _is_changed(self, digest: str) -> bool:
+        path = self._files[digest]
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) != self._stamps[digest] and self._examine(path)[0] != digest
 
 
 def split(stream: io.TextIOBase) -> Iterator[str]:

@@ -26,15 +26,17 @@ from pathlib import Path
 from configs.errors import CheckpointError
 from data.files import sync_folder
 from lm.checkpoint.store import CURRENT, SavedRun, inspect, latest_exists
+from lm.report.metrics import read_metrics
 from lm.runtime.files import TEMPORARY, link_as, same_file
 
 log = logging.getLogger(__name__)
 
 ARTEFACTS = (
-    "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "preset.json", "metrics.jsonl*",
-    "samples.md*", "run.log", "report*", "simple_lm_trained.pth", "lm_best.pth*", "lm_prev2.pth*", "lm_prev.pth*",
-    "lm_current.pth*",
+    "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "chat_template.jinja", "preset.json",
+    "metrics.jsonl*", "samples.md*", "run.log", "trace.json.gz", "heads.png", "report*", "simple_lm_trained.pth",
+    "lm_best.pth*", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
+RESULTS = ("hf/*", "milestones/*", "report*", "lm_best.pth*")  # of a run that had a checkpoint
 LINKING, LEAVING, RETURNING = ".linking", ".leaving", ".returning"
 
 
@@ -64,6 +66,13 @@ def archive_run(folder: Path) -> Path:
             "then start again: the move is finished or undone first."
         ) from error
     return target
+
+
+def has_remains(folder: Path, save_every_tokens: int) -> bool:
+    """Return whether `folder` holds what is left of a run whose checkpoints are gone: results, or metrics
+    beyond its first save. A run that was killed before has nothing to be kept but its stream."""
+    seen = max((line["tokens"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+    return seen >= 2 * save_every_tokens or any(any(folder.glob(name)) for name in RESULTS)
 
 
 def archived_in(place: Path) -> str:

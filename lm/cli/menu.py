@@ -26,12 +26,13 @@ Size = tuple[int, int]  # of a terminal, columns and lines
 SMALLEST: Size = (80, 24)  # the menu must fit into it
 
 
-WITHOUT_A_RUN = {
-    "r": "there is no unfinished run to resume; start a preset",
-    "t": "there is no trained model to talk to yet; start a preset, and choose t when its run has saved a checkpoint",
-    "e": "there is no trained model to export yet; start a preset, and choose e when its run has saved a checkpoint",
-    "p": "there is no trained model to push yet; start a preset, and choose p when its run has saved a checkpoint",
-    "b": "there is no trained model to measure yet; start a preset, and choose b when its run has saved a checkpoint",
+Action = Literal["preset", "resume", "restore", "talk", "export", "push", "benchmarks", "quit"]
+# Of a trained model, by the letter that is typed: the action, and the verb for it.
+USES: dict[str, tuple[Action, str]] = {
+    "t": ("talk", "talk to"),
+    "e": ("export", "export"),
+    "p": ("push", "push"),
+    "b": ("benchmarks", "measure"),
 }
 
 
@@ -80,7 +81,7 @@ class Choice:
     """The user's choice. `path`: the preset file ("preset") or the run's folder ("resume",
     "restore"), else unused."""
 
-    action: Literal["preset", "resume", "restore", "talk", "export", "push", "benchmarks", "quit"]
+    action: Action
     path: Path = Path()
 
 
@@ -134,7 +135,7 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
     names = Counter(entry.preset.name for entry in menu.entries if entry.preset)
     lines: list[str] = []
     for lines_each, num_archived in ((3, 4), (2, 4), (1, 4), (1, 1), (1, 0)):
-        entries = [line for entry in menu.entries for line in _entry_lines(entry, names)[:lines_each]]
+        entries = [line for entry in menu.entries for line in _entry_lines(entry, names, lines_each)]
         shown = [*head, *entries, *_archived_lines(menu.archived, num_archived), *letters]
         lines = [clip(line, columns) for line in shown]
         if (
@@ -155,25 +156,25 @@ def _archived_lines(archived: list[SavedRun], number: int) -> list[str]:
     return lines
 
 
-def _entry_lines(entry: MenuEntry, names: Counter[str]) -> list[str]:
-    """Return an entry's lines, most important first: name and cost, sources, description. A name
-    that several presets share is replaced by the file's."""
+def _entry_lines(entry: MenuEntry, names: Counter[str], number: int) -> list[str]:
+    """Return an entry's `number` most important lines: name and cost; sources, if one of them does not
+    answer; description. A name that several presets share is replaced by the file's."""
     name = entry.preset.name if entry.preset and names[entry.preset.name] == 1 else entry.path.stem
     title = f"{entry.number:02d}  {clip(name, 22):<22}"
     if entry.preset is None:
         problem, *hints = (entry.error or "unreadable").removeprefix(f"{entry.path}: ").splitlines()
         hint = f"; {hints[0].strip()}" if hints and hints[0].startswith(" ") else ""
-        return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"]
+        return [f"{title}  broken; choose it to read all that is wrong with it", f"    ✗ {problem}{hint}"][:number]
     size = (
         f"{human_count(entry.num_parameters):>6} parameters  {human_bytes(entry.memory_bytes):>7} memory  {entry.time}"
     )
     model = entry.preset.model
     start = [f"starts from {model.init_from}"] if model.init_from else []
-    return [
-        f"{title}  {'its size is not known yet' if model.unknown else size}",
-        f"    {'  '.join(start + _sources_in_words(entry.sources))}",
-        *([f"    {entry.preset.description}"] if entry.preset.description else []),
-    ]
+    first = f"{title}  {'its size is not known yet' if model.unknown else size}"
+    description = [f"    {entry.preset.description}"] if entry.preset.description else []
+    if number == 2 and description and not entry.obstacle:
+        return [first, *description]
+    return [first, f"    {'  '.join(start + _sources_in_words(entry.sources))}", *description][:number]
 
 
 def _sources_in_words(sources: list[Probe]) -> list[str]:
@@ -255,14 +256,23 @@ def _understand(answer: str, menu: Menu) -> Choice:
     if menu.current and not menu.current.finished:
         choices["r"] = Choice("resume", menu.current.folder)
     if menu.has_model:
-        choices |= {"t": Choice("talk"), "e": Choice("export"), "p": Choice("push"), "b": Choice("benchmarks")}
+        choices |= {letter: Choice(action) for letter, (action, _) in USES.items()}
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
-    long_forms = {"quit": "q", "resume": "r", "talk": "t", "export": "e", "push": "p", "benchmarks": "b"}
+    long_forms: dict[str, str] = {
+        "quit": "q",
+        "resume": "r",
+        **{action: letter for letter, (action, _) in USES.items()},
+    }
     letter = long_forms.get(word, word)
     if letter in choices:
         return choices[letter]
-    if letter in WITHOUT_A_RUN:
-        raise UserError(WITHOUT_A_RUN[letter])
+    if letter == "r":
+        raise UserError("there is no unfinished run to resume; start a preset")
+    if letter in USES:
+        raise UserError(
+            f"there is no trained model to {USES[letter][1]} yet; start a preset, and choose {letter} once its run is "
+            "stopped or finished"
+        )
     number = (word.lstrip("0") or "0") if word.isdecimal() else ""
     for spelling, key in ((number, "number"), (word, "stem"), (word, "name")):
         found = [entry for entry in menu.entries if spelling and _spellings(entry)[key] == spelling]

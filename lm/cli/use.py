@@ -5,18 +5,20 @@ import json
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aux_heads.metrics import MEASURES
 from configs.errors import UserError
-from configs.text import clip, human_count
+from configs.text import clip, counted, human_bytes, human_count
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
 from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
+from lm.inference.canonical import Neighbours
 from lm.inference.chat import talk
+from lm.inference.conversation import Conversation
 from lm.inference.decoder import Decoder
-from lm.inference.load import load_drafter, load_model, load_state, load_tokenizer
+from lm.inference.load import load_chat_template, load_drafter, load_model, load_recall, load_state, load_tokenizer
 from lm.report.export import export
 from lm.report.gguf import gguf_obstacle
 from lm.report.report import benchmark_tables, write_report
@@ -27,6 +29,8 @@ from lm.runtime.terminal import read_line, tell
 
 # Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
 DRAFTING_PAYS_FROM = 3
+
+UNREADABLE = "\ufffd"  # an answer that is no UTF-8: the name of nothing
 
 
 def use(action: str, folder: Path) -> None:
@@ -56,29 +60,31 @@ def use(action: str, folder: Path) -> None:
     model, tokenizer, end_of_text = load_model(state, run)
     seen, budget = state["tokens_seen"], state["token_budget"]
     tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
+    template = load_chat_template(state, tokenizer)
     with interruptible():
         talk(
             Decoder(model),
             encode=lambda text: [end_of_text, *tokenizer.encode(text, add_special_tokens=False).ids],
             decode=tokenizer.decode,
-            stop_token=end_of_text,
-            drafter=load_drafter(state, model) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
+            conversation=Conversation(template, end_of_text, model.config.seq_length) if template else None,
+            stop_tokens=[end_of_text, *(template.end_tokens if template else ())],
+            drafter=load_drafter(state, run, model, tokenizer) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
+            neighbours=Neighbours(tokenizer),
+            load_recall=partial(load_recall, run, model, tokenizer),
             ask=read_line,
         )
 
 
 def push(state: dict[str, Any], run: Path, user: str) -> None:
-    """Push the export of a run, as it is by now, to a repository that `user` names. Raises UserError."""
+    """Push the export of a run, as it is by now, to a repository that `user` names, and if wanted its
+    milestones to branches there. Raises UserError."""
     exported = run / "hf"
     if not exported.exists():
         load_tokenizer(state, run)
         tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
     default = f"{user}/{repository_name(json.loads(state['preset'])['name'])}"
     while True:
-        try:
-            answer = read_line(f"push {exported} to which repository? Enter: {default} > ").strip()
-        except EOFError:
-            answer = ""
+        answer = answer_to(f"push {exported} to which repository? Enter: {default} > ")
         repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
         try:
             check_name(repository)
@@ -87,7 +93,26 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
             if not sys.stdin.isatty():
                 raise
             tell(str(error))
-    tell(f"pushed to {upload(exported, repository)}\nA new repository is private; its settings there can change that.")
+    milestones = wanted_milestones(run)
+    address = upload(exported, repository, milestones)
+    branches = f", and {counted(len(milestones), 'milestone')} to branches there" if milestones else ""
+    tell(f"pushed to {address}{branches}\nA new repository is private; its settings there can change that.")
+
+
+def wanted_milestones(run: Path) -> dict[str, Path]:
+    """Return the folders of the milestones of a run by their names, earliest first; {} if the user does
+    not want to push them."""
+    paths = run.glob("milestones/*")
+    folders = [path for path in paths if re.fullmatch(r"(chck|tokens)_\d+M?", path.name) and path.is_dir()]
+    if not folders:
+        return {}
+    num_bytes = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    first, *_ = ordered = sorted(folders, key=lambda path: (len(path.name), path.name))
+    question = (
+        f"push its {counted(len(folders), 'milestone')} too, {human_bytes(num_bytes)}, each to a branch such as "
+        f"{first.name}? Enter: yes, n: no > "
+    )
+    return {} if answer_to(question).lower() in ("n", "no", UNREADABLE) else {path.name: path for path in ordered}
 
 
 def repository_name(preset: str) -> str:
@@ -98,21 +123,29 @@ def repository_name(preset: str) -> str:
 def measure(state: dict[str, Any], run: Path) -> None:
     """Run the benchmarks that the user names; with the results, export the model again and, if the run
     is finished, write its report."""
-    try:
-        answer = read_line(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
-    except EOFError:
-        answer = ""
+    answer = answer_to(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
     tell("loading lm_eval, the benchmarks and their data")
     loaded = load_benchmarks(answer.replace(",", " ").split() or STANDARD)
     results = run_benchmarks(state, run, loaded, tell)
     if not results:
         raise UserError("None of these benchmarks could be run on this model.")
     print("\n".join(benchmark_tables([{"tokens": state["tokens_seen"], "benchmarks": results}])))
-    places = [export(state, run, gguf=any((run / "hf").glob("*.gguf")))]
+    with_gguf = any((run / "hf").glob("*.gguf")) and not gguf_obstacle(run / "tokenizer.json")
+    places = [export(state, run, gguf=with_gguf)]
     if (run / "report.md").exists():  # which marks a run as finished
         facts = store.load(run)[0]["facts"]  # of the whole run, also if the best checkpoint was measured
-        places.append(write_report(run, state["preset"], facts, MEASURES))
+        places.append(write_report(run, state["preset"], facts))
     tell(f"recorded in {' and '.join(map(str, places))}")
+
+
+def answer_to(question: str) -> str:
+    """Return what the user answers, without the spaces around it; "" for Enter and for the end of the input."""
+    try:
+        return read_line(question).strip()
+    except EOFError:
+        return ""
+    except UnicodeDecodeError:
+        return UNREADABLE
 
 
 def pick(folder: Path) -> Path:
@@ -122,16 +155,14 @@ def pick(folder: Path) -> Path:
     runs = ([current] if current else []) + archived_runs(folder)
     if len(runs) < 2:
         return runs[0].folder if runs else folder
+    folders = {str(number): run.folder for number, run in enumerate(runs)}
     while True:
         for number, run in enumerate(runs):
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
             print(f"{number:2}  {clip(run.name, 40)}, {human_count(run.tokens_seen)} tokens seen, {when}")
-        try:
-            answer = read_line("which run? Enter: 0 > ").strip() or "0"
-        except EOFError:
-            answer = "0"
-        if answer.isdecimal() and int(answer) < len(runs):
-            return runs[int(answer)].folder
+        answer = answer_to("which run? Enter: 0 > ") or "0"
+        if answer in folders:
+            return folders[answer]
         problem = f"there is no run {clip(answer, 40)!r}: answer with 0 to {len(runs) - 1}"
         if not sys.stdin.isatty():
             raise UserError(problem)

@@ -14,8 +14,8 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ Measures = dict[str, tuple[float, float | None]]  # by metric: value, standard e
 Loaded = dict[str, dict[str, Any]]  # by name of the benchmark: what TaskManager.load returns
 
 
-def load_benchmarks(names: Sequence[str], task_manager: Any = None) -> Loaded:
+def load_benchmarks(names: Sequence[str]) -> Loaded:
     """Load the tasks of `names` with their data, from the network where they are not on this disk.
 
     Raises UserError if lm_eval is not installed, for names that it does not know, and for data that
@@ -64,7 +64,7 @@ def load_benchmarks(names: Sequence[str], task_manager: Any = None) -> Loaded:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
-    manager = task_manager or TaskManager()
+    manager = TaskManager()
     if unknown := [name for name in names if name not in manager.task_index]:
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(near)}" if near else f"the standard ones are {', '.join(STANDARD)}"
@@ -84,6 +84,18 @@ def load_benchmarks(names: Sequence[str], task_manager: Any = None) -> Loaded:
     return loaded
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply matrices in fp32: training sets TF32 for its process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@full_precision()
 def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say) -> dict[str, Any]:
     """Run benchmarks on the model of a checkpoint's `state`, of the run in `folder`, record the results in its
     metrics.jsonl and return them: {name: {measures, items, chance, ...}}.
@@ -103,7 +115,7 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
         with Progress(name, say) as progress:
             harness = HarnessModel(scorer, tokenizer, end_of_text, answers, progress.update)
             try:
-                results[name] = _evaluate(harness, name, tasks)
+                results[name] = evaluate_benchmark(harness, name, tasks)
             except DoesNotFit as error:
                 say(f"{name} is left out: {error}.")
                 continue
@@ -169,7 +181,7 @@ def _zero_shot(task: Any) -> None:
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-def _evaluate(harness: Any, name: str, loaded: dict[str, Any]) -> dict[str, Any]:
+def evaluate_benchmark(harness: Any, name: str, loaded: dict[str, Any]) -> dict[str, Any]:
     """Return the results of one benchmark: {"measures": {metric: [value, standard error]}, "items",
     "chance" (a share, or None), "version", "parts" (the first measure of each task of a group)}."""
     from lm_eval.evaluator import evaluate

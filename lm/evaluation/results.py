@@ -81,10 +81,11 @@ SCORES = ("benchmark", "measure", "score", "± 1 s.e.", "by chance", "items", "t
 
 def published_rows(records: Sequence[Record]) -> Rows:
     """Return the rows (benchmark, model, what it saw, measure, score, source) for those that were run."""
+    measured = latest(records)
     return [
         (known.benchmark, known.model, known.training, known.measure, f"{known.value:.2%}", known.source)
         for known in PUBLISHED
-        if known.benchmark in latest(records)
+        if known.benchmark in measured
     ]
 
 

@@ -10,6 +10,7 @@ at which something is predicted, E pairs of such a node and a token asked about.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.evaluation.token_tree import Question, Row, pack
-from lm.model import Layer, Transformer, rotate
+from lm.model import Transformer
 
 NODES_IN_BATCH = {"cpu": 4_096, "cuda": 65_536}
 SMALLEST_WIDTH = 256  # nodes; narrower rows would share less
@@ -78,10 +79,10 @@ class Scorer:
         bias_B1WW = torch.zeros(sees_BWW.shape, device=self.device).masked_fill_(~sees_BWW, float("-inf"))[:, None]
         cos_B1WP, sin_B1WP = (table[depths_BW][:, None] for table in (model.cos, model.sin))
         x_BWD = model.embed(tokens_BW)
+        grouped = model.config.num_heads != model.config.num_kv_heads
+        attend = partial(F.scaled_dot_product_attention, attn_mask=bias_B1WW, enable_gqa=grouped)
         for layer in model.layers:
-            assert isinstance(layer, Layer)
-            x_BWD = x_BWD + _attention(layer, layer.attention_norm(x_BWD), cos_B1WP, sin_B1WP, bias_B1WW)
-            x_BWD = x_BWD + layer.mlp(layer.mlp_norm(x_BWD))
+            x_BWD = layer(x_BWD, cos_B1WP, sin_B1WP, attend)
         return model.norm(x_BWD)
 
     def _predict(self, hidden: Tensor, places_E: Tensor, targets_E: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -107,16 +108,3 @@ def _starts(found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     """Return where each question's nodes start, if they are joined."""
     lengths = [len(nodes) for _, nodes in found]
     return np.cumsum([0, *lengths[:-1]])
-
-
-def _attention(layer: Layer, x_BWD: Tensor, cos: Tensor, sin: Tensor, bias_B1WW: Tensor) -> Tensor:
-    """`lm.model.Attention` where each node sees the nodes that the bias leaves it."""
-    attention = layer.attention
-    q, k, v = (
-        y.unflatten(-1, (heads, attention.head_dim)).transpose(1, 2)
-        for y, heads in zip(attention.qkv(x_BWD).split(attention.rows_qkv, dim=-1), attention.heads_qkv, strict=True)
-    )
-    q, k = rotate(attention.q_norm(q), cos, sin), rotate(attention.k_norm(k), cos, sin)
-    grouped = q.shape[1] != k.shape[1]
-    sums = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B1WW, enable_gqa=grouped)
-    return attention.proj(sums.transpose(1, 2).flatten(2))

@@ -1,70 +1,53 @@
-"""A terminal loop around a trained model: it continues the user's text, token by token.
+"""A terminal loop around a trained model: it answers its user's turns or, if it was trained on no
+conversations, continues their text, token by token.
 
-Never here: loading models, tokenizers (`encode` and `decode` are passed in), memory of earlier
-prompts: a base model continues text, and every prompt stands alone.
+Never here: loading models, tokenizers and templates; what the model is shown (conversation.py).
 """
 
 from __future__ import annotations
 
-import difflib
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 
 from configs.text import printable
+from data.chat_template import TurnsRefused
+from lm.inference.canonical import Neighbours
+from lm.inference.conversation import Continuation, Conversation
 from lm.inference.decoder import Decoder
 from lm.inference.detokenize import text_pieces
 from lm.inference.generate import Drafter, Drafting, generate
-from lm.inference.sampling import TEMPERATURE, TOP_P
+from lm.inference.memory import Recall
+from lm.inference.settings import change_setting, default_settings, in_words
 
-MAX_NEW_TOKENS = 400
-HELP = (
+CONTINUES = (
     "The model continues your text; it was not trained to answer. A line that ends with \\\n"
     "goes on in the next. /again continues the same text in another way, /seed 7 as any\n"
     "answer with that number. /temperature 0.7 and /top_p 0.9 change the sampling,\n"
     "/length 100 how many tokens come at most; with /repeat 3 no three tokens in a row\n"
-    "come twice. Ctrl-C stops them, an empty line or /quit leaves, /help helps."
+    "come twice. With /recall 1 more of what your text has comes again. Ctrl-C stops\n"
+    "them, an empty line or /quit leaves, /help helps."
 )
-SETTINGS = {  # type, minimum, maximum
-    "temperature": (float, 0, 10),
-    "top_p": (float, 0, 1),
-    "repeat": (int, 0, 100),
-    "length": (int, 1, 1_000_000),
-    "seed": (int, 0, 2**32 - 1),
-}
+CONVERSES = """\
+Type something, and the model answers, as in the conversations that it was
+trained on. It is small and makes things up: check what it says. It remembers
+nothing but this conversation, and of a long one the last part.
 
+  /new                     begins another conversation
+  /system You are a poet.  tells the model what to be; /system alone, nothing
+  /again                   another answer to the same
+  /seed 7                  the next answer as the one that ended with that seed
+  /temperature 0.7         how freely it chooses words; so does /top_p 0.9
+  /length 100              the most tokens of an answer
+  /repeat 3                no three tokens in a row come twice
+  /continue Once upon a    continues a text, as in documents, instead of answering
+  /recall 1                repeats more of what the text to be continued has
+  /help, /quit             this again; leaving
 
-def default_settings() -> dict[str, Any]:
-    seed = random.randrange(1_000_000)
-    return {"temperature": TEMPERATURE, "top_p": TOP_P, "repeat": 0, "length": MAX_NEW_TOKENS, "seed": seed}
-
-
-def change_setting(command: str, settings: dict[str, Any]) -> str:
-    """Apply a line such as "/top_p 0.9" to `settings` and return the reply to the user."""
-    name, _, value = command[1:].partition(" ")
-    if name == "help":
-        return f"{HELP}\nNow: {', '.join(f'{setting} = {value}' for setting, value in settings.items())}"
-    if name not in SETTINGS:
-        known = [*SETTINGS, "again", "help", "quit"]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        nearest = f"did you mean /{close[0]}?" if close else f"there are {', '.join(f'/{other}' for other in known)}"
-        return f"Unknown setting; {nearest}"
-    if not value.strip():
-        return f"{name} = {settings[name]}"
-    kind, low, high = SETTINGS[name]
-    try:
-        number = kind(value)
-    except ValueError:
-        number = float("nan")
-    if not low <= number <= high:
-        noun = "a number" if kind is float else "a whole number"
-        return f"/{name} takes {noun} from {low:,} to {high:,}, not {value.strip()!r}"
-    settings[name] = number
-    return f"{name} = {number}"
+A line that ends with \\ goes on in the next. Ctrl-C stops an answer."""
 
 
 def write_now(text: str) -> None:
@@ -77,56 +60,113 @@ def talk(
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
     *,
-    stop_token: int | None = None,
+    conversation: Conversation | None = None,
+    stop_tokens: Collection[int] = (),
     drafter: Drafter | None = None,
+    neighbours: Neighbours | None = None,
+    load_recall: Callable[[], tuple[Recall | None, str]] = lambda: (None, "there is no held-out text to fit /recall"),
     ask: Callable[[str], str] = input,
     write: Callable[[str], None] = write_now,
 ) -> None:
-    """Read a prompt and write its continuation, until an empty line, /quit or end-of-file.
+    """Read what the user types and write the model's answer, until /quit or end-of-file: the next
+    turn of `conversation` or, without one, the continuation of a text; then an empty line leaves too.
 
-    `encode` returns a prompt's tokens, including the one that begins a document; `decode` takes
-    all tokens of a continuation. A `drafter` changes only the speed. Every answer says its seed,
-    which is one more than that of the answer before.
+    `encode` returns a text's tokens, including the one that begins a document; `decode` takes
+    all tokens of an answer. A `drafter` changes only the speed; of `neighbours` see `generate`.
+    `load_recall` is called once, when the user asks for it, and says in words what it is worth. It is
+    for texts that are continued alone: fitted on documents. Every answer says its seed, which is one
+    more than that of the answer before.
     """
-    settings, last_prompt = default_settings(), ""
-    write(HELP + "\n")
+    settings, continuation = default_settings(), Continuation(encode)
+    partner: Conversation | Continuation = conversation or continuation
+    last: tuple[Conversation | Continuation, str] | None = None
+    recall: Recall | None = None
+    write((CONVERSES if conversation else CONTINUES) + "\n")
     while True:
         try:
             prompt = read_prompt(ask)
         except EOFError:
             return
         except KeyboardInterrupt:
-            write("\n(an empty line leaves)")
+            write(f"\n({'/quit' if conversation else 'an empty line'} leaves)")
             continue
         except UnicodeDecodeError:
             write("That is not UTF-8 text.\n")
             continue
         command = prompt.strip()
-        if command in ("", "/quit"):
+        name, _, words = command.partition(" ")
+        if command == "/quit" or not (command or conversation):
             return
-        if command == "/again":
-            prompt = last_prompt
-            if not prompt:
-                write("There is no text yet to continue again.\n")
-                continue
-        elif command.startswith("/") and "\n" not in command:
-            write(change_setting(command, settings) + "\n")
+        shown, again = partner, False
+        if command == "/again" and last:
+            (shown, prompt), again = last, True
+        elif name == "/continue" and conversation and words:
+            shown, prompt = continuation, words
+        elif reply := _reply(command, conversation, settings):
+            write(reply + "\n")
+            if settings["recall"] and not recall:
+                recall = _loaded(load_recall, write)
+                settings["recall"] = int(recall is not None)
             continue
-        last_prompt = prompt
+        try:
+            tokens = shown.prompt(prompt, again=again)
+        except TurnsRefused as error:
+            write(f"The model's chat template does not allow that: {error}.\n")
+            continue
+        except KeyboardInterrupt:
+            write(" [stopped]\n")
+            continue
+        last = shown, prompt
         drafting = Drafting(drafter) if drafter else None
-        tokens = generate(
+        answer = generate(
             decoder,
-            encode(prompt),
+            tokens,
             settings["length"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             block_ngram=settings["repeat"],
             generator=torch.Generator().manual_seed(settings["seed"]),
-            stop_token=stop_token,
+            stop_tokens=stop_tokens,
             drafting=drafting,
+            neighbours=neighbours,
+            recall=recall if settings["recall"] and shown is continuation else None,
         )
-        _answer(tokens, decode, write, settings["seed"], drafting)
+        shown.add_answer(_answer(answer, decode, write, settings["seed"], drafting, shown.notice))
         settings["seed"] += 1
+
+
+def _loaded(load_recall: Callable[[], tuple[Recall | None, str]], write: Callable[[str], None]) -> Recall | None:
+    """Return what `load_recall` does, and write what it says; None if Ctrl-C stops it."""
+    write("It is fitted on held-out text, which takes a moment.\n")
+    try:
+        recall, words = load_recall()
+    except KeyboardInterrupt:
+        recall, words = None, "stopped: recall = 0"
+    write(words + "\n")
+    return recall
+
+
+def _reply(command: str, conversation: Conversation | None, settings: dict[str, Any]) -> str:
+    """Return the reply to what is no text for the model, after doing what it asks; "" for a text."""
+    name, _, words = command.partition(" ")
+    if not command:
+        return "(/quit leaves)"
+    if command == "/help":
+        return f"{CONVERSES if conversation else CONTINUES}\nNow: {in_words(settings)}"
+    if command == "/again":
+        return "There is no text yet to continue again." if not conversation else "There is nothing to answer yet."
+    if conversation and command == "/new":
+        conversation.begin()
+        return "A new conversation."
+    if conversation and name == "/system":
+        conversation.system = words
+        return "It holds from the next answer on." if words else "The model is told nothing now."
+    if conversation and command == "/continue":
+        return "It takes the text to continue: /continue Once upon a time"
+    if not command.startswith("/") or "\n" in command:
+        return ""
+    others = ["new", "system", "continue"] if conversation else []
+    return change_setting(command, settings, [*others, "again", "help", "quit"])
 
 
 def read_prompt(ask: Callable[[str], str]) -> str:
@@ -147,8 +187,10 @@ def _answer(
     write: Callable[[str], None],
     seed: int,
     drafting: Drafting | None,
-) -> None:
-    num_tokens, started = 0, time.perf_counter()
+    notice: str,
+) -> str:
+    """Write an answer as it comes, and then what is to be said of it; return its text."""
+    text, num_tokens, started = "", 0, time.perf_counter()
 
     def counted() -> Iterator[int]:
         nonlocal num_tokens
@@ -158,9 +200,13 @@ def _answer(
 
     try:
         for _, piece in text_pieces(counted(), decode):
+            text += piece
             write(printable(piece))
+        if not text:
+            write("(nothing)")
     except KeyboardInterrupt:
         write(" [stopped]")
     seconds = time.perf_counter() - started
     kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
-    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}]\n")
+    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}{notice}]\n")
+    return text

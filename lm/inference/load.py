@@ -1,9 +1,11 @@
 """Loading a trained model from a checkpoint: the model, its tokenizer, its
 heads, and what uses them."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -12,14 +14,22 @@ from torch import Tensor, nn
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from aux_heads.span_contrastive import SpanContrastive
-from configs.errors import Damaged, UserError
+from configs.errors import Damaged, StreamDamaged, UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
+from data.chat_template import ChatTemplate
+from data.heldout import HeldOut
+from data.journal import JournalReader, read_header
+from data.packing import row_dtype
+from data.stream_files import HELD_OUT
 from lm.checkpoint import store
+from lm.inference.memory import Recall, fit_recall
 from lm.learner import check_shapes
 from lm.model import Transformer
 from lm.report.metrics import read_metrics
 from lm.report.record import choice_in_words
+
+COUNTED_TOKENS = 4_000_000  # of a run's text, at most
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], str]:
@@ -66,6 +76,16 @@ def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
             f"{bpe.vocab_size(tokenizer):,} tokens, the model {num_rows:,}. Restore that file."
         )
     return tokenizer
+
+
+def load_chat_template(state: dict[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Return the chat template in a checkpoint's `state`, or None if the run was trained on no
+    conversations. Raises UserError if it cannot be used."""
+    if not parse_preset(state["preset"], "the checkpoint").data.conversations:
+        return None  # of those that it only watches the model learns nothing
+    header = state["stream_position"].get("header")
+    source = header.get("chat_template") if isinstance(header, dict) else None
+    return ChatTemplate(source, tokenizer) if isinstance(source, str) else None
 
 
 def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
@@ -115,9 +135,36 @@ class PassageEmbedder:
         return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
 
 
-def load_drafter(state: dict[str, Any], model: Transformer) -> HeadDrafter | None:
-    """Return the drafter of a checkpoint's `state`, or None if it has no heads that draft."""
+def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokenizer: Tokenizer) -> HeadDrafter | None:
+    """Return the drafter of a checkpoint's `state`, or None if it has no heads that draft. It drafts the
+    tokens that are frequent in the run's text, as far as that is in `folder`."""
     heads = load_heads(state)
     if "policy" not in heads:
         return None
-    return HeadDrafter(heads, model.embed.weight.detach(), model.output.weight.detach())
+    learnt = parse_preset(state["preset"], "the checkpoint").data.has_conversations
+    dtype = row_dtype(model.config.seq_length, bpe.vocab_size(tokenizer), learnt=learnt)
+    tokens = newest_tokens(folder, dtype)
+    embedding_VD, output_VD = model.embed.weight.detach(), model.output.weight.detach()
+    counts_V = torch.from_numpy(np.bincount(tokens, minlength=len(output_VD))) if len(tokens) else None
+    return HeadDrafter(heads, embedding_VD, output_VD, counts_V)
+
+
+def load_recall(folder: Path, model: Transformer, tokenizer: Tokenizer) -> tuple[Recall | None, str]:
+    """Return what `fit_recall` does with the held-out text of the run in `folder`, if that is there."""
+    stream, held_out = folder / "stream", None
+    with suppress(Exception):  # damaged bytes can raise anything
+        held_out = HeldOut.load(stream / HELD_OUT)
+    if not held_out or held_out.digest() != (read_header(stream) or {}).get("held_out"):
+        return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
+    return fit_recall(model, held_out, bpe.token_bytes(tokenizer))
+
+
+def newest_tokens(folder: Path, dtype: np.dtype) -> np.ndarray:
+    """Return (n,) tokens of the newest text of the run in `folder`; none if it is not there, or damaged."""
+    journal = JournalReader(folder / "stream", dtype)
+    try:
+        end = journal.num_rows()
+        first = max(0, end - COUNTED_TOKENS // (dtype["tokens"].shape[0] - 1))
+        return journal.rows(first, end - first)["tokens"][:, 1:].ravel()
+    except (OSError, StreamDamaged):
+        return np.empty(0, dtype["tokens"].base)

@@ -7,7 +7,7 @@ then keeps or replaces a draft such that the distribution of the text is that wi
 (Leviathan et al., arXiv 2211.17192). Everything runs on the CPU in fp32, so that a seed gives the
 same text on every device whose logits agree. Never here: models, global random generators.
 
-Shapes: V vocabulary, N vocabulary of the drafter (the first N of the V tokens).
+Shapes: V vocabulary, N vocabulary of the drafter (N of the V tokens).
 """
 
 from __future__ import annotations
@@ -97,9 +97,22 @@ def sample(weights_V: Tensor, generator: torch.Generator) -> int:
     return int(torch.searchsorted(mass_V, point, right=True))
 
 
+def places(tokens: Collection[int], tokens_N: Tensor) -> list[int]:
+    """Return where in `tokens_N` (ascending) those of `tokens` are that it has."""
+    if not tokens:
+        return []
+    wanted = torch.tensor(sorted(set(tokens)))
+    found = torch.searchsorted(tokens_N, wanted).clamp_(max=len(tokens_N) - 1)
+    return found[tokens_N[found] == wanted].tolist()
+
+
 class Draft(NamedTuple):
+    """A token, and the distribution that it was sampled from: q_N of `tokens_N`, of which it is number `choice`."""
+
     token: int
-    distribution_N: Tensor | None  # that it was sampled from; None: greedy
+    choice: int
+    tokens_N: Tensor
+    q_N: Tensor
 
 
 class Sampler:
@@ -108,33 +121,25 @@ class Sampler:
     def __init__(self, text: NgramBlocker, temperature: float, top_p: float, generator: torch.Generator):
         self.text, self.temperature, self.top_p, self.generator = text, temperature, top_p, generator
 
-    def _best(self, logits_V: Tensor) -> int:
-        return int(ban(logits_V, self.text.banned()).argmax())
-
-    def draft(self, logits_N: Tensor) -> Draft:
-        """Sample a draft without the nucleus, which would take half of a draft's time: a
-        temperature lowered by the factor `top_p` cuts off about as much, and as many drafts are
-        kept (benchmarks/LOG.md)."""
-        if self.temperature == 0:
-            return Draft(self._best(logits_N), None)
-        q_N = process_logits(logits_N, self.text.banned(), self.temperature * self.top_p, 1.0)
-        return Draft(sample(q_N, self.generator), q_N)
+    def draft(self, logits_N: Tensor, tokens_N: Tensor) -> Draft:
+        """Sample one of `tokens_N` (ascending ids) without the nucleus, which would take half of a
+        draft's time: a temperature lowered by the factor `top_p` cuts off about as much, and as
+        many drafts are kept (benchmarks/LOG.md)."""
+        banned = places(self.text.banned(), tokens_N)
+        q_N = process_logits(logits_N, banned, self.temperature * self.top_p, 1.0)
+        choice = sample(q_N, self.generator)
+        return Draft(int(tokens_N[choice]), choice, tokens_N, q_N)
 
     def accept_or_resample(self, logits_V: Tensor, draft: Draft | None) -> int:
         """Return the next token, by the trunk's logits. A draft y ~ q is kept with probability
         min(1, p(y) / q(y)), or else replaced by a sample from max(0, p - q): either way the
         token is distributed as p."""
-        if self.temperature == 0:
-            return self._best(logits_V)
         p_V = process_logits(logits_V, self.text.banned(), self.temperature, self.top_p)
         if draft is None:
             return sample(p_V, self.generator)
-        token, q_N = draft
-        assert q_N is not None, "drafted by a sampler of the same temperature"
-        if torch.rand((), generator=self.generator) * q_N[token] < p_V[token]:
+        token, choice, tokens_N, q_N = draft
+        if torch.rand((), generator=self.generator) * q_N[choice] < p_V[token]:
             return token
-        rest_V = p_V.clone()
-        rest_V[: len(q_N)] -= q_N
-        rest_V.clamp_(min=0)
+        rest_V = p_V.index_add(0, tokens_N, q_N, alpha=-1).clamp_(min=0)
         # Nothing is left if p and q differ only by rounding.
         return sample(rest_V if rest_V.any() else p_V, self.generator)

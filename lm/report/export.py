@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,13 +26,18 @@ from torch import Tensor
 from configs.catalog import catalogued
 from configs.schema import Preset, Source, parse_preset
 from data import tokenizer as bpe
-from data.files import room_on_disk, sync_folder
+from data.chat_template import TEMPLATE_FILE, ChatTemplate
+from data.files import room_on_disk, set_aside, sync_folder
 from lm.families import exported_config, exported_state
+from lm.inference.load import load_chat_template
 from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.report.gguf import ENCODINGS, write_gguf
 from lm.report.metrics import read_metrics
-from lm.report.model_card import RunFacts, SourceFacts, write_model_card
+from lm.report.model_card import CARD, NEW_CARD, RunFacts, SourceFacts, is_edited, write_model_card
+from lm.report.ollama import modelfile
 from lm.report.samples import read_samples
+
+log = logging.getLogger(__name__)
 
 
 def export_huggingface(
@@ -40,32 +46,35 @@ def export_huggingface(
     tokenizer_path: Path,
     out_dir: Path,
     *,
-    end_of_text: str,
     run: RunFacts,
+    chat_template: ChatTemplate | None = None,
     aux_heads: Mapping[str, Tensor] | None = None,
     gguf: bool = False,
 ) -> Path:
     """Write `out_dir` (config, weights, tokenizer, generation settings, model card) and return it.
 
-    `model_state` is the `state_dict` of the unwrapped `Transformer`; `end_of_text` is the token
-    that began every document of the stream; the model card is made from `run`; `aux_heads` are
-    written beside the weights, in a file that other readers ignore; with `gguf`, GGUF files and
-    Ollama's Modelfile are too. An earlier export is replaced once the new one is complete and on
-    the disk. Raises DiskError, which leaves the earlier one.
+    `model_state` is the `state_dict` of the unwrapped `Transformer`; the model card is made from `run`; with a
+    `chat_template` of the run, other programs chat with the model; `aux_heads` are written beside
+    the weights, in a file that other readers ignore; with `gguf`, GGUF files and Ollama's Modelfile
+    are too. An earlier export is replaced once the new one is complete and on the disk. Raises
+    DiskError, which leaves the earlier one.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    tokenizer_id = tokenizer.token_to_id(end_of_text)
-    assert tokenizer_id is not None, f"{tokenizer_path} has no token {end_of_text!r}"
+    end_of_text, tokenizer_id = bpe.end_name(tokenizer), bpe.end_of_text(tokenizer)  # begins each document
     tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)
-    config = exported_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id)
-    files = {
-        "config.json": json.dumps(config, indent=2),
-        "generation_config.json": json.dumps(generation_config(tokenizer_id), indent=2),
-        "tokenizer_config.json": json.dumps(tokenizer_config(end_of_text, preset.model.seq_length), indent=2),
-    }
+    ends = list(dict.fromkeys([*(chat_template.end_tokens if chat_template else ()), tokenizer_id]))
+    names = [str(tokenizer.id_to_token(number)) for number in ends]
+    config = exported_config(preset.model, model_state["embed.weight"].shape[0], tokenizer_id, ends[0])
+    reading = tokenizer_config(end_of_text, names[0], preset.model.seq_length)
+    files = {"config.json": config, "generation_config.json": generation_config(tokenizer_id, ends)}
+    source = exported_template(chat_template) if chat_template else ""
+    if source:
+        reading["chat_template"] = source  # where programs look that do not know the file yet
     with replaced_folder(out_dir) as temporary:
-        for name, text in files.items():
-            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        for name, content in {**files, "tokenizer_config.json": reading}.items():
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if source:
+            (temporary / TEMPLATE_FILE).write_text(source, encoding="utf-8")
         (temporary / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         state = exported_state(model_state, preset.model)
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -74,13 +83,23 @@ def export_huggingface(
             save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
         if gguf:
             for encoding in ENCODINGS:
-                write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name)
-            (temporary / "Modelfile").write_text(modelfile(end_of_text, preset.model.seq_length), encoding="utf-8")
-        write_model_card(temporary, preset, end_of_text, run, gguf=gguf)
+                write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name, chat_template=source)
+            described = modelfile(preset.model.seq_length, names, source)
+            (temporary / "Modelfile").write_text(described, encoding="utf-8")
+        write_model_card(temporary, preset, end_of_text, run, gguf=gguf, chats=bool(source))
+        keep_edited_card(out_dir, temporary)
         for file in temporary.iterdir():
             # safetensors lets only the owner read its files.
             file.chmod((temporary / "config.json").stat().st_mode)
     return out_dir
+
+
+def keep_edited_card(earlier: Path, new: Path) -> None:
+    """Leave the model card of the `earlier` export in place if its user has edited it, beside the new one."""
+    if is_edited(earlier / CARD):
+        (new / CARD).rename(new / NEW_CARD)
+        shutil.copy(earlier / CARD, new / CARD)
+        log.info("%s was edited and is kept: the card of this export is %s beside it.", earlier / CARD, NEW_CARD)
 
 
 @contextmanager
@@ -95,6 +114,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         if old.exists() and not folder.exists():  # ended between the two renames below
             old.rename(folder)
         for leftover in (temporary, old):
+            if leftover.is_symlink():  # the user's, to another disk
+                leftover.unlink()
             shutil.rmtree(leftover, ignore_errors=True)
 
     with room_on_disk(folder):
@@ -109,7 +130,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
             sync_folder(temporary)
-            if folder.exists():
+            if os.path.lexists(old):  # and cannot be removed
+                set_aside(old)
+            if os.path.lexists(folder):
                 folder.rename(old)
             temporary.rename(folder)
             sync_folder(folder.parent)
@@ -127,11 +150,12 @@ def begins_document(end_of_text: str, end_of_text_id: int) -> processors.Templat
     )
 
 
-def generation_config(end_of_text_id: int) -> dict[str, Any]:
-    """Return the sampling settings that `lm.inference.generate.generate` uses by default."""
+def generation_config(end_of_text_id: int, ends: list[int]) -> dict[str, Any]:
+    """Return the sampling settings that `lm.inference.generate.generate` uses by default, and the
+    tokens that end a text."""
     return {
         "bos_token_id": end_of_text_id,
-        "eos_token_id": end_of_text_id,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": end_of_text_id,
         "do_sample": True,
         "temperature": TEMPERATURE,
@@ -140,27 +164,23 @@ def generation_config(end_of_text_id: int) -> dict[str, Any]:
     }
 
 
-def modelfile(end_of_text: str, seq_length: int) -> str:
-    """Return Ollama's description of the model: the text as it comes, without a chat's form, and
-    the sampling of `generation_config`."""
-    return f"""FROM ./{ENCODINGS["F16"]}
-TEMPLATE "{{{{ .Prompt }}}}"
-PARAMETER num_ctx {seq_length}
-PARAMETER num_predict {seq_length}
-PARAMETER temperature {TEMPERATURE}
-PARAMETER top_p {TOP_P}
-PARAMETER top_k 0
-PARAMETER repeat_penalty 1.0
-PARAMETER stop "{end_of_text}"
-"""
+def exported_template(template: ChatTemplate) -> str:
+    """Return the source of a chat template for other programs, with the token that began every
+    document in front: transformers adds it to plain text alone."""
+    if template.begins_document:
+        return template.source
+    # Behind the block, whose line break is dropped, the source begins a line as it did, which decides over its first spaces.
+    begin_line = "{% set begins = true %}\n" if template.source[:1].isspace() else ""
+    return "{{ bos_token }}" + begin_line + template.source
 
 
-def tokenizer_config(end_of_text: str, seq_length: int) -> dict[str, Any]:
-    """Return tokenizer_config.json: no cleaning up of spaces, only inputs that the model takes."""
+def tokenizer_config(end_of_text: str, end: str, seq_length: int) -> dict[str, Any]:
+    """Return tokenizer_config.json: no cleaning up of spaces, only inputs that the model takes. `end`
+    ends what the model writes: a document or, if it chats, a turn."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end_of_text,
-        "eos_token": end_of_text,
+        "eos_token": end,
         "pad_token": end_of_text,
         "model_max_length": seq_length,
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
@@ -179,7 +199,7 @@ def export(state: dict[str, Any], folder: Path, out_dir: Path | None = None, *, 
         preset,
         path,
         out_dir or folder / "hf",
-        end_of_text=bpe.end_name(tokenizer),
+        chat_template=load_chat_template(state, tokenizer),
         run=run_facts(state, preset, folder),
         aux_heads=state["heads"] or None,
         gguf=gguf,

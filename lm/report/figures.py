@@ -7,8 +7,10 @@ imported only when a figure is drawn.
 from __future__ import annotations
 
 import io
+import json
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,12 @@ LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without nam
 def draw(records: list[Record], path: Path, title: str = "") -> None:
     """Draw a panel each for loss, held-out bits per byte by source, mixture and speed over tokens:
     those that have something to show."""
+    write_atomically(path, _curves(json.dumps(records), title))
+
+
+@lru_cache(maxsize=1)  # the export and the report of a run show the same picture
+def _curves(records_json: str, title: str) -> bytes:
+    records = json.loads(records_json)
     evaluated = [record for record in records if record.get("eval")]
     named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
     labels = list(dict.fromkeys(label for names in named for label in names))
@@ -44,7 +52,7 @@ def draw(records: list[Record], path: Path, title: str = "") -> None:
     _finish(axes, len(panels))
     if labels and len(labels) <= LINES_TO_LABEL and len(panels) > 2:
         axes[1].legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
-    _save(figure, path)
+    return _png(figure)
 
 
 def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
@@ -147,7 +155,7 @@ def draw_heads(records: list[Record], measures: Sequence[Measure], path: Path, t
         panel.set_ylim(bottom=max(panel.get_ylim()[0], min([-1, *last])))
         panel.legend(frameon=False, fontsize="x-small")
     _finish(panels, len(heads))
-    _save(figure, path)
+    write_atomically(path, _png(figure))
 
 
 def _figure(height: float, title: str) -> Figure:
@@ -170,10 +178,10 @@ def _finish(panels: Iterable[Axes], num_used: int) -> None:
             panel.tick_params(labelbottom=True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", facecolor="white")
-    write_atomically(path, picture.getvalue())
+    return picture.getvalue()
 
 
 def _title(panel: Axes, text: str) -> None:

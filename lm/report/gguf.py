@@ -17,10 +17,36 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from configs.model import RopeScaling
+from lm.model import rotary_frequencies
+
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-GPT_2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # what llama.cpp calls "gpt-2"
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+GPT_2_WORDS = BYTES | {"use_regex": True}
+
+
+def _words_with(digits: str) -> dict[str, Any]:
+    """Return the rule of the family of GPT-4, which differ in how many digits may be a word."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+PRE_TOKENIZERS = {  # llama.cpp's names of rules that split text into words, as a tokenizer.json has them
+    "gpt-2": [GPT_2_WORDS],
+    "smollm": [{"type": "Digits", "individual_digits": True}, GPT_2_WORDS],
+    "qwen2": [_words_with(r"\p{N}"), BYTES],
+    "llama-bpe": [_words_with(r"\p{N}{1,3}"), BYTES],
+}
+# Of these rules llama.cpp looks for the whole word among the tokens before it merges any.
+IGNORES_MERGES = ("llama-bpe",)
+# Qwen's tokenizers compose characters, as nearly all text has them. llama.cpp never does.
+NORMALIZERS: dict[str, tuple[Any, ...]] = {"qwen2": (None, {"type": "NFC"})}
 ENCODINGS = {"F32": "model.gguf", "F16": "model-F16.gguf", "Q8_0": "model-Q8_0.gguf"}  # of matrices: file
 PLAIN_BPE = {
     "type": "BPE",
@@ -28,23 +54,39 @@ PLAIN_BPE = {
     "continuing_subword_prefix": None,
     "end_of_word_suffix": None,
     "byte_fallback": False,
-    "ignore_merges": False,
 }
 
 
 def gguf_obstacle(tokenizer_path: Path) -> str:
     """Return why no GGUF file can be written with this tokenizer, and the fix; "" if one can."""
-    tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
-    words = {"use_regex": True} | (tokenizer.get("pre_tokenizer") or {})  # absent in older files
-    model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
-    known = GPT_2_WORDS.items() <= words.items() and PLAIN_BPE.items() <= model.items()
-    if not known or tokenizer.get("normalizer"):
+    if not pre_tokenizer_name(json.loads(tokenizer_path.read_text(encoding="utf-8"))):
         return (
             "No GGUF file for llama.cpp: it would split text differently from this tokenizer, which is not byte-level BPE with "
-            "the word rule of GPT-2. convert_hf_to_gguf.py of llama.cpp knows some others."
+            "the word rule of GPT-2, Qwen, Llama 3 or SmolLM. convert_hf_to_gguf.py of llama.cpp knows some others."
         )
     if not find_spec("gguf"):
         return 'For a GGUF file as well (llama.cpp): python -m pip install -e ".[gguf]", then export again.'
+    return ""
+
+
+def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
+    """Return llama.cpp's name for how a tokenizer.json makes tokens of text; "" if it has none."""
+    model = PLAIN_BPE | {key: value for key, value in tokenizer["model"].items() if value != ""}
+    if not PLAIN_BPE.items() <= model.items():
+        return ""
+    steps = tokenizer.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    for name, rules in PRE_TOKENIZERS.items():
+        if (
+            len(steps) == len(rules)
+            # Older files say nothing of the regex of ByteLevel.
+            and all(
+                rule.items() <= ({"use_regex": True} | step).items() for rule, step in zip(rules, steps, strict=True)
+            )
+            and model.get("ignore_merges", False) == (name in IGNORES_MERGES)
+            and tokenizer.get("normalizer") in NORMALIZERS.get(name, (None,))
+        ):
+            return name
     return ""
 
 
@@ -56,9 +98,10 @@ def write_gguf(
     tokenizer_path: Path,
     *,
     name: str,
+    chat_template: str = "",
 ) -> None:
     """Write `config` and `state`, as in the export's config.json and model.safetensors, to the file
-    of that encoding in `folder`.
+    of that encoding in `folder`, with the source of a chat template if there is one.
 
     There must be no `gguf_obstacle`.
     """
@@ -81,9 +124,10 @@ def write_gguf(
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
-    tokens, types, merges = gguf_tokens(json.loads(tokenizer_path.read_text(encoding="utf-8")), config["vocab_size"])
+    tokenizer = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    tokens, types, merges = gguf_tokens(tokenizer, config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
@@ -91,7 +135,15 @@ def write_gguf(
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(True)  # every training document began with that token
     writer.add_add_eos_token(False)
+    if chat_template:
+        writer.add_chat_template(chat_template)
 
+    if scaling := config.get("rope_scaling"):
+        plain, scaled = (
+            rotary_frequencies(config["head_dim"], config["rope_theta"], how)
+            for how in (None, RopeScaling.model_validate(scaling))
+        )
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())  # by which llama.cpp divides
     names = get_tensor_name_map(MODEL_ARCH[config["model_type"].upper()], config["num_hidden_layers"])
     for theirs, tensor in state.items():
         name_there = names.get_name(theirs, try_suffixes=(".weight",))

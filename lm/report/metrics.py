@@ -4,9 +4,10 @@ It is cut back on resume, so that no step is recorded twice, and survives a torn
 other than the first use `NullLog`. Never here: measuring, plots (lm/report/figures.py), the
 terminal.
 
-One JSON object per line: `tokens, words, step, loss, bits_per_byte, lr, tokens_per_second,
-data_wait_fraction, grad_norm, flops_per_token` (estimated), `mfu` (model FLOPs as a share of this
-machine's measured matmul peak), `peak_memory_bytes`; lines of evaluations have `eval`
+One JSON object per line: `tokens, words, step, loss, bits_per_byte` (with the nats of special tokens,
+which `eval` leaves out), `lr, tokens_per_second, data_wait_fraction, grad_norm, flops_per_token`
+(estimated), `mfu` (model FLOPs as a share of this machine's measured matmul peak),
+`peak_memory_bytes`; lines of evaluations have `eval`
 (`Evaluation.to_json`), `mixture` {source: share}, with a finish `finish_from` (tokens before it), the last
 with `overlapping` (lm/train/events.py),
 `sources` {source: {documents, tokens, bytes, epoch, retries, skipped, asked, realised}} and
@@ -117,23 +118,23 @@ class Interval:
         self.seconds += seconds
         self._waited += waited
 
-    def add(self, result: StepResult, num_tokens: int, num_bytes: int) -> None:
-        """Add the result of one step over `num_tokens` targets, `num_bytes` of text."""
+    def add(self, result: StepResult, num_tokens: int, num_targets: int, num_bytes: int) -> None:
+        """Add the result of one step over `num_tokens`, of which the loss counts `num_targets` with `num_bytes` of text."""
         self.num_steps += 1
         self._tokens += num_tokens
         if result.skipped:
             self._skipped += 1
             return
-        self._learnt += num_tokens
+        self._learnt += num_targets
         self._bytes += num_bytes
-        self._nats += result.loss * num_tokens
+        self._nats += result.loss * num_targets
         self._norm += result.gradient_norm
 
     def means(self) -> dict[str, float | int | None]:
         """Return the means over the steps (None if all were skipped) and their speed."""
         sound = self.num_steps - self._skipped
         record = {
-            "loss": self._nats / self._learnt if sound else None,
+            "loss": self._nats / max(1, self._learnt) if sound else None,
             "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes) if sound else None,
             "tokens_per_second": self._tokens / self.seconds,
             "data_wait_fraction": self._waited / self.seconds,

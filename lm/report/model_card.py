@@ -6,6 +6,7 @@ and what its limits are. Nothing is measured here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,10 @@ from configs.text import fenced, table_cell
 from lm.evaluation.results import latest
 from lm.families import CLASSES, family
 from lm.report.figures import draw
-from lm.report.report import before_and_after, benchmark_tables, held_out_table, table
+from lm.report.report import before_and_after, benchmark_tables, figure_title, held_out_table, table
 from lm.report.samples import Section
 
-FIGURE = "curves.png"
+FIGURE, CARD, NEW_CARD = "curves.png", "README.md", "README.new.md"
 
 
 class SourceFacts(NamedTuple):
@@ -38,17 +39,18 @@ class RunFacts(NamedTuple):
     samples: Sequence[Section]  # of samples.md
 
 
-def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFacts, *, gguf: bool) -> None:
-    """Write README.md into `folder`, and the curves beside it if there are records to draw."""
+def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFacts, *, gguf: bool, chats: bool) -> None:
+    """Write README.md into `folder`, and the curves beside it if there are records to draw. `chats`: with
+    a chat template."""
     figure = f"![loss, bits per byte, mixture and speed over tokens]({FIGURE})"
     if run.records:
-        draw(list(run.records), folder / FIGURE)
+        draw(list(run.records), folder / FIGURE, figure_title(run.records, run.facts))
     parts = [
         _front_matter(preset.name, run),
         f"# {table_cell(preset.name)}",
         table_cell(preset.description),
-        _usage(preset, end_of_text),
-        *([_llama_cpp(preset.model.seq_length)] if gguf else []),
+        _usage(preset, end_of_text, chats),
+        *([_llama_cpp(preset.model.seq_length, chats)] if gguf else []),
         "## Training",
         table(("", ""), run.facts.items()),
         *([figure] if run.records else []),
@@ -59,12 +61,28 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         *benchmark_tables(run.records),
         *_samples(run.samples),
         "## Limits",
-        _limits(preset, run),
+        _limits(preset, run, chats),
         "## The preset that made it",
         fenced(preset.to_json()),
     ]
     text = "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(f"{text}\n{_seal(text)}\n", encoding="utf-8")
+
+
+def _seal(text: str) -> str:
+    """Return a comment, which no page shows, by which a card that was edited is known."""
+    return f"<!-- as it was exported: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
+
+
+def is_edited(card: Path) -> bool:
+    """Return whether a file is there that `write_model_card` did not write like that."""
+    try:
+        text, _, seal = card.read_text(encoding="utf-8").rstrip("\n").rpartition("\n\n")
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError):  # a folder, a link to nowhere, no text
+        return card.is_file()
+    return seal != _seal(text + "\n")
 
 
 def _front_matter(name: str, run: RunFacts) -> str:
@@ -121,10 +139,11 @@ def _results(run: RunFacts) -> list[EvalResult]:
     ]
 
 
-def _usage(preset: Preset, end_of_text: str) -> str:
-    length, name = preset.model.seq_length, CLASSES[family(preset.model)]
-    return f"""A base language model: it continues text. Architecture `{name}`, context {length} tokens.
-Every document it learnt from began with `{end_of_text}`; the tokenizer puts that token before a text by itself:
+def _usage(preset: Preset, end_of_text: str, chats: bool) -> str:
+    kind = "A small chat model: it answers, and continues text" if chats else "A base language model: it continues text"
+    return f"""{kind}. Architecture `{CLASSES[family(preset.model)]}`, context {preset.model.seq_length} tokens.
+{_CHAT if chats else ""}Every document it learnt from began with `{end_of_text}`; the tokenizer puts that token before a text
+by itself:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,7 +156,27 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```"""
 
 
-def _llama_cpp(length: int) -> str:
+_CHAT = """Its chat template is that of the conversations it was trained on:
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", ".")  # this folder
+messages = [{"role": "user", "content": "Who are you?"}]
+print(chat(messages, max_new_tokens=200)[0]["generated_text"][-1]["content"])
+```
+
+"""
+
+
+def _llama_cpp(length: int, chats: bool) -> str:
+    prompt = "Who are you?" if chats else "The"
+    if chats:
+        answer = f"""messages = [{{"role": "user", "content": "Who are you?"}}]
+answer = model.create_chat_completion(messages, max_tokens={length // 2})
+print(answer["choices"][0]["message"]["content"])"""
+    else:
+        answer = f"""print(model("The", max_tokens={length // 2}, echo=True)["choices"][0]["text"])"""
     return f"""The same weights for llama.cpp: `model.gguf` in fp32, `model-F16.gguf` in half of the space and
 `model-Q8_0.gguf` in a quarter, which costs a little accuracy.
 
@@ -145,11 +184,11 @@ def _llama_cpp(length: int) -> str:
 from llama_cpp import Llama  # pip install llama-cpp-python
 
 model = Llama("model.gguf", n_ctx={length}, verbose=False)
-print(model("The", max_tokens={length // 2}, echo=True)["choices"][0]["text"])
+{answer}
 ```
 
-For Ollama: `ollama create mine -f Modelfile`, then `ollama run mine "The"`. It splits a prompt into words by the rule
-of Qwen 3 instead of this model's, so numbers, indentation and punctuation come as other tokens than in training."""
+For Ollama: `ollama create mine -f Modelfile`, then `ollama run mine "{prompt}"`. It splits a prompt into words by the
+rule of Qwen 3 instead of this model's, so numbers, indentation and punctuation come as other tokens than in training."""
 
 
 def _data(run: RunFacts) -> str:
@@ -168,13 +207,19 @@ def _samples(samples: Sequence[Section]) -> list[str]:
     return [f"## Samples after {samples[-1].tokens:,} tokens", samples[-1].text.strip()]
 
 
-def _limits(preset: Preset, run: RunFacts) -> str:
+def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
     others = "the benchmarks above: no" if latest(run.records) else "nothing else: no benchmark, no"
-    return f"""- It continues text. It was not taught to follow instructions, to converse or to decline.
+    taught = (
+        "It learnt the form of conversations from the sources above. It was not taught to be right, to be safe or to decline,\n"
+        "  and follows few instructions."
+        if chats
+        else "It continues text. It was not taught to follow instructions, to converse or to decline."
+    )
+    return f"""- {taught}
 - It states what is false as fluently as what is true: rely on nothing it says.
 - It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
   offensive or private in the sources may come out again.
 - It has never seen a position beyond {preset.model.seq_length} tokens.
-- Measured is how well it predicts held-out documents of the same sources, and {others} test of
-  safety or bias.
+- Measured is how well it predicts held-out documents of the same sources{" (of conversations, the answers)" * chats}, and
+  {others} test of safety or bias.
 - The licences above are the text's. Whoever redistributes the model must determine the terms."""

@@ -35,6 +35,20 @@ class Evaluated(Measured, total=False):
     per_source: Required[Annotated[dict[str, Measured], Field(max_length=1_000)]]
 
 
+class WithAndWithout(TypedDict):
+    """Bits per byte of tokens in overlapping windows, and of the same tokens without overlap."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    bits_per_byte: Value
+    plain: Value
+
+
+class Overlapping(WithAndWithout):
+    context: Count
+    tokens: Count
+    per_source: Annotated[dict[str, WithAndWithout], Field(max_length=1_000)]
+
+
 class SourceRead(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
     documents: Count
@@ -82,6 +96,8 @@ class MetricsRecord(TypedDict, total=False):
     resumed: str | None
     benchmarks: Annotated[dict[str, BenchmarkResult], Field(max_length=1_000)]
     best: BestCheckpoint
+    overlapping: Overlapping | None
+    finish_from: Count
 
 
 _RECORD = TypeAdapter(MetricsRecord)
@@ -98,9 +114,9 @@ def parse_record(line: str) -> dict[str, Any] | None:
 
 def choice_in_words(best: Mapping[str, Any]) -> str:
     """Return which checkpoint was exported and why, of the `best` in a line of metrics.jsonl."""
-    if "gained" not in best:
+    if best.get("gained") is None:
         return "Exported is the last checkpoint: no earlier one has a lower held-out loss."
-    stderr = "an unknown error" if best["stderr"] is None else f"{best['stderr']:.4f}"
+    stderr = "an unknown error" if best.get("stderr") is None else f"{best['stderr']:.4f}"
     one, gained = f"lm_best.pth, after {best['tokens']:,} tokens", f"{best['gained']:.4f} ± {stderr} bits per byte"
     if best["exported"]:
         return f"Exported is {one}: on held-out text it is {gained} better than the last checkpoint."

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aux_heads.metrics import Measure
+from aux_heads.metrics import MEASURES
 from configs.errors import DiskError
 from configs.text import fenced, human_count, table_cell
 from data.files import write_atomically
@@ -25,23 +25,20 @@ from lm.report.samples import read_samples
 log = logging.getLogger(__name__)
 
 
-def write_report(
-    checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str], measures: Sequence[Measure] = ()
-) -> Path:
+def write_report(checkpoint_dir: Path, preset_json: str, facts: Mapping[str, str]) -> Path:
     """Write `report.md` and its figures into `checkpoint_dir` and return the path of report.md.
     Raises DiskError if there is no place for report.md; a figure without one is logged.
 
-    `facts` are the rows of the first table, in order (machine, versions, time, ...); `measures`
-    are the rows of the table of heads.
+    `facts` are the rows of the first table, in order (machine, versions, time, ...).
     """
     records = read_metrics(checkpoint_dir / "metrics.jsonl")
     title = figure_title(records, facts)
-    heads = _heads(records, measures)
+    heads = _heads(records)
     try:
         if records:
             draw(records, checkpoint_dir / "report.png", title)
         if heads:
-            draw_heads(records, measures, checkpoint_dir / "heads.png", title)
+            draw_heads(records, MEASURES, checkpoint_dir / "heads.png", title)
     except DiskError as error:
         log.warning("a picture cannot be written (%s): the report lacks it.", error.__cause__)
     parts = [f"# {table_cell(facts.get('preset', 'Run'))}", table(("", ""), facts.items())]
@@ -93,7 +90,7 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
     )
     keys = ("bits_per_byte", "stderr", "loss", "answer_bits_per_byte", "answer_loss")
     everything = {"all": {key: evaluation.get(key) for key in ("loss", "bits_per_byte", "tokens")}}
-    mixed = {"all", *last.get("mixture", evaluation["per_source"])}
+    mixed = {"all", *(last.get("mixture") or evaluation["per_source"])}
     rows = [
         (
             label if label in mixed else f"{label} (only watched)",
@@ -133,14 +130,14 @@ def before_and_after(records: Sequence[Record]) -> list[str]:
     if not evaluated or evaluated[0]["tokens"]:
         return []
     before = evaluated[0]["eval"]
-    after = next(record for record in reversed(evaluated) if record["eval"]["tokens"] == before["tokens"])
-    found = [
-        {"all": record["bits_per_byte"]} | {label: one["bits_per_byte"] for label, one in record["per_source"].items()}
-        for record in (before, after["eval"])
-    ]
+    after = next(record for record in reversed(evaluated) if record["eval"].get("tokens") == before.get("tokens"))
+    found_before, found_after = (
+        {label: values.get("bits_per_byte") for label, values in ({"all": found} | found["per_source"]).items()}
+        for found in (before, after["eval"])
+    )
     rows = [
-        (label, number(was), number(found[1][label]), f"{found[1][label] / was - 1:+.1%}")
-        for label, was in found[0].items()
+        (label, number(was), number(now := found_after.get(label)), f"{now / was - 1:+.1%}" if now and was else "")
+        for label, was in found_before.items()
     ]
     heading = f"## Bits per byte before the first step, and after {after['tokens']:,} tokens"
     return [heading, table(("source", "before", "after", "change"), rows)]
@@ -159,32 +156,27 @@ def benchmark_tables(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _heads(records: list[Record], measures: Sequence[Measure]) -> list[str]:
+def _heads(records: list[Record]) -> list[str]:
     """Return the heads' last held-out measures beside their baselines; [] without heads."""
     measured = [record for record in records if record.get("heads")]
     if not measured:
         return []
     values, rows = measured[-1]["heads"], []
-    for measure in measures:
+    for measure in MEASURES:
         value, baseline = measure.values(values)
         if value is not None:
             verdict = "" if baseline is None else "yes" if measure.beats(value, baseline) else "**no**"
             shown = (number(value), number(baseline))
             rows.append((measure.head, measure.meaning, shown[0], measure.baseline_meaning, shown[1], verdict))
     header = ("head", "measure", "held-out", "baseline", "its value", "better")
-    others = [
-        f"{name} {number(value)}" for name, value in values.items() if value is not None and not _in(name, measures)
-    ]
+    known = {name for measure in MEASURES for name in (measure.name, measure.baseline)}
+    others = [f"{name} {number(value)}" for name, value in values.items() if value is not None and name not in known]
     return [
         f"## Heads after {measured[-1]['tokens']:,} tokens",
         "![measures of the heads over tokens, their baselines dashed](heads.png)",
         table(header, rows, numbers=False),
         *([f"Also measured: {', '.join(others)}."] if others else []),
     ]
-
-
-def _in(name: str, measures: Sequence[Measure]) -> bool:
-    return any(name in (measure.name, measure.baseline) for measure in measures)
 
 
 def _read(records: list[Record]) -> list[str]:

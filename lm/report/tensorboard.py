@@ -35,6 +35,9 @@ def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | Nul
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return NullLog()
+    except Exception as error:  # such as of a protobuf that does not fit it
+        log.warning("TensorBoard cannot be imported (%s). The run goes on without it.", error)
+        return NullLog()
     event_log = EventLog(folder, partial(SummaryWriter, folder, max_queue=1_000, flush_secs=FLUSH_SECONDS))
     for record in records:
         event_log.write(record)

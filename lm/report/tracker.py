@@ -40,6 +40,9 @@ def tracker_log(preset: Preset, folder: Path, records: Iterable[dict[str, Any]])
             "without it; metrics.jsonl has everything."
         )
         return NullLog()
+    except Exception as error:  # of any kind: of a package that does not fit the others that are installed
+        log.warning("train.report_to: %s cannot be imported (%s). The run goes on without it.", package, error)
+        return NullLog()
     tracker = TrackerLog(module)
     tracker.attempt(_begin, module, preset, folder)
     for record in records:

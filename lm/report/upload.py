@@ -1,4 +1,5 @@
-"""The upload of an export to the Hugging Face Hub: a private repository, and one commit in it.
+"""The upload of an export to the Hugging Face Hub: a private repository, one commit in it, and one in
+a branch for each milestone.
 
 With the token, endpoint, proxy and client of everything else that asks the Hub
 (data/sources/hub_client.py). Never here: what is in the export, questions to the user.
@@ -6,13 +7,16 @@ With the token, endpoint, proxy and client of everything else that asks the Hub
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import UserError
 from data.sources.hub_client import NoAnswer, causes, connect, first_line, is_request_error, status_of
 from data.sources.hub_environment import check_environment, token_in_use
+
+# Files that the export of another run may have, and this one may lack: a chat template would make this model chat.
+OF_SOME_EXPORTS = ["*.gguf", "Modelfile", "chat_template.jinja", "aux_heads.safetensors"]
 
 
 def account() -> str:
@@ -50,11 +54,12 @@ def check_name(repository: str) -> None:
         )
 
 
-def upload(folder: Path, repository: str) -> str:
-    """Add the files of `folder` to the model `repository` in one commit, and return its address.
+def upload(folder: Path, repository: str, milestones: Mapping[str, Path]) -> str:
+    """Add the files of `folder` to the model `repository` in one commit, and return its address. Each
+    of the `milestones`, by its name, becomes all that is in the branch of that name, in one commit.
 
-    A repository that does not exist is created, private. Raises UserError; then there is no commit,
-    unless only the Hub's answer to it was lost.
+    A repository that does not exist is created, private. Raises UserError; then there is no commit
+    of what was being sent, unless only the Hub's answer to it was lost.
     """
     connect()
     from huggingface_hub import HfApi, constants
@@ -65,7 +70,24 @@ def upload(folder: Path, repository: str) -> str:
     try:
         with _explained(repository):
             address = api.create_repo(repository, private=True, exist_ok=True)
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload the export of a run")
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                delete_patterns=OF_SOME_EXPORTS,
+                commit_message="Upload the export of a run",
+            )
+        for name, milestone in milestones.items():
+            with _explained(f"the branch {name} of {repository}"):
+                # From the first commit, which is empty: not even for a moment does it have other weights.
+                first = api.list_repo_commits(repository)[-1].commit_id
+                api.create_branch(repository, branch=name, revision=first, exist_ok=True)
+                api.upload_folder(
+                    repo_id=repository,
+                    folder_path=milestone,
+                    revision=name,
+                    delete_patterns="*",  # what an earlier run has left there
+                    commit_message="Upload a milestone of a run",
+                )
     except _Refused as refused:
         raise UserError(
             f"The token in {where} may not write to {repository} ({refused}): give it that right at "

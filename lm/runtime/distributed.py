@@ -12,8 +12,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -97,14 +96,6 @@ class World:
             raise outcome[1]
         return outcome[0]
 
-    def on_first(self, target: Result | None) -> Result:
-        """Return a proxy of the first rank's `target` (None on the others).
-
-        Its methods are called on every rank together, run on the first, and return or raise the
-        same on each.
-        """
-        return cast(Result, target if self.objects is None else _OnFirst(self, target))
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a small tensor over ranks, in place, on its device; returns it."""
         if self.objects is not None:
@@ -137,14 +128,3 @@ class World:
     def stop(self) -> None:
         if self.objects is not None:
             dist.destroy_process_group()
-
-
-class _OnFirst:
-    def __init__(self, world: World, target: Any):
-        self._world, self._target = world, target
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return partial(self._world.from_first, self._call, name)
-
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._target, name)(*args, **kwargs)

@@ -28,6 +28,8 @@ POLICY_POSITIONS = 2048
 LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38, "mps": 50}, 2.6
 # Of a chunk of the loss: logits in bf16 and their gradient. Rows in it, up to a vocabulary of that size.
 LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768, "mps": 2_048}, 32_768
+# Of a chunk of an evaluation, which is not compiled: logits, their distance from the largest, exponentials.
+EVALUATION_LOGIT_BYTES, EVALUATION_LOGIT_ROWS = 12, 1_024
 # Per entry of the output layer, which the loss copies: in bf16, its gradient, a chunk's part of that, and scaled.
 OUTPUT_BYTES = 12
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0, "mps": 2.75}
@@ -141,24 +143,17 @@ def checkpoint_bytes(preset: Preset) -> int:
     return 8 * (matrices + head_matrices) + 12 * (others + head_biases)
 
 
-def required_bytes(checkpoint_bytes: int) -> int:
-    """Return the disk space for three generations, the best checkpoint (of text that is read more than
-    once) and the temporary file of the next.
-
-    The alias is a hard link and takes none.
-    """
-    return 5 * checkpoint_bytes
-
-
 def disk_bytes(preset: Preset, token_budget: int) -> int:
     """Return the disk space of a whole run: checkpoints, the journal of every row, the export and the
     milestones."""
     model = preset.model
     token_width = 2 if model.vocab_size <= 2**16 else 4
     num_rows = -(-token_budget // model.seq_length)
-    journal = num_rows * (model.seq_length + 1) * (token_width + 1)
+    journal = num_rows * (model.seq_length + 1) * (token_width + 1 + preset.data.has_conversations)
     exports = (1 + num_milestones(preset.train, token_budget)) * export_bytes(preset)
-    return required_bytes(checkpoint_bytes(preset)) + journal + exports
+    # Three generations, the best one (of text that is read more than once) and the temporary file of
+    # the next; the alias is a hard link.
+    return 5 * checkpoint_bytes(preset) + journal + exports
 
 
 def export_bytes(preset: Preset) -> int:
@@ -181,7 +176,7 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     """
     model, aux = preset.model, preset.auxiliary
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
-    gradients = 4 * (num_parameters(model, model.vocab_size) + sum(num_head_parameters(model, aux)))
+    gradients = export_bytes(preset)  # fp32 as well
     per_token = channels_per_token(model) * LAYER_BYTES[device]
     if device != "cuda":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
         per_token += scores_per_token(model) * SCORE_BYTES
@@ -191,8 +186,11 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     fixed, state = PROCESS_BYTES, checkpoint_bytes(preset)
     if device != "cuda":
         fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
-    rows = min(num_tokens, LOGIT_ROWS[device] * LOGIT_VOCAB // max(LOGIT_VOCAB, model.vocab_size))
-    logits = LOGIT_BYTES * rows * model.vocab_size
+    share = min(1, LOGIT_VOCAB / model.vocab_size)
+    logits = LOGIT_BYTES * min(num_tokens, int(LOGIT_ROWS[device] * share)) * model.vocab_size
+    if device == "cuda":  # captured graphs keep a step's memory; elsewhere an evaluation has what a step has released
+        rows = min(num_tokens, int(EVALUATION_LOGIT_ROWS * share))
+        fixed += EVALUATION_LOGIT_BYTES * rows * model.vocab_size
     # A tied layer has the gradients of both its uses at the same time.
     fixed += (OUTPUT_BYTES + 4 * model.tie_embeddings) * model.vocab_size * model.hidden_size
     return int(fixed + state + gradients + factor * (per_token * num_tokens + logits) + policy)

@@ -81,6 +81,7 @@ def measure_machine() -> Machine:
 
     device = device_choice(int(os.environ.get("WORLD_SIZE", 1))).value
     dtype, _ = precision_choice(device)
+    threads = torch.get_num_threads()
     # The threads of all processes that share this CPU.
     torch.set_num_threads(thread_choice()[0] * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     size = 768 if device == "cpu" else 4096
@@ -92,6 +93,7 @@ def measure_machine() -> Machine:
         if device != "cpu":
             getattr(torch, device).synchronize()
         best = min(best, time.perf_counter() - before)
+    torch.set_num_threads(threads)
     return Machine(
         identity=machine_identity(),
         device=device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,18 @@ SKIPPED, WARM_UP = 5, 1  # steps before those in the trace
 log = logging.getLogger(__name__)
 
 
+def steps_asked_for() -> int:
+    """Return PROFILE_STEPS, 0 if it is not set. Raises UserError if it is no number of steps."""
+    asked = os.environ.get("PROFILE_STEPS", "")
+    if asked and not re.fullmatch("[1-9][0-9]?|100", asked):
+        raise UserError(f"PROFILE_STEPS is {asked[:20]!r} in the environment: give a number of steps from 1 to 100")
+    return int(asked or 0)
+
+
 @contextmanager
 def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function to be called after each step, which does nothing without PROFILE_STEPS.
-
-    Raises UserError if PROFILE_STEPS is not a number of steps.
-    """
-    asked = os.environ.get("PROFILE_STEPS", "")
-    if asked and (not asked.isdecimal() or not 0 < int(asked) <= 100):  # on every rank alike
-        raise UserError(f"PROFILE_STEPS is {asked[:20]!r} in the environment: give a number of steps from 1 to 100")
+    """Yield a function to be called after each step, which does nothing without PROFILE_STEPS."""
+    asked = steps_asked_for()
     if not asked or not is_first:
         yield lambda: None
         return
@@ -39,6 +43,6 @@ def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
         profiled.export_chrome_trace(str(path))
         log.info("A trace of %s steps is in %s: open it in ui.perfetto.dev", asked, path)
 
-    steps = schedule(wait=SKIPPED, warmup=WARM_UP, active=int(asked), repeat=1)
+    steps = schedule(wait=SKIPPED, warmup=WARM_UP, active=asked, repeat=1)
     with profile(schedule=steps, on_trace_ready=write) as profiled:
         yield profiled.step

@@ -97,6 +97,9 @@ def read_line(prompt: str) -> str:
         tty.setcbreak(0, termios.TCSADRAIN)
         print(prompt + PASTE_ON, end="", flush=True)
         _wait_for_input()
+        shows_keys = termios.tcgetattr(0)
+        shows_keys[3] |= termios.ECHO  # or readline would hide the line, like a password
+        termios.tcsetattr(0, termios.TCSANOW, shows_keys)
         print(end="\r")  # readline writes the prompt again
         return input(prompt.rpartition("\n")[2])
     finally:

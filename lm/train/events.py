@@ -1,15 +1,15 @@
-"""Scheduled events between two steps: save, keep a milestone, evaluate, adapt the mixture, sample.
+"""Scheduled events between two steps: save, keep a milestone, evaluate, adapt the mixture, sample,
+and save again if that evaluation was the best so far.
 
-They run in this order, so that nothing that may fail comes before the save, and on every rank
-together. Each is a pure function of the weights, the held-out text and the seed: repeated after a
-resume, it gives the same result.
+They run in this order, on every rank together; the periodic save comes first, since everything
+after it may fail. What they measure and write is a function of the weights, the held-out text and
+the seed: repeated after a resume, it is the same.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +18,9 @@ from torch import Tensor, nn
 
 from aux_heads.metrics import in_words
 from aux_heads.value import Value, trailing_loss
-from configs.schema import AuxiliaryConfig
 from configs.text import printable
 from data.heldout import HeldOut
-from data.journal import run_ahead_rows
-from data.mixing import base_weights, in_force, loss_slope, relative_loss, shares, shares_asked
-from data.order import finish_row
-from data.stream import Stream
+from data.mixing import shares
 from lm.evaluate import Evaluation, evaluate
 from lm.inference.decoder import Decoder
 from lm.inference.difficulty import LEGEND, coloured, marked_lines, pieces_of, shows_colours
@@ -32,9 +28,9 @@ from lm.inference.generate import generate
 from lm.report.samples import Sample
 from lm.runtime.log import RAW
 from lm.schedule import num_evaluations
+from lm.train.adaptation import adapt, first_row_of_finish, source_records
 from lm.train.best import keep_if_best
 from lm.train.milestones import keep_milestones
-from lm.train.state import Measured
 from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000  # of a fixed subset
@@ -57,7 +53,8 @@ def run_events(trainer: Trainer) -> None:
         evaluation = measure(trainer)
     if aux.enable_adaptive_sources and is_due(trainer, state.adapted, aux.adaptive_interval_tokens):
         evaluation = evaluation or measure(trainer)
-        adapt(trainer, evaluation)
+        if evaluation:
+            adapt(trainer, evaluation)
     if is_due(trainer, state.sampled, train.sample_every_tokens):
         sample(trainer)
     if evaluation:  # last, so that a run resumed from there repeats nothing
@@ -179,87 +176,6 @@ class HeldOutHeads:
         return {name: sums[i] / tokens[i] for i, name in enumerate(names) if tokens[i]}
 
 
-def first_row_of_finish(trainer: Trainer) -> int | None:
-    preset = trainer.preset
-    return finish_row(preset.data.finish_share, preset.model.seq_length, trainer.token_budget)
-
-
-def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
-    """Return the progress of each source for the rows so far. The stream stores it at
-    intervals, so it may include a few later rows. `asked` and `realised` are shares of tokens,
-    or of documents with round_robin."""
-    strategy = trainer.preset.data.mix_strategy
-    num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
-    entries = stream.progress(num_rows)
-    unit = "documents" if strategy == "round_robin" else "tokens"
-    realised = shares([entry[unit] for entry in entries])
-    base, changes = base_weights(strategy, trainer.preset.data.weights), trainer.state.weight_changes
-    (_, first), *later = in_force(base, changes, first_row_of_finish(trainer))
-    asked = shares_asked(first, later, num_rows)
-    keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
-    return {
-        label: {key: entry[key] for key in keys}
-        | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
-        for i, (label, entry) in enumerate(zip(trainer.trained_labels, entries, strict=False))
-    }
-
-
-def adapt(trainer: Trainer, evaluation: Evaluation | None) -> None:
-    """Set new factors on the sources' weights, in force a run-ahead later, so that every
-    resume makes the same rows."""
-    if evaluation is None:
-        return
-    data, seq_length, state = trainer.preset.data, trainer.preset.model.seq_length, trainer.state
-    found = {label: (s.bits_per_byte, s.stderr or 0.0) for label, s in evaluation.per_source.items()}
-    base = base_weights(data.mix_strategy, data.weights)
-    factors, moves = list(state.factors), []
-    for start in range(0, len(base), len(trainer.labels)):  # once, or twice with a finish: each part by itself
-        numbers = [i for i in range(start, start + len(trainer.labels)) if base[i]]
-        labels, before = [trainer.labels[i - start] for i in numbers], [factors[i] for i in numbers]
-        after, reasons = decide(trainer.preset.auxiliary, labels, before, state.adapted_on, found)
-        for i, factor in zip(numbers, after, strict=True):
-            factors[i] = factor
-        words = (f"x{factor:.2f}, {reason}" for factor, reason in zip(after, reasons, strict=True))
-        moves.append(dict(zip(labels, words, strict=True)))
-    state.factors, state.adapted_on = factors, found
-
-    from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
-    weights = [weight * factor for weight, factor in zip(base, state.factors, strict=True)]
-    state.weight_changes.append((from_row, weights))
-    if trainer.stream:
-        trainer.stream.change_weights(weights, from_row)
-    finish = first_row_of_finish(trainer)
-    by_source = moves[finish is not None and from_row >= finish]
-    trainer.records.write_adaptation({"from_tokens": from_row * seq_length, "sources": by_source})
-    log.info("mixture from %s tokens on: %s", f"{from_row * seq_length:,}", "; ".join(map(" ".join, by_source.items())))
-
-
-def decide(
-    aux: AuxiliaryConfig,
-    labels: list[str],
-    factors: list[float],
-    before: Mapping[str, Measured],
-    now: Mapping[str, Measured],
-) -> tuple[list[float], list[str]]:
-    """Return new factors by the preset's rule, and for each source the reason in words.
-
-    `before`, `now`: held-out bits per byte with their standard errors at the last
-    decision and at this one.
-    """
-    limits = {"smoothing": aux.adaptive_smoothing, "low": aux.adaptive_min_weight, "high": aux.adaptive_max_weight}
-    if aux.adaptive_rule == "relative_loss":
-        losses = [now[label][0] if label in now else None for label in labels]
-        reasons = ["nothing held out" if loss is None else f"{loss:.3f} bits per byte" for loss in losses]
-        return relative_loss(factors, losses, **limits), reasons
-    if not before:
-        return factors, ["nothing to compare with yet"] * len(labels)
-    pairs = [(before.get(label, (0.0, 0.0)), now.get(label, (0.0, 0.0))) for label in labels]
-    falls = [was[0] - is_now[0] for was, is_now in pairs]
-    errors = [math.hypot(was[1], is_now[1]) for was, is_now in pairs]
-    reasons = [f"fell by {fall:.4f} ± {error:.4f}" for fall, error in zip(falls, errors, strict=True)]
-    return loss_slope(factors, falls, errors, **limits), reasons
-
-
 def sample(trainer: Trainer) -> None:
     """Continue held-out documents, the same ones every time, and write the results to
     samples.md. If asked to stop, writes nothing: the sampling is repeated after the resume."""
@@ -271,12 +187,20 @@ def sample(trainer: Trainer) -> None:
         return
     block_ngram = trainer.preset.train.sample_no_repeat_ngram
     samples, decoder, heads = [], Decoder(trainer.learner.trunk), trainer.learner.heads
-    length = min(PROMPT_TOKENS, trainer.preset.model.seq_length // 2)
-    for number, (label, prompt) in enumerate(trainer.held_out.beginnings(SAMPLES, length)):
+    longest = trainer.preset.model.seq_length // 2
+    decode = partial(trainer.tokenizer.decode, skip_special_tokens=False)  # the markers of turns are a part of the text
+    for number, (label, prompt) in enumerate(
+        trainer.held_out.beginnings(SAMPLES, min(PROMPT_TOKENS, longest), longest)
+    ):
         generator = torch.Generator().manual_seed(trainer.preset.train.seed + number)
         tokens = []
         for token in generate(
-            decoder, prompt, CONTINUATION_TOKENS, block_ngram=block_ngram, generator=generator, stop_token=prompt[0]
+            decoder,
+            prompt,
+            CONTINUATION_TOKENS,
+            block_ngram=block_ngram,
+            generator=generator,
+            stop_tokens=(prompt[0], *trainer.end_tokens),
         ):
             tokens.append(token)
             if trainer.stop():
@@ -284,9 +208,9 @@ def sample(trainer: Trainer) -> None:
         expected: list[float | None] = [None] * len(tokens)
         if "value" in heads:
             expected = difficulty(heads["value"], decoder, prompt + tokens)[len(prompt) :]
-        pieces = pieces_of(tokens, expected, trainer.tokenizer.decode)
+        pieces = pieces_of(tokens, expected, decode)
         marked = f"{marked_lines(pieces)}\n\n{LEGEND}" if "value" in heads and tokens else ""
-        samples.append(Sample(label, trainer.tokenizer.decode(prompt[1:]), trainer.tokenizer.decode(tokens), marked))
+        samples.append(Sample(label, decode(prompt[1:]), decode(tokens), marked))
         text = coloured(pieces) if shows_colours() else printable(samples[-1].continuation)
         log.info("--- %s: %s\n--- continued: %s", printable(label), printable(samples[-1].prompt), text, extra=RAW)
     trainer.records.write_samples(samples)

@@ -14,18 +14,22 @@ from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from configs.text import counted
 from data import tokenizer as bpe
+from data.chat_template import TEMPLATE_FILE
 from data.files import write_atomically
-from data.identity import data_identity, without_null
+from data.identity import data_identity, path_of, without_null
 from data.journal import read_header
 from data.mixing import over_the_run, shares
+from data.prepare import given_tokenizer
+from data.producer_client import SourceInfo
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
-from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, restore
+from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, has_remains, restore
 from lm.evaluation.benchmarks import load_benchmarks
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
 from lm.runtime.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
+from lm.runtime.profiler import steps_asked_for
 from lm.start_point import StartPoint, open_start_point
 from lm.train.dry_run import dry_run
 from lm.train.run import Run
@@ -34,46 +38,51 @@ from lm.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-BATCH_KEYS = {"train.per_gpu_batch_size", "train.accumulation_steps"}
-
 Checkpoint = dict[str, Any]
 
 
 def resume_or_begin(
-    preset: Preset, world: World, folder: Path, fresh: bool
+    preset: Preset, world: World, folder: Path, token_budget: int, fresh: bool
 ) -> tuple[Preset, Checkpoint | None, TrainState]:
     """Load the checkpoint of the unfinished run in `folder`, if there is one and
     no `fresh` run is wanted.
 
-    Returns the preset, with the run's labels of its sources, the checkpoint or None, and the state
-    to start from. Raises PresetError if its weights do not fit the preset.
+    Returns the preset, with the run's labels of its sources and its shape, the checkpoint or None, and the state
+    to start from. Raises PresetError if its weights do not fit the preset, UserError if it ended
+    within a row and `token_budget` is larger.
     """
     world.from_first(finish_interrupted, folder)
     numbers = len(preset.data.all_sources), len(preset.data.weights)
     rows_per_step, continued = preset.train.rows_per_process * world.size, preset.model.init_from is not None
     state = TrainState.new(*numbers, rows_per_step, continued=continued)
-    checkpoint, edited = (None, set()) if fresh else world.from_first(_load_unfinished, preset, folder)
+    checkpoint = None if fresh else world.from_first(_load_unfinished, folder)
     if checkpoint:
-        preset = with_labels_of(parse_preset(checkpoint["preset"], "the checkpoint"), preset)
-        rows_of_preset, state = state.global_batch_rows, TrainState.from_checkpoint(checkpoint, *numbers)
-        if edited & BATCH_KEYS:  # otherwise the step's size is kept, for any number of processes
-            state.global_batch_rows = rows_of_preset
+        began_as = parse_preset(checkpoint["preset"], "the checkpoint")
+        edited = changes(began_as, preset)
+        check_continuable(began_as, edited)
+        if edited:
+            log.info("Edited since this run began, and in force from here on:\n%s", describe(edited))
+        preset = with_shape_of(began_as, with_labels_of(began_as, preset))
+        state = TrainState.from_checkpoint(checkpoint, *numbers)
+        if state.tokens_seen % began_as.model.seq_length and not state.is_trained(token_budget):
+            raise UserError(
+                f"The run in {folder} ended with its budget of {state.tokens_seen:,} tokens, within a row: it cannot be "
+                f"continued to {token_budget:,}. Start a new run, from its export (model.init_from) if you like."
+            )
+        # Otherwise the step's size is kept, for any number of processes and parts of the same rows.
+        if began_as.train.rows_per_process != preset.train.rows_per_process:
+            state.global_batch_rows = rows_per_step
     return preset, checkpoint, state
 
 
-def _load_unfinished(preset: Preset, folder: Path) -> tuple[Checkpoint | None, set[str]]:
-    """Return the checkpoint, or None, and the keys of the preset edited since the run began."""
+def _load_unfinished(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint of the run in `folder`, or None."""
     if not store.latest_exists(folder):
-        return None, set()
+        return None
     checkpoint, notice = store.load(folder)
     if notice:
         log.warning("%s", notice)
-    began_as = parse_preset(checkpoint["preset"], "the checkpoint")
-    edited = changes(began_as, preset)
-    check_continuable(began_as, edited)
-    if edited:
-        log.info("Edited since this run began, and in force from here on:\n%s", describe(edited))
-    return checkpoint, set(edited)
+    return checkpoint
 
 
 def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None) -> tuple[Preset, StartPoint | None]:
@@ -82,10 +91,8 @@ def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None
 
     Raises UserError for a model that cannot be used, or that contradicts the preset.
     """
-    if not preset.model.init_from:
+    if checkpoint or not preset.model.init_from:
         return preset, None
-    if checkpoint:
-        return with_shape_of(parse_preset(checkpoint["preset"], "the checkpoint"), preset), None
     start = world.from_first(open_start_point, preset)
     return preset.model_copy(update={"model": start.model}), start
 
@@ -106,10 +113,18 @@ def build_learner(run: Run, state: TrainState, start: StartPoint | None = None) 
 
 def _vocabulary(preset: Preset, folder: Path, start: StartPoint | None) -> tuple[int, int]:
     """Return (vocabulary size, id of the end-of-text token)."""
+    if preset.data.tokenizer:
+        given = bpe.load(preset.data.tokenizer)
+        return bpe.vocab_size(given), bpe.end_of_text(given)
     if not preset.model.init_from:
-        return bpe.vocabulary(preset)
-    end_of_text = start.end_of_text if start else bpe.end_of_text(bpe.load(folder / "tokenizer.json"))
-    return preset.model.vocab_size, end_of_text
+        return preset.model.vocab_size, 0  # as the one to be trained will have
+    path = folder / "tokenizer.json"
+    if not start and not path.is_file():  # it is not trained on the sources, so it cannot be made again
+        raise UserError(
+            f"{path} is missing, and a run from a model needs it: copy it there from {preset.model.init_from}, or from where "
+            "the run was before"
+        )
+    return preset.model.vocab_size, start.end_of_text if start else bpe.end_of_text(bpe.load(path))
 
 
 def open_stream(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> Stream:
@@ -125,22 +140,23 @@ def open_stream(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> S
     )
 
 
-def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: bool) -> Machine:
+def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, fresh: bool) -> Machine:
     """Check disk, sources, memory and a real step, show the start card, and save
     the measured speed.
 
-    `stream` is the first rank's (World.on_first).
+    `stream` is None on all ranks but the first.
     """
     preset, world, folder, token_budget = run
+    steps_asked_for()  # or raises, before anything is written
     needed = estimate.disk_bytes(preset, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
-    sources = stream.wait_opened(on_status=log.info)
+    sources = world.from_first(_opened, stream)
     for notice in (notice for source in sources for notice in source.notices):
         log.info("%s", notice)
     compiling = " (compiling it first: up to two minutes, once per model shape)" if learner.compiled else ""
     log.info("trying one step%s", compiling)
-    seconds = dry_run(preset, world, learner, state.global_batch_rows)
+    seconds = dry_run(learner, state.global_batch_rows)
     data = preset.data
     weights = over_the_run(data.weights, len(sources), data.finish_share)
     known = data.mix_strategy == "weighted" or len(data.trained_sources) == 1
@@ -164,6 +180,11 @@ def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: 
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
     )
     return world.from_first(_introduce, run, card, learner.compiled)
+
+
+def _opened(stream: Stream | None) -> list[SourceInfo]:
+    assert stream, "the first rank has it"
+    return stream.wait_opened(on_status=log.info)
 
 
 def check_benchmarks(preset: Preset) -> None:
@@ -193,18 +214,26 @@ def keep_speed(run: Run, machine: Machine, rows_per_step: int, tokens_per_second
 
 
 def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None) -> StreamInfo:
-    """Prepare the stream, with `fresh` after archiving the run in the folder; on the first rank only.
+    """Prepare the stream, with `fresh` after archiving the run in the folder; on the first rank only. What
+    is left of a run without its checkpoints is archived in any case.
 
-    If it cannot be prepared (UserError), that run is back in its place. The tokenizer of `start`
-    becomes that of the run: the producer finds it in the folder.
+    If it cannot be prepared (UserError), that run is back in its place. Tokenizer and chat template of
+    `start` become those of the run: the producer finds them in the folder.
     """
     archived, folder = None, run.folder
-    if fresh and (store.latest_exists(folder) or _stream_of_another(run, start)):
+    if store.latest_exists(folder):
+        is_in_the_way = fresh
+    else:
+        remains = has_remains(folder, run.preset.train.save_every_tokens)
+        is_in_the_way = remains or (fresh and _stream_of_another(run, start))
+    if is_in_the_way:
         archived = archive_run(folder)
         log.info("%s", archived_in(archived))
     try:
         if start:
             write_atomically(folder / "tokenizer.json", start.tokenizer.encode())
+            if start.chat_template:
+                write_atomically(folder / TEMPLATE_FILE, start.chat_template.encode())
         return stream.begin(on_status=log.info)
     except UserError:
         if archived:
@@ -218,7 +247,18 @@ def _stream_of_another(run: Run, start: StartPoint | None) -> bool:
     """Return whether a run killed before its first checkpoint left a stream
     that this one cannot use."""
     header = without_null(read_header(run.folder / "stream"))
-    wanted = without_null(data_identity(run.preset))
+    if header is None:
+        return False
+    wanted = without_null(data_identity(run.preset)) | {"eval_tokens": run.preset.train.eval_tokens}
+    if run.preset.data.tokenizer:  # the file may be another by now
+        tokenizer, template = given_tokenizer(run.preset, run.folder / "stream")
+        assert tokenizer
+        wanted["tokenizer_sha256"] = bpe.fingerprint(tokenizer)
+        wanted |= {"chat_template": template.source} if template else {}
     if start:
         wanted["tokenizer_sha256"] = start.tokenizer_sha256
-    return header is not None and any(header.get(key) != value for key, value in wanted.items())
+        wanted |= {"chat_template": start.chat_template} if start.chat_template else {}
+    paths = [path_of(spec) for spec in run.preset.data.all_sources]
+    return any(header.get(key) != value for key, value in wanted.items()) or paths != [
+        entry["path"] for entry in header["sources"]
+    ]

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from configs.schema import Preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
+from data.held_out_choice import BYTES_PER_TOKEN
 from data.mixing import shares
 from data.order import finish_row
 from data.producer_client import SourceInfo
 from lm.runtime.estimate import export_bytes, num_milestones
 
 WIDTH = 80  # columns
-# Of text, approximately: English or source code, with a vocabulary of a few thousand tokens.
-BYTES_PER_TOKEN = 3.5
 # Four readings are worth nearly as much as new text, from sixteen on more teach little (Muennighoff et al.,
 # Scaling Data-Constrained Language Models, 2023).
 FEW_READINGS, MANY_READINGS = 4, 16
@@ -23,17 +22,17 @@ class StartCard:
     preset: Preset
     sources: list[SourceInfo]
     shares: list[float]  # of the tokens, by source; zeros where they are not known yet
-    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the first 40 MB of the mixture"
+    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the head of the mixture"
     num_parameters: int
     rows_per_step: int
     world_size: int
     token_budget: int
     tokens_seen: int  # more than 0 when a run is resumed
-    decisions: list[tuple[str, str]]  # (decision, reason): ("bf16", "this CPU has AVX512-BF16")
+    decisions: list[tuple[str, str]]  # (decision, reason): ("bfloat16", "this CPU has avx512_bf16")
     peak_memory_bytes: int  # of the dry run
     disk_needed_bytes: int
     disk_free_bytes: int
-    tokens_per_second: float  # of the dry run, or an estimate
+    tokens_per_second: float  # of the dry run
 
     @property
     def tokens_per_step(self) -> int:
@@ -74,6 +73,21 @@ def _readings(card: StartCard) -> list[tuple[str, str]]:
     return [("", f"{begins}. {ends} The best checkpoint on held-out text is kept, and exported if it beats the last.")]
 
 
+def _expectations(preset: Preset) -> list[tuple[str, str]]:
+    """Return what to expect of a model that learns to answer, or that was another model before."""
+    rows = []
+    if preset.data.conversations:
+        rows.append(
+            "a model to talk to. It learns what an answer looks like, much less what is true: it will make things up, "
+            "and lose the thread of a long conversation"
+        )
+    if preset.model.init_from:
+        rows.append(
+            "what that model knows, in the style of your text. It picks up few facts from it, and forgets some of its own"
+        )
+    return [("expect" if index == 0 else "", text) for index, text in enumerate(rows)]
+
+
 def _milestones(card: StartCard) -> list[tuple[str, str]]:
     number = num_milestones(card.preset.train, card.token_budget)
     at_most = "up to " * (card.preset.train.keep_at_tokens == "babylm")  # by words, which are not counted yet
@@ -82,10 +96,12 @@ def _milestones(card: StartCard) -> list[tuple[str, str]]:
 
 
 def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
-    """Return the rows about a finish and about sources that are only watched."""
+    """Return the rows about weights that have no effect, a finish, and sources that are only watched."""
     data = preset.data
     labels, num_trained = [source.label for source in data.all_sources], len(data.trained_sources)
     rows = []
+    if data.source_weights and data.mix_strategy != "weighted":
+        rows.append(("mixed", 'source_weights has no effect without mix_strategy "weighted"'))
     if data.finish:
         first = (finish_row(data.finish.share, preset.model.seq_length, token_budget) or 0) * preset.model.seq_length
         parts = shares(data.weights[len(labels) :])
@@ -127,6 +143,7 @@ def render_card(card: StartCard) -> str:
         ),
         ("", f"{heads}, {model.seq_length} tokens of context"),
         *([("", f"starts from {model.init_from}")] if model.init_from else []),
+        *_expectations(card.preset),
         ("batch", f"{card.tokens_per_step:,} tokens a step, {steps}"),
         (
             "",

@@ -18,7 +18,7 @@ from configs.errors import CheckpointError
 Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 Last = Annotated[int, Field(ge=-1, lt=2**53, strict=True)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Measured = tuple[float, float]  # bits per byte, its standard error
+Measured = tuple[float, float | None]  # bits per byte, its standard error; None: not known
 
 NO_PROGRESS = (
     "The last checkpoint does not say how far its run was ({}): another program has changed it. Put a copy of it back, or "
@@ -31,7 +31,7 @@ class TrainState:
     """Progress of a run. Lists have one entry per source, in the order of the preset."""
 
     global_batch_rows: Annotated[int, Field(ge=1)]  # per step over all processes: kept when their number changes
-    source_tokens: list[Number]  # by source, in the rows seen so far
+    source_tokens: list[Number]  # by source, of the tokens seen so far
     factors: list[Finite]  # of each source's weight, as adapted so far; then of those in the finish, if any
     run_id: str = ""  # made up when the run begins: tells its files from those of another one
     tokens_seen: Number = 0

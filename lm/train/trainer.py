@@ -9,39 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from configs.errors import StreamDamaged, UserError
-from configs.text import counted, human_time
 from data import tokenizer as bpe
+from data.chat_template import ChatTemplate
 from data.journal import HEADER
 from data.packing import chain_digest
 from data.producer_client import Stopped
-from data.stream import Stream, StreamEnded, StreamInfo
+from data.stream import Rows, Stream, StreamEnded, StreamInfo
 from data.words import WordCounter
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
 from lm.learner import Learner
-from lm.optim import peak_learning_rates
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan, plan_step
-from lm.start_point import StartPoint, described
+from lm.start_point import StartPoint
+from lm.train.facts import facts_of
 from lm.train.records import Records
 from lm.train.run import Run
 from lm.train.state import TrainState
-from lm.train_step import Launched, StepResult
+from lm.train_step import Launched, StepResult, targets_of
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +53,7 @@ class Step(NamedTuple):
     plan: StepPlan
     tokens: np.ndarray  # (rows, T + 1) token ids
     source: np.ndarray  # (rows, T + 1) source index of each token
+    learnt: np.ndarray | None  # (rows, T + 1) whether the loss counts each token; None: all
     waited: float = 0.0  # seconds spent waiting for them
 
 
@@ -62,7 +61,7 @@ class Pending(NamedTuple):
     """A launched step whose result has not been collected."""
 
     launched: Launched
-    num_bytes: int  # of predicted text
+    num_bytes: int  # of predicted text that the loss counts
     line: dict[str, Any] | None  # start of the metrics.jsonl line that this step ends, if any
 
 
@@ -90,7 +89,7 @@ class Trainer:
         `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
-        preset, world, folder, _ = self.preset, self.world, self.folder, self.token_budget = run
+        self.preset, self.world, self.folder, self.token_budget = preset, world, folder, _ = run
         self.stop = stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
         self.labels = [source.label for source in preset.data.all_sources]
@@ -103,7 +102,8 @@ class Trainer:
         self._count_words = WordCounter(self.tokenizer, learner.vocab_size)
         self.start_point: dict[str, Any] = start.pinned if start else {}  # the model that the run starts from
         if checkpoint:
-            self._load(checkpoint)
+            learner.load_state(checkpoint)
+            world.from_first(self._check_text)
             self.start_point = checkpoint.get("start_point", {})
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
@@ -117,26 +117,22 @@ class Trainer:
         self._pending: deque[Pending] = deque()
         self._began_at = state.num_steps, state.tokens_seen, state.seconds
         self._leaving = False  # because of an error
-        self._peak_rates = peak_learning_rates(
-            preset.train,
-            preset.model.hidden_size,
-            tokens_per_step,
-            continued=preset.model.init_from is not None,
-        )
         self._rate_factor = 0.0  # of the last step
         if checkpoint:
             self.records.write_resumed(self.machine)
-        world.from_first(partial(store.best_loss, folder, state.run_id, thorough=True))  # sets another run's aside
+        world.from_first(store.best_loss, folder, state.run_id, thorough=True)  # sets another run's aside
+
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer, in a run with conversations."""
+        template = self.stream_info.header.get("chat_template")
+        return ChatTemplate(template, self.tokenizer).end_tokens if template else ()
 
     def _token_bytes(self) -> np.ndarray:
         """Return the bytes of each token id (V,). A tokenizer trained on little text has fewer
         tokens than the model's vocabulary."""
         known = bpe.token_bytes(self.tokenizer)
         return np.pad(known, (0, self.learner.vocab_size - len(known)))
-
-    def _load(self, checkpoint: dict[str, Any]) -> None:
-        self.learner.load_state(checkpoint)
-        self.world.from_first(self._check_text)
 
     def _check_text(self) -> None:
         """Raise UserError unless the rows that were trained on are the stream's, those included that
@@ -146,8 +142,8 @@ class Trainer:
         end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
         with suppress(StreamEnded):
             for first in range(0, end, ROWS_AT_ONCE):
-                tokens, _ = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
-                digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length)
+                tokens, _, learnt = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
+                digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length, learnt)
         if digest != self.state.text_digest:
             self.stream.take_back()
             raise UserError(
@@ -207,7 +203,7 @@ class Trainer:
         if store.latest_exists(self.folder):
             raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
 
-    def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
         """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
         text trained on."""
         assert self.stream, "the first rank's"
@@ -224,21 +220,24 @@ class Trainer:
         to stop during the step."""
         began = time.perf_counter()
         plan, state = step.plan, self.state
-        launched = self.learner.train_step.launch(step.tokens, plan, self.stop)
+        launched = self.learner.train_step.launch(step.tokens, plan, self.stop, step.learnt)
         if launched is None:
             return False
-        state.text_digest = chain_digest(state.text_digest, step.tokens, plan.num_tokens)
+        state.text_digest = chain_digest(state.text_digest, step.tokens, plan.num_tokens, step.learnt)
         state.tokens_seen += plan.num_tokens
         state.words_seen += self._count_words(step.tokens, plan.num_tokens)
         state.num_steps += 1
-        counts = np.bincount(step.source[:, 1:].ravel(), minlength=len(self.labels))
-        state.source_tokens = [seen + int(count) for seen, count in zip(state.source_tokens, counts, strict=True)]
+        predicted = targets_of(plan, self.preset.model.seq_length, None)  # the last row of a run is used in part
+        counts = np.bincount(step.source[:, 1:][predicted], minlength=len(self.labels))
+        state.source_tokens = [before + int(count) for before, count in zip(state.source_tokens, counts, strict=True)]
         self.learner.train_step.is_updating = False
         self._rate_factor = plan.learning_rate_factor
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
             self.records.last_line, line = state.tokens_seen, self._line()
-        self._pending.append(Pending(launched, int(self.token_bytes[step.tokens[:, 1:]].sum()), line))
+        counted = predicted if step.learnt is None else predicted & step.learnt[:, 1:]
+        num_bytes = int((self.token_bytes[step.tokens[:, 1:]] * counted).sum())
+        self._pending.append(Pending(launched, num_bytes, line))
         self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
         self.collect_results(0 if self.done else STEPS_AHEAD[self.world.device.type])
         return True
@@ -251,7 +250,7 @@ class Trainer:
             launched, num_bytes, line = self._pending.popleft()
             self.result = self.learner.train_step.result_of(launched)
             self.state.skipped_steps += self.result.skipped
-            self.records.interval.add(self.result, launched.num_tokens, num_bytes)
+            self.records.interval.add(self.result, launched.num_tokens, launched.num_targets, num_bytes)
             self.records.interval.took(time.perf_counter() - began)
             if line:
                 self.records.write_steps(line)
@@ -276,8 +275,8 @@ class Trainer:
             "words": state.words_seen,
             "step": state.num_steps,
             "time": time.time(),
-            "lr": self._rate_factor * self._peak_rates["matrix"],
-            "learning_rates": {name: self._rate_factor * peak for name, peak in self._peak_rates.items()},
+            "lr": self._rate_factor * self.learner.peak_rates["matrix"],
+            "learning_rates": {name: self._rate_factor * peak for name, peak in self.learner.peak_rates.items()},
             "flops_per_token": self._flops_per_token,
             "peak_memory_bytes": peak_memory(self.world.device.type),
         }
@@ -341,7 +340,7 @@ class Trainer:
             **state.to_checkpoint(seq_length),
             **self.learner.state(),
             "rng": {"seed": self.preset.train.seed},  # every random number is a function of the seed and a row
-            "facts": self.facts(),
+            "facts": facts_of(self),
             **({"start_point": self.start_point} if self.start_point else {}),
             "tokenizer_sha256": self.stream_info.header["tokenizer_sha256"],
             "world_size": self.world.size,
@@ -358,28 +357,6 @@ class Trainer:
     @property
     def machine(self) -> str:
         return f"{self.world.size} x {device_name(self.world.device)}, {self.learner.precision}"
-
-    def facts(self) -> dict[str, str]:
-        """Return what was trained, on what and where, for the report and the model card."""
-        model, state = self.preset.model, self.state
-        skipped = (
-            f", {state.skipped_steps:,} of them skipped (loss or gradients not finite, or too large)"
-            if state.skipped_steps
-            else ""
-        )
-        return {
-            "preset": self.preset.name,
-            **({"starts from": described(self.start_point)} if self.start_point else {}),
-            "tokens": f"{state.tokens_seen:,} in {state.num_steps:,} steps{skipped}",
-            "words": f"{state.words_seen:,}, counted at white space",
-            "sources": ", ".join(self.trained_labels) + (" (used up before the budget)" if state.exhausted else ""),
-            "text seen": f"{state.text_digest[:16]} (the same for runs that saw the same tokens in the same order)",
-            "parameters": f"{sum(parameter.numel() for parameter in self.learner.trunk.parameters()):,}",
-            "model": f"{counted(model.num_layers, 'layer')}, {model.hidden_size} wide, {model.seq_length} tokens of context",
-            "training time": f"{human_time(state.seconds)}, {state.tokens_seen / max(state.seconds, 1e-9):,.0f} tokens/s",
-            "machine": self.machine,
-            "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        }
 
     def close(self) -> None:
         self._saver.wait()

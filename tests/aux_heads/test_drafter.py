@@ -37,6 +37,21 @@ def test_each_draft_is_read_from_the_latent_one_step_further(width, error):
 
 
 @torch.no_grad()
+def test_the_most_frequent_tokens_are_drafted():
+    embedding, output = torch.randn(2, VOCAB, WIDTH)
+    counts = torch.ones(VOCAB, dtype=torch.int64)
+    counts[[2, 5, 9]] = 0
+    counts[VOCAB - 1] = 7
+    drafter, of_all = HeadDrafter(random_heads(WIDTH), embedding, output, counts), set(range(VOCAB))
+    assert {VOCAB - 1} <= set(drafter.tokens_N.tolist()) <= of_all - {2, 5, 9}
+    assert len(drafter.tokens_N) == NUM_TOKENS
+    drafter.begin(torch.ones(WIDTH), [3])
+    latent = random_heads(WIDTH)["dynamics"].step(torch.ones(WIDTH), embedding[3])
+    expected = output[drafter.tokens_N] @ latent
+    assert (drafter.step(3) - expected).norm() < 0.03 * expected.norm()
+
+
+@torch.no_grad()
 def test_the_harder_what_comes_the_fewer_drafts():
     drafter = HeadDrafter(random_heads(WIDTH), *torch.randn(2, VOCAB, WIDTH))
 

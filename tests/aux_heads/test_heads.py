@@ -1,5 +1,7 @@
 """Each head alone: document ends, targets against naive loops, sampled positions, what the options do."""
 
+import math
+
 import pytest
 import torch
 
@@ -99,16 +101,19 @@ def test_value_target_is_the_mean_of_the_next_losses_in_the_document():
 
 def test_trailing_baseline_sees_only_its_own_document():
     x = head_input(text_batches(1, seed=3)[0])
+    x.valid_BT[:2] = torch.rand(2, SEQ_LENGTH, generator=generator(5)) < 0.5  # as in a conversation
+    x.token_losses_BT[~x.valid_BT] = 0.0
     trailing = trailing_loss_of(x)
-    overall = x.token_losses_BT.mean()
+    overall = x.token_losses_BT[x.valid_BT].mean()
     for row in range(NUM_ROWS):
         past = []
         for t in range(SEQ_LENGTH):
             if x.tokens_BT1[row, t] == 0:
                 past = []
-            expected = sum(past[-HORIZON:]) / len(past[-HORIZON:]) if past else overall
+            known = [loss for loss in past[-HORIZON:] if loss is not None]
+            expected = sum(known) / len(known) if known else overall
             assert float(trailing[row, t]) == pytest.approx(float(expected), abs=1e-3)
-            past.append(float(x.token_losses_BT[row, t]))
+            past.append(float(x.token_losses_BT[row, t]) if x.valid_BT[row, t] else None)
 
 
 def test_value_learns_from_the_loss_of_the_tokens_before_where_it_is_known():
@@ -175,6 +180,17 @@ def test_spans_compete_with_at_most_512_others():
     tokens = torch.randint(1, VOCAB_SIZE, (80, SEQ_LENGTH + 1), generator=generator())
     _, measures = span_loss(tokens, span_mask_fraction=0.5)  # 8 spans a row, 640 in all: two groups of 320
     assert measures["chance"] == pytest.approx(1 / 320)
+    assert measures["chance_same_document"] == pytest.approx(1 / 8)
+
+
+def test_spans_alone_in_their_document_say_nothing_of_telling_them_apart():
+    tokens = torch.randint(1, VOCAB_SIZE, (80, SEQ_LENGTH + 1), generator=generator())
+    _, alone = span_loss(tokens, span_mask_fraction=8 / SEQ_LENGTH)  # one span a row
+    assert math.isnan(alone["top1_same_document"])
+    assert math.isnan(alone["chance_same_document"])
+    assert alone["chance"] == pytest.approx(1 / 80)
+    tokens[:40, ::16] = 0  # the first of two groups has one span in each document, the other one eight
+    _, measures = span_loss(tokens, span_mask_fraction=0.5)
     assert measures["chance_same_document"] == pytest.approx(1 / 8)
 
 

@@ -170,7 +170,9 @@ CAN_COMPILE, WHY_NOT = compile_choice("cpu")
 needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason=WHY_NOT)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow(60), needs_compiler])]
+)
 def test_compiled_heads_equal_eager_ones(backend):
     eager, compiled = joint_model(**ALL_HEADS), joint_model(**ALL_HEADS)
     compiled.load_state_dict(eager.state_dict())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs.diff import changes, check_continuable, describe
+from configs.diff import changes, check_continuable, describe, with_labels_of
 from configs.errors import PresetError, UserError
 from configs.schema import Preset, parse_preset
 
@@ -102,6 +102,45 @@ def test_a_run_does_not_survive_edits_of_what_it_is_made_for(edits, line):
     assert line in str(caught.value)
     assert "'small'" in str(caught.value)
     assert isinstance(caught.value, UserError)
+
+
+def texts_at(*names, finish, watch) -> Preset:
+    """Two texts, without labels; `finish` and `watch`: the numbers of the texts in them."""
+    sources = [{"type": "text", "path": f"/data/{name}"} for name in names]
+    data = {
+        "sources": sources[:2],
+        "finish": {"share": 0.1, "sources": [sources[number] for number in finish]},
+        "watch": [sources[number] for number in watch],
+    }
+    return preset(data=data)
+
+
+def test_text_may_be_moved_wherever_the_preset_names_it_and_keeps_its_label():
+    old = texts_at("a", "b", "c", "d", finish=[1, 2], watch=[3])
+    new = texts_at("v", "w", "x", "y", finish=[1, 2], watch=[3])
+    changed = changes(old, new)
+    assert sorted(changed) == [
+        *(f"data.finish.sources.{number}.path" for number in range(2)),
+        *(f"data.sources.{number}.path" for number in range(2)),
+        "data.watch.0.path",
+    ]
+    check_continuable(old, changed)
+    assert [spec.label for spec in with_labels_of(old, new).data.all_sources] == [
+        "text:a",
+        "text:b",
+        "text:c",
+        "text:d",
+    ]
+
+
+def test_a_path_that_makes_another_mixture_is_no_moved_text():
+    old = texts_at("a", "b", "c", "d", finish=[1, 2], watch=[3])
+    for other in (
+        texts_at("a", "b", "c", "d", finish=[0, 2], watch=[3]),
+        texts_at("a", "b", "c", "d", finish=[2, 1], watch=[3]),
+    ):
+        with pytest.raises(PresetError, match=r"data\.finish\.sources\.0\.label"):
+            check_continuable(old, changes(old, other))
 
 
 def test_refusal_lists_everything_that_must_go_back_and_nothing_else():

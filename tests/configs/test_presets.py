@@ -39,6 +39,7 @@ def forward_backward_flops(preset: Preset) -> int:
 
 def test_the_presets_ship_in_the_order_of_the_menu():
     names = ["00_best_general", "01_best_qa", "02_offline_python", "03_small_general", "04_babylm_strict"]
+    names += ["05_chat", "06_my_texts"]
     assert [path.stem for path in SHIPPED] == names
 
 
@@ -86,6 +87,31 @@ def test_the_babylm_preset_keeps_the_checkpoints_that_the_challenge_asks_for():
     assert preset.train.milestones["chck_7M"] == 7_000_000
     [source] = preset.data.all_sources
     assert (source.dataset, source.rows_per_document) == ("BabyLM-community/BabyLM-2026-Strict", 100)
+
+
+def test_the_chat_preset_ends_with_conversations_that_are_hardly_repeated():
+    preset = load_preset(CONFIGS / "05_chat.json")
+    best = load_preset(CONFIGS / "00_best_general.json")
+    assert (preset.model, preset.train) == (best.model, best.train)
+    finish = preset.data.finish
+    conversations = {source.label for source in preset.data.all_sources if source.messages}
+    assert conversations == {"smol_smoltalk", "everyday_conversations", "dolly", "oasst2"}
+    assert not conversations & set(preset.data.sources)
+    shares = dict(zip(finish.sources, finish.source_weights, strict=True))
+    assert sum(shares.values()) == 100
+    assert sum(shares[label] for label in conversations) > 80
+    # Tokens of the smallest: 2,260 conversations of about 170, 15,000 of 220, 4,700 of 600.
+    tokens = {"everyday_conversations": 380_000, "dolly": 3_300_000, "oasst2": 2_800_000}
+    for label, size in tokens.items():
+        assert shares[label] / 100 * finish.share * 100_000_000 < 2 * size, label
+
+
+def test_the_preset_that_continues_a_model_reads_ones_own_folder_and_watches_what_is_forgotten():
+    preset = load_preset(CONFIGS / "06_my_texts.json")
+    assert preset.model.init_from == "HuggingFaceTB/SmolLM2-135M"
+    [mine] = preset.data.trained_sources
+    assert (mine.type, mine.path, mine.repeat) == ("text", "~/my_texts", 4)
+    assert preset.data.watch == ["fineweb_edu"]
 
 
 def test_offline_preset_needs_no_network_and_suits_two_cpu_cores():

@@ -335,6 +335,11 @@ def test_labels_are_short_and_unique():
     assert labels[:2] == ["wikipedia", "wikipedia#2"]
     assert labels[2:6] == ["a/b/x", "a/b/y", "a/c", "pdf:books"]
     assert labels[6:] == ["wikipedia#2#2", "python"]
+    long = [{"type": "text", "path": f"~/{number}/{'folder' * 15}"} for number in range(2)]
+    first, second = (source.label for source in parse(data={"sources": long}).data.all_sources)
+    assert first != second
+    assert max(map(len, (first, second))) <= 80
+    parse(data={"sources": [{**source, "label": label} for source, label in zip(long, (first, second), strict=True)]})
 
 
 def test_one_column_without_a_format_is_the_text():
@@ -413,3 +418,36 @@ def test_the_address_of_a_model_in_place_of_its_name():
 def test_what_is_written_in_place_of_json(path, says):
     text = json.dumps(preset_of(data={"sources": [{"type": "text", "path": "HERE"}]}))
     assert says in refusal(text.replace('"HERE"', path))
+
+
+def test_conversations_stand_alone_in_their_source_and_what_people_write_for_them_is_corrected():
+    chat = {"type": "hf", "dataset": "owner/chat"}
+
+    def columns(**keys):
+        [spec] = parse(data={"sources": [{**chat, **keys}]}).data.all_sources
+        return spec.columns, spec.text_field
+
+    assert columns(messages="messages") == columns(messages=["messages"]) == (["messages"], None)
+    assert columns(messages=["prompt", "completion"]) == (["prompt", "completion"], None)
+    assert parse(data={"sources": [{**chat, "messages": "messages"}]}).data.has_conversations
+    watched = parse(data={"sources": ["wikipedia"], "watch": [{**chat, "messages": "m"}]}).data
+    assert watched.has_conversations
+    assert not watched.conversations  # of what is watched nothing is learnt
+    assert not parse(data={"sources": [chat]}).data.has_conversations
+    assert '"messages"' not in parse(data={"sources": [chat]}).to_json()
+    for keys, words in {
+        "not both": {"messages": "m", "text_field": "text"},
+        "remove rows_per_document": {"messages": "m", "rows_per_document": 2},
+        "every column once": {"messages": ["m", "m"]},
+        "the column with the list of turns": {"messages": []},
+        'write "messages": "conversations", the column': {"conversations": "conversations"},
+        'write "messages": ["prompt", "completion"]': {"prompt": "prompt", "completion": "completion"},
+    }.items():
+        assert keys in refusal(data={"sources": [{**chat, **words}]})
+
+
+def test_so_many_changes_of_weights_as_no_checkpoint_holds_are_refused_with_the_least_interval():
+    sources = {"sources": [{**TEXT, "label": f"text {n}"} for n in range(200)]}
+    adaptive = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 100_000}
+    assert "at least 133,334 with so many sources" in refusal(data=sources, auxiliary=adaptive)
+    assert parse(data=sources, auxiliary=adaptive | {"adaptive_interval_tokens": 133_334})

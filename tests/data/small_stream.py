@@ -56,7 +56,7 @@ def journal(checkpoints, num_rows):
 
 def mixture(stream, first, last):
     """Tokens of each source among the targets of rows first .. last - 1."""
-    _, source = stream.rows(first, last - first)
+    _, source, _ = stream.rows(first, last - first)
     return np.bincount(source[:, 1:].ravel())
 
 

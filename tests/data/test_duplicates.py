@@ -10,7 +10,8 @@ import pytest
 from data import duplicates as module
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
-from data.heldout import text_hash
+from data.held_out_choice import text_hash
+from data.prepare import texts_of
 from data.sources.base import Document, Source
 
 pytestmark = pytest.mark.core
@@ -36,7 +37,7 @@ def feeds(duplicates, *sources, stands=None, repeat=3):
     spec = SimpleNamespace(label="texts", repeat=repeat, max_documents=None)
     return [
         Feed(
-            spec, lambda source=source: source, list, lambda _: None, lambda _: None, seed=1,
+            spec, lambda source=source: source, texts_of, lambda _: None, lambda _: None, seed=1,
             admit=partial(duplicates.admit, number), progress=stands and Progress(**stands[number]),
         )
         for number, source in enumerate(sources)

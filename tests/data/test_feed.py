@@ -10,7 +10,7 @@ import pytest
 from configs.errors import Retryable, SourceError
 from data import feed as feed_module
 from data.feed import Feed, Progress
-from data.prepare import reason_to_skip
+from data.prepare import reason_to_skip, texts_of
 from data.sources.base import Document, Source
 
 pytestmark = pytest.mark.core
@@ -43,7 +43,7 @@ class Numbers(Source):
 def feed(source, progress=None, *, repeat=None, max_documents=None, status=lambda _: None, min_text_length=1):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
     skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
-    return Feed(spec, lambda: source, list, skip, status, seed=1, progress=progress)
+    return Feed(spec, lambda: source, texts_of, skip, status, seed=1, progress=progress)
 
 
 def take(feed, count):

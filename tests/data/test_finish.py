@@ -1,6 +1,7 @@
 """The finish of a run, and sources that are only watched: a real producer process, folders of text."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_last_tokens_come_from_the_finish_and_no_window_crosses_its_first_ro
     preset = finishing()
     assert [source.label for source in preset.data.all_sources] == ["email", "asyncio", "json"]
     stream = started(preset, tmp_path, BUDGET)
-    _, trained_on = read_all(stream, ROWS)
+    _, trained_on, _ = read_all(stream, ROWS)
     first = finish_row(SHARE, T, BUDGET)
     assert 0 <= (BUDGET - first * T) - SHARE * BUDGET < T
     reader = JournalReader(tmp_path / "stream", DTYPE)
@@ -74,7 +75,7 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     stream.close()
     longer = started(finishing(), tmp_path, 2 * 2000 * T, start_row=2000, begun_windows=begun)
     longer.begin()
-    _, source = longer.rows(0, 4000)
+    _, source, _ = longer.rows(0, 4000)
     from_finish = [not (source[a:b, 1:] == 1).any() for a, b in ((0, 1500), (1500, 2000), (2000, 3000), (3000, 4000))]
     assert from_finish == [False, True, False, True]
     assert {1500, 3000} <= set(longer.windows_begun(4000))
@@ -84,7 +85,7 @@ def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_
     once = folder("json", repeat=1)
     finish = {"share": 0.25, "sources": [once, folder("asyncio")]}
     preset = make_preset(sources=(once, "email"), weights=(1, 1), finish=finish)
-    _, source = read_all(started(preset, tmp_path / "two", 1200 * T), 1200)
+    _, source, _ = read_all(started(preset, tmp_path / "two", 1200 * T), 1200)
     assert [set(source[a:b, 1:].ravel().tolist()) for a, b in ((0, 900), (900, 1200))] == [{0, 1}, {2}]
     stream = started(make_preset(sources=[once], weights=None, finish=finish), tmp_path / "one", 1200 * T)
     stream.begin()
@@ -104,13 +105,37 @@ def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):
     watch = [{"type": "text", "path": str(watched), "label": "letters"}]
     preset = make_preset(sources=sources, weights=None, watch=watch)
     stream = started(preset, tmp_path / "run", 150 * T)
-    _, source = read_all(stream, 150)
+    _, source, _ = read_all(stream, 150)
     assert set(source.ravel().tolist()) == {0}
     assert [part.label for part in stream.held_out.sources] == ["json", "letters"]
     letters = stream.held_out.sources[1]
     held_out = bpe.load(tmp_path / "run" / "tokenizer.json").decode(letters.rows[:, 1:][letters.valid].tolist())
     assert all(text in held_out for text in texts), "not a twentieth: all of it"
     assert copied.read_text() not in documents_of(tmp_path / "run", 150)
+
+
+def test_text_of_the_finish_and_watched_text_may_be_moved_and_not_exchanged(tmp_path, started):
+    def preset(place, **instead):
+        texts = {name: folder(name, path=str(tmp_path / place / name)) for name in ("email", "json", "wsgiref")}
+        mail, json, _ = texts.values()
+        finish = {"share": SHARE, "sources": [mail | instead, json]}
+        return make_preset(
+            "round_robin", sources=[mail, "asyncio"], weights=None, finish=finish, watch=[texts["wsgiref"]]
+        )
+
+    for name in ("email", "json", "wsgiref"):
+        shutil.copytree(LIBRARY / name, tmp_path / "here" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    stream = started(preset("here"), tmp_path / "run", 1000 * T)
+    whole = read_all(stream, 1000)[0]
+    stream.close()
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "run" / "stream" / "rows.bin").unlink()  # made again from the text at its other place
+    np.testing.assert_array_equal(read_all(started(preset("there"), tmp_path / "run", 1000 * T), 1000)[0], whole)
+    with pytest.raises(UserError, match=r"data\.finish_sources: \[0, 2\] in the stream, \[1, 2\] in the preset"):
+        read_all(started(preset("there", **folder("asyncio")), tmp_path / "run", 1000 * T), 1000)
+    (tmp_path / "there" / "wsgiref" / "util.py").write_text("other text")
+    with pytest.raises(UserError, match=r"source wsgiref: this run began with the text in .*here/wsgiref"):
+        read_all(started(preset("there/../there"), tmp_path / "run", 1000 * T), 1000)
 
 
 def test_watched_text_is_no_held_out_text_of_the_sources_trained_on(tmp_path, started):

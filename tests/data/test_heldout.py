@@ -1,11 +1,13 @@
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 import pytest
 
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.heldout import BYTES_PER_TOKEN, HeldOut, collect, collect_of_few, pack, shared_cells, text_hash
+from data.chat_template import OWN, ChatTemplate, Turn
+from data.held_out_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, shared_cells, text_hash
+from data.heldout import HeldOut, pack
 from data.prepare import reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source
@@ -90,6 +92,8 @@ def test_a_beginning_leaves_the_answer_or_the_second_half_to_the_model(tokenizer
     all_answer = [Document(document.text, 0) for document in PROSE]  # as later pieces of a long one are
     assert beginnings(all_answer, 32) == beginnings(PROSE, 32)
     assert {len(tokens) for tokens in beginnings(ANSWERED, 4)} == {4}
+    questions = HeldOut([pack("x", ANSWERED, tokenizer, 64)], frozenset()).beginnings(99, 4, 32)
+    assert [tokens for _, tokens in questions] == beginnings(ANSWERED, 32)
     assert beginnings([Document("Yes.")], 32) == halves([Document("Yes.")])
     longer_than_two_rows = Document("It was a dark and stormy night. " * 99)
     assert beginnings([longer_than_two_rows], 32) == [halves([longer_than_two_rows])[0][:32]]
@@ -196,6 +200,20 @@ def test_of_a_few_documents_the_end_of_the_longest_is_held_out(mark, others):
     assert long[:kept].endswith(mark) or mark == "x"
 
 
+def test_of_a_copy_with_other_spaces_nothing_is_trained_on_as_its_end_begins_elsewhere():
+    text = "".join(f"Line {n} of it,   {n * n}.\n\n" for n in range(400))
+    held_out, cuts = collect_of_few(iter([Document(text)]), 1)
+    [kept] = cuts.values()
+    assert kept_length(text, cuts, frozenset(held_out)) == kept_length(text.upper(), cuts, frozenset(held_out)) == kept
+    assert kept_length(" ".join(text.split()), cuts, frozenset(held_out)) == 0
+    assert kept_length("another text", cuts, frozenset(held_out)) is None
+
+
+def test_a_source_with_hardly_a_usable_document_is_not_read_for_ever():
+    endless = (Document(f"short {n}") for n in count())
+    assert not collect(endless, 1000, min_text_length=100)
+
+
 def test_of_a_few_questions_one_is_held_out_as_a_whole():
     questions = [Document(f"{n} " * 1000, None, (f"question {n}", f"answer {n}")) for n in range(3)]
     held_out, cuts = collect_of_few(iter(questions), 1)
@@ -239,3 +257,26 @@ def test_a_common_value_or_a_category_is_no_reason_to_lose_most_of_a_source():
 def test_a_value_is_compared_within_its_field():
     documents = [Document(f"{n} {n + 1}", None, (f"{n}", f"{n + 1}")) for n in range(100)]
     assert trained_on(documents, documents[50:51]) == documents[:50] + documents[51:]
+
+
+def test_of_held_out_conversations_the_answers_are_scored_once_and_begin_after_their_questions():
+    turns = [
+        (Turn("user", f"What follows {n}?"), Turn("assistant", f"{n + 1}"), Turn("user", "And then?"), Turn("assistant", "No."))
+        for n in range(40)
+    ]  # fmt: skip
+    documents = [Document("\n\n".join(turn.text for turn in talk), None, (), talk) for talk in turns]
+    tokenizer = bpe.train([document.text for document in documents], 300, bpe.MARKERS)
+    template = ChatTemplate(OWN, tokenizer)
+    source = pack("talks", documents, tokenizer, 32, template)
+    scored = source.rows[:, 1:][source.valid].tolist()
+    expected = [token for n in range(40) for token in (*ids(tokenizer, f"{n + 1}"), 4, *ids(tokenizer, "No."), 4, 0)]
+    assert scored == expected
+    assert source.rows[:, 1:][source.answer].tolist() == [token for token in expected if token]
+    windows = source.overlapping(np.arange(len(source.rows)))
+    assert sorted(windows.rows[:, 1:][windows.valid].tolist()) == sorted(expected)
+    [(_, tokens)] = HeldOut([source], frozenset()).beginnings(1, 4, 32)
+    assert tokenizer.decode(tokens, skip_special_tokens=False).endswith("?<|end|><|assistant|>")
+
+
+def ids(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids

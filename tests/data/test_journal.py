@@ -20,6 +20,7 @@ from data.journal import (
     write_header,
 )
 from data.packing import row_dtype
+from data.stream_files import set_obstacles_aside
 
 DTYPE = row_dtype(4, 1000)
 
@@ -149,6 +150,34 @@ def test_rows_can_be_taken_back_to_the_end_of_an_append(three_appends):
     JournalReader(folder, DTYPE).cut(5)
     assert JournalReader(folder, DTYPE).num_rows() == 5
     check_continues(folder, 5)
+
+
+@pytest.mark.parametrize("name", [ROWS, STATES])
+def test_nothing_is_cut_through_a_link(three_appends, tmp_path, name):
+    """A folder that somebody else made may have links to any file of this user."""
+    folder, _ = three_appends
+    elsewhere = (folder / name).rename(tmp_path / "elsewhere")
+    content = elsewhere.read_bytes()
+    (folder / name).symlink_to(elsewhere)
+    write_header(folder, {"format": 1})  # another's journal, of which nothing would be left
+    with pytest.raises(OSError, match="symbolic links"):
+        JournalWriter(folder, DTYPE)
+    notices: list[str] = []
+    set_obstacles_aside(folder, notices.append)
+    assert notices == [f"{folder / name} is no file: it is now {name}.bad-1"]
+    assert (folder / f"{name}.bad-1").is_symlink()
+    check_continues(folder, 0)
+    assert elsewhere.read_bytes() == content
+
+
+def test_no_append_is_taken_back_through_a_link(three_appends, tmp_path):
+    folder, _ = three_appends
+    elsewhere = (folder / STATES).rename(tmp_path / "elsewhere")
+    content = elsewhere.read_bytes()
+    (folder / STATES).symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        JournalReader(folder, DTYPE).cut(2)
+    assert elsewhere.read_bytes() == content
 
 
 def test_a_reader_sees_appends_as_they_are_made(tmp_path):

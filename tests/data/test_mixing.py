@@ -203,11 +203,11 @@ def test_a_source_without_weight_is_never_chosen():
 
 
 def test_the_share_asked_is_the_mean_over_rows_of_what_was_in_force():
-    assert shares_asked([3, 1], [], 0) == [0, 0]
-    assert shares_asked([3, 1], [], 10) == pytest.approx([0.75, 0.25])
-    changes = [(10, [1, 1]), (15, [0.5, 4.5])]
-    assert shares_asked([3, 1], changes, 10) == pytest.approx([0.75, 0.25])
-    assert shares_asked([3, 1], changes, 20) == pytest.approx([(7.5 + 2.5 + 0.5) / 20, (2.5 + 2.5 + 4.5) / 20])
+    assert shares_asked([(0, [3, 1])], 0) == [0, 0]
+    assert shares_asked([(0, [3, 1])], 10) == pytest.approx([0.75, 0.25])
+    parts = [(0, [3, 1]), (10, [1, 1]), (15, [0.5, 4.5])]
+    assert shares_asked(parts, 10) == pytest.approx([0.75, 0.25])
+    assert shares_asked(parts, 20) == pytest.approx([(7.5 + 2.5 + 0.5) / 20, (2.5 + 2.5 + 4.5) / 20])
 
 
 def test_relative_loss_follows_the_formula_and_its_limits():
@@ -230,4 +230,5 @@ def test_slope_moves_only_on_real_falls_and_by_bounded_steps():
         moved = slope(moved, [0.3, 0.0], [0.02, 0.02], high=1.5)
     assert moved == pytest.approx([1.5, 0.5])
     assert slope([1.0, 1.0], [0.2, 0.2], [0.0, 0.0]) == pytest.approx([1.0, 1.0])
+    assert slope([1.0, 2.0, 1.0], [0.3, None, 0.3], [0.0, 0.0, 0.0]) == pytest.approx([1.0, 2.0, 1.0])  # not known
     assert slope([1.0, 1.0], [0.3, 0.0], [0.02, 0.02], smoothing=0.9) == pytest.approx([1.1, 0.95])

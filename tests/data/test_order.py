@@ -27,10 +27,10 @@ def test_every_row_is_read_once_from_its_own_window(num_rows, run_ahead, seed, s
         assert order.window(start) == order.window(end - 1) == (start, end)
 
 
-def test_windows_of_a_whole_run_grow_from_half_a_million_tokens_to_four_million():
+def test_windows_of_a_whole_run_grow_from_half_a_million_tokens_to_an_eighth_of_the_run():
     edges = np.array(window_edges(100_000_000 // 512, run_ahead_rows(512, 100_000_000))) * 512
-    assert np.diff(edges)[:4] == pytest.approx([5e5, 1e6, 2e6, 4e6], rel=0.01)
-    assert np.diff(edges)[4:-1] == pytest.approx(4e6, rel=0.01)
+    assert np.diff(edges)[:5] == pytest.approx([5e5, 1e6, 2e6, 4e6, 8e6], rel=0.01)
+    assert np.diff(edges)[5:-1] == pytest.approx(12.5e6, rel=0.01)
 
 
 def test_the_order_is_thorough_and_of_its_seed_and_window_alone():

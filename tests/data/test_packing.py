@@ -22,6 +22,13 @@ def stream_of(docs):
     return tokens, source
 
 
+def resumed(packer):
+    """One that goes on from the state of another, as after an interruption."""
+    other = Packer(packer.dtype, END)
+    other.load_state(json.loads(json.dumps(packer.state())))
+    return other
+
+
 @given(documents, st.data())
 def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted(docs, data):
     dtype = row_dtype(T, 2**16)
@@ -30,9 +37,7 @@ def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted
         packer.add(np.array(ids, dtype=np.uint32), source)
         if data.draw(st.booleans()):
             rows.append(packer.take())
-            state = json.loads(json.dumps(packer.state()))
-            packer = Packer(dtype, END)
-            packer.load_state(state)
+            packer = resumed(packer)
     rows = np.concatenate([*rows, packer.take()])
     tokens, source = stream_of(docs)
     assert len(rows) == packer.num_rows == max(0, len(tokens) - 1) // T
@@ -40,6 +45,22 @@ def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted
     assert rows["source"][:, 1:].ravel().tolist() == source[1 : len(rows) * T + 1]
     assert rows["tokens"][1:, 0].tolist() == rows["tokens"][:-1, -1].tolist()
     assert packer.state()["tokens"] == tokens[len(rows) * T :]
+
+
+@given(documents, st.data())
+def test_what_the_loss_counts_goes_with_its_tokens_however_often_it_is_interrupted(docs, data):
+    dtype = row_dtype(T, 2**16, learnt=True)
+    packer, rows, expected = Packer(dtype, END), [], []
+    for ids, source in docs:
+        learnt = data.draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
+        packer.add(np.array(ids, dtype=np.uint32), source, None if learnt is None else np.array(learnt, dtype=bool))
+        expected += [True, *([True] * len(ids) if learnt is None else learnt)]
+        if data.draw(st.booleans()):
+            rows.append(packer.take())
+            packer = resumed(packer)
+    rows = np.concatenate([*rows, packer.take()])
+    assert rows["learnt"][:, 1:].ravel().tolist() == expected[1 : len(rows) * T + 1]
+    assert rows["tokens"][:, 1:].ravel().tolist() == stream_of(docs)[0][1 : len(rows) * T + 1]
 
 
 @given(documents, st.integers(0, 60), st.booleans())

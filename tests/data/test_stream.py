@@ -10,7 +10,7 @@ import pytest
 from configs.errors import UserError
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.heldout import text_hash
+from data.held_out_choice import text_hash
 from data.identity import FORMAT
 from data.journal import JournalReader, JournalWriter, read_header, write_header
 from data.sources.opening import open_source
@@ -32,14 +32,14 @@ from tests.data.small_stream import (
 def test_rows_are_shuffled_and_the_same_from_wherever_they_are_read_on(tmp_path, started):
     num_rows = 1600  # windows of 8, 16, 32 and 64 rows, the last of 8
     stream = started(make_preset(), tmp_path, num_rows * T)
-    whole, source = read_all(stream, num_rows)
+    whole, source, _ = read_all(stream, num_rows)
     stream.close()
     for row in (7, 8, 9, 56, 800, 1591, 1592, 1599):
         begun = stream.windows_begun(row)
         again = started(make_preset(), tmp_path, num_rows * T, start_row=row, begun_windows=begun)
         again.begin()
         count = min(9, num_rows - row)
-        tokens, sources = again.rows(row, count)
+        tokens, sources, _ = again.rows(row, count)
         np.testing.assert_array_equal(tokens, whole[row : row + count])
         np.testing.assert_array_equal(sources, source[row : row + count])
         again.close()
@@ -55,7 +55,7 @@ def test_sources_that_end_early_end_their_window(tmp_path, started):
     with pytest.raises(StreamEnded) as ended:
         stream.rows(0, 10**6 // T)
     num_rows = ended.value.num_rows
-    tokens, _ = stream.rows(0, num_rows)
+    tokens, *_ = stream.rows(0, num_rows)
     assert sorted(tokens.tolist()) == sorted(journal(tmp_path, num_rows).tolist())
     stream.close()
     again = started(
@@ -68,10 +68,11 @@ def test_sources_that_end_early_end_their_window(tmp_path, started):
 def test_shares_are_as_asked_and_weights_change_at_their_row(tmp_path, started):
     stream = started(make_preset(), tmp_path, 20_000 * T, weight_changes=[(16_000, [1.0, 1.0, 8.0])])
     read_all(stream, 20_000)
-    counts = mixture(stream, 0, 16_000)
-    assert counts.sum() == 16_000 * T
+    start, end = stream.windows_begun(16_001)[-2:]  # of the window that holds row 16,000
+    counts = mixture(stream, 0, start)
+    assert counts.sum() == start * T
     assert counts / counts.sum() == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
-    counts = mixture(stream, 16_800, 20_000)  # the window after the one that holds row 16,000
+    counts = mixture(stream, end, 20_000)
     assert counts / counts.sum() == pytest.approx([0.1, 0.1, 0.8], abs=0.04)  # a document is up to 3% here
 
 
@@ -146,6 +147,22 @@ def test_no_answer_and_no_paragraph_of_a_held_out_question_is_trained_on(tmp_pat
         assert not {cells[field] for cells in trained} & {cells[field] for cells in held_out}
     [progress] = stream.progress(ended.value.num_rows)
     assert progress["skipped"]["sharing a field with held-out text"] > 0
+
+
+def test_a_category_costs_nothing_also_where_the_data_is_sorted_by_it(tmp_path, started):
+    """200 questions of each title, one title after another: the first 1,000 rows show no other titles."""
+    lines = [json.dumps({"title": f"Title {n // 200}", "text": f"Text {n}, {n * 7}."}) for n in range(4000)]
+    (tmp_path / "sorted.jsonl").write_text("\n".join(lines))
+    source = {
+        "type": "hf", "dataset": "json", "data_files": str(tmp_path / "sorted.jsonl"), "repeat": 1,
+        "fields": ["title", "text"], "format": "{title}: {text}",
+    }  # fmt: skip
+    stream = started(make_preset(sources=[source], weights=None), tmp_path / "run", 10**6)
+    stream.begin()
+    with pytest.raises(StreamEnded) as ended:
+        stream.rows(0, 10**6 // T)
+    assert len(documents_of(tmp_path / "run", ended.value.num_rows)) > 0.9 * len(lines)
+    assert any("documents that share 'title'" in notice for notice in stream.take_notices())
 
 
 def normalised(texts):
@@ -229,7 +246,7 @@ def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, starte
     live.consumed(1000)
     live.rows(0, limit + 1000)
     live.consumed(total // T - limit)
-    tokens, _ = live.rows(0, total // T)
+    tokens, *_ = live.rows(0, total // T)
     counts = mixture(live, change[0] + margin, total // T)
     assert counts[0] / counts.sum() == pytest.approx(0.9, abs=0.05)
     live.close()

@@ -18,6 +18,7 @@ import pytest
 
 from configs.errors import ProducerDied, StreamDamaged
 from data.producer_client import Stopped
+from lm.runtime.signals import processes
 from tests.data.small_stream import (
     DTYPE,
     ROOT,
@@ -39,12 +40,13 @@ CHANGES = [(2000, [1.0, 1.0, 6.0]), (5000, [2.0, 2.0, 0.5])]
 def test_a_producer_killed_at_any_instant_leaves_the_same_stream(strategy, tmp_path, started):
     preset, num_rows = make_preset(strategy), 12_000  # about 770k tokens; json alone is read many times over
     changes = [] if strategy == "sequential" else CHANGES
-    check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, (0, 0, 1, 1, 2500, 5000, 5000, 8000), changes)
+    check_that_kills_leave_no_trace(preset, tmp_path, started, num_rows, (0, 1, 1, 2500, 5000, 8000), changes)
 
 
 @pytest.fixture
 def all_kinds(hub, tmp_path):
-    """A source of every kind but `python`: text and PDF folders, datasets on the Hub and on this disk."""
+    """A source of every kind: text and PDF folders, datasets on the Hub and on this disk. The `python` source is a folder of
+    text with 190 MB, which every start would read."""
     sentences = [f"Number {n} squared is {n * n}, and its cube is {n**3}." for n in range(3000)]
     (tmp_path / "papers").mkdir()
     for n in range(3):
@@ -69,9 +71,8 @@ def all_kinds(hub, tmp_path):
 
 @pytest.mark.slow
 def test_every_kind_of_source_goes_on_exactly_after_three_kills(all_kinds, tmp_path, started):
-    sources = [*all_kinds, {"type": "python"}]
-    preset = make_preset("weighted", sources=sources, weights=None, source_weights=[4, 3, 2, 1, 2])
-    changes = [(2000, [1.0, 1.0, 6.0, 1.0, 1.0])]
+    preset = make_preset("weighted", sources=all_kinds, weights=None, source_weights=[4, 3, 2, 1])
+    changes = [(2000, [1.0, 1.0, 6.0, 1.0])]
     check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (1, 1500, 4000), changes)
 
 
@@ -80,19 +81,18 @@ def test_a_dead_producer_is_replaced_and_the_trainer_only_waits(tmp_path, starte
     stream = started(preset, tmp_path / "a", 8000 * T)
     read_all(stream, 10)
     os.kill(stream._process.pid, signal.SIGKILL)
-    tokens, source = stream.rows(0, 8000)
-    expected, expected_source = read_all(started(preset, tmp_path / "b", 8000 * T), 8000)
+    tokens, source, _ = stream.rows(0, 8000)
+    expected, expected_source, _ = read_all(started(preset, tmp_path / "b", 8000 * T), 8000)
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_array_equal(source, expected_source)
     assert tokens.shape == source.shape == (8000, T + 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["weighted", "round_robin", "sequential"])
-def test_kills_leave_no_trace_where_copies_are_dropped(strategy, copies, tmp_path, started):
+def test_kills_leave_no_trace_where_copies_are_dropped(copies, tmp_path, started):
     for source in copies:
         del source["repeat"]
-    preset = make_preset(strategy, sources=copies, weights=(2, 1))
+    preset = make_preset("weighted", sources=copies, weights=(2, 1))
     check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (0, 1, 1, 2500, 5000), [])
 
 
@@ -314,5 +314,4 @@ def test_the_producer_ends_with_its_trainer(last_words, tmp_path):
 
 
 def is_running(pid):
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
+    return any(process == pid and state != "Z" for process, _, state in processes())

@@ -24,7 +24,7 @@ def write_poison(folder: Path) -> None:
         return rng.integers(first, last, count, dtype=np.uint32).tobytes().decode("utf-32-le")
 
     texts = {
-        "without_a_space": rng.bytes(50_000_000).translate(b"a" * 250 + b"bcdefg").decode(),
+        "without_a_space": rng.bytes(50_000_000)[:20_000_000].translate(b"a" * 250 + b"bcdefg").decode(),
         "emoji": characters(0x1F300, 0x1F900, 1_000_000),
         "marks": "a" + "\u0301" * 1_000_000,
         "other_marks": "a" + characters(0x300, 0x370, 1_000_000),
@@ -48,6 +48,7 @@ def write_poison(folder: Path) -> None:
         (folder / f"{path.name}.txt").write_bytes(path.read_bytes())
 
 
+BUDGET = 25_000_000  # tokens: from 12 million on the tokenizer is trained on as much text as it ever is
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -55,11 +56,11 @@ from configs.schema import parse_preset
 from data.stream import Stream, StreamEnded
 from data.sources.base import in_words
 
-budget = int(sys.argv[3])
+budget, wanted = map(int, sys.argv[3:])
 stream = Stream(parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), budget)
 stream.begin()
-stream.consumed(budget)
-num_rows = budget // stream.seq_length
+stream.consumed(wanted // stream.seq_length)
+num_rows = wanted // stream.seq_length
 try:
     stream.rows(0, num_rows)
 except StreamEnded as ended:
@@ -71,19 +72,21 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platfor
 """
 
 
-def measure(source, folder: Path, budget: int = 25_000_000) -> tuple[int, set[str], int]:
-    """Tokens of one epoch, at most `budget`, what is skipped of it, and the producer's memory in bytes. From 12 million tokens
-    on the tokenizer is trained on as much text as it ever is."""
+def measure(source, folder: Path, wanted: int = BUDGET) -> tuple[int, set[str], int]:
+    """Tokens of one epoch, at most those `wanted`, what is skipped of it, and the producer's memory in bytes."""
     preset = make_preset(sources=(source | {"repeat": 1},), weights=(1,)).to_json()
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, preset, str(folder), str(budget)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, preset, str(folder), str(BUDGET), str(wanted)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     num_tokens, left_out, peak = run.stdout.splitlines()
     return int(num_tokens), set(left_out.split(", ")), int(peak)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_poisoned_text_is_counted_and_fills_no_memory(tmp_path):
     (tmp_path / "poison").mkdir()
     write_poison(tmp_path / "poison")
@@ -95,15 +98,15 @@ def test_poisoned_text_is_counted_and_fills_no_memory(tmp_path):
     assert len(left_out) == 5  # and what is held out, or a copy
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_documents_of_50_megabytes_fill_no_memory(tmp_path):
     (tmp_path / "books").mkdir()
     words = [path.read_text() for path in sorted((LIBRARY / "email").glob("*.py"))]
     book = "".join(itertools.islice(itertools.cycle(words), 10**4))[:50_000_000]
     (tmp_path / "books" / "train.parquet").write_bytes(parquet(1, text=[f"{number} {book}" for number in range(3)]))
     num_tokens, left_out, peak = measure(
-        {"type": "hf", "dataset": str(tmp_path / "books")}, tmp_path / "run", 12_000_000
+        {"type": "hf", "dataset": str(tmp_path / "books")}, tmp_path / "run", 2_000_000
     )
     print(num_tokens, left_out, f"{peak / 1e6:.0f} MB")
-    assert num_tokens > 11_000_000
+    assert num_tokens > 1_900_000
     assert peak < 500e6

@@ -43,6 +43,14 @@ def test_training_is_reproducible_and_the_fingerprint_tells_tokenizers_apart(tra
     assert bpe.fingerprint(bpe.load(tmp_path / "a.json")) == bpe.fingerprint(trained)
 
 
+def test_markers_of_turns_are_the_first_tokens_and_no_text_becomes_one():
+    tokenizer = bpe.train(TEXTS, 600, bpe.MARKERS)
+    assert bpe.special_tokens(tokenizer) == {name: i for i, name in enumerate((bpe.END_OF_TEXT, *bpe.MARKERS))}
+    (ids,) = bpe.encode(tokenizer, ["".join(bpe.MARKERS)])
+    assert ids.min() > 4
+    assert bpe.vocab_size(tokenizer) == 600
+
+
 def test_vocabulary_is_as_large_as_asked_and_holds_every_byte(trained):
     assert bpe.vocab_size(trained) == 600
     assert bpe.vocab_size(bpe.train([], 600)) == 257
@@ -88,6 +96,8 @@ def test_a_foreign_tokenizer_is_used_with_its_own_end_token(tmp_path):
 def test_unusable_tokenizers_are_refused_with_the_reason(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json.*cannot be read"):
         bpe.load(tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match=r"xxx\.json.*cannot be read"):
+        bpe.load("x" * 300 + ".json")
     (tmp_path / "torn.json").write_text('{"version": "1.0", ')
     with pytest.raises(UserError, match="cannot be read"):
         bpe.load(tmp_path / "torn.json")
@@ -142,9 +152,10 @@ def test_a_tokenizer_of_this_program_is_loaded_without_a_trial_and_any_other_is_
     tried = []
     monkeypatch.setattr("data.tokenizer.trial", lambda path: tried.append(path.name) or "")
     trained.save(str(tmp_path / "own.json"))
+    bpe.train(TEXTS, 600, bpe.MARKERS).save(str(tmp_path / "chat.json"))
     foreign = json.loads(trained.to_str()) | {"normalizer": {"type": "NFC"}}
     (tmp_path / "foreign.json").write_text(json.dumps(foreign))
-    for name in ("own.json", "foreign.json"):
+    for name in ("own.json", "chat.json", "foreign.json"):
         bpe.load(tmp_path / name)
     assert tried == ["foreign.json"]
 

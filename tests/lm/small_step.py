@@ -7,7 +7,7 @@ from configs.schema import AuxiliaryConfig, ModelConfig, TrainConfig
 from lm.captured_step import CapturedTrainStep
 from lm.loss import linear_cross_entropy
 from lm.model import Transformer
-from lm.optim import build_optimizers
+from lm.optim import build_optimizers, peak_learning_rates
 from lm.runtime.distributed import World
 from lm.train_step import TrainStep
 
@@ -39,8 +39,8 @@ def make_step(
         heads = build_heads(aux, 32, SEQ_LENGTH)
     trunk, heads = trunk.to(world.device), heads.to(world.device)
     joint = JointModel(trunk, heads, aux, loss)
-    optimizers = build_optimizers(trunk, heads, TrainConfig(), 32, NUM_ROWS * SEQ_LENGTH)
-    model = world.data_parallel(joint)
+    rates = peak_learning_rates(TrainConfig(), trunk.config, NUM_ROWS * SEQ_LENGTH)
+    optimizers = build_optimizers(trunk, heads, rates, TrainConfig().weight_decay)
     sizes = {"batch_rows": batch_rows, "gradient_clip": clip, "seed": seed}
     kind = CapturedTrainStep if captured else TrainStep
-    return kind(model, trunk, heads, joint.sample_positions, optimizers, world, **sizes, **options)
+    return kind(joint, optimizers, world, **sizes, **options)

@@ -112,6 +112,26 @@ def test_watched_sources_have_an_entry_and_do_not_count_in_the_totals(held_out):
     assert evaluation.loss == pytest.approx(wiki_alone.loss)
 
 
+def test_a_look_at_watched_sources_finds_nothing_valid(held_out):
+    """So the heads are measured on what they are trained on."""
+    observed = []
+    for watched in ((), ("questions",)):
+        seen = {}
+        run(
+            Trunk(),
+            held_out,
+            watched=watched,
+            observe=lambda tokens, valid, hidden, losses, seen=seen: seen.update(
+                (tuple(row.tolist()), flags.tolist()) for row, flags in zip(tokens, valid, strict=True)
+            ),
+        )
+        observed.append(seen)
+    rows = {source.label: [tuple(row.tolist()) for row in source.rows] for source in held_out}
+    assert all(observed[1][row] == observed[0][row] for row in rows["wiki"])
+    assert not any(any(observed[1][row]) for row in rows["questions"])
+    assert all(any(observed[0][row]) for row in rows["questions"])
+
+
 def test_a_look_sees_every_row_once_with_its_losses(held_out):
     trunk, seen = Trunk(), []
 

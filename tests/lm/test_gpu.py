@@ -17,7 +17,7 @@ from lm import loss_scale
 from lm.checkpoint.file import Snapshot
 from lm.cuda_graph import WARM_UPS, NotCapturable
 from lm.inference.decoder import Decoder
-from lm.model import Transformer, products, rotary_tables, rotate, rotate_flipped
+from lm.model import Transformer, products, rotary_frequencies, rotary_tables, rotate, rotate_flipped
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
 from tests.lm.checkpoint.small_checkpoint import make_state
@@ -71,7 +71,8 @@ def train(captured: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
             step.bounds.zero_()
         if index == FORGOTTEN:  # as when a run begins after its dry run, or is resumed
             step.reset()
-        result = step(rows_of(index)[:num_rows], plan)
+        some = np.random.default_rng(index).random((num_rows, SEQ_LENGTH + 1)) < 0.5  # as in conversations
+        result = step(rows_of(index)[:num_rows], plan, learnt=some if index % 3 == 1 else None)
         step.bounds.copy_(bounds)
         assert result.skipped == all(map(torch.equal, before, step.model.parameters()))
         losses.append(result.loss)
@@ -186,7 +187,7 @@ def test_a_gpu_computes_what_a_cpu_does(family):
     torch.testing.assert_close(model.to(DEVICE)(tokens.to(DEVICE)).cpu(), expected, atol=1e-4, rtol=1e-4)
 
     x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(2))
-    cos, sin = rotary_tables(16, 8, 10_000.0)
+    cos, sin = rotary_tables(16, rotary_frequencies(8, 10_000.0))
     torch.testing.assert_close(rotate_flipped(x, cos, sin), rotate(x, cos, sin))
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(torch.cat(products(x, weight, 2), dim=-1), x @ weight.T)

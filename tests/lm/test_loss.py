@@ -38,6 +38,24 @@ def test_a_chunk_of_a_large_vocabulary_has_fewer_rows():
     assert loss.chunk_rows("cpu", 10**9) == 1
 
 
+def test_chunks_are_small_where_no_gradient_is_wanted(monkeypatch):
+    """A GPU's large ones would take gigabytes for an evaluation, beside what the training step holds."""
+    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 32_768)
+    hidden_ND, weight_VD, targets_N = make_inputs(2_500)
+    sizes = []
+
+    def counted(hidden, *inputs):
+        sizes.append(len(hidden))
+        return loss.chunk_loss(hidden, *inputs)
+
+    linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk=counted)
+    assert sizes == [2_500]
+    sizes.clear()
+    with torch.no_grad():
+        linear_cross_entropy(hidden_ND, weight_VD, targets_N, chunk=counted)
+    assert sizes == [1_024, 1_024, 452]
+
+
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 24, 37])
 def test_equals_torch_cross_entropy(num_rows, ignored):

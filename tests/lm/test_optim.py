@@ -142,6 +142,9 @@ def test_a_step_whose_gradients_were_no_numbers_changes_nothing_where_it_is_told
 # ---- groups -----------------------------------------------------------------------------------------------------
 
 
+WIDE = ModelConfig(hidden_size=768, num_layers=1, num_heads=12, seq_length=64)
+
+
 def joint_model(tied: bool = False, heads: AuxiliaryConfig = ALL_HEADS) -> JointModel:
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=64, mlp_size=64, tie_embeddings=tied)
     with torch.random.fork_rng():
@@ -150,7 +153,8 @@ def joint_model(tied: bool = False, heads: AuxiliaryConfig = ALL_HEADS) -> Joint
 
 
 def optimizers_of(model: JointModel, **train) -> list[torch.optim.Optimizer]:
-    return build_optimizers(model.trunk, model.heads, TrainConfig(**train), 32, 16_384)
+    rates = peak_learning_rates(TrainConfig(**train), model.trunk.config, 16_384)
+    return build_optimizers(model.trunk, model.heads, rates, TrainConfig(**train).weight_decay)
 
 
 @pytest.mark.parametrize("heads", [AuxiliaryConfig(), ALL_HEADS], ids=["no heads", "all heads"])
@@ -200,20 +204,29 @@ def test_a_presets_rates_reach_their_groups_and_only_matrices_decay():
 
 
 def test_default_rates_scale_with_batch_and_width():
-    full, quarter = (peak_learning_rates(TrainConfig(), 768, tokens) for tokens in (524_288, 131_072))
+    full, quarter = (peak_learning_rates(TrainConfig(), WIDE, tokens) for tokens in (524_288, 131_072))
     assert quarter == pytest.approx({name: rate / 2 for name, rate in full.items()})
-    narrow = peak_learning_rates(TrainConfig(), 192, 524_288)
+    narrow = peak_learning_rates(TrainConfig(), WIDE.model_copy(update={"hidden_size": 192}), 524_288)
     factors = {"matrix": 1, "embedding": 2, "output": 2, "scalar": 1}
     assert narrow == pytest.approx({name: full[name] * factor for name, factor in factors.items()})
 
 
 def test_a_model_that_is_trained_already_takes_small_steps():
-    new, continued = (peak_learning_rates(TrainConfig(), 768, 524_288, continued=flag) for flag in (False, True))
+    models = WIDE, WIDE.model_copy(update={"init_from": "some/model"})
+    new, continued = (peak_learning_rates(TrainConfig(), model, 524_288) for model in models)
     shares = {name: continued[name] / rate for name, rate in new.items()}
     assert shares["matrix"] == shares["output"] == shares["scalar"] == pytest.approx(CONTINUED_SHARE)
     assert continued["embedding"] == continued["output"]
-    chosen = peak_learning_rates(TrainConfig(matrix_learning_rate=0.5), 768, 524_288, continued=True)
+    chosen = peak_learning_rates(TrainConfig(matrix_learning_rate=0.5), models[1], 524_288)
     assert chosen["matrix"] == 0.5
+
+
+def test_a_tied_embedding_has_the_output_layers_rate_and_no_other():
+    train = {"embedding_learning_rate": 0.022, "output_learning_rate": 0.033}
+    model = joint_model(tied=True)
+    assert "embedding" not in peak_learning_rates(TrainConfig(**train), model.trunk.config, 524_288)
+    _, adam, _ = optimizers_of(model, **train)
+    assert [group["lr"] for group in adam.param_groups if group["params"][0] is model.trunk.embed.weight] == [0.033]
 
 
 def test_saved_state_continues_identically():

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from configs.errors import PresetError, StartPointError, UserError
 from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
+from data.chat_template import CHATML
 from lm.families import exported_state
 from lm.inference.decoder import Decoder
 from lm.model import Transformer
 from lm.start_point import open_start_point, peek
-from tests.hf_models import LONGEST, VOCAB, copy, save, transformers_model
+from tests.hf_models import LLAMA_3_1, LONGEST, VOCAB, copy, save, transformers_model
 
 
 def starting_from(folder: Path | str, **model) -> Preset:
@@ -31,13 +32,15 @@ def trunk_of(folder: Path) -> Transformer:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied in shards"])
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "llama 3.1"])
 @torch.no_grad()
 def test_logits_are_those_of_transformers_and_the_way_back_changes_no_bit(tmp_path, family, tied, monkeypatch):
-    theirs = transformers_model(family, tied=tied)
+    scaled = {"rope_parameters": LLAMA_3_1} if family == "llama 3.1" else {}
+    theirs = transformers_model(family.split()[0], tied=tied, **scaled)
     folder = save(theirs, tmp_path / "model", shard="30KB" if tied else "5GB")
     assert len(list(folder.glob("*.safetensors"))) == (6 if tied else 1)
     trunk = trunk_of(folder)
+    assert (trunk.config.rope_scaling is not None) == bool(scaled)
     tokens = torch.randint(VOCAB, (2, 64), generator=torch.Generator().manual_seed(1))
     logits = theirs(tokens).logits
     assert logits.std() > 0.5
@@ -171,10 +174,19 @@ WRONG = {
     "another architecture": (config(model_type="gpt2"), 'model_type "gpt2"; this program starts from qwen3 and llama'),
     "no architecture": (config(model_type=["llama"]), r'model_type \["llama"\]'),
     "scaled rotations": (config(rope_parameters={"rope_type": "yarn"}), 'rope_parameters.rope_type "yarn"'),
+    "rotations scaled by nothing": (
+        config(rope_parameters=LLAMA_3_1 | {"factor": None}),
+        "config.json has rope_scaling.factor null; allowed: a number from 1",
+    ),
+    "rotations scaled from nowhere": (
+        config(rope_scaling=LLAMA_3_1 | {"high_freq_factor": 1.0}),
+        "rope_scaling.high_freq_factor 1.0; above low_freq_factor",
+    ),
     "old scaled rotations": (config(rope_parameters=None, rope_scaling={"type": "linear"}), 'type "linear", which'),
     "biases": (config(attention_bias=True), "attention_bias true, which this program does not compute"),
     "another activation": (config(hidden_act="gelu"), 'hidden_act "gelu"'),
-    "windows": (config(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+    "windows": (config(layer_types=["full_attention", "sliding_attention"]), r'layer_types \["full_attention", "sl'),
+    "windows in late layers": (config(layer_types=["full_attention"] * 9 + ["sliding_attention"]), "layer_types"),
     "quantized": (config(quantization_config={"bits": 4}), "quantization_config"),
     "an odd head": (config(head_dim=7), "config.json has head_dim 7; allowed: a whole number"),
     "a negative size": (config(hidden_size=-40), "config.json has hidden_size -40; allowed"),
@@ -252,3 +264,41 @@ def test_a_tied_output_layer_that_is_stored_too_is_taken_if_it_is_the_same(tmp_p
 def test_a_folder_that_is_not_there_is_one_message(tmp_path):
     with pytest.raises(StartPointError, match=r"model.init_from: the folder .*nowhere cannot be read"):
         open_start_point(starting_from(tmp_path / "nowhere"))
+
+
+# ---- its chat template -------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_conversations_takes_the_models_own_template_or_chatml_for_its_tokens(llama, tmp_path):
+    given = json.loads(starting_from(llama).to_json())
+    talks = {"type": "hf", "dataset": "json", "data_files": "talks.jsonl", "messages": "messages"}
+
+    def template_in(folder: Path) -> str | None:
+        given["model"]["init_from"] = str(folder)
+        return open_start_point(parse_preset(json.dumps(given), "test")).chat_template
+
+    folder = copy(llama, tmp_path / "model")
+    text("chat_template.jinja", "{{ 1/0 }}")(folder)
+    assert template_in(folder) is None  # without conversations nothing is read
+    given["data"]["sources"].append(talks)
+    with pytest.raises(UserError, match="the chat template cannot be used: ZeroDivisionError"):
+        template_in(folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="model has no chat template, which sources of conversations need"):
+        template_in(folder)
+
+    tokenizer = bpe.load(folder / "tokenizer.json")
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert template_in(folder) == CHATML
+    source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    text("tokenizer_config.json", json.dumps({"chat_template": source, "eos_token": {"content": "</s>"}}))(folder)
+    assert template_in(folder) == '{% set eos_token = "</s>" %}\n' + source
+    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": source}]
+    text("tokenizer_config.json", json.dumps({"chat_template": several, "eos_token": "</s>"}))(folder)
+    assert template_in(folder) == '{% set eos_token = "</s>" %}\n' + source
+    text("chat_template.jinja", CHATML + "{# the file counts #}")(folder)
+    assert template_in(folder) == CHATML + "{# the file counts #}"
+    text("tokenizer_config.json", "[" * 100_000)(folder)
+    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read .* the chat template may be in it"):
+        template_in(folder)

@@ -135,6 +135,49 @@ def test_tokens_further_ahead_are_trained_on_as_much_as_the_plan_says_and_not_re
         assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
 
 
+def some_learnt(num_rows: int = NUM_ROWS) -> np.ndarray:
+    """A third of the tokens, and none in the first row."""
+    learnt = np.random.default_rng(4).random((num_rows, SEQ_LENGTH + 1)) < 0.33
+    learnt[0] = False
+    return learnt
+
+
+@pytest.mark.parametrize("batch_rows", [8, 3])
+def test_only_what_is_learnt_is_a_target_and_every_target_of_a_run_weighs_the_same(batch_rows):
+    """In conversations: the gradient is divided by all tokens of the step, the loss shown by its targets."""
+    step, tokens, learnt = make_step(batch_rows=batch_rows), rows(), some_learnt()
+    num_tokens = 7 * SEQ_LENGTH + 5
+    counted = torch.from_numpy(learnt[:, 1:]).flatten() & (torch.arange(8 * SEQ_LENGTH) < num_tokens)
+    trunk = step.model.trunk
+    logits = (trunk(torch.from_numpy(tokens[:, :-1])) @ trunk.output.weight.T).transpose(1, 2)
+    targets = torch.where(counted.view(8, SEQ_LENGTH), torch.from_numpy(tokens[:, 1:]), IGNORE)
+    one, two = (
+        F.cross_entropy(logits[:, :, : SEQ_LENGTH - gap], targets[:, gap:], reduction="sum") for gap in range(2)
+    )
+    expected = torch.autograd.grad((one + 0.75 * two) / num_tokens, list(trunk.parameters()))
+    plan = StepPlan(0, 8, num_tokens, multi_token_weights=(0.75,))
+    loss_sum, _ = step.accumulate(tokens, plan, learnt=learnt)
+    assert loss_sum.item() == pytest.approx(one.item(), rel=1e-6)
+    for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
+        assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
+    step.clear()
+    assert step(tokens, plan, learnt=learnt).loss == pytest.approx(one.item() / int(counted.sum()), rel=1e-6)
+
+
+def test_what_is_not_learnt_changes_nothing_with_every_head_on():
+    """Neither the targets that are not learnt nor their losses: any head would be led astray by losses of 0."""
+    step, tokens = make_step(ALL_HEADS), rows()
+    nothing = np.zeros((NUM_ROWS, SEQ_LENGTH + 1), dtype=bool)
+    before = snapshot(step)["model"]
+    result = step(tokens, whole()._replace(multi_token_weights=(0.5,)), learnt=nothing)
+    assert (result.loss, result.gradient_norm, result.skipped) == (0.0, 0.0, False)
+    assert {value for name, value in result.heads.items() if name.endswith("/loss")} == {0.0}
+    assert not [name for name in result.heads if not name.endswith("/loss")]
+    assert before.keys() == snapshot(step)["model"].keys()
+    everything = make_step(ALL_HEADS)(tokens, whole(), learnt=~nothing)
+    assert everything == make_step(ALL_HEADS)(tokens, whole())
+
+
 def test_a_masked_micro_batch_changes_nothing_with_every_head_on():
     """What a rank without rows adds to the sum of gradients."""
     step = make_step(ALL_HEADS)

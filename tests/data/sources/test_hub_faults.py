@@ -32,6 +32,7 @@ from data.feed import Feed
 from data.journal import JournalReader
 from data.open_sources import open_sources
 from data.packing import row_dtype
+from data.prepare import texts_of
 from data.producer_channel import Events
 from data.producer_client import Stopped
 from data.sources import hub_client
@@ -43,6 +44,7 @@ from tests.hub import FAULTS, no_fault, parquet
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 READS, ROWS = (2000, 36_000) if FULL_COUNTS else (250, 1000)  # so many reads, at least, for so many rows
+FILES = 20 if FULL_COUNTS else 6  # of a dataset
 STARTS = 14 if FULL_COUNTS else 2  # of the run with faults; each asks for the metadata of every source again
 T = 64
 SOURCES = (
@@ -78,14 +80,14 @@ def add_datasets(hub):
     def texts(count):
         return [" ".join(rng.choices(words, k=60)) for _ in range(count)]
 
-    pages = {f"en/{file}.parquet": parquet(20, text=texts(100)) for file in range(20)}
+    pages = {f"en/{file}.parquet": parquet(20, text=texts(100)) for file in range(FILES)}
     decoy = {"fr/0.parquet": parquet(20, text=["not this one"] * 100)}
     hub.add("some/wiki", pages | decoy, {"en": {"train": "en/*.parquet"}, "fr": {"train": "fr/*.parquet"}})
-    lines = ["".join(json.dumps({"text": text}) + "\n" for text in texts(30)) for _ in range(20)]
+    lines = ["".join(json.dumps({"text": text}) + "\n" for text in texts(30)) for _ in range(FILES)]
     hub.add("some/web", {f"{file:02}.jsonl.gz": gzip.compress(part.encode()) for file, part in enumerate(lines)})
     pairs = {
         f"data/train-{file:05}-of-00010.parquet": parquet(10, question=texts(40), answer=texts(40))
-        for file in range(10)
+        for file in range(FILES // 2)
     }
     hub.add("some/questions", pairs)
 
@@ -193,13 +195,12 @@ def test_a_minute_without_the_hub_at_full_speed(hub, tmp_path, monkeypatch):
         nonlocal row
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or not (seconds or until()):
-            step = (
-                int((time.monotonic() - began) * speed / seq_length) - row
-            )  # what such a trainer would have used by now
+            time.sleep(0.1)
+            # What such a trainer would have used by now.
+            step = int((time.monotonic() - began) * speed / seq_length) - row
             stream.consumed(row)
             stream.rows(row, step)
             row += step
-            time.sleep(0.1)
         figures.append(f"{time.monotonic() - began:.0f} s: {(reader.num_rows() - row) * seq_length:,} tokens ahead")
 
     try:
@@ -246,7 +247,7 @@ def test_whatever_goes_wrong_while_reading_is_said_soon(fault, hub, quick):
     said = []
     spec = HFSource(type="hf", **SOURCES[0])
     source = open_source(spec, cache_dir=None, seed=1)
-    feed = Feed(spec, lambda: source, list, lambda text: None, said.append, seed=1)
+    feed = Feed(spec, lambda: source, texts_of, lambda text: None, said.append, seed=1)
     hub.fault = lambda *_: fault
     began = time.monotonic()
     thread = threading.Thread(target=feed.next_document, daemon=True)
@@ -287,10 +288,10 @@ def test_no_failure_is_taken_for_an_answer(dataset, fault, hub, monkeypatch):
         hub.add(name, files)
         hub.requests.clear()
         source = open_source(HFSource(type="hf", dataset=name, **keys), cache_dir=None, seed=1)
-        return [document.text for document, _ in islice(source.documents(0), 150)], source.skipped
+        return [document.text for document, _ in islice(source.documents(0), 120)], source.skipped
 
     whole = read(name := f"whole/{dataset}{fault}")
-    assert len(whole[0]) == 150
+    assert len(whole[0]) == 120
     requests = [request.replace(name, "NAME") for request in hub.requests]
     once = [lambda request, number, first=first: first <= number < first + 3 for first in range(1, len(requests) + 1)]
     for_ever = [lambda request, number, broken=broken: request == broken for broken in sorted(set(requests))]
@@ -314,7 +315,7 @@ def test_a_part_is_taken_only_from_a_server_that_knows_parts(hub, quick):
     with pytest.raises(Retryable, match="a whole file in place of a part"):
         list(source.documents(0))
     hub.fault = no_fault
-    assert len(list(source.documents(0))) == 2000
+    assert len(list(source.documents(0))) == 100 * FILES
     assert not source.skipped
 
 

@@ -106,6 +106,7 @@ def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, 
         (tmp_path / folder).mkdir()
     (tmp_path / "rows.csv.gz").touch()
     (tmp_path / "a [b]" / "rows.jsonl").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
     for keys, says in (
         ({"dataset": "./rows.csv.gz"}, './rows.csv.gz is a file: write "dataset": "csv", "data_files": "rows.csv.gz"'),
         ({"dataset": "./gone"}, f"`dataset`: ./gone (in {Path.cwd()}) does not exist; correct it in the preset"),
@@ -113,7 +114,13 @@ def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, 
         ({"dataset": "./a [b]"}, "./a [b]: [ and ] in a path are read as a pattern; rename the folder"),
         ({"dataset": "json", "data_files": ["a.jsonl"]}, f"`data_files`: a.jsonl (in {Path.cwd()}) does not exist"),
         ({"dataset": "json", "data_dir": "/no/where"}, "`data_dir`: /no/where does not exist"),
+        ({"dataset": "json", "data_dir": "~/nowhere"}, "`data_dir`: ~/nowhere does not exist"),
+        ({"dataset": "./" + 300 * "x"}, "xxx (in"),
     ):
         found = problem_of(**keys)
         assert says in found
         assert probe([HFSource(type="hf", label="data", **keys)]) == [("data", False, found)]
+    (tmp_path / "rows.jsonl").write_text('{"text": "a row"}\n')
+    for keys in ({"data_files": "~/rows.jsonl"}, {"data_dir": "~", "data_files": ["rows.jsonl"]}):
+        source = HFSource(type="hf", dataset="json", label="data", **keys)
+        assert [document.text for document, _ in open_source(source, cache_dir=None, seed=1).documents(0)] == ["a row"]

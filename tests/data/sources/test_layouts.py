@@ -18,7 +18,7 @@ from data.producer_channel import Events
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source
-from data.sources.parquet import ParquetFiles
+from data.sources.parquet import BATCH_BYTES, ParquetFiles
 from tests.hub import parquet
 
 PATTERNS = {
@@ -109,8 +109,19 @@ def test_slices_of_parquet_are_exact_and_need_no_more_files_than_they_have(hub):
 
 def test_a_slice_of_rows_that_cannot_be_counted_names_max_documents(hub):
     hub.add("some/lines", {"train.jsonl": lines(30)})
-    for split, number in {"train[:20]": "20", "train[5:20]": "15", "train[:10%]": "the number of rows"}.items():
+    unknown = "the number of rows"
+    for split, number in {
+        "train[:20]": "20", "train[5:20]": "15", "train[:10%]": unknown, "train[:-5]": unknown, "train[10:5]": unknown
+    }.items():  # fmt: skip
         assert f'write "split": "train", "max_documents": {number}' in problem_of("some/lines", split=split)
+
+
+def test_a_slice_drops_no_file_whose_rows_cannot_be_counted(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet(text=[f"row {n}" for n in range(30)]))
+    (tmp_path / "b.csv").write_text("text\n" + "\n".join(f"line {n}" for n in range(30)))
+    for files in (["a.parquet", "b.csv"], ["b.csv", "a.parquet"]):
+        found = problem_of(str(tmp_path), data_files=files, split="train[:10%]")
+        assert "can be counted only by reading them all" in found
 
 
 @pytest.mark.parametrize("split", ["train[10%]", "train[:10%", "train[1:2%]", "", "train++test", "train[a:b]"])
@@ -259,14 +270,14 @@ def test_a_file_is_not_skipped_because_memory_is_short(hub, monkeypatch):
 def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
     """A damaged file beyond the first four, and a field that says nothing about which texts are the same."""
     for file in range(8):
-        label = [f"class {(n // 3 + file) % 30}" for n in range(60)]
-        content = parquet(label=label, body=[f"the text of row {n} of file {file}" for n in range(60)])
+        label = [f"class {(n // 3 + file) % 24}" for n in range(240)]
+        content = parquet(label=label, body=[f"the text of row {n} of file {file}" for n in range(240)])
         (tmp_path / f"{file}.parquet").write_bytes(content[: 200 if file == 6 else None])
     source = {"type": "hf", "dataset": "parquet", "data_files": f"{tmp_path}/*.parquet", "label": "data", "repeat": 2}
     preset = {
         "name": "test",
         "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "seq_length": 16, "vocab_size": 300},
-        "train": {"eval_tokens": 500},
+        "train": {"eval_tokens": 2000},
         "data": {"sources": [{**source, "fields": ["label", "body"], "format": "{label}: {body}"}]},
     }
     preset, stream_dir, sent = (
@@ -287,3 +298,16 @@ def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
     header = read_header(stream_dir)
     del header["data"]["sources"][0]["revision"]  # as an earlier version wrote it, which had no such key
     check_identity(header, preset, stream_dir)
+
+
+def test_a_row_group_of_large_texts_is_decoded_a_few_at_a_time(tmp_path):
+    texts = [f"{number} {'word ' * 100_000}" for number in range(60)]  # 30 MB
+    (tmp_path / "books.parquet").write_bytes(parquet(60, text=texts, length=[len(text) for text in texts]))
+    tables = list(ParquetFiles([str(tmp_path / "books.parquet")]).tables(0, 0, ["text"], 100))
+    assert max(table.nbytes for table in tables) < 2 * BATCH_BYTES
+    assert [text for table in tables for text in table["text"].to_pylist()] == texts
+    source = open_data("parquet", data_files=str(tmp_path / "books.parquet"))
+    whole = list(source.documents(0))
+    assert "".join(document.text for document, _ in whole).count("word") == 60 * 100_000
+    for done in (1, len(whole) // 2, len(whole) - 1):
+        assert list(source.documents(0, whole[done - 1][1])) == whole[done:]

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,8 @@ import pytest
 from configs.errors import DiskFull, SourceError
 from configs.sources import PDFSource
 from data.feed import Feed, Progress
-from data.sources import pdf, pdf_page
+from data.prepare import texts_of
+from data.sources import pdf, pdf_page, pdf_worker
 from data.sources.opening import open_source
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
@@ -193,7 +195,8 @@ def test_each_hostile_file_ends_within_its_limits_and_is_counted(kind, hostile_f
         return
     source = open_pdf(hostile_folder / f"{kind}.pdf", cache)
     text = "".join(texts(source))
-    assert children_seconds() - began < SMALL.file_seconds + 1.5
+    # The kernel samples for its limit who is running, and on a busy machine missed up to half (5.5 s of 3).
+    assert children_seconds() - began < 2 * SMALL.file_seconds + 1.5
     if kind in REASONS:
         assert REASONS[kind] in source.skipped
     if kind in READABLE:
@@ -209,7 +212,7 @@ def feed(folder: Path, cache: Path, progress: Progress | None = None) -> Feed:
     source, spec = open_pdf(folder, cache), SimpleNamespace(label="papers", repeat=2, max_documents=None)
     if progress is None:
         deque(source.held_out(), maxlen=0)  # a new run has read them before, a resumed one has not
-    return Feed(spec, lambda: source, list, lambda _: None, lambda _: None, seed=1, progress=progress)
+    return Feed(spec, lambda: source, texts_of, lambda _: None, lambda _: None, seed=1, progress=progress)
 
 
 def rest(feed: Feed) -> list[str | None]:
@@ -294,12 +297,12 @@ def test_pages_before_the_end_of_the_time_or_of_the_text_are_kept(tmp_path, monk
 
 @pytest.fixture
 def child_that(monkeypatch):
-    """`child_that(script)`: in place of a reading child, sh runs the script."""
+    """`child_that(script)`: in place of a reading child, sh runs the script; "$0" "$@" is the child's command."""
     start = subprocess.Popen
 
     def replace(script: str, patience_seconds: float = 60) -> None:
         monkeypatch.setattr(pdf, "LIMITS", SMALL._replace(patience_seconds=patience_seconds))
-        monkeypatch.setattr(subprocess, "Popen", lambda command, **keys: start(["sh", "-c", script], **keys))
+        monkeypatch.setattr(subprocess, "Popen", lambda command, **keys: start(["sh", "-c", script, *command], **keys))
 
     return replace
 
@@ -318,6 +321,63 @@ def test_a_child_that_hangs_or_dies_keeps_its_pages_also_in_the_cache(
         assert texts(source) == [BODY]
         assert source.skipped == {reason: 1}
         child_that("exit 1")
+
+
+FORK_IS_KILLED = """
+import json, os, signal, sys
+from data.sources import pdf_worker
+pdf_worker.page_text = lambda page: os.kill(os.getpid(), signal.SIGKILL)
+pdf_worker.main(sys.argv[1], json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [
+        f"echo '\"{BODY}\"'; printf '\"cut o'; kill -KILL $$",
+        "kill -TERM $$",
+        f'exec "$0" -c \'{FORK_IS_KILLED}\' "$3" "$4"',
+    ],
+    ids=["SIGKILL", "SIGTERM", "SIGKILL of the fork"],
+)
+def test_a_child_that_others_end_is_started_again_and_costs_no_text(tmp_path, child_that, monkeypatch, killed):
+    (tmp_path / "a.pdf").write_bytes(make_pdf([BODY]))
+    source = open_pdf(tmp_path, tmp_path / "cache")
+    child_that(killed)
+    with pytest.raises(MemoryError):  # the data process is started again: other text would be trained on
+        texts(source)
+    assert (source.skipped, list((tmp_path / "cache").iterdir())) == ({}, [])
+    child_that(f'if mkdir {tmp_path}/1 || mkdir {tmp_path}/2; then {killed}; fi; exec "$0" "$@"')
+    assert texts(source) == [BODY]
+    assert source.skipped == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert texts(open_pdf(tmp_path, tmp_path / "cache")) == [BODY]
+
+
+def test_no_page_comes_twice_if_pdfium_cannot_open_the_file_again(tmp_path, monkeypatch):
+    """PDFium leaves the second page to pypdf, and ends when it is to go on behind that one."""
+    forks = iter([[3, f"{BODY} One.", ""], []])
+    monkeypatch.setattr(pdf_worker, "pdfium_pages", lambda *_: iter(next(forks)))
+    (tmp_path / "a.pdf").write_bytes(make_pdf([f"{BODY} {word}." for word in ("One", "Two", "Three")]))
+    with (tmp_path / "a.pdf").open("rb") as file:
+        found = list(pdf_worker.read_pages(file, SMALL._asdict()))
+    assert found == [f"{BODY} {word}." for word in ("One", "Two", "Three")]
+
+
+USES_UP_ITS_TIME = """
+import time
+from data.sources.pdf_worker import limit_time
+while time.process_time() < 2.5:
+    pass
+limit_time(1)  # forks may have left it less than it has used
+while time.process_time() < 30:
+    pass
+"""
+
+
+def test_time_that_a_pdf_uses_up_is_not_taken_for_an_end_by_others():
+    assert subprocess.run([sys.executable, "-c", USES_UP_ITS_TIME]).returncode == -signal.SIGXCPU
 
 
 def test_a_file_that_is_gone_is_unreadable_and_comes_back(tmp_path):
@@ -356,13 +416,17 @@ def test_extracted_text_is_cached_and_used_again(tmp_path, monkeypatch):
     assert again.skipped == first.skipped == {NO_TEXT: 4}
 
 
-def test_a_cache_written_in_part_is_written_again(tmp_path):
+def test_a_cache_written_in_part_or_damaged_is_written_again(tmp_path):
     (tmp_path / "a.pdf").write_bytes(book("one", 3))
     whole = texts(open_pdf(tmp_path, tmp_path / "cache"))
     (cached,) = (tmp_path / "cache").iterdir()
-    content = cached.read_bytes()
-    for size in (0, 1, len(content) // 2, len(content) - 1):
-        cached.write_bytes(content[:size])
+    content, middle = cached.read_bytes(), cached.stat().st_size // 2
+    damaged = [content[:size] for size in (0, 1, middle, len(content) - 1)]
+    damaged += [content[:middle] + bytes(1000) + content[middle + 1000 :]]
+    damaged += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in (0, middle, len(content) - 3)]
+    damaged += [b"".join(content.splitlines(keepends=True)[1:])]
+    for each in damaged:
+        cached.write_bytes(each)
         assert texts(open_pdf(tmp_path, tmp_path / "cache")) == whole
         assert cached.read_bytes() == content
 

@@ -116,6 +116,18 @@ def test_a_file_that_vanishes_while_running_is_counted(folder):
     assert source.skipped == {"unreadable": 1}
 
 
+def test_a_file_that_is_edited_while_running_is_left_out_and_one_that_is_only_touched_is_not(folder):
+    source = open_text(folder)
+    first, second = sorted(folder.rglob("*.txt"))[:2]
+    removed = first.read_text()
+    first.write_text("What is put at its top moves what was held out.\n" + removed)
+    os.utime(second, (1, 1))
+    found = "".join(document.text for document, _ in source.documents(0))
+    assert source.skipped["changed since it was opened"] == 1
+    assert "at its top" not in found
+    assert second.read_text() in found
+
+
 def test_held_out_text_is_spread_and_about_a_twentieth(tmp_path):
     for number in range(400):
         (tmp_path / f"{number}.txt").write_text(f"Story number {number}.")

@@ -105,6 +105,8 @@ def make_run(folder: Path, name: str, tokens: int) -> None:
         "metrics.jsonl",
         "report.md",
         "report.png",
+        "heads.png",
+        "trace.json.gz",
     ):
         (folder / file).write_text(f"{name} {file}")
     (folder / "lm_prev.pth.bad-1").write_text("kept")

@@ -129,7 +129,7 @@ def test_training_finishes_an_interrupted_move_first(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "load", load)
     preset = load_preset(Path(__file__).parents[3] / "configs" / "02_offline_python.json")
     with pytest.raises(CheckpointError, match="loaded at 5"):
-        setup.resume_or_begin(preset, World.start(), tmp_path, False)
+        setup.resume_or_begin(preset, World.start(), tmp_path, 10_000, False)
     assert not returning.exists()
 
 

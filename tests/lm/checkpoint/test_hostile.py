@@ -22,7 +22,7 @@ from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.train.state import TrainState
 from tests.lm.checkpoint.small_checkpoint import make_state, save
 
-SECONDS, MEMORY = 0.2, 200e6
+SECONDS, MEMORY = 0.4, 200e6
 STATE = {**make_state(1), "format_version": FORMAT_VERSION}
 
 

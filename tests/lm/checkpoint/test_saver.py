@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
-from lm.checkpoint.saver import MAX_FAILURES, REST, Saver
+from lm.checkpoint.saver import MAX_FAILURES, Saver
 from lm.checkpoint.store import ALIAS, CURRENT
 from tests.lm.checkpoint.small_checkpoint import generations, make_state, tokens_in
 
@@ -16,6 +16,7 @@ LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
 
 
 def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, monkeypatch):
+    monkeypatch.setattr("lm.checkpoint.saver.REST", 1_000)
     saver, stepped, write = Saver(tmp_path), Event(), store.write
     monkeypatch.setattr(store, "write", lambda *what: stepped.wait(60) and write(*what))
     state = make_state(1)
@@ -27,7 +28,7 @@ def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, mo
     saver.wait()
     assert tokens_in(tmp_path / CURRENT) == 1
     assert not saver.is_ready()  # yet: the disk rests
-    later = time.monotonic() + 60 * REST
+    later = time.monotonic() + 60 * 1_000
     monkeypatch.setattr("lm.checkpoint.saver.time.monotonic", lambda: later)
     assert saver.is_ready()
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.schema import parse_preset
+from configs.schema import DataConfig, load_preset, parse_preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
 from data.producer_client import SourceInfo
 from data.sources.probe import Probe
@@ -234,6 +234,16 @@ def test_a_person_may_see_the_menu_again_as_it_is_by_now():
         answer(MENU, "?", terminal=False)
 
 
+@pytest.mark.parametrize("name", ["t", "e", "q", "n", "a1", "r"])
+def test_a_preset_that_is_called_like_a_letter_is_chosen_by_its_number_or_file(name):
+    menu = dataclasses.replace(MENU, entries=[*MENU.entries, entry(f"10_{name}")])
+    assert f"\n10  {name} " in render_menu(menu)
+    assert answer(menu, "10")[0] == answer(menu, f"10_{name}")[0] == Choice("preset", Path(f"configs/10_{name}.json"))
+    assert answer(Menu(menu.entries), "10")[0].action == "preset"
+    if name != "n":  # which means something beside a finished run alone
+        assert answer(menu, name)[0].action != "preset"
+
+
 def test_two_presets_of_one_number_must_be_named():
     twins = Menu([entry("01_a"), entry("01_b")])
     choice, said = answer(twins, "1", "01_b")
@@ -368,6 +378,14 @@ def test_the_menu_leaves_room_for_what_enter_says():
     assert render_menu(Menu([*entries, OFFLINE]), (80, 50)).count("One sentence") == 6
 
 
+def test_where_there_is_room_for_two_lines_these_are_what_a_preset_is_or_what_it_lacks():
+    entries = [entry(f"{n:02d}_{n}") for n in range(6)] + [entry("06_a", silent=("c4",))]
+    shown = render_menu(Menu(entries)).splitlines()
+    assert shown.count("    One sentence about it.") == 6
+    assert shown.count("    ✓ wikipedia  ✗ connection refused: c4") == 1
+    assert "    ✓ wikipedia" not in shown
+
+
 def test_a_wider_terminal_shows_more_of_the_sources():
     menu = Menu([entry("00_a", answering=("c" * 100,))])
     assert "c" * 100 in render_menu(menu, (120, 24))
@@ -412,6 +430,14 @@ def test_the_start_card_says_everything_decided():
         assert part in shown
     assert "\x1b" not in shown
     assert all(columns(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("strategy", ["round_robin", "sequential", "weighted"])
+def test_the_card_says_that_weights_have_no_effect(strategy):
+    data = DataConfig(sources=["wikipedia"], source_weights=[2.0], mix_strategy=strategy)
+    shown = render_card(card(preset=GENERAL.preset.model_copy(update={"data": data})))
+    said = 'mixed      source_weights has no effect without mix_strategy "weighted"'
+    assert (said in shown.splitlines()) == (strategy != "weighted")
 
 
 def test_blank_and_wide_facts_have_lines_too():
@@ -509,3 +535,19 @@ def test_numbers_for_people():
     assert [counted(n, "layer") for n in (0, 1, 2, 6104)] == ["0 layers", "1 layer", "2 layers", "6,104 layers"]
     assert [human_count(n) for n in (0, 950, 17_500, 999_600, 100_000_000)] == ["0", "950", "17.5k", "1.0M", "100M"]
     assert [human_bytes(n) for n in (512, 1_230_000_000, 24e9)] == ["512 B", "1.2 GB", "24.0 GB"]
+
+
+def test_the_card_says_what_to_expect_of_a_chat_model_and_of_a_continued_one():
+    def expected(name: str) -> str:
+        preset = load_preset(Path(__file__).parents[3] / "configs" / f"{name}.json")
+        preset = preset.model_copy(update={"model": preset.model.completed(GENERAL.preset.model)})
+        sources = [SourceInfo(source.label, "", "", []) for source in preset.data.all_sources]
+        shown = render_card(card(preset=preset, sources=sources, shares=[1 / len(sources)] * len(sources)))
+        assert all(columns(line) <= 80 for line in shown.splitlines())
+        return " ".join(shown.partition("expect")[2].split())
+
+    assert expected("05_chat").startswith(
+        "a model to talk to. It learns what an answer looks like, much less what is true"
+    )
+    assert expected("06_my_texts").startswith("what that model knows, in the style of your text.")
+    assert expected("00_best_general") == ""

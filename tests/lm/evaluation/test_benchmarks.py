@@ -5,8 +5,10 @@ import re
 from functools import partial
 
 import pytest
+import torch
 
 import main
+from benchmarks.blimp import blimp
 from configs.errors import UserError
 from configs.schema import parse_preset
 from lm.checkpoint import store
@@ -232,3 +234,35 @@ def test_a_preset_names_the_benchmarks_of_the_end(text, tasks, hub, tmp_path, ca
     (folder / "report.md").unlink()  # killed before it: benchmarks are not run twice
     main.train(preset("last_word"), token_budget=2_000, checkpoint_dir=folder)
     assert sum("benchmarks" in line for line in read_metrics(folder / "metrics.jsonl")) == 1
+
+
+@pytest.mark.slow
+def test_they_are_in_fp32_whatever_the_training_before_them_uses(run, tasks, monkeypatch):
+    states, used = Scorer._states, set()
+
+    def observed(scorer, rows):
+        used.add(torch.get_float32_matmul_precision())
+        return states(scorer, rows)
+
+    monkeypatch.setattr(Scorer, "_states", observed)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # as lm/learner.py does
+    try:
+        benchmarks.run_benchmarks(store.load(run)[0], run, benchmarks.load_benchmarks(["pairs_alone"]), print)
+        assert used == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"  # training goes on as before
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.slow
+def test_any_model_that_gives_logits_has_the_same_share_of_pairs(run, tasks, capsys):
+    """As benchmarks/quality.py judges other people's models."""
+    from lm.inference.load import load_model
+
+    state, _ = store.load(run)
+    loaded = benchmarks.load_benchmarks(["pairs_alone"])
+    expected = benchmarks.run_benchmarks(state, run, loaded, print)["pairs_alone"]["measures"]["acc"][0]
+    model, _, _ = load_model(state, run)
+    found = blimp(loaded, lambda tokens: model.output(model(tokens)), run / "tokenizer.json", 64)
+    assert found == expected  # of a model so small that is 0: log-probabilities are compared in test_scorer.py

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.blimp import LogitsScorer
 from configs.schema import ModelConfig
 from lm.evaluation.scorer import Scorer
 from lm.evaluation.token_tree import Question, pack
@@ -50,6 +51,17 @@ def test_answers_are_those_of_each_question_alone(model, asked):
         assert together[number].log_probability == pytest.approx(log_probability, abs=1e-4)
         assert found[number].log_probability == pytest.approx(log_probability, abs=1e-4)
         assert found[number].is_greedy == together[number].is_greedy == is_greedy
+
+
+@settings(max_examples=5, deadline=None)
+@given(asked=questions)
+def test_the_benchmarks_scorer_of_any_model_gives_the_same_probabilities(model, asked):
+    scorer = LogitsScorer(lambda tokens: model.output(model(tokens)), LENGTH)
+    rows = scorer.rows(asked)
+    found = dict(answer for batch in scorer.batches(rows) for answer in scorer.answer(asked, batch))
+    assert len(found) == len(asked)
+    for number, question in enumerate(asked):
+        assert found[number].log_probability == pytest.approx(alone(model, question)[0], abs=1e-4)
 
 
 def test_what_several_begin_with_is_read_once(model):

@@ -2,14 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from configs.schema import ModelConfig
 from lm.inference import chat as talk_module
-from lm.inference.chat import change_setting, talk
+from lm.inference.chat import talk
 from lm.inference.decoder import Decoder
 from lm.inference.detokenize import text_pieces
+from lm.inference.memory import Gate, Recall
+from lm.inference.settings import MAX_NEW_TOKENS, change_setting
 from lm.model import Transformer
 
 
@@ -17,10 +20,11 @@ def decode_bytes(tokens):
     return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def converse(lines, monkeypatch, generate=None, seeds=None):
-    """Talk with these inputs (exceptions are raised); everything written, and the settings generation was called
-    with. `seeds` gets the seed of each answer."""
+def converse(lines, monkeypatch, generate=None, seeds=None, conversation=None, recalls=None, **how):
+    """Talk with these inputs (exceptions are raised); everything written, and the tokens and settings that generation
+    was called with. `seeds` gets the seed of each answer."""
     written, calls, seeds = [], [], [] if seeds is None else seeds
+    recalls = [] if recalls is None else recalls
     inputs = iter(lines)
 
     def ask(_prompt):
@@ -29,13 +33,15 @@ def converse(lines, monkeypatch, generate=None, seeds=None):
             raise line
         return line
 
-    def recorded(decoder, tokens, limit, *, generator, stop_token, drafting, **settings):
+    def recorded(decoder, tokens, limit, *, generator, stop_tokens, drafting, neighbours, recall, **settings):
         calls.append((tokens, settings))
         seeds.append(generator.initial_seed())
+        recalls.append(recall)
         yield from (generate or (lambda: iter(b"fine")))()
 
     monkeypatch.setattr(talk_module, "generate", recorded)
-    talk(None, lambda text: [0, *text.encode()], decode_bytes, ask=ask, write=written.append)
+    how |= {"conversation": conversation, "ask": ask, "write": written.append}
+    talk(None, lambda text: [0, *text.encode()], decode_bytes, **how)
     return "".join(written), calls
 
 
@@ -96,19 +102,38 @@ def test_every_answer_says_its_seed_which_is_another_each_time(monkeypatch):
     assert "seed = 8\n" in text
 
 
+def test_recall_is_fitted_once_and_only_when_asked_for(monkeypatch):
+    fitted, recalls = Recall(Gate(np.zeros((1, 8)))), []
+    found = [(None, "does not help"), (fitted, "2.0 without, 1.0 with it"), (None, "fitted once more")]
+    lines = ["hi", "/recall 1", "hi", "/recall 1", "hi", "/recall 0", "hi", "/recall 1", "hi"]
+    text, _ = converse(lines, monkeypatch, recalls=recalls, load_recall=lambda: found.pop(0))
+    assert recalls == [None, None, fitted, None, fitted]
+    assert "does not help\n" in text
+    assert "1.0 with it\n" in text
+    assert "once more" not in text
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    text, calls = converse(["/recall 1", "hi"], monkeypatch, load_recall=stopped)
+    assert "recall = 0\n" in text
+    assert len(calls) == 1
+
+
 def test_quit_leaves_and_help_says_how(monkeypatch):
     text, calls = converse(["/help", "/quit", "not read any more"], monkeypatch)
     assert text.count("Ctrl-C stops") == 2  # at the beginning, and when asked
-    assert "temperature = 0.8, top_p = 0.95, repeat = 0, length = 400, seed = " in text
+    assert "temperature = 0.8, top_p = 0.95, repeat = 0, length = 400, recall = 0, seed = " in text
     assert calls == []
 
 
 def test_a_misspelt_setting_is_told_the_nearest_and_one_without_a_value_its_own():
     settings = {"temperature": 0.8}
+    assert change_setting("/agai", settings, ["again"]) == "Unknown setting; did you mean /again?"
     assert change_setting("/temp 1", settings) == "Unknown setting; did you mean /temperature?"
     assert change_setting("/tempratur 1", settings) == "Unknown setting; did you mean /temperature?"
-    assert "there are /temperature, /top_p, /repeat, /length, /seed, /again, /help, /quit" in change_setting(
-        "/x", settings
+    assert "there are /temperature, /top_p, /repeat, /length, /recall, /seed, /quit" in change_setting(
+        "/x", settings, ["quit"]
     )
     assert change_setting("/temperature", settings) == "temperature = 0.8"
 
@@ -152,6 +177,8 @@ def test_bytes_that_are_no_text_end_nothing(monkeypatch):
 class Zeros:
     """Drafts a byte, any, each time."""
 
+    tokens_N = torch.arange(256)
+
     def begin(self, hidden_D, tokens):
         return 1
 
@@ -186,6 +213,4 @@ def test_talking_to_a_real_model():
         write=written.append,
     )
     last_line = "".join(written).splitlines()[-1]
-    assert re.fullmatch(
-        rf"\[{talk_module.MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept, seed \d+\]", last_line
-    )
+    assert re.fullmatch(rf"\[{MAX_NEW_TOKENS} tokens, \d+ tokens/s, \d+% of drafts kept, seed \d+\]", last_line)

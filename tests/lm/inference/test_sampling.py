@@ -59,7 +59,7 @@ def test_banned_tokens_have_no_mass_unless_all_are_banned():
 def test_every_setting_gives_tokens(temperature, top_p):
     logits, generator = torch.tensor([30.0, -1e4, 29.0, -torch.inf]), torch.Generator().manual_seed(0)
     sampler = Sampler(NgramBlocker(), temperature, top_p, generator)
-    draft = sampler.draft(logits[:3])
+    draft = sampler.draft(logits[:3], torch.arange(3))
     tokens = {draft.token, sampler.accept_or_resample(logits, draft), sampler.accept_or_resample(logits, None)}
     assert tokens <= {0, 2}
     assert temperature > 1 or tokens == {0}

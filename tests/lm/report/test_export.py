@@ -17,6 +17,7 @@ from lm.inference.generate import generate
 from lm.report.export import export_huggingface, replaced_folder
 from lm.report.model_card import RunFacts, SourceFacts
 from lm.report.samples import Section
+from tests import hf_models
 from tests.lm.random_model import random_model, random_norms
 
 END_OF_TEXT = "<|endoftext|>"
@@ -87,16 +88,22 @@ RUN = RunFacts(
 
 def export(model, preset, tokenizer_path, folder, run=RUN, **options):
     state = model.state_dict()
-    return export_huggingface(state, preset, tokenizer_path, folder, end_of_text=END_OF_TEXT, run=run, **options)
+    return export_huggingface(state, preset, tokenizer_path, folder, run=run, **options)
 
 
 LLAMA = {"qk_norm": False, "num_kv_heads": 2, "head_dim": 10, "rope_theta": 500_000, "norm_eps": 1e-5}
+LLAMA_3_1 = {key: value for key, value in hf_models.LLAMA_3_1.items() if key != "rope_theta"}
 
 
 @pytest.mark.parametrize(
     ("more", "name"),
-    [({}, "Qwen3ForCausalLM"), ({"tied": True}, "Qwen3ForCausalLM"), (LLAMA, "LlamaForCausalLM")],
-    ids=["untied", "tied", "a Llama"],
+    [
+        ({}, "Qwen3ForCausalLM"),
+        ({"tied": True}, "Qwen3ForCausalLM"),
+        (LLAMA, "LlamaForCausalLM"),
+        (LLAMA | {"rope_scaling": LLAMA_3_1}, "LlamaForCausalLM"),
+    ],
+    ids=["untied", "tied", "a Llama", "a Llama 3.1"],
 )
 @torch.no_grad()
 def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, tokenizer_path, more, name):
@@ -118,9 +125,9 @@ def test_transformers_computes_the_same_logits_and_the_same_text(tmp_path, token
     torch.testing.assert_close(theirs(tokens).logits, ours, atol=1e-4, rtol=0)
     prompt = tokens[0, :8].tolist()
     greedy = theirs.generate(tokens[:1, :8], max_new_tokens=50, do_sample=False, temperature=None, top_p=None)
-    text = list(generate(Decoder(model), prompt, 50, temperature=0, stop_token=0))
+    text = list(generate(Decoder(model), prompt, 50, temperature=0, stop_tokens=[0]))
     assert greedy[0, 8:].tolist() in (text, [*text, 0])  # theirs keeps the end-of-text token
-    blocked = list(generate(Decoder(model), prompt, 50, temperature=0, stop_token=0, block_ngram=3))
+    blocked = list(generate(Decoder(model), prompt, 50, temperature=0, stop_tokens=[0], block_ngram=3))
     assert text != blocked  # the export's settings block nothing
 
 
@@ -245,3 +252,33 @@ def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeyp
     assert (folder / "model").read_text() == "first"
     write("third")
     assert (folder / "model").read_text() == "third"
+
+
+def test_a_model_card_that_was_edited_is_kept_beside_the_new_one(tmp_path, tokenizer_path):
+    preset = make_preset()
+
+    def export_again() -> set[str]:
+        export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf")
+        return {path.name for path in (tmp_path / "hf").glob("README*")}
+
+    export_again()
+    assert export_again() == {"README.md"}
+    card = tmp_path / "hf" / "README.md"
+    mine = card.read_text().replace("license: other", "license: mit")
+    card.write_text(mine)
+    for _ in range(2):
+        assert export_again() == {"README.md", "README.new.md"}
+        assert card.read_text() == mine
+    assert "license: other" in (tmp_path / "hf" / "README.new.md").read_text()
+
+
+def test_a_link_in_place_of_the_export_is_replaced_and_its_target_left_alone(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    (tmp_path / "hf").symlink_to(tmp_path / "elsewhere")
+    for content in ("first", "second"):
+        with replaced_folder(tmp_path / "hf") as temporary:
+            (temporary / "model").write_text(content)
+        assert (tmp_path / "hf" / "model").read_text() == content
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "hf"]

@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from data import tokenizer as bpe
 from lm.families import exported_config, exported_state
@@ -15,7 +15,7 @@ from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
 from lm.report.export import export_huggingface
 from lm.report.gguf import gguf_obstacle, write_gguf
-from tests.lm.report.test_export import END_OF_TEXT, LLAMA, PROMPT, RUN, make_preset, model_of
+from tests.lm.report.test_export import END_OF_TEXT, LLAMA, LLAMA_3_1, PROMPT, RUN, export, make_preset, model_of
 
 TEXTS = (
     PROMPT,
@@ -45,7 +45,6 @@ def exported(request, tmp_path_factory):
         preset,
         folder / "tokenizer.json",
         folder / "hf",
-        end_of_text=END_OF_TEXT,
         run=RUN,
         gguf=True,
     )
@@ -109,7 +108,7 @@ def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, enco
     preset = make_preset(hidden_size=64)  # 80 wide inside the MLP: no multiple of 32
     model = model_of(preset, 300)
     state = exported_state(model.state_dict(), preset.model)
-    config = exported_config(preset.model, 300, 0)
+    config = exported_config(preset.model, 300, 0, 0)
     write_gguf(tmp_path, encoding, config, state, tmp_path / "tokenizer.json", name="tiny")
     reader = GGUFReader(tmp_path / f"model-{encoding}.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -137,9 +136,7 @@ def test_a_llama_has_its_channels_in_the_order_of_llama_cpp(tmp_path):
     bpe.train(TEXTS, 300).save(str(tmp_path / "tokenizer.json"))
     preset = make_preset(**LLAMA)
     state = model_of(preset, 300).state_dict()
-    folder = export_huggingface(
-        state, preset, tmp_path / "tokenizer.json", tmp_path / "hf", end_of_text=END_OF_TEXT, run=RUN, gguf=True
-    )
+    folder = export_huggingface(state, preset, tmp_path / "tokenizer.json", tmp_path / "hf", run=RUN, gguf=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     read = load_gguf_checkpoint(folder / "model.gguf", return_tensors=True, model_to_load=theirs)
     known = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10}
@@ -147,6 +144,20 @@ def test_a_llama_has_its_channels_in_the_order_of_llama_cpp(tmp_path):
     assert read["tensors"].keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(read["tensors"][name], tensor), name
+
+
+def test_a_llama_3_1_has_what_llama_cpp_divides_its_frequencies_by(tmp_path):
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM
+
+    bpe.train(TEXTS, 300).save(str(tmp_path / "tokenizer.json"))
+    preset = make_preset(**LLAMA, rope_scaling=LLAMA_3_1)
+    folder = export(model_of(preset, 300), preset, tmp_path / "tokenizer.json", tmp_path / "hf", gguf=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder).model.rotary_emb.inv_freq.numpy()
+    stored = {tensor.name: tensor.data for tensor in GGUFReader(folder / "model.gguf").tensors}["rope_freqs.weight"]
+    plain = 500_000.0 ** -(np.arange(0, 10, 2) / 10)
+    np.testing.assert_allclose(plain / stored, theirs, rtol=1e-5)
+    assert (stored[0], stored[-1]) == (1, 8)
 
 
 def test_ollama_gets_the_text_as_it_comes_and_the_exports_sampling(exported):
@@ -178,7 +189,7 @@ def test_llama_cpp_gives_the_same_tokens_logits_and_text(exported):
         with torch.no_grad():
             logits = model.output(model(torch.tensor([prompt])))[0]
         np.testing.assert_allclose(llama.scores[: len(prompt)], logits.numpy(), atol=1e-4)
-        ours = list(generate(Decoder(model), prompt, 40, temperature=0, stop_token=0, block_ngram=0))
+        ours = list(generate(Decoder(model), prompt, 40, temperature=0, stop_tokens=[0], block_ngram=0))
         theirs = islice(llama.generate(prompt, temp=0, repeat_penalty=1.0), 40)
         assert len(ours) > 10
         assert list(takewhile(lambda token: token != 0, theirs)) == ours
@@ -195,21 +206,63 @@ def test_the_model_cards_example_for_llama_cpp_runs_as_printed(exported, monkeyp
     assert capfd.readouterr().out.startswith("The")
 
 
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+GPT_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def gpt_4(digits: str, behaviour: str = "isolated"):
+    """As in the tokenizer.json of Llama 3 and Qwen."""
+    letters, others = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+    words = rf"{letters}|\p{{N}}{digits}|{others}|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(words), behaviour)
+    return pre_tokenizers.Sequence([split, BYTES])
+
+
+def digits_apart(individual: bool):
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual), GPT_2])
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("pre_tokenizer", "normalizer", "ignores_merges", "name"),
     [
-        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
-        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()])},
-        {"normalizer": normalizers.NFC()},
+        (GPT_2, None, False, "gpt-2"),
+        (digits_apart(True), None, False, "smollm"),
+        (gpt_4(""), normalizers.NFC(), False, "qwen2"),
+        (gpt_4(""), None, False, "qwen2"),
+        (gpt_4("{1,3}"), None, True, "llama-bpe"),
+        (gpt_4("{1,3}"), None, False, ""),
+        (gpt_4("{1,3}"), normalizers.NFC(), True, ""),
+        (gpt_4("{1,3}", "removed"), None, True, ""),
+        (gpt_4("{1,2}"), None, False, ""),
+        (gpt_4(""), normalizers.NFKC(), False, ""),
+        (GPT_2, normalizers.NFC(), False, ""),
+        (GPT_2, None, True, ""),
+        (BYTES, None, False, ""),
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), None, False, ""),
+        (digits_apart(False), None, False, ""),
     ],
-    ids=["space before", "digits alone", "normalized"],
 )
-def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(tmp_path, change):
-    tokenizer = bpe.train(["some text"], 300)
-    for name, value in change.items():
-        setattr(tokenizer, name, value)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert "No GGUF file" in gguf_obstacle(tmp_path / "tokenizer.json")
+def test_the_name_of_a_tokenizers_rules_is_written_or_no_file(
+    tmp_path, pre_tokenizer, normalizer, ignores_merges, name
+):
+    """What llama.cpp makes of such files is in benchmarks/LOG.md."""
+    from gguf import GGUFReader
+
+    tokenizer, path = bpe.train(["some text"], 300), tmp_path / "tokenizer.json"
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    described = json.loads(tokenizer.to_str())
+    described["model"]["ignore_merges"] = ignores_merges
+    path.write_text(json.dumps(described))
+    if not name:
+        assert "No GGUF file" in gguf_obstacle(path)
+        return
+    assert gguf_obstacle(path) == ""
+    preset = make_preset()
+    state = exported_state(model_of(preset, 300).state_dict(), preset.model)
+    write_gguf(tmp_path, "Q8_0", exported_config(preset.model, 300, 0, 0), state, path, name="tiny")
+    assert GGUFReader(tmp_path / "model-Q8_0.gguf").fields["tokenizer.ggml.pre"].contents() == name
 
 
 def test_gpt_2s_own_file_leaves_out_what_is_usual(tmp_path):

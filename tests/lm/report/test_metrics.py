@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from aux_heads.metrics import MEASURES
 from configs.text import fenced, printable
-from lm.report.metrics import MetricsLog, NullLog, read_metrics
+from lm.report.metrics import Interval, MetricsLog, NullLog, read_metrics
 from lm.report.report import write_report
 from lm.report.samples import Sample, SampleLog, read_samples
 from lm.report.tensorboard import event_log
 from lm.runtime.log import close_run_log, open_run_log, show_log
 from lm.runtime.machine import Machine, load_machine, machine_identity, save_machine
+from lm.train_step import StepResult
 
 pytestmark = pytest.mark.core
 
@@ -121,21 +122,28 @@ NO_RECORDS = [
     f'{{"tokens": 1, "more": {DEEP}}}', DEEP, '{"tokens": 1, "loss": "low"}', '{"tokens": 1, "loss": 1e300}',
     '{"tokens": 1, "loss": NaN}', '{"tokens": 1, "eval": []}', '{"tokens": 1, "eval": {"loss": 1}}',
     '{"tokens": 1, "eval": {"loss": 1, "per_source": {"a": 7}}}', '{"tokens": 1, "mixture": {"a": "b"}}',
+    '{"tokens": 1, "overlapping": true}', '{"tokens": 1, "finish_from": "x"}',
     '{"tokens": 1, "heads": [1]}', '{"tokens": 1, "sources": {"a": {}}}', '{"tokens": 1, "resumed": {"when": 1}}',
 ]  # fmt: skip
-ALL_THERE_IS = (  # as little as a record may hold
-    '{"tokens": 1, "eval": {"per_source": {"a": {}, "b": {"loss": null}}}, '
-    '"mixture": {"a": null}, "heads": {"x": null}}'
-)
+ALL_THERE_IS = [  # as little as records may hold
+    '{"tokens": 0, "eval": {"per_source": {"a": {}, "b": {"bits_per_byte": 0.0}}}}',
+    '{"tokens": 1, "eval": {"per_source": {"a": {}, "b": {"loss": null}}}, "mixture": {"a": null}, "heads": {"x": null}}',
+    '{"tokens": 1, "best": {"tokens": 1, "exported": true, "gained": 0.1}}',
+    '{"tokens": 1, "eval": {"per_source": {}}, "mixture": null, "overlapping": null, "best": {"tokens": 1, "exported": true}}',
+]
 
 
 def test_what_is_no_record_is_skipped_by_the_report_and_set_aside_once_by_a_run(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    good = ['{"tokens": 1, "loss": 2.5}', ALL_THERE_IS]
-    path.write_text("\n".join([good[0], *NO_RECORDS, good[1], ""]))
+    good = ['{"tokens": 1, "loss": 2.5}', *ALL_THERE_IS]
+    path.write_text("\n".join([good[0], *NO_RECORDS, *good[1:], ""]))
     before = path.read_bytes()
     assert read_metrics(path) == [json.loads(line) for line in good]
-    write_report(tmp_path, "{}", {"preset": "x"}, MEASURES)
+    write_report(tmp_path, "{}", {"preset": "x"})
+    for end in range(1, len(good) + 1):  # each record may be the last
+        path.write_text("\n".join(good[:end]) + "\n")
+        write_report(tmp_path, "{}", {"preset": "x"})
+    path.write_bytes(before)
     assert "no measurements" not in caplog.text
     for _ in range(2):
         log = MetricsLog(path)
@@ -185,7 +193,7 @@ def test_logs_and_caches_that_are_no_files_are_set_aside_and_made_anew(tmp_path,
         no_file(kind, tmp_path / name)
     assert (read_metrics(tmp_path / names[0]), read_samples(tmp_path / names[1])) == ([], [])
     assert load_machine(tmp_path) is None
-    write_report(tmp_path, "{}", {}, MEASURES)
+    write_report(tmp_path, "{}", {})
     log, samples = MetricsLog(tmp_path / "metrics.jsonl"), SampleLog(tmp_path / "samples.md")
     log.keep(lambda line: True)
     samples.truncate_after(1)
@@ -243,3 +251,16 @@ def test_what_the_disk_refuses_of_a_log_is_written_with_what_comes_next(tmp_path
     log.write({"tokens": 3})
     log.close()
     assert [line["tokens"] for line in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_line_holds_the_mean_over_what_its_steps_have_learnt_and_the_speed_over_all_they_read():
+    interval = Interval()
+    interval.took(2.0)
+    for loss, num_targets in ((4.0, 10), (1.0, 30), (9.0, 0)):  # the last step had questions only
+        interval.add(
+            StepResult(loss, 1.0, skipped=False), num_tokens=100, num_targets=num_targets, num_bytes=2 * num_targets
+        )
+    means = interval.means()
+    assert means["loss"] == pytest.approx((4.0 * 10 + 1.0 * 30) / 40)
+    assert means["bits_per_byte"] == pytest.approx(70 / math.log(2) / 80)
+    assert means["tokens_per_second"] == 150

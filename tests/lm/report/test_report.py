@@ -57,9 +57,10 @@ def test_a_run_that_started_from_a_model_shows_what_it_changed(tmp_path):
         assert row in text
 
 
-def test_report_of_a_run(run_folder):
+def test_report_of_a_run(run_folder, monkeypatch):
+    monkeypatch.setattr("lm.report.report.MEASURES", MEASURES)
     facts = {"preset": "tiny", "machine": "2 cores | 8 GB"}
-    path = write_report(run_folder, '{"name": "tiny"}', facts, MEASURES)
+    path = write_report(run_folder, '{"name": "tiny"}', facts)
     text = path.read_text(encoding="utf-8")
     assert path == run_folder / "report.md"
     assert "## Held-out text after 300 tokens" in text
@@ -98,7 +99,9 @@ def test_report_of_a_run_that_has_only_just_begun(tmp_path):
 def drawn(monkeypatch, records, draw=figures.draw):
     """The visible panels, by their titles."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(figures, "_png", lambda figure: kept.append(figure) or b"")
+    monkeypatch.setattr(figures, "write_atomically", lambda path, content: None)
+    figures._curves.cache_clear()
     draw(records, None, "tiny, 36k parameters")
     assert kept[0].get_suptitle() == "tiny, 36k parameters"
     return {panel.get_title(loc="left"): panel for panel in kept[0].axes if panel.get_visible()}

@@ -1,6 +1,7 @@
 """TensorBoard shows what metrics.jsonl holds, at tokens, whatever was cut; without it a run is none the wiser."""
 
 import sys
+from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -70,3 +71,13 @@ def test_without_tensorboard_nothing_is_written_or_said(tmp_path, monkeypatch, c
     assert isinstance(event_log(tmp_path / "tensorboard", [EVALUATED]), NullLog)
     assert not (tmp_path / "tensorboard").exists()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_tensorboard_that_cannot_be_imported_is_done_without_and_said(tmp_path, monkeypatch, caplog):
+    class Unfit(ModuleType):
+        def __getattr__(self, name):
+            raise TypeError("Descriptors cannot be created directly")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Unfit("torch.utils.tensorboard"))
+    assert isinstance(event_log(tmp_path / "tensorboard", [EVALUATED]), NullLog)
+    assert "TensorBoard cannot be imported (Descriptors cannot be created directly)" in caplog.text

@@ -38,6 +38,13 @@ class Tracker(ModuleType):
         self._called("finish")
 
 
+class Unfit(ModuleType):
+    """A package that raises what it likes while it is imported."""
+
+    def __getattr__(self, name: str):
+        raise TypeError("Descriptors cannot be created directly")
+
+
 def preset(tmp_path, package):
     return parse_preset(json.dumps(preset_json(tmp_path, train={"report_to": package})), "test")
 
@@ -81,6 +88,13 @@ def test_one_that_is_not_installed_names_the_command(tmp_path, monkeypatch, foun
     run(tmp_path, "wandb")
     assert len(caplog.messages) == 1
     assert "python -m pip install wandb" in caplog.text
+
+
+def test_one_that_does_not_fit_its_neighbours_is_done_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", Unfit("wandb"))
+    run(tmp_path, "wandb")
+    assert len(caplog.messages) == 1
+    assert "wandb cannot be imported (Descriptors cannot be created directly). The run goes on" in caplog.text
 
 
 def test_without_report_to_nothing_is_sent(tmp_path, monkeypatch, caplog):

@@ -54,6 +54,17 @@ def test_a_second_push_adds_what_is_new(run, hub, monkeypatch):
     assert sum(request.startswith("PUT") for request in hub.requests) == 1  # the weights are the same
 
 
+def test_a_second_push_leaves_nothing_of_another_export(run, hub, monkeypatch):
+    for name in ("tiny-F16.gguf", "chat_template.jinja"):
+        (run / "hf" / name).write_text("of the first")
+    push(run, monkeypatch, "other")
+    for name in ("tiny-F16.gguf", "chat_template.jinja"):
+        (run / "hf" / name).unlink()
+    (run / "hf" / "README.md").write_text("# second")
+    push(run, monkeypatch, "other")
+    assert hub.models == {"me/other": files(run)}
+
+
 def test_an_export_that_is_not_there_is_made(run, hub, monkeypatch):
     (run / "hf").rename(run / "made")
     monkeypatch.setattr(use, "load_tokenizer", lambda state, folder: None)
@@ -61,6 +72,67 @@ def test_an_export_that_is_not_there_is_made(run, hub, monkeypatch):
     monkeypatch.setattr(use, "export", lambda state, folder, gguf: (run / "made").rename(run / "hf"))
     push(run, monkeypatch, "me/x")
     assert hub.models == {"me/x": files(run)}
+
+
+@pytest.fixture
+def milestones(run) -> dict[str, dict[str, bytes]]:
+    """Those of the run, by the branches that they belong to; the export has a file more."""
+    (run / "hf" / "model.gguf").write_bytes(b"of the whole run")
+    found = {}
+    for name in ("chck_1M", "chck_2M", "chck_10M"):
+        folder = run / "milestones" / name
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(f"# {name}")
+        (folder / "model.safetensors").write_bytes(os.urandom(5_000))
+        found[f"me/x@{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (run / "milestones" / "chck_20M.tmp").mkdir()  # whose writing was interrupted
+    (run / "milestones" / "tokens_5").write_text("not a folder")
+    return found
+
+
+def test_milestones_become_branches_of_nothing_else(run, hub, monkeypatch, capsys, milestones):
+    asked = []
+    monkeypatch.setattr(use, "read_line", lambda prompt: asked.append(prompt) or ("me/x" if len(asked) == 1 else ""))
+    monkeypatch.setattr(main, "CHECKPOINTS", run)
+    main.start(Choice("push"))
+    assert "push its 3 milestones too, 15.0 kB, each to a branch such as chck_1M? Enter: yes, n: no > " in asked
+    assert hub.models == {"me/x": files(run)}
+    assert hub.branches == milestones
+    commits = [request.rpartition("/")[2] for request in hub.requests if "/commit/" in request]
+    assert commits == ["main", "chck_1M", "chck_2M", "chck_10M"]
+    assert "and 3 milestones to branches there" in capsys.readouterr().out
+
+
+def test_a_branch_has_nothing_of_another_run_left(run, hub, monkeypatch, milestones):
+    push(run, monkeypatch, "me/x")
+    hub.branches["me/x@chck_1M"]["aux_heads.safetensors"] = b"of another run"
+    push(run, monkeypatch, "me/x")
+    assert hub.branches == milestones
+
+
+@pytest.mark.parametrize("answer", ["n", "NO", "\xe9"])
+def test_milestones_that_are_not_wanted_stay_here(answer, run, hub, monkeypatch, milestones):
+    answers = iter([b"me/x", answer.encode("latin-1")])
+    monkeypatch.setattr(use, "read_line", lambda prompt: next(answers).decode())
+    monkeypatch.setattr(main, "CHECKPOINTS", run)
+    main.start(Choice("push"))
+    assert (hub.models, hub.branches) == ({"me/x": files(run)}, {})
+
+
+@pytest.mark.parametrize("where", ["/branch/chck_2M", "/tree/chck_2M", "/preupload/chck_2M", "/commit/chck_2M"])
+def test_a_network_that_is_gone_at_a_milestone_is_one_message_and_the_rest_comes_later(
+    run, hub, monkeypatch, milestones, where
+):
+    hub.fault = lambda method, path, number: 503 if where in path else None
+    with pytest.raises(UserError, match="The Hub does not answer about the branch chck_2M of me/x"):
+        push(run, monkeypatch, "me/x")
+    assert hub.models == {"me/x": files(run)}
+    assert hub.branches["me/x@chck_1M"] == milestones["me/x@chck_1M"]
+    assert hub.branches.get("me/x@chck_2M", {}) == {}
+    assert "me/x@chck_10M" not in hub.branches
+    hub.fault = lambda method, path, number: None
+    push(run, monkeypatch, "me/x")
+    assert hub.branches == milestones
 
 
 @pytest.mark.parametrize(

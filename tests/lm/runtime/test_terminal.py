@@ -82,6 +82,12 @@ with interruptible():
 def typed(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tuple[list[str], bool]:
     """Type at each prompt of a program in a terminal of its own, or do something to it; what it printed, and whether it
     left the terminal as it was."""
+    said, unchanged = session(*keys, code=code)
+    return re.findall("(?m)^(?:\\x1b\\[\\?2004l\r*)*((?:read|interrupted).*)\r", said), unchanged
+
+
+def session(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tuple[str, bool]:
+    """Everything that was on the terminal while this was typed, and whether it was left as it was."""
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
@@ -103,7 +109,14 @@ def typed(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tupl
     assert said.rfind(b"\x1b[?2004h") < said.rfind(b"\x1b[?2004l")  # nobody is left who understands marks
     unchanged = termios.tcgetattr(terminal) == before
     os.close(terminal)
-    return re.findall("(?m)^(?:\\x1b\\[\\?2004l)?((?:read|interrupted).*)\r", said.decode()), unchanged
+    return said.decode(), unchanged
+
+
+def test_what_is_typed_is_seen():
+    """Once while it is typed, and once as what was read."""
+    said, unchanged = session(b"hello\r", b"\x04")
+    assert said.count("hello") == 2
+    assert unchanged
 
 
 def test_a_line_is_edited_before_it_is_read():

@@ -17,7 +17,7 @@ from lm.cli.choose import gather_menu
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.start_point import open_start_point
-from tests.hf_models import VOCAB, save, transformers_model
+from tests.hf_models import LLAMA_3_1, VOCAB, save, transformers_model
 from tests.lm.train.test_trainer import load, stop_at
 from tests.program import ALL_HEADS, Program, fingerprint, preset_json, torchrun
 
@@ -32,9 +32,8 @@ def _eager(monkeypatch):
 @pytest.fixture
 def make(text):
     def preset_of(start, name="on", model=(), **changes):
-        preset = preset_json(text, name=name, **changes)
-        preset["model"] = {"init_from": str(start), "seq_length": 64, **dict(model)}
-        return parse_preset(json.dumps(preset), "test")
+        model = {"init_from": str(start), "seq_length": 64, **dict(model)}
+        return parse_preset(json.dumps(preset_json(text, name=name, model=model, **changes)), "test")
 
     return preset_of
 
@@ -44,14 +43,15 @@ def text_lines(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)], ids=["qwen3", "llama 3.1"])
 def test_a_run_from_a_model_is_resumed_to_the_bit_without_it_and_exported_in_its_family(
     make, text, tmp_path, family, tied, capsys
 ):
     from transformers import AutoModelForCausalLM
 
+    scaled = {"rope_parameters": LLAMA_3_1} if family == "llama" else {}
     folder = save(
-        transformers_model(family, tied=tied),
+        transformers_model(family, tied=tied, **scaled),
         tmp_path / "model",
         shard="30KB" if tied else "5GB",
         texts=text_lines(text),
@@ -83,6 +83,7 @@ def test_a_run_from_a_model_is_resumed_to_the_bit_without_it_and_exported_in_its
 
     theirs = AutoModelForCausalLM.from_pretrained(whole / "hf").eval()
     assert theirs.config.model_type == family
+    assert theirs.config.rope_parameters.items() >= scaled.get("rope_parameters", {}).items()
     assert theirs.config.tie_word_embeddings == tied
     again = open_start_point(make(whole / "hf"))  # and the export is a start point
     assert again.model.head_dim == 14
@@ -136,6 +137,9 @@ def test_an_edit_that_contradicts_the_run_or_its_model_is_refused(make, text, tm
             main.train(make(folder, model=model), token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
     with pytest.raises(PresetError, match=r"model\.init_from"):
         main.train(make("some/model"), token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="a run from a model needs it: copy it there"):
+        main.train(make(folder), token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
     with pytest.raises(UserError, match="cannot be read"):
         main.train(make(tmp_path / "none"), token_budget=BUDGET, checkpoint_dir=tmp_path / "other")
 
@@ -178,8 +182,7 @@ def test_two_processes_start_from_the_same_weights(text, tmp_path):
     found = []
     for number in (1, 2):
         program = Program(tmp_path / str(number), text, token_budget=2_000)
-        preset = preset_json(text) | {"model": {"init_from": str(folder), "seq_length": 64}}
-        program.add_text("00_on", json.dumps(preset))
+        program.add("00_on", model={"init_from": str(folder), "seq_length": 64})
         try:
             result = program.run("0\n", launcher=torchrun(2) if number == 2 else (sys.executable,))
         finally:

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from configs.errors import UserError
+from configs.schema import parse_preset
+from lm import evaluate
+from lm.learner import Learner
 from lm.runtime.compiler import toolchain
+from lm.runtime.distributed import World
+from lm.train.dry_run import dry_run
 from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, preset_json, write_text
 
 # `aot_eager` is torch.compile without its code generator: as particular about what it has seen, and quick.
@@ -58,13 +65,14 @@ from configs.schema import parse_preset
 from lm.learner import Learner
 from lm.runtime.distributed import World
 from lm.runtime.log import show_log
-from lm.train.dry_run import dry_run
+from lm.train import dry_run
 
 show_log(True)
+dry_run._evaluate_batch = lambda *_: None  # a third of what is compiled
 preset, cache, world = parse_preset(sys.argv[1], "test"), Path(sys.argv[2]), World.start()
 learner = Learner(preset, world, vocab_size=300, end_of_text=0, tokens_per_step=256)
 before = {path for path in cache.rglob("*") if path.is_file()}  # of the tiny function that is tried first
-print(learner.decisions, dry_run(preset, world, learner, 8))
+print(learner.decisions, dry_run.dry_run(learner, 8))
 if len(sys.argv) > 3:
     for path in cache.rglob("*"):
         if path.is_file() and path not in before and path.suffix not in (".so", ".h"):
@@ -72,12 +80,13 @@ if len(sys.argv) > 3:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.skipif(not toolchain("cpu")[0], reason="no compiler")
 def test_a_damaged_cache_of_the_compiler_is_made_anew(tmp_path):
     cache = tmp_path / "compiled"
     preset = json.dumps(preset_json(tmp_path))
     environment = {**os.environ, **ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    environment["TORCHINDUCTOR_VEC_ISA_OK"] = "0"  # plain kernels, which compile in half the time
     del environment["TORCH_COMPILE_DISABLE"]
     said = []
     for more in (["damage"], [], []):
@@ -105,6 +114,24 @@ def test_nothing_is_compiled_after_it(gradient, tmp_path):
     assert run.returncode == 0, run.stderr
     before, after = json.loads(run.stdout.splitlines()[-1])
     assert before == after > 2
+
+
+def test_an_evaluation_that_memory_cannot_hold_is_met_before_the_run(tmp_path, monkeypatch):
+    """The logits of an evaluation come on top of what a captured step holds."""
+    monkeypatch.setattr("lm.learner.compile_choice", lambda device: (False, "for this test"))
+    loss = evaluate.linear_cross_entropy
+
+    def limited(hidden_ND, *inputs):
+        if len(hidden_ND) > 4 * 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(hidden_ND, *inputs)
+
+    monkeypatch.setattr(evaluate, "linear_cross_entropy", limited)
+    given = preset_json(tmp_path, model={"seq_length": 32}, train={"per_gpu_batch_size": 16})
+    preset, world = parse_preset(json.dumps(given), "test"), World.start()
+    learner = Learner(preset, world, vocab_size=300, end_of_text=0, tokens_per_step=16 * 32)
+    with pytest.raises(UserError, match=r"does not fit .* 4 fits: set train\.per_gpu_batch_size to 4"):
+        dry_run(learner, 16)
 
 
 @pytest.mark.slow

@@ -45,9 +45,10 @@ def test_samples_repeat_no_run_of_as_many_tokens_as_the_preset_says(n):
         world=SimpleNamespace(is_first=True),
         learner=SimpleNamespace(trunk=model, heads={}),
         preset=SimpleNamespace(train=train, model=model.config),
-        held_out=SimpleNamespace(beginnings=lambda count, length: [("notes", prompt)] * count),
+        held_out=SimpleNamespace(beginnings=lambda count, *lengths: [("notes", prompt)] * count),
+        end_tokens=(),
         stop=lambda: False,
-        tokenizer=SimpleNamespace(decode=lambda tokens: " ".join(map(str, tokens))),
+        tokenizer=SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens))),
         records=SimpleNamespace(write_samples=written.extend),
     )
     sample(trainer)

@@ -153,12 +153,11 @@ def test_a_model_that_is_all_there_is_of_a_run_is_resumed(run, text, whole, tmp_
     assert read_metrics(alone / "metrics.jsonl")[0]["tokens"] >= BUDGET // 2  # resumed, not begun anew
 
 
-def change_text(text: Path, run: Path) -> None:
-    """Change a file that `run` has been trained on."""
+def trained_on(text: Path, run: Path) -> Path:
+    """Return a file that `run` has been trained on."""
     tokens = JournalReader(run / "stream", row_dtype(32, 300)).rows(0, 100)["tokens"][:, :32]
-    trained_on = bpe.load(run / "tokenizer.json").decode(tokens.ravel().tolist())
-    path = next(path for path in sorted((text / "large").iterdir()) if path.read_text() in trained_on)
-    path.write_text(path.read_text().upper())
+    read = bpe.load(run / "tokenizer.json").decode(tokens.ravel().tolist())
+    return next(path for path in sorted((text / "large").iterdir()) if path.read_text() in read)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,9 @@ def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_until_t
     mine, run = shutil.copytree(text, tmp_path / "text"), tmp_path / "run"
     data = {"tokenizer": str(stopped / "tokenizer.json")} if fixed_tokenizer else {}
     train(mine, run, tokens=BUDGET // 2, **data)
-    change_text(mine, run)
+    # Without a fixed tokenizer all files: what it learns may not turn on a single one.
+    for path in [trained_on(mine, run)] if fixed_tokenizer else (mine / "large").iterdir():
+        path.write_text(path.read_text().upper())
     shutil.rmtree(run / "stream")
     before = (run / CURRENT).read_bytes(), (run / "tokenizer.json").read_bytes()
     for _ in range(2):
@@ -192,3 +193,57 @@ def test_a_new_run_that_cannot_begin_leaves_the_old_one_where_it_was(run, tmp_pa
     now = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     changed = {path for path in files | now if files.get(path) != now.get(path)}
     assert changed <= {Path("machine.json"), Path(".lock")}
+
+
+def test_a_stream_without_a_checkpoint_is_taken_only_with_the_tokenizer_that_it_was_made_with(stopped, text, tmp_path):
+    """Such a stream is left by a run that was killed early; the file at that path may have been changed since."""
+    given, run = tmp_path / "tokenizer.json", tmp_path / "run"
+    given.write_bytes((stopped / "tokenizer.json").read_bytes())
+    train(text, run, tokens=4_000, tokenizer=str(given))
+    for path in run.glob("*.pth"):
+        path.unlink()
+    small = bpe.train(["one two three"], 270)
+    small.save(str(given))
+    train(text, run, tokens=4_000, fresh=True, tokenizer=str(given))
+    assert bpe.fingerprint(bpe.load(run / "tokenizer.json")) == bpe.fingerprint(small)
+    assert [path.name for path in (run / "archive").iterdir()]
+    assert 4_000 <= state_in(run)["tokens_seen"] < BUDGET
+
+
+@pytest.mark.parametrize("left", [["hf", "report.md"], ["metrics.jsonl", "samples.md"]])
+def test_what_a_run_has_left_without_its_checkpoints_is_archived_before_another_begins(left, stopped, text, tmp_path):
+    run = tmp_path / "run"
+    train(text, run)
+    for path in [*run.glob("*.pth"), *run.iterdir()]:
+        if path.exists() and path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train(text, run, tokens=4_000, fresh=True)
+    [archived] = (run / "archive").iterdir()
+    assert {path.relative_to(archived): path.read_bytes() for path in archived.rglob("*") if path.is_file()} == before
+    assert 4_000 <= state_in(run)["tokens_seen"] < BUDGET
+
+
+@pytest.mark.parametrize("asked", ["all", "0", "101", "1" * 5_000])
+def test_a_wrong_number_of_profiled_steps_is_said_before_anything_is_written(
+    asked, stopped, text, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    before = {path.relative_to(run) for path in run.rglob("*")}
+    monkeypatch.setenv("PROFILE_STEPS", asked)
+    with pytest.raises(UserError, match="PROFILE_STEPS"):
+        train(text, run, fresh=True)
+    assert {path.relative_to(run) for path in run.rglob("*")} == before
+
+
+def test_a_stream_without_a_checkpoint_of_text_elsewhere_is_in_no_new_runs_way(text, tmp_path):
+    run = tmp_path / "run"
+    train(text, run, tokens=1_000)
+    for path in run.glob("*.pth"):
+        path.unlink()
+    other = tmp_path / "other"
+    shutil.copytree(text, other)
+    (other / "small" / "more.txt").write_text("more of it\n" * 100)
+    train(other, run, tokens=1_000, fresh=True)
+    assert state_in(run)["tokens_seen"] >= 1_000

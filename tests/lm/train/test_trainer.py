@@ -1,6 +1,8 @@
 """`main.train`: a whole run in this process, what it leaves behind, and what it refuses."""
 
+import io
 import json
+import math
 import os
 import random
 import re
@@ -17,13 +19,15 @@ import main
 from aux_heads.metrics import MEASURES
 from configs.errors import PresetError, UserError
 from configs.schema import AuxiliaryConfig, parse_preset
+from data import tokenizer as bpe
 from lm.checkpoint import file as checkpoint
 from lm.cli.choose import gather_menu
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.runtime.estimate import record_speed
 from lm.runtime.machine import measure_machine, save_machine
-from lm.train.events import decide
+from lm.train.adaptation import decide
+from lm.train.state import TrainState
 from lm.train.trainer import Trainer
 from tests.hub import parquet
 from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json
@@ -114,6 +118,20 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert contents(tmp_path) == before
     assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=rf"ended with its budget of {BUDGET:,} tokens, within a row.* to 30,000"):
+        main.train(preset, token_budget=30_000, checkpoint_dir=tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_the_last_step_counts_the_bytes_of_its_own_tokens_alone(make, tmp_path):
+    preset = make()
+    whole_steps = 2 * preset.train.rows_per_process * preset.model.seq_length
+    main.train(preset, token_budget=whole_steps + 1, checkpoint_dir=tmp_path)
+    *_, last = (line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line)
+    assert last["tokens"] == whole_steps + 1
+    longest = max(bpe.token_bytes(bpe.load(tmp_path / "tokenizer.json")))
+    assert last["loss"] / math.log(2) / last["bits_per_byte"] <= longest < preset.model.seq_length
 
 
 def test_every_move_of_the_mixture_has_its_reason():
@@ -126,8 +144,24 @@ def test_every_move_of_the_mixture_has_its_reason():
     aux = aux.model_copy(update={"adaptive_rule": "loss_slope"})
     assert decide(aux, labels, ones, {}, now) == (ones, ["nothing to compare with yet"] * 3)
     factors, reasons = decide(aux, labels, ones, before, now)
-    assert factors == pytest.approx([1.25, 0.8, 0.8])  # only a fall beyond two standard errors counts
-    assert reasons[0] == "fell by 0.5000 ± 0.0141"
+    assert factors == pytest.approx([1.25, 0.8, 1])  # only a fall beyond two standard errors counts
+    assert reasons == ["fell by 0.5000 ± 0.0141", "fell by 0.1000 ± 0.5001", "nothing held out"]
+
+
+def test_a_fall_whose_error_is_not_known_moves_nothing():
+    """Of a single held-out row: the checkpoint between the two decisions holds that it is not known."""
+    aux = AuxiliaryConfig(enable_adaptive_sources=True, adaptive_rule="loss_slope", adaptive_smoothing=0.0)
+    labels, ones = ["one row", "rows"], [1.0, 1.0]
+    state = TrainState.new(2, 2, 8)
+    state.adapted_on = {"one row": (3.0, None), "rows": (2.0, 0.01)}
+    file = io.BytesIO()
+    torch.save(state.to_checkpoint(32), file)
+    file.seek(0)
+    before = TrainState.from_checkpoint(torch.load(file, weights_only=True), 2, 2).adapted_on
+    factors, reasons = decide(aux, labels, ones, before, {"one row": (1.0, None), "rows": (1.5, 0.01)})
+    assert factors == [1.0, 1.0]  # against the mean of those that are known
+    assert reasons[0] == "fell by 2.0000, with an error that a single held-out row does not tell"
+    assert reasons[1].startswith("fell by 0.5000 ± ")
 
 
 class Killed(BaseException):
@@ -161,8 +195,9 @@ def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_onc
 @pytest.mark.slow
 def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
     model = {"seq_length": 64}
+    with_heads = ALL_HEADS | {"span_mask_fraction": 0.5}  # four spans a row: one alone has no others beside it
     states = []
-    for name, auxiliary in (("without", {}), ("with", ALL_HEADS)):
+    for name, auxiliary in (("without", {}), ("with", with_heads)):
         main.train(make(model=model, auxiliary=auxiliary), token_budget=6_000, checkpoint_dir=tmp_path / name)
         states.append(load(tmp_path / name))
     assert fingerprint({**states[0], "optimizer": (), "heads": ()}) == fingerprint(

@@ -1,0 +1,112 @@
+"""Which text is held out of a source, and what must then not be trained on: the same text, and what
+shares a field with it."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from types import MappingProxyType
+
+from data.sources.base import Document
+
+BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a tokenizer
+HASH_BYTES = 16
+# A value is common if more documents than these have it; a field by which more are lost is a category.
+FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
+MOST_UNUSABLE = 20_000  # documents of a source, one after another, after which no more are looked at
+SMALL_SOURCE = 100  # documents of a source looked at if none of them was selected
+SHORTEST_CUT, CUT_SHARE = 1_000, 0.05  # characters of a document whose end may be held out; its largest share
+EMPTY: Mapping[bytes, int] = MappingProxyType({})
+
+
+@lru_cache(maxsize=1)  # data/feed.py needs it twice for each document
+def text_hash(text: str) -> bytes:
+    """Return a hash that is equal for texts that differ only in letter case and white space."""
+    normalised = " ".join(text.casefold().split())
+    return hashlib.blake2b(normalised.encode("utf-8", "replace"), digest_size=HASH_BYTES).digest()
+
+
+def cell_hashes(document: Document) -> dict[int, bytes]:
+    """Return for each field that is not empty a hash that another document with it has as well."""
+    return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
+
+
+def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tuple[frozenset[bytes], list[int]]:
+    """Return hashes of fields of the held-out documents: what shares one is not trained on; and
+    the numbers of the fields that are not used, since that would cost too much.
+
+    If a question about a paragraph is held out, training must not see the paragraph, nor another
+    question with that answer. `sample`: documents of the source, which show what a field is: a
+    value that many of them have ("yes") says nothing about a document, and a field by which most of
+    them would be lost is a category.
+    """
+    seen, shared = list(map(cell_hashes, sample)), set[bytes]()
+    counts = Counter(value for hashes in seen for value in hashes.values())
+    common = max(FEW_DOCUMENTS, COMMON_SHARE * len(seen))
+    fields: dict[int, set[bytes]] = {}
+    for number, value in (item for document in held_out for item in cell_hashes(document).items()):
+        if counts[value] <= common:
+            fields.setdefault(number, set()).add(value)
+    too_common = []
+    for number, values in sorted(fields.items()):
+        if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
+            shared |= values
+        else:
+            too_common.append(number)
+    return frozenset(shared), too_common
+
+
+def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
+    """Return documents of about `num_tokens` in all, each text once, by their hashes."""
+    chosen, wanted, unusable = {}, num_tokens * BYTES_PER_TOKEN, 0
+    for document in documents:
+        if wanted <= 0 or unusable == MOST_UNUSABLE:
+            break
+        key = text_hash(document.text)
+        if key in chosen or len(document.text) < min_text_length or not document.text.strip():
+            unusable += 1
+            continue
+        chosen[key], unusable = document, 0
+        wanted -= len(document.text.encode("utf-8", "replace"))
+    return chosen
+
+
+def collect_of_few(
+    documents: Iterator[Document], min_text_length: int
+) -> tuple[dict[bytes, Document], dict[bytes, int]]:
+    """Hold out something of a source too small for 1 in 20 of its documents to be selected.
+
+    Return documents as `collect` does, and cuts (HeldOut): the end of the longest document is held
+    out, or the first one as a whole if all are short or have fields, or nothing if there is then
+    nothing else to train on.
+    """
+    usable = collect(islice(documents, SMALL_SOURCE), math.inf, min_text_length)
+    key, longest = max(usable.items(), key=lambda item: len(item[1].text), default=(b"", Document("")))
+    if len(longest.text) < SHORTEST_CUT or (longest.cells and len(usable) > 1) or longest.turns:
+        return dict(islice(usable.items(), int(len(usable) > 1))), {}
+    kept = start_of_end(longest.text)
+    end = Document(longest.text[kept:])
+    return {text_hash(end.text): end}, {key: kept}
+
+
+def kept_length(text: str, cuts: Mapping[bytes, int], held_out: frozenset[bytes]) -> int | None:
+    """Return how many characters of a text are trained on, if its end is held out (`cuts`); None: all.
+
+    0 if it is a copy with other white space, whose end begins elsewhere.
+    """
+    kept = cuts.get(text_hash(text)) if cuts else None
+    return kept if kept is None or text_hash(text[kept:]) in held_out else 0
+
+
+def start_of_end(text: str) -> int:
+    """Return where the end of `text` that is held out begins: 2.5% to 5% of it.
+
+    After a blank line, or else a line end or a space.
+    """
+    first, last = math.ceil((1 - CUT_SHARE) * len(text)), math.ceil((1 - CUT_SHARE / 2) * len(text))
+    for mark in ("\n\n", "\n", " "):
+        if (found := text.find(mark, first, last)) >= 0:
+            return found + len(mark)
+    return first
