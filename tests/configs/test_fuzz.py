@@ -4,12 +4,10 @@ Read from files by the same functions that main.py uses; FULL_COUNTS=1 makes twe
 program: tests/test_hostile_presets.py.
 """
 
-import gc
 import json
 import os
 import string
 import sys
-import time
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -20,11 +18,12 @@ from configs.schema import Preset, load_preset, parse_preset
 from configs.validation import LONGEST_MESSAGE, MAX_BYTES
 from data.sources.cells import render
 from lm.cli.menu import preset_paths
+from tests.cpu_clock import CpuClock
 
 TIMES = 20 if os.environ.get("FULL_COUNTS") == "1" else 1
 # The same examples every time, but for FULL_COUNTS: a test that fails once in a while would be run again, not looked at.
 UNHURRIED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
-LONGEST_SECONDS = 0.5  # of this process's own time: a busy machine is nobody's fault
+LONGEST_SECONDS = 0.5
 
 VALID = {
     "$schema": "./preset.schema.json",
@@ -182,23 +181,9 @@ class OpenedFiles:
 OPENED = OpenedFiles()
 
 
-class Clock:
-    """`seconds` of this process's own time inside its `with`, without the collector: it would go through all that the
-    tests hold, and main.py has loaded nothing heavy when it reads presets."""
-
-    def __enter__(self) -> "Clock":
-        gc.disable()
-        self._began = time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.process_time() - self._began
-        gc.enable()
-
-
 def check(path: Path) -> tuple[str, float]:
     """Reads the preset at `path` as main.py does. Returns what is wrong with it, or "", and the seconds that took."""
-    message, clock = "", Clock()
+    message, clock = "", CpuClock()
     OPENED.path = path
     try:
         with clock:
@@ -317,7 +302,7 @@ def test_five_hundred_formats():
         form = "".join(pieces)
         source = {"type": "hf", "dataset": "a/b", "fields": FIELDS, "format": form}
         text = json.dumps({**VALID, "data": {"sources": [source]}})
-        message, clock = "", Clock()
+        message, clock = "", CpuClock()
         try:
             with clock:
                 (spec,) = parse_preset(text, "p.json").data.all_sources

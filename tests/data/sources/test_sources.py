@@ -1,7 +1,6 @@
 """Sources of files: every character once an epoch, exact resuming, and nothing in a folder can stop a run."""
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from data.sources.base import PIECE_CHARACTERS
 from data.sources.find import matching_files
 from data.sources.opening import open_source, python_roots
 from data.sources.probe import probe
+from tests.cpu_clock import CpuClock
 
 
 def open_text(path: Path, *, pinned: dict | None = None, seed: int = 1, glob: str = "**/*.txt"):
@@ -169,11 +169,11 @@ def test_python_source_reads_the_standard_library_and_the_packages():
 
 def open_in_time(path: Path, seconds: float = 1.0, **changes) -> tuple[list[str], str]:
     """The texts of a folder and what its size says, which must not take long."""
-    began = time.process_time()
     spec = TextSource(**{"type": "text", "path": str(path), "label": "notes", **changes})
-    source = open_source(spec, cache_dir=None, seed=1)
-    found = texts(source)
-    assert time.process_time() - began < seconds
+    with CpuClock() as clock:
+        source = open_source(spec, cache_dir=None, seed=1)
+        found = texts(source)
+    assert clock.seconds < seconds
     return sorted(found), source.size()
 
 
