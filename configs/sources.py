@@ -5,7 +5,7 @@ data/sources/opening.py does.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,9 +134,13 @@ def unique_labels(specs: list[Source]) -> list[str]:
     """
     names_of = [[clip(name, LONGEST_LABEL) for name in ([spec.label] if spec.label else spec.names)] for spec in specs]
     wanted = Counter(name for names in names_of for name in set(names))
-    labels: list[str] = []
+    labels: dict[str, None] = {}  # in their order
+    numbers: defaultdict[str, count] = defaultdict(
+        lambda: count(2)
+    )  # going on where the last source of that name ended
     for names in names_of:
         label = next((name for name in names if wanted[name] == 1), names[0])
-        numbered = (clip(label, LONGEST_LABEL - len(end)) + end for end in map("#{}".format, count(2)))
-        labels.append(next(name for name in chain([label], numbered) if name not in labels))
-    return labels
+        ends = map("#{}".format, numbers[label])
+        numbered = (clip(label, LONGEST_LABEL - len(end)) + end for end in ends)
+        labels[next(name for name in chain([label], numbered) if name not in labels)] = None
+    return list(labels)
