@@ -24,7 +24,7 @@ from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.runtime.machine import Machine, measure_machine, save_machine
 from lm.runtime.signals import processes
-from tests.warm_start import WarmProcess
+from tests.warm_start import WarmPopen
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -120,14 +120,14 @@ class Program:
         answers: str | None = None,
         *flags: str,
         launcher: tuple[str, ...] = (sys.executable,),
-        warm: bool = sys.platform == "linux",
+        warm: bool = True,
     ) -> subprocess.Popen:
         """`answers`: what is typed, then end-of-file; None: stdin is /dev/null. `warm`: with imports done before, if
         neither `launcher` nor the environment forbids it (tests/warm_start.py)."""
         as_usual = launcher in ((sys.executable,), *map(torchrun, range(1, 5))) and self.environment == ENVIRONMENT | {
             name: self.environment.get(name) for name in READ_LATE & self.environment.keys()
         }
-        popen = WarmProcess if warm and as_usual else subprocess.Popen
+        popen = WarmPopen if warm and as_usual else subprocess.Popen
         process = popen(
             [*launcher, str(self.folder / "main.py"), *flags],
             cwd=self.elsewhere,
@@ -190,8 +190,12 @@ def workers_of(program: Program) -> dict[int, int]:
 
 
 def producer_of(process: subprocess.Popen) -> int | None:
-    """The process id of its child, if it has one now; Linux."""
-    return next((child for child, parent, _ in processes() if parent == process.pid), None)
+    """The process id of its data process, if it has one now; Linux."""
+    for child, parent, _ in processes():
+        with suppress(OSError):
+            if parent == process.pid and b"data.producer" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+    return None
 
 
 def check_logs(program: Program, token_budget: int = BUDGET) -> None:

@@ -36,6 +36,7 @@ from tests.program import (
     torchrun,
     workers_of,
 )
+from tests.warm_start import WarmPopen
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 BUDGET = 40_009  # room for all that is done to one run
@@ -294,14 +295,16 @@ def ragged(text, tmp_path):
         preset = tmp_path / f"{name}.json"
         train = {"per_gpu_batch_size": RAGGED_BATCH, "accumulation_steps": accumulation_steps}
         preset.write_text(json.dumps(preset_json(text, model={"seq_length": RAGGED_LENGTH}, train=train)))
-        result = subprocess.run(
-            [*torchrun(num_processes), __file__, str(preset), str(tmp_path / name), str(stop_at)],
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
+        result = ended(
+            WarmPopen(
+                [*torchrun(num_processes), __file__, str(preset), str(tmp_path / name), str(stop_at)],
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
-        assert result.returncode == 0, result.stderr
+        assert result.code == 0, result.err
         return [json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for rank in range(num_processes)]
 
     return train

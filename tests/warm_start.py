@@ -1,8 +1,9 @@
 """Starts of main.py that cost 1 s in place of 5: forks of a process that has imported torch and other libraries, and
-nothing of this program. Starts of torchrun as well, whose workers are no forks.
+nothing of this program. Starts of torchrun too, and what any of them starts in turn: torchrun's workers, the data process.
 
-Each is a process like any other: a child of the tests, in a session of its own, running main.py from its first line.
-The fork is made by a grandchild, so that the tests, which adopt orphans just then, become its parent. Linux only.
+Each is a process like any other: a child of the one that started it, in a session of its own, with its own command and
+environment in /proc, running its script from the first line. The fork is made by a grandchild, so that the process that
+asked for it, which adopts orphans just then, becomes its parent. Linux only; elsewhere WarmPopen is Popen.
 """
 
 import ctypes
@@ -15,95 +16,160 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 LIBRARIES = (
-    "matplotlib.backends.backend_agg", "matplotlib.figure", "pydantic", "safetensors.torch", "tokenizers", "torch._dynamo",
-    "torch.distributed.run", "torch.utils.tensorboard",
+    "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "pydantic", "safetensors.torch", "tokenizers",
+    "torch._dynamo", "torch.distributed.run", "torch.utils.tensorboard",
 )  # fmt: skip
 REQUEST = 2**16  # bytes at most, of paths and environment
+ROOM = 2**14  # bytes for the command of a fork, and for its environment, where the kernel looks for them
+ARGUMENTS, ENVIRONMENT = (
+    slice(45, 47),
+    slice(47, 49),
+)  # where these begin and end: fields of /proc/self/stat after the name
+
+execute_cold = subprocess.Popen._execute_child
+
+
+class Starter:
+    """A process that forks: it begins with the first fork, whose environment is then what libraries read when they are
+    imported, and ends when the last that may ask it has ended."""
+
+    def __init__(self, asked: socket.socket | None = None):
+        self.asked = asked
+
+    def begin(self, environment: dict[str, str]) -> None:
+        self.asked, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, __file__, str(theirs.fileno()), " " * ROOM]
+        environment = {**environment, "PROGRAM": "", "ROOM": " " * ROOM}  # it is no process of a program's
+        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
+        with theirs:
+            subprocess.Popen(command, env=environment, start_new_session=True, **how)
+
+    def fork(self, request: dict, files: list[int]) -> int:
+        """The process id of a child of this process that runs `request` with `files` as its three streams."""
+        if self.asked is None:
+            self.begin(request["environment"])
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            socket.send_fds(self.asked, [json.dumps(request).encode()], files)
+            return int(self.asked.recv(64))
+        finally:
+            prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+    def execute(self, process: subprocess.Popen, args, *rest) -> None:
+        """What Popen._execute_child does, but that nothing is honoured except cwd, env and the three streams."""
+        cwd, env, pipes = rest[4], rest[5], rest[9:15]
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        files = [inherited if file < 0 else file for inherited, file in enumerate((p2cread, c2pwrite, errwrite))]
+        environment = dict(os.environ if env is None else env)
+        process.pid = self.fork({"command": args, "folder": str(cwd or Path.cwd()), "environment": environment}, files)
+        process._child_created = True
+        process._close_pipe_fds(*pipes)
 
 
 class WarmProcess(subprocess.Popen):
-    """A Popen of [sys.executable, script, ...] with cwd, env, three streams and a new session; nothing else is honoured.
+    """A Popen of [sys.executable, ...] with cwd, env, three streams and a new session."""
 
-    What libraries read from the environment when they are imported is that of the first start.
-    """
+    starter = Starter()
 
-    _starter: socket.socket | None = None
-
-    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
-        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
-        WarmProcess._starter = WarmProcess._starter or begin({**env, "PROGRAM": ""})  # it is no process of a program's
-        request = {"script": args[1], "flags": args[2:], "folder": str(cwd), "environment": env}
-        self.pid = fork(WarmProcess._starter, request, [p2cread, c2pwrite, errwrite])
-        self._child_created = True
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+    def _execute_child(self, *how) -> None:
+        self.starter.execute(self, *how)
 
 
-def begin(environment: dict[str, str]) -> socket.socket:
-    """Starts the process that forks; it ends when this one has ended."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
-        subprocess.Popen(command, env=environment, start_new_session=True, **how)
-    return ours
+WarmPopen = WarmProcess if sys.platform == "linux" else subprocess.Popen
 
 
-def fork(starter: socket.socket, request: dict, files: list[int]) -> int:
-    """The process id of a child of this process that runs `request` with `files` as its stdin, stdout and stderr."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        socket.send_fds(starter, [json.dumps(request).encode()], files)
-        return int(starter.recv(64))
-    finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0)
+def start_warm(starter: Starter) -> None:
+    """Let this process start torchrun's workers and the data process warm too."""
+
+    def execute(process, args, *rest):
+        warm = [*args][1:2] == ["-u"] or [*args][1:] == ["-P", "-m", "data.producer"]
+        (starter.execute if warm else execute_cold)(process, args, *rest)
+
+    subprocess.Popen._execute_child = execute
 
 
-def serve(requests: socket.socket) -> dict:
-    """Returns in each fork, with what it shall run; ends when nobody is left who asks."""
+def serve(requests: socket.socket) -> tuple[dict, socket.socket]:
+    """Returns in each fork, with what it shall run and another that forks; ends when nobody is left who asks."""
     while True:
         message, files, *_ = socket.recv_fds(requests, REQUEST, 3)
         if not message:
-            sys.exit()
+            os._exit(0)
         reader, writer = os.pipe()
-        if parent := os.fork():
-            os.waitpid(parent, 0)  # the fork is an orphan now, and adopted
+        if middle := os.fork():
+            os.waitpid(middle, 0)  # the fork is an orphan now, and adopted
             requests.send(os.read(reader, 64))
             for file in (reader, writer, *files):
                 os.close(file)
-        elif pid := os.fork():
+            continue
+        middle = os.getpid()
+        if pid := os.fork():
             os.write(writer, str(pid).encode())
             os._exit(0)
-        else:
-            requests.close()
+        while os.getppid() == middle:
+            time.sleep(0.0001)
+        requests.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork():
+            theirs.close()
             for number, file in enumerate(files):
                 os.dup2(file, number)
-            os.closerange(3, max(writer, *files) + 1)
-            return json.loads(message)
+            close_but(ours)
+            return json.loads(message), ours
+        ours.close()
+        close_but(theirs)
+        requests = theirs  # a child of the fork, which alone can adopt what is forked here
 
 
-def become(script: str, flags: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Run `script` as the interpreter would, with the environment and in the folder that were asked for; "-m": the module
-    that `flags` begin with."""
+def close_but(kept: socket.socket) -> None:
+    """Close all files but `kept` and the three streams."""
+    os.closerange(3, kept.fileno())
+    os.closerange(kept.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def become(command: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Run `command` as the interpreter would, with the environment and in the folder that were asked for."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # libraries have asked for it, in another environment
-    if script == "-m":
-        sys.argv, sys.path[0] = flags, folder
-        runpy.run_module(flags[0], run_name="__main__", alter_sys=True)
+    show(command, ARGUMENTS)
+    show([f"{name}={value}" for name, value in environment.items()], ENVIRONMENT)
+    first, *rest = command[1:]
+    paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if first == "-u":
+        sys.stdout.reconfigure(write_through=True)
+        first, *rest = rest
+    if first == "-P":
+        sys.path[:1] = paths
+        first, *rest = rest
     else:
-        sys.argv, sys.path[0] = [script, *flags], str(Path(script).parent)
-        runpy.run_path(script, run_name="__main__")
+        sys.path[:1] = [folder if first == "-m" else str(Path(first).parent), *paths]
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
+
+
+def show(words: list[str], place: slice) -> None:
+    """Let /proc say this of the process: what it was started with is written over."""
+    begin, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[place])
+    content = "\0".join([*words, ""]).encode()[: end - begin]
+    ctypes.memmove(begin, content.ljust(end - begin, b"\0"), end - begin)
 
 
 if __name__ == "__main__":
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()
-    become(**serve(socket.socket(fileno=int(sys.argv[1]))))
+    request, asked = serve(socket.socket(fileno=int(sys.argv[1])))
+    start_warm(Starter(asked))
+    become(**request)

@@ -10,16 +10,14 @@ from typing import Any
 import torch
 
 from lm.runtime.distributed import World
-
-ROOT = Path(__file__).parents[2]
+from tests.program import ENVIRONMENT, ROOT, torchrun
+from tests.warm_start import WarmPopen
 
 
 def run(script: str, folder: Path) -> list[Any]:
     """What each rank's `leave` has left, in the order of their ranks."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = str(ROOT)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([*torchrun, script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    process = WarmPopen([*torchrun(2), script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=240)
     finally:
