@@ -258,7 +258,7 @@ def export_and_report(trainer: Trainer, bits_per_byte: float) -> None:
     """Choose the last or the best checkpoint, run benchmarks on it, export it and report the run; on the
     first rank only."""
     from lm.evaluation.benchmarks import run_listed
-    from lm.report.export import export
+    from lm.export.huggingface import export
     from lm.report.report import write_report
     from lm.train.best import choose_checkpoint
     from lm.train.facts import facts_of

@@ -6,7 +6,7 @@ depend only on those before, as the rows do. Each state in the journal holds the
 state before: a resumed run adds up those of all states, and drops exactly what it would have
 dropped.
 
-Texts are equal if they differ only in letter case and white space (held_out_choice.py: text_hash). The
+Texts are equal if they differ only in letter case and white space (heldout_choice.py: text_hash). The
 first MOST_DOCUMENTS different ones are remembered, in about 150 MB; of others copies are kept.
 """
 

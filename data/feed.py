@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
-from data.held_out_choice import text_hash
+from data.heldout_choice import text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
@@ -71,7 +71,7 @@ class Feed(Generic[Encoded]):
     receives messages about trouble, possibly from another thread. `before_waiting()` is called
     between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
     document may be given, or was given before; None: all may. `kept_length(text)` returns how much of
-    a text is used, if its end is held out (held_out_choice.py).
+    a text is used, if its end is held out (heldout_choice.py).
     """
 
     def __init__(

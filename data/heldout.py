@@ -1,4 +1,4 @@
-"""Held-out text: chosen before training (held_out_choice.py), spread over each source, never trained on.
+"""Held-out text: chosen before training (heldout_choice.py), spread over each source, never trained on.
 
 Rows are packed per source (no row mixes sources), as in training: EOT document EOT document ...
 EOT, so that the end of every document is predicted too. The last row is padded with end-of-text
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from data.chat_template import ChatTemplate
 from data.encoder import encode_each
 from data.files import write_atomically
-from data.held_out_choice import EMPTY, HASH_BYTES
+from data.heldout_choice import EMPTY, HASH_BYTES
 from data.packing import row_dtype
 from data.sources.base import Document
 from data.tokenizer import encode_with_offsets, end_of_text, vocab_size

@@ -24,7 +24,8 @@ from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.chat_template import OWN, TEMPLATE_FILE, ChatTemplate, template_beside
 from data.feed import FIRST_WAIT, Feed, Status, pause, watch
-from data.held_out_choice import (
+from data.heldout import HeldOut, pack
+from data.heldout_choice import (
     BYTES_PER_TOKEN,
     SHORTEST_CUT,
     cell_hashes,
@@ -34,7 +35,6 @@ from data.held_out_choice import (
     shared_cells,
     text_hash,
 )
-from data.heldout import HeldOut, pack
 from data.identity import check_paths, data_identity, path_of
 from data.journal import HEADER, read_header
 from data.mixing import Mixer, base_weights, over_the_run

@@ -40,7 +40,7 @@ from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
-from data.held_out_choice import kept_length
+from data.heldout_choice import kept_length
 from data.identity import check_identity
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory

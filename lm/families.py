@@ -2,7 +2,7 @@
 QK-norm `LlamaForCausalLM`.
 
 Their config.json and their names of tensors, in both directions: lm/start_point.py reads, and
-lm/report/export.py writes. Our fused matrices stack theirs, so nothing is ever computed. Never
+lm/export/huggingface.py writes. Our fused matrices stack theirs, so nothing is ever computed. Never
 here: files, and torch, since the menu asks for shapes.
 """
 

@@ -26,7 +26,7 @@ class Mutation(NamedTuple):
     tests: str
 
 
-CHAT_EXPORT = "tests/lm/report/test_chat_export.py"
+CHAT_EXPORT = "tests/lm/export/test_chat_export.py"
 FINISH = "tests/data/test_finish.py"
 LOST = "tests/lm/train/test_lost_files.py"
 GENERATE = "tests/lm/inference/test_generate.py"
@@ -41,22 +41,22 @@ TEMPLATE, TALKS = "tests/data/test_chat_template.py", "tests/data/test_chat_stre
 HOSTILE_TEMPLATE = "tests/data/test_template_renderer.py"
 MUTATIONS = {
     "a milestone's branch begins with the whole run's files": Mutation(
-        "lm/report/upload.py", "branch=name, revision=first,", "branch=name,", "tests/lm/report/test_upload.py"
+        "lm/export/upload.py", "branch=name, revision=first,", "branch=name,", "tests/lm/export/test_upload.py"
     ),
     "a milestone's branch keeps what another run left": Mutation(
-        "lm/report/upload.py", 'delete_patterns="*",', "", "tests/lm/report/test_upload.py"
+        "lm/export/upload.py", 'delete_patterns="*",', "", "tests/lm/export/test_upload.py"
     ),
     "llama.cpp is told another rule for digits": Mutation(
-        "lm/report/gguf.py",
+        "lm/export/gguf.py",
         '[_words_with(r"\\p{N}"), BYTES]',
         '[_words_with(r"\\p{N}{1,3}"), BYTES]',
-        "tests/lm/report/test_gguf.py",
+        "tests/lm/export/test_gguf.py",
     ),
     "a tokenizer that normalizes text is taken for one that does not": Mutation(
-        "lm/report/gguf.py",
+        "lm/export/gguf.py",
         'and tokenizer.get("normalizer") in NORMALIZERS.get(name, (None,))',
         "",
-        "tests/lm/report/test_gguf.py",
+        "tests/lm/export/test_gguf.py",
     ),
     "heads are measured on text that is only watched": Mutation(
         "lm/evaluate.py", "observe, observed=trained", "observe", "tests/lm/test_evaluate.py"
@@ -68,7 +68,7 @@ MUTATIONS = {
         "tests/lm/test_start_point.py",
     ),
     "a GGUF file forgets scaled rotations": Mutation(
-        "lm/report/gguf.py", "(plain / scaled).numpy()", "(plain / plain).numpy()", "tests/lm/report/test_gguf.py"
+        "lm/export/gguf.py", "(plain / scaled).numpy()", "(plain / plain).numpy()", "tests/lm/export/test_gguf.py"
     ),
     "what is drafted is taken from the first tokens": Mutation(
         "lm/inference/sampling.py",
@@ -164,10 +164,10 @@ MUTATIONS = {
         "lm/cli/use.py", "*(template.end_tokens if template else ())", "", "tests/test_chat_use.py"
     ),
     "an exported conversation does not begin as a document": Mutation(
-        "lm/report/export.py", '"{{ bos_token }}" + begin_line', "begin_line", CHAT_EXPORT
+        "lm/export/huggingface.py", '"{{ bos_token }}" + begin_line', "begin_line", CHAT_EXPORT
     ),
     "an exported model does not end its turn": Mutation(
-        "lm/report/export.py", "*(chat_template.end_tokens if chat_template else ()), ", "", CHAT_EXPORT
+        "lm/export/huggingface.py", "*(chat_template.end_tokens if chat_template else ()), ", "", CHAT_EXPORT
     ),
     "what is said becomes a marker": Mutation(
         "data/tokenizer.py", "    tokenizer.encode_special_tokens = True\n", "", TEMPLATE
@@ -269,7 +269,7 @@ MUTATIONS = {
         "lm/learner.py", '**({"loss_scale": scale.state} if scale else {}),', "", "tests/lm/test_loss_scale.py"
     ),
     "a broken upload goes on where it broke": Mutation(
-        "data/sources/hub_client.py", 'request.method == "PUT" or (', "False and (", "tests/lm/report/test_upload.py"
+        "data/sources/hub_client.py", 'request.method == "PUT" or (', "False and (", "tests/lm/export/test_upload.py"
     ),
     "further tokens never fade": Mutation(
         "lm/train_step.py", "*plan.multi_token_weights)", "*(1.0 for _ in plan.multi_token_weights))", STEP
@@ -583,10 +583,10 @@ MUTATIONS = {
         "tests/data/sources/test_encoding.py",
     ),
     "a held-out answer is trained on": Mutation(
-        "data/held_out_choice.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
+        "data/heldout_choice.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
     ),
     "a category is held out": Mutation(
-        "data/held_out_choice.py",
+        "data/heldout_choice.py",
         "LARGEST_LOSS = 10, 0.05, 0.5",
         "LARGEST_LOSS = 10, 1.0, 1.0",
         "tests/data/test_heldout.py",
@@ -746,10 +746,10 @@ MUTATIONS = {
         "lm/inference/generate.py", "decoder.rollback(decoder.length - len(drafts) + num_kept)", "pass", GENERATE
     ),
     "the export's texts begin in the middle of a document": Mutation(
-        "lm/report/export.py",
+        "lm/export/huggingface.py",
         "    tokenizer.post_processor = begins_document(end_of_text, tokenizer_id)\n",
         "",
-        "tests/lm/report/test_export.py",
+        "tests/lm/export/test_huggingface.py",
     ),
     "the menu never looks again": Mutation(
         "lm/cli/menu.py", "        menu = look_again()\n        try:", "        try:", "tests/lm/cli/test_menu.py"

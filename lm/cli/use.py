@@ -14,15 +14,15 @@ from configs.text import clip, counted, human_bytes, human_count
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
 from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
+from lm.export.gguf import gguf_obstacle
+from lm.export.huggingface import export
+from lm.export.upload import account, check_name, upload
 from lm.inference.canonical import Neighbours
 from lm.inference.chat import talk
 from lm.inference.conversation import Conversation
 from lm.inference.decoder import Decoder
 from lm.inference.load import load_chat_template, load_drafter, load_model, load_recall, load_state, load_tokenizer
-from lm.report.export import export
-from lm.report.gguf import gguf_obstacle
 from lm.report.report import benchmark_tables, write_report
-from lm.report.upload import account, check_name, upload
 from lm.runtime.files import FolderLock
 from lm.runtime.signals import interruptible
 from lm.runtime.terminal import read_line, tell

@@ -1,1 +1,1 @@
-"""The results of a run: metrics, samples and curves, the report, exports for other programs."""
+"""The results of a run: metrics, samples, curves and the report."""

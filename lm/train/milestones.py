@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from lm.report.export import export
+from lm.export.huggingface import export
 
 if TYPE_CHECKING:
     from lm.train.trainer import Trainer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from configs.schema import Preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
-from data.held_out_choice import BYTES_PER_TOKEN
+from data.heldout_choice import BYTES_PER_TOKEN
 from data.mixing import shares
 from data.order import finish_row
 from data.producer_client import SourceInfo

@@ -10,7 +10,7 @@ import pytest
 from data import duplicates as module
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
-from data.held_out_choice import text_hash
+from data.heldout_choice import text_hash
 from data.prepare import texts_of
 from data.sources.base import Document, Source
 

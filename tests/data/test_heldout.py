@@ -6,8 +6,8 @@ import pytest
 from configs.schema import TextSource
 from data import tokenizer as bpe
 from data.chat_template import OWN, ChatTemplate, Turn
-from data.held_out_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, shared_cells, text_hash
 from data.heldout import HeldOut, pack
+from data.heldout_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, shared_cells, text_hash
 from data.prepare import reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source

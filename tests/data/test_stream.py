@@ -10,7 +10,7 @@ import pytest
 from configs.errors import UserError
 from configs.schema import TextSource
 from data import tokenizer as bpe
-from data.held_out_choice import text_hash
+from data.heldout_choice import text_hash
 from data.identity import FORMAT
 from data.journal import JournalReader, JournalWriter, read_header, write_header
 from data.sources.opening import open_source

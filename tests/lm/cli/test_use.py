@@ -12,8 +12,8 @@ from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint.store import BEST
 from lm.cli.use import use
+from lm.export.huggingface import run_facts
 from lm.inference.load import PassageEmbedder, load_state
-from lm.report.export import run_facts
 from tests.lm.checkpoint.small_checkpoint import make_state, save
 from tests.lm.random_model import random_model, randomize
 from tests.program import preset_json

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import main
 from configs.schema import Preset, parse_preset
 from lm.checkpoint.archive import archive_run
-from lm.report.export import export
+from lm.export.huggingface import export
 from lm.report.metrics import read_metrics
 from lm.train.trainer import Trainer
 from tests.program import preset_json

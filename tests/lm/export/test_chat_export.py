@@ -8,12 +8,12 @@ import torch
 
 from data import tokenizer as bpe
 from data.chat_template import CHATML, MARKERS, OWN, ChatTemplate, Turn, template_beside
+from lm.export.huggingface import export_huggingface
+from lm.export.ollama import modelfile
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface
-from lm.report.ollama import modelfile
 from tests.data.test_chat_template import SMOLLM2
-from tests.lm.report.test_export import END_OF_TEXT, RUN, make_preset, model_of
+from tests.lm.export.test_huggingface import END_OF_TEXT, RUN, make_preset, model_of
 
 TURNS = [
     Turn("system", "Be brief."),

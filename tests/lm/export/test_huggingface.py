@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import DiskError
 from configs.schema import parse_preset
+from lm.export.huggingface import export_huggingface, replaced_folder
+from lm.export.model_card import RunFacts, SourceFacts
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface, replaced_folder
-from lm.report.model_card import RunFacts, SourceFacts
 from lm.report.samples import Section
 from tests import hf_models
 from tests.lm.random_model import random_model, random_norms

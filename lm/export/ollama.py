@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from data.chat_template import OWN
+from lm.export.gguf import ENCODINGS
 from lm.inference.sampling import TEMPERATURE, TOP_P
-from lm.report.gguf import ENCODINGS
 
 TEXT = "{{ .Prompt }}"  # as it comes
 TURNS = (

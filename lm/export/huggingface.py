@@ -28,13 +28,13 @@ from configs.schema import Preset, Source, parse_preset
 from data import tokenizer as bpe
 from data.chat_template import TEMPLATE_FILE, ChatTemplate
 from data.files import room_on_disk, set_aside, sync_folder
+from lm.export.gguf import ENCODINGS, write_gguf
+from lm.export.model_card import CARD, NEW_CARD, RunFacts, SourceFacts, is_edited, write_model_card
+from lm.export.ollama import modelfile
 from lm.families import exported_config, exported_state
 from lm.inference.load import load_chat_template
 from lm.inference.sampling import TEMPERATURE, TOP_P
-from lm.report.gguf import ENCODINGS, write_gguf
 from lm.report.metrics import read_metrics
-from lm.report.model_card import CARD, NEW_CARD, RunFacts, SourceFacts, is_edited, write_model_card
-from lm.report.ollama import modelfile
 from lm.report.samples import read_samples
 
 log = logging.getLogger(__name__)

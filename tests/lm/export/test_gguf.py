@@ -10,12 +10,12 @@ import torch
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from data import tokenizer as bpe
+from lm.export.gguf import gguf_obstacle, write_gguf
+from lm.export.huggingface import export_huggingface
 from lm.families import exported_config, exported_state
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.report.export import export_huggingface
-from lm.report.gguf import gguf_obstacle, write_gguf
-from tests.lm.report.test_export import END_OF_TEXT, LLAMA, LLAMA_3_1, PROMPT, RUN, export, make_preset, model_of
+from tests.lm.export.test_huggingface import END_OF_TEXT, LLAMA, LLAMA_3_1, PROMPT, RUN, export, make_preset, model_of
 
 TEXTS = (
     PROMPT,
@@ -275,5 +275,5 @@ def test_gpt_2s_own_file_leaves_out_what_is_usual(tmp_path):
 
 def test_without_the_package_its_installation_is_said(tmp_path, monkeypatch):
     bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr("lm.report.gguf.find_spec", lambda _: None)
+    monkeypatch.setattr("lm.export.gguf.find_spec", lambda _: None)
     assert 'pip install -e ".[gguf]"' in gguf_obstacle(tmp_path / "tokenizer.json")

@@ -1,0 +1,1 @@
+"""The trained model for other programs: Hugging Face, llama.cpp, Ollama; its card and its upload."""
