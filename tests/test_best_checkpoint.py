@@ -6,6 +6,7 @@ The real program. A small model knows the text by heart after a while, and its h
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def program(tmp_path):
     made.close()
 
 
+def saved_best(program: Program, tokens: int) -> bool:
+    return (program.checkpoints / BEST).exists() and program.state(BEST)["tokens_seen"] == tokens
+
+
 def evaluations(program: Program) -> dict[int, float]:
     lines = read_metrics(program.checkpoints / "metrics.jsonl")
     return {line["tokens"]: line["eval"]["loss"] for line in lines if line.get("eval")}
@@ -72,9 +77,11 @@ def test_the_best_checkpoint_survives_kills_and_is_exported(program, monkeypatch
     for tokens in (best + 500, best + 15_000):
         process = program.start("\n")
         program.wait_for(tokens, process)
+        while process.poll() is None and not saved_best(program, best):
+            time.sleep(0.002)  # it is written in the background
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert program.state(BEST)["tokens_seen"] == best
+        assert saved_best(program, best)
     assert program.run("\n").code == 0
     assert evaluations(program) == losses
     assert fingerprint(program.state(BEST)) == fingerprint(torch.load(first / BEST, weights_only=True))

@@ -66,7 +66,7 @@ def test_a_run_that_ends_with_conversations_is_the_same_when_it_was_interrupted_
 
     parts = make("parts")
     process = parts.start()
-    parts.wait_for(int(0.6 * BUDGET), process)
+    parts.wait_for(int(0.3 * BUDGET), process)
     process.send_signal(signal.SIGINT)
     assert ended(process).code == 0
     assert parts.state()["tokens_seen"] < BUDGET

@@ -68,11 +68,11 @@ def is_rotating(folder: Path, process) -> bool:
     return False
 
 
-def wait_until(there, process, seconds: float = 60.0) -> None:
+def wait_until(there, process, seconds: float = 300.0) -> None:
     """Looks without a pause: what is waited for lasts a thousandth of a second."""
     deadline = time.monotonic() + seconds
     while not there() and process.poll() is None:
-        assert time.monotonic() < deadline, "no progress within a minute"
+        assert time.monotonic() < deadline, "no progress within five minutes"
 
 
 def strike(program: Program, process, where: str, tokens: int, rng: random.Random) -> tuple[str, bool] | None:
@@ -99,7 +99,8 @@ def strike(program: Program, process, where: str, tokens: int, rng: random.Rando
     if producer:
         os.kill(producer, signal.SIGKILL)
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was over just then
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if where in ("a save", "rotation"):
         saving = "a save" if is_saving(folder, process) else "just after a save"
@@ -130,7 +131,7 @@ def test_kills_leave_no_trace(tmp_path):
 
     whole = {strategy: program(strategy) for strategy in ("round_robin", "weighted")}
     for strategy, uninterrupted in whole.items():
-        assert uninterrupted.run().code == 0
+        assert uninterrupted.run(warm=False).code == 0  # with another hash seed than all that are killed
         changes = uninterrupted.state()["stream_position"]["weight_changes"]
         base = [1.0, 3.0, 1.0, 2.0] if strategy == "weighted" else [1.0, 1.0]
         moved = [row * 64 for row, weights in changes if weights != pytest.approx(base, rel=0.01)]

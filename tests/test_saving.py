@@ -30,6 +30,7 @@ def uninterrupted(text, tmp_path_factory):
 @pytest.fixture
 def program(text, tmp_path):
     program = Program(tmp_path / "program", text)
+    program.change("lm/checkpoint/saver.py", "REST = 5", "REST = 0")  # a slow disk has as many saves
     add(program, save_every_tokens=1_000)
     yield program
     program.close()
@@ -89,7 +90,9 @@ def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_
 
     process = program.start()
     program.wait_for(5_000, process)
+    process.send_signal(signal.SIGSTOP)  # with rows left to be written
     resource.prlimit(producer_of(process), resource.RLIMIT_FSIZE, (1, 1))
+    process.send_signal(signal.SIGCONT)
     result = ended(process)
     assert result.code == 2, result.err
     assert "Traceback" not in result.err
@@ -118,8 +121,10 @@ def test_a_disk_that_is_full_under_the_stream_ends_the_run_saved_and_it_goes_on_
 def test_a_data_process_that_dies_again_and_again_ends_the_run_saved(defect, code, says, program):
     process = program.start()
     program.wait_for(5_000, process)
+    process.send_signal(signal.SIGSTOP)  # with rows left to be written
     program.change("data/producer.py", 'events.emit("opened")', defect)  # of those started from now on
     os.kill(producer_of(process), signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     result = ended(process)
     assert result.code == code
     assert says in result.err

@@ -147,7 +147,7 @@ def in_terminal(program: Program, launcher: tuple[str, ...], answers: list[str])
     if pid == 0:
         os.chdir(program.elsewhere)
         os.execvpe(launcher[0], [*launcher, str(program.folder / "main.py")], {**os.environ, **program.environment})
-    said, waiting, deadline = b"", list(answers), time.monotonic() + 120
+    said, waiting, deadline = b"", list(answers), time.monotonic() + 300
     try:
         while time.monotonic() < deadline:
             if select.select([terminal], [], [], 1)[0]:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ from tests.program import (
 from tests.warm_start import WarmPopen
 
 FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
-BUDGET = 40_009  # room for all that is done to one run
+BUDGET = 48_009  # room for all that is done to one run
 STEP, SAVE_EVERY = 1_024, 4_000  # tokens: of two processes with the preset of `whole`
 FINISH = 0.3
 STALL_SECONDS, HEAD_START = 6, 5  # for the first in place of two minutes; the second as it is in lm/runtime/watch.py
@@ -90,20 +91,19 @@ def make(text, whole, tmp_path):
     yield program
     for one in made:
         for worker in workers_of(one).values():
-            os.kill(worker, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         one.close()
 
 
-def processes_of(program: Program) -> list[int]:
-    """Its torchrun, its workers, its producer and their children."""
+def processes_of(program: Program, word: bytes = b"") -> list[int]:
+    """Its torchrun, its workers, its producer and their children: all whose command has `word` in it."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(program.folder).encode() in told:
-            found.append(int(path.name))
+        with suppress(OSError):
+            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+            if str(program.folder).encode() in command + environment and word in command:
+                found.append(int(path.name))
     return found
 
 
@@ -144,7 +144,7 @@ def test_interrupted_in_every_way_it_ends_the_same_and_leaves_no_orphan(chain, w
     program, rng = make("program"), random.Random(chain)
     for number, target in rng.sample(INTERRUPTIONS, len(INTERRUPTIONS)):
         process = program.start(launcher=torchrun(2))
-        seconds_until(lambda: len(workers_of(program)) == 2, 60)
+        seconds_until(lambda: len(workers_of(program)) == 2, 300)
         program.wait_for(program.tokens_in_metrics() + rng.randrange(1, 3_000), process)
         time.sleep(rng.uniform(0.0, 0.1))
         assert process.poll() is None, "the run was over before it was disturbed"
@@ -153,8 +153,8 @@ def test_interrupted_in_every_way_it_ends_the_same_and_leaves_no_orphan(chain, w
             os.killpg(process.pid, number)
         else:
             os.kill(process.pid if target == "torchrun" else workers_of(program)[int(target[-1])], number)
-        seconds = seconds_until(lambda p=process: p.poll() is not None, 30)
-        orphaned = seconds_until(lambda: not processes_of(program), 10)
+        seconds = seconds_until(lambda p=process: p.poll() is not None, 90)
+        orphaned = seconds_until(lambda: not processes_of(program), 20)
         result = ended(process)
         seen = program.state()["tokens_seen"] if (program.checkpoints / "lm_current.pth").exists() else 0
         print(
@@ -180,10 +180,10 @@ def test_interrupted_in_every_way_it_ends_the_same_and_leaves_no_orphan(chain, w
 def test_workers_that_just_began_do_not_outlive_torchrun(after, make):
     program = make("program")
     process = program.start(launcher=torchrun(2))
-    seconds_until(lambda: len(workers_of(program)) == 2, 60)
+    seconds_until(lambda: len(workers_of(program)) == 2, 300)
     time.sleep(after)
     process.kill()
-    print(f"the last worker ended {seconds_until(lambda: not processes_of(program), 10):.1f} s after torchrun")
+    print(f"the last worker ended {seconds_until(lambda: not processes_of(program), 20):.1f} s after torchrun")
 
 
 def test_ctrl_c_at_the_menu_ends_all_at_once(make):
@@ -194,13 +194,12 @@ def test_ctrl_c_at_the_menu_ends_all_at_once(make):
         assert process.poll() is None
     (agent,) = (
         pid
-        for pid in processes_of(program)
-        if b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(process.pid)
+        for pid in processes_of(program, b"torch.distributed.run")
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(process.pid)
     )
     time.sleep(1)  # the other rank is waiting for the answer by now
     os.kill(agent, signal.SIGINT)
-    print(f"ended after {seconds_until(lambda: not workers_of(program), 10):.1f} s")
+    print(f"ended after {seconds_until(lambda: not workers_of(program), 20):.1f} s")
     os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -212,7 +211,7 @@ def test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not(whole, make):
         program.wait_for(program.tokens_in_metrics() + 3_000, process)
         workers = workers_of(program)
         os.kill(workers[rank], signal.SIGSTOP)
-        limit = STALL_SECONDS + HEAD_START + 10
+        limit = STALL_SECONDS + HEAD_START + 60
         seconds = seconds_until(lambda w=workers, r=1 - rank: w[r] not in processes_of(program), limit)
         if not FULL_COUNTS:  # torchrun would wait 30 s more for it
             os.kill(workers[rank], signal.SIGCONT)
@@ -227,7 +226,7 @@ def test_a_stalled_rank_ends_the_job_and_a_waiting_one_does_not(whole, make):
         assert not processes_of(program)
 
     process = program.start(launcher=torchrun(2))
-    seconds_until(lambda: producers(program), 60)
+    seconds_until(lambda: producers(program), 300)
     (producer,) = producers(program)
     os.kill(producer, signal.SIGSTOP)  # sources that do not answer: the first rank waits, and the other for it
     time.sleep(STALL_SECONDS + HEAD_START + 2)
@@ -253,7 +252,7 @@ def test_a_rank_needs_no_disk_and_no_presets_of_its_own(whole, make):
 
 
 def producers(program: Program) -> list[int]:
-    return [pid for pid in processes_of(program) if b"data.producer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return processes_of(program, b"data.producer")
 
 
 # ---- budgets, batches and numbers of processes that do not divide each other -----------------------------------------

@@ -127,7 +127,7 @@ def train(hosts: list[Program], action: str = "train") -> tuple[dict, list[str],
         text=True,
     )
     try:
-        out, _ = process.communicate(timeout=180)
+        out, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     said = [[(program.folder / name).read_text(errors="replace") for program in hosts] for name in ("out", "err")]
@@ -156,6 +156,6 @@ def test_a_cable_that_is_pulled_ends_the_job_on_both_hosts(hosts):
     found, _, err = train(hosts, "pull the cable")
     for said, silent in zip(err, (1, 0), strict=True):
         assert re.findall(r"Rank (\d) \(process \d+ on host-.\) has not answered", said) == [str(silent)]
-    assert found["seconds"] < STALL_SECONDS + 20
+    assert found["seconds"] < STALL_SECONDS + 60
     assert all(found["codes"])
     assert 0 < hosts[0].state()["tokens_seen"] < BUDGET

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -24,7 +25,7 @@ LIBRARIES = (
     "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "pydantic", "safetensors.torch", "tokenizers",
     "torch._dynamo", "torch.distributed.run", "torch.utils.tensorboard",
 )  # fmt: skip
-REQUEST = 2**16  # bytes at most, of paths and environment
+REQUEST = 2**18  # bytes at most, of paths and environment
 ROOM = 2**14  # bytes for the command of a fork, and for its environment, where the kernel looks for them
 ARGUMENTS, ENVIRONMENT = (
     slice(45, 47),
@@ -102,42 +103,47 @@ def serve(requests: socket.socket) -> tuple[dict, socket.socket]:
             os._exit(0)
         reader, writer = os.pipe()
         if middle := os.fork():
+            os.close(writer)
             os.waitpid(middle, 0)  # the fork is an orphan now, and adopted
-            requests.send(os.read(reader, 64))
-            for file in (reader, writer, *files):
+            requests.send(os.read(reader, 64) or b"no process")
+            for file in (reader, *files):
                 os.close(file)
             continue
         middle = os.getpid()
-        if pid := os.fork():
-            os.write(writer, str(pid).encode())
+        if os.fork():
             os._exit(0)
-        while os.getppid() == middle:
-            time.sleep(0.0001)
         requests.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork():
-            theirs.close()
-            for number, file in enumerate(files):
-                os.dup2(file, number)
-            close_but(ours)
-            return json.loads(message), ours
-        ours.close()
-        close_but(theirs)
-        requests = theirs  # a child of the fork, which alone can adopt what is forked here
+        if os.fork() == 0:
+            ours.close()
+            close_but(theirs)
+            requests = theirs  # a child of the fork, which alone can adopt what is forked here; not of its session
+            continue
+        theirs.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        os.setsid()
+        os.write(writer, str(os.getpid()).encode())
+        close_but(ours)
+        while os.getppid() == middle:
+            time.sleep(0.0001)
+        return json.loads(message), ours
 
 
 def close_but(kept: socket.socket) -> None:
     """Close all files but `kept` and the three streams."""
-    os.closerange(3, kept.fileno())
-    os.closerange(kept.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number != kept.fileno():
+            with suppress(OSError):  # the listing's own
+                os.close(number)
 
 
 def become(command: list[str], folder: str, environment: dict[str, str]) -> None:
     """Run `command` as the interpreter would, with the environment and in the folder that were asked for."""
-    os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in environment
     tempfile.tempdir = None  # libraries have asked for it, in another environment
     show(command, ARGUMENTS)
     show([f"{name}={value}" for name, value in environment.items()], ENVIRONMENT)

@@ -109,7 +109,9 @@ def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
 
     class Slow(Numbers):
         def documents(self, epoch, position=None):
-            time.sleep(0.6)
+            deadline = time.monotonic() + 60
+            while not said and time.monotonic() < deadline:
+                time.sleep(0.01)
             yield from super().documents(epoch, position)
 
     said = []

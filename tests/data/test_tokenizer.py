@@ -1,5 +1,6 @@
 import inspect
 import json
+import math
 import os
 import re
 
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from configs.errors import UserError
 from data import tokenizer as bpe
+from tests.cpu_clock import slowness
 
 pytestmark = pytest.mark.core
 
@@ -127,7 +129,7 @@ HOSTILE = {
 
 
 def test_hostile_tokenizers_are_refused_in_time_and_memory(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.tokenizer_trial.CPU_SECONDS", 2)
+    monkeypatch.setattr("data.tokenizer_trial.CPU_SECONDS", 2 * math.ceil(slowness()))
     good = json.loads(trained.to_str())
     for name, (changes, reason) in HOSTILE.items():
         path = tmp_path / f"{name}.json"

@@ -19,7 +19,7 @@ def run(script: str, folder: Path) -> list[Any]:
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
     process = WarmPopen([*torchrun(2), script, str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
     finally:
         process.terminate()  # torchrun ends its workers; nothing to do if it is through
     assert process.returncode == 0, errors

@@ -51,7 +51,7 @@ def both(environment: dict[str, str], **options) -> tuple[str, str | list[str]]:
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         **options,
     )
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
         hf(str(tmp_path)),
         hf(str(tmp_path / "gone")),
     ]
-    answers = probe(specs)
+    answers = probe(specs, seconds=60)
     assert [answer.label for answer in answers] == [spec.label for spec in specs]
     assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False, True, True, False]
     assert "matches **/*.txt" in answers[2].detail
@@ -57,14 +57,14 @@ def test_a_network_that_hangs_costs_no_more_than_promised(monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         began = time.monotonic()
         answers = probe([hf("a/b"), hf("c/d"), PythonSource(type="python", label="python")], seconds=0.5)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9
     assert [answer.ok for answer in answers] == [False, False, True]
     assert "no answer within 0.5 s" in {answer.detail for answer in answers}
 
 
 def test_no_connection_is_said_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    (answer,) = probe([hf("a/b")])
+    (answer,) = probe([hf("a/b")], seconds=60)
     assert not answer.ok
     assert "cannot be reached" in answer.detail
 

@@ -157,7 +157,7 @@ def test_inspect_reads_the_truth_without_torch(tmp_path):
         assert (summary.name, summary.tokens_seen, summary.trained) == ("toy", 999, False), summary
         assert "torch" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=600)
     save(tmp_path, make_state(1000))
     assert store.inspect(tmp_path).trained
     save(tmp_path, {**make_state(500), "exhausted": True})

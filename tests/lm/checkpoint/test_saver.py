@@ -18,7 +18,7 @@ LARGE = 3_000  # squared: 36 MB, some hundredths of a second on any disk
 def test_training_goes_on_and_what_is_saved_is_the_moment_of_asking(tmp_path, monkeypatch):
     monkeypatch.setattr("lm.checkpoint.saver.REST", 1_000)
     saver, stepped, write = Saver(tmp_path), Event(), store.write
-    monkeypatch.setattr(store, "write", lambda *what: stepped.wait(60) and write(*what))
+    monkeypatch.setattr(store, "write", lambda *what: stepped.wait(600) and write(*what))
     state = make_state(1)
     saver.save(state)
     assert saver.writing

@@ -93,7 +93,7 @@ def session(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tu
         os.chdir(ROOT)
         os.execve(sys.executable, [sys.executable, "-c", code], os.environ | {"TERM": "xterm", "INPUTRC": ""})
     before, said, waiting = termios.tcgetattr(terminal), b"", list(keys)
-    while select.select([terminal], [], [], 10)[0]:
+    while select.select([terminal], [], [], 60)[0]:
         try:
             said += os.read(terminal, 65_536)
         except OSError:  # Linux's end of a terminal
