@@ -131,7 +131,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(plain):
     program, *_ = plain["python"]
     result = in_terminal(program, LAUNCHERS["python"], ["t\n", *["\x03"] * 50, "\n"])
     assert result.code == 0, result.out
-    assert result.out.count("(an empty line leaves)") == 50
+    assert result.out.count("(/quit leaves)") == 50
 
 
 def test_a_line_without_end(plain):

@@ -7,8 +7,9 @@ here and rendered by lm/cli/menu.py. Runs on the first rank only.
 import os
 import sys
 import threading
-from contextlib import redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from configs.diff import changes, fixed_changes
 from configs.errors import PresetError, UserError
@@ -24,7 +25,7 @@ from lm.runtime import estimate
 from lm.runtime.compiler import CACHE
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
-from lm.runtime.terminal import is_terminal, read_line, size_of, tell
+from lm.runtime.terminal import is_terminal, questions_are_seen, read_line, size_of, tell
 from lm.start_point import peek
 
 
@@ -41,9 +42,7 @@ def choose(folder: Path, configs: Path) -> Choice:
             store.load(folder)  # raises the reason: a damaged run is never treated as no run
     menu = gather_menu(folder, configs)
     person = is_terminal(sys.stdin)
-    # The user who types the answer must see the question, even if the output goes to a file.
-    elsewhere = person and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
-    with redirect_stdout(sys.stderr if elsewhere else sys.stdout):
+    with questions_are_seen():
         size = size_of(sys.stdout)
         if unlisted := unlisted_presets(configs):
             tell(f"Not in the menu: {clip(', '.join(unlisted), 200)}. Give a preset a name such as 10_mine.json.\n")
@@ -57,11 +56,17 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     presets = presets_in(configs)
     answers: dict[Path, list[Probe]] = {}
     starts: dict[Path, tuple[Preset, list[Probe]]] = {}
+
+    def gather(into: dict[Path, Any], path: Path, look: Callable[[Preset], Any], preset: Preset) -> None:
+        into[path] = look(preset)
+
+    looks = (answers, lambda preset: probe(preset.data.all_sources)), (starts, look_at_start)
     asking = [
-        threading.Thread(target=lambda p=path, ask=ask, into=into, s=preset: into.update({p: ask(s)}), daemon=True)
-        for path, preset in presets.items() if isinstance(preset, Preset)
-        for ask, into in ((lambda s: probe(s.data.all_sources), answers), (look_at_start, starts))
-    ]  # fmt: skip
+        threading.Thread(target=gather, args=(into, path, look, preset), daemon=True)
+        for path, preset in presets.items()
+        if isinstance(preset, Preset)
+        for into, look in looks
+    ]
     for thread in asking:
         thread.start()
     machine = load_machine(folder)  # measured while the sources are probed

@@ -203,9 +203,12 @@ def ask(
     ready, for a preset that is not ready or does not exist. KeyboardInterrupt passes through.
     """
     new_run = False  # asked for although the run in the menu is finished
+
+    def looked_again() -> Menu:
+        assert look_again
+        return replace(look_again(), current=None) if new_run else look_again()
+
     while True:
-        if new_run:
-            menu = replace(menu, current=None)
         try:
             default, reason = default_choice(menu.entries, menu.current)
             say(f"Enter: {reason}")
@@ -227,10 +230,10 @@ def ask(
         if not answer and not look_again:
             raise nothing_ready
         if answer.lower() == "n" and menu.current and menu.current.finished:
-            new_run = True
+            new_run, menu = True, replace(menu, current=None)
             continue
         if look_again and answer in ("", "?"):
-            menu = look_again()
+            menu = looked_again()
             if answer:
                 say(render_menu(menu, size))
             continue
@@ -239,7 +242,7 @@ def ask(
         except (LookupError, UserError) as error:
             if not look_again:
                 raise UserError(str(error)) from None
-        menu = look_again()
+        menu = looked_again()
         try:
             return _understand(answer, menu)
         except (LookupError, UserError) as error:

@@ -1,13 +1,14 @@
 """The uses of a trained model: talking to it, exporting it, pushing the export to the Hub and
 measuring it by benchmarks."""
 
-import json
 import re
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from configs.errors import UserError
 from configs.text import clip, counted, human_bytes, human_count
@@ -24,8 +25,9 @@ from lm.inference.decoder import Decoder
 from lm.inference.load import load_chat_template, load_drafter, load_model, load_recall, load_state, load_tokenizer
 from lm.report.report import benchmark_tables, write_report
 from lm.runtime.files import FolderLock
+from lm.runtime.machine import thread_choice
 from lm.runtime.signals import interruptible
-from lm.runtime.terminal import read_line, tell
+from lm.runtime.terminal import questions_are_seen, read_line, tell
 
 # Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
 DRAFTING_PAYS_FROM = 3
@@ -61,6 +63,7 @@ def use(action: str, folder: Path) -> None:
     seen, budget = state["tokens_seen"], state["token_budget"]
     tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     template = load_chat_template(state, tokenizer)
+    torch.set_num_threads(thread_choice()[0])
     with interruptible():
         talk(
             Decoder(model),
@@ -70,7 +73,7 @@ def use(action: str, folder: Path) -> None:
             stop_tokens=[end_of_text, *(template.end_tokens if template else ())],
             drafter=load_drafter(state, run, model, tokenizer) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
             neighbours=Neighbours(tokenizer),
-            load_recall=partial(load_recall, run, model, tokenizer),
+            load_recall=partial(load_recall, state, run, model, tokenizer),
             ask=read_line,
         )
 
@@ -82,7 +85,7 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
     if not exported.exists():
         load_tokenizer(state, run)
         tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
-    default = f"{user}/{repository_name(json.loads(state['preset'])['name'])}"
+    default = f"{user}/{repository_name(store.name_of(state['preset']))}"
     while True:
         answer = answer_to(f"push {exported} to which repository? Enter: {default} > ")
         repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
@@ -141,7 +144,8 @@ def measure(state: dict[str, Any], run: Path) -> None:
 def answer_to(question: str) -> str:
     """Return what the user answers, without the spaces around it; "" for Enter and for the end of the input."""
     try:
-        return read_line(question).strip()
+        with questions_are_seen():
+            return read_line(question).strip()
     except EOFError:
         return ""
     except UnicodeDecodeError:
@@ -157,9 +161,10 @@ def pick(folder: Path) -> Path:
         return runs[0].folder if runs else folder
     folders = {str(number): run.folder for number, run in enumerate(runs)}
     while True:
-        for number, run in enumerate(runs):
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
-            print(f"{number:2}  {clip(run.name, 40)}, {human_count(run.tokens_seen)} tokens seen, {when}")
+        with questions_are_seen():
+            for number, run in enumerate(runs):
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.saved_at))
+                print(f"{number:2}  {clip(run.name, 40)}, {human_count(run.tokens_seen)} tokens seen, {when}")
         answer = answer_to("which run? Enter: 0 > ") or "0"
         if answer in folders:
             return folders[answer]

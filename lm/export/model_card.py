@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from configs.fields import FOLDER_STARTS
 from configs.schema import Preset
 from configs.text import fenced, table_cell
 from lm.evaluation.results import latest
@@ -46,11 +47,11 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
     if run.records:
         draw(list(run.records), folder / FIGURE, figure_title(run.records, run.facts))
     parts = [
-        _front_matter(preset.name, run),
+        _front_matter(preset, run),
         f"# {table_cell(preset.name)}",
         table_cell(preset.description),
         _usage(preset, end_of_text, chats),
-        *([_llama_cpp(preset.model.seq_length, chats)] if gguf else []),
+        *([_llama_cpp(preset, chats)] if gguf else []),
         "## Training",
         table(("", ""), run.facts.items()),
         *([figure] if run.records else []),
@@ -85,18 +86,19 @@ def is_edited(card: Path) -> bool:
     return seal != _seal(text + "\n")
 
 
-def _front_matter(name: str, run: RunFacts) -> str:
+def _front_matter(preset: Preset, run: RunFacts) -> str:
     """Return the metadata for the Hub. The licence is "other", with a place to read about it: only
     the publisher can choose one."""
-    results = _results(run)
+    results, start = _results(run), preset.model.init_from
     data = ModelCardData(
         language=_unique(source.language for source in run.sources) or None,
         license="other",
         license_name="see-the-data-it-was-trained-on",
         library_name="transformers",
         pipeline_tag="text-generation",
+        base_model=start if start and not start.startswith(FOLDER_STARTS) else None,
         datasets=_unique(source.dataset for source in run.sources) or None,
-        model_name=table_cell(name) if results else None,
+        model_name=table_cell(preset.name) if results else None,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -141,8 +143,9 @@ def _results(run: RunFacts) -> list[EvalResult]:
 
 def _usage(preset: Preset, end_of_text: str, chats: bool) -> str:
     kind = "A small chat model: it answers, and continues text" if chats else "A base language model: it continues text"
+    learnt = "Every document of this run" if preset.model.init_from else "Every document it learnt from"
     return f"""{kind}. Architecture `{CLASSES[family(preset.model)]}`, context {preset.model.seq_length} tokens.
-{_CHAT if chats else ""}Every document it learnt from began with `{end_of_text}`; the tokenizer puts that token before a text
+{_CHAT if chats else ""}{learnt} began with `{end_of_text}`; the tokenizer puts that token before a text
 by itself:
 
 ```python
@@ -169,7 +172,9 @@ print(chat(messages, max_new_tokens=200)[0]["generated_text"][-1]["content"])
 """
 
 
-def _llama_cpp(length: int, chats: bool) -> str:
+def _llama_cpp(preset: Preset, chats: bool) -> str:
+    length = preset.model.seq_length
+    words = _OLLAMA if family(preset.model) == "qwen3" and not preset.model.init_from else ""
     prompt = "Who are you?" if chats else "The"
     if chats:
         answer = f"""messages = [{{"role": "user", "content": "Who are you?"}}]
@@ -187,7 +192,10 @@ model = Llama("model.gguf", n_ctx={length}, verbose=False)
 {answer}
 ```
 
-For Ollama: `ollama create mine -f Modelfile`, then `ollama run mine "{prompt}"`. It splits a prompt into words by the
+For Ollama: `ollama create mine -f Modelfile`, then `ollama run mine "{prompt}"`.{words}"""
+
+
+_OLLAMA = """ It splits a prompt into words by the
 rule of Qwen 3 instead of this model's, so numbers, indentation and punctuation come as other tokens than in training."""
 
 
@@ -208,7 +216,14 @@ def _samples(samples: Sequence[Section]) -> list[str]:
 
 
 def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
-    others = "the benchmarks above: no" if latest(run.records) else "nothing else: no benchmark, no"
+    if start := preset.model.init_from:
+        return f"""- It continues the training of `{table_cell(start)}`: what that model had read and was taught, its limits
+  and its licence apply as well.
+- It states what is false as fluently as what is true: rely on nothing it says.
+- What is wrong, offensive or private in the sources above may come out again.
+- In this run it has seen no position beyond {preset.model.seq_length} tokens.
+- {_measured(run, chats)}
+- The licences above are those of this run's text. Whoever redistributes the model must determine the terms."""
     taught = (
         "It learnt the form of conversations from the sources above. It was not taught to be right, to be safe or to decline,\n"
         "  and follows few instructions."
@@ -220,6 +235,12 @@ def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
 - It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
   offensive or private in the sources may come out again.
 - It has never seen a position beyond {preset.model.seq_length} tokens.
-- Measured is how well it predicts held-out documents of the same sources{" (of conversations, the answers)" * chats}, and
-  {others} test of safety or bias.
+- {_measured(run, chats)}
 - The licences above are the text's. Whoever redistributes the model must determine the terms."""
+
+
+def _measured(run: RunFacts, chats: bool) -> str:
+    answers = " (of conversations, the answers)" * chats
+    benchmarks = ", and by the benchmarks above" if latest(run.records) else ""
+    return f"""It was measured by how well it predicts held-out documents of the same sources{answers}{benchmarks}.
+  Its safety and bias were not tested."""

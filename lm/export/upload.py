@@ -14,9 +14,10 @@ from pathlib import Path
 from configs.errors import UserError
 from data.sources.hub_client import NoAnswer, causes, connect, first_line, is_request_error, status_of
 from data.sources.hub_environment import check_environment, token_in_use
+from lm.export.model_card import NEW_CARD
 
 # Files that the export of another run may have, and this one may lack: a chat template would make this model chat.
-OF_SOME_EXPORTS = ["*.gguf", "Modelfile", "chat_template.jinja", "aux_heads.safetensors"]
+OF_SOME_EXPORTS = ["*.gguf", "Modelfile", "chat_template.jinja", "aux_heads.safetensors", NEW_CARD]
 
 
 def account() -> str:
@@ -74,6 +75,7 @@ def upload(folder: Path, repository: str, milestones: Mapping[str, Path]) -> str
                 repo_id=repository,
                 folder_path=folder,
                 delete_patterns=OF_SOME_EXPORTS,
+                ignore_patterns=[NEW_CARD],  # beside one that the user has edited
                 commit_message="Upload the export of a run",
             )
         for name, milestone in milestones.items():

@@ -27,7 +27,7 @@ _ASCII = {byte: chr(byte) for byte in range(0x80)}
 SPACE = set(b" \t\n\r\v\f")
 LETTER = {byte for byte, character in _ASCII.items() if character.isalpha()}
 DIGIT = {byte for byte, character in _ASCII.items() if character.isdigit()}
-KINDS = {"space": SPACE, "letter": LETTER, "digit": DIGIT, "sign": set(_ASCII) - SPACE - LETTER - DIGIT}
+KINDS = {"letter": LETTER, "digit": DIGIT, "sign": set(_ASCII) - SPACE - LETTER - DIGIT}
 
 NUM_KEPT = 1_024  # tokens whose answers are kept, each of V bytes: a tenth of a millisecond to make again
 
@@ -73,7 +73,7 @@ class Neighbours:
         self._begins = {name: self._where(lambda text: text[0] in KINDS[name]) for name in KINDS}  # noqa: B023
         self._blank = self._where(lambda text: len(text) > 1 and set(text) <= SPACE)
         self._inside = self._where(lambda text: 0x80 <= text[0] < 0xC0)  # of a character
-        self._visible = self._begins["letter"] | self._begins["digit"] | self._begins["sign"]
+        self._visible = np.logical_or.reduce(list(self._begins.values()))
 
     def _where(self, holds: Callable[[bytes], bool]) -> np.ndarray:
         result = np.zeros_like(self._everything)
@@ -101,7 +101,7 @@ class Neighbours:
     def _never_split(self, text: bytes) -> np.ndarray:
         """Return (V,) whether the pre-tokenizer never splits between `text` and each token, whatever is around."""
         together = self._inside.copy()
-        for name in ("letter", "digit", "sign"):
+        for name in KINDS:
             if text[-1] in KINDS[name] and not (name == "letter" and text.decode("latin-1") in CONTRACTION_ENDS):
                 together |= self._begins[name]
         if text == b" ":

@@ -6,6 +6,7 @@ Never here: loading models, tokenizers and templates; what the model is shown (c
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from configs.text import printable
+from configs.text import counted, printable
 from data.chat_template import TurnsRefused
 from lm.inference.canonical import Neighbours
 from lm.inference.conversation import Continuation, Conversation
@@ -25,11 +26,11 @@ from lm.inference.settings import change_setting, default_settings, in_words
 
 CONTINUES = (
     "The model continues your text; it was not trained to answer. A line that ends with \\\n"
-    "goes on in the next. /again continues the same text in another way, /seed 7 as any\n"
-    "answer with that number. /temperature 0.7 and /top_p 0.9 change the sampling,\n"
-    "/length 100 how many tokens come at most; with /repeat 3 no three tokens in a row\n"
-    "come twice. With /recall 1 more of what your text has comes again. Ctrl-C stops\n"
-    "them, an empty line or /quit leaves, /help helps."
+    "goes on in the next. /again continues the same text in another way, /seed 7 repeats\n"
+    "what ended with that seed. /temperature 0.7 and /top_p 0.9 change the sampling,\n"
+    "/length 100 is the most tokens that come, and Ctrl-C stops them sooner. /repeat 3\n"
+    "allows no three tokens in a row twice, /recall 1 repeats more of what your text has.\n"
+    "/help shows this again, /quit leaves."
 )
 CONVERSES = """\
 Type something, and the model answers, as in the conversations that it was
@@ -69,7 +70,7 @@ def talk(
     write: Callable[[str], None] = write_now,
 ) -> None:
     """Read what the user types and write the model's answer, until /quit or end-of-file: the next
-    turn of `conversation` or, without one, the continuation of a text; then an empty line leaves too.
+    turn of `conversation` or, without one, the continuation of a text.
 
     `encode` returns a text's tokens, including the one that begins a document; `decode` takes
     all tokens of an answer. A `drafter` changes only the speed; of `neighbours` see `generate`.
@@ -88,14 +89,14 @@ def talk(
         except EOFError:
             return
         except KeyboardInterrupt:
-            write(f"\n({'/quit' if conversation else 'an empty line'} leaves)")
+            write("\n(/quit leaves)")
             continue
         except UnicodeDecodeError:
             write("That is not UTF-8 text.\n")
             continue
         command = prompt.strip()
         name, _, words = command.partition(" ")
-        if command == "/quit" or not (command or conversation):
+        if command == "/quit":
             return
         shown, again = partner, False
         if command == "/again" and last:
@@ -163,7 +164,7 @@ def _reply(command: str, conversation: Conversation | None, settings: dict[str, 
         return "It holds from the next answer on." if words else "The model is told nothing now."
     if conversation and command == "/continue":
         return "It takes the text to continue: /continue Once upon a time"
-    if not command.startswith("/") or "\n" in command:
+    if not re.fullmatch(r"/[A-Za-z_]+( .*)?", command):  # "// a comment" is a text
         return ""
     others = ["new", "system", "continue"] if conversation else []
     return change_setting(command, settings, [*others, "again", "help", "quit"])
@@ -192,14 +193,14 @@ def _answer(
     """Write an answer as it comes, and then what is to be said of it; return its text."""
     text, num_tokens, started = "", 0, time.perf_counter()
 
-    def counted() -> Iterator[int]:
+    def each() -> Iterator[int]:
         nonlocal num_tokens
         for token in tokens:
             num_tokens += 1
             yield token
 
     try:
-        for _, piece in text_pieces(counted(), decode):
+        for _, piece in text_pieces(each(), decode):
             text += piece
             write(printable(piece))
         if not text:
@@ -208,5 +209,5 @@ def _answer(
         write(" [stopped]")
     seconds = time.perf_counter() - started
     kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
-    write(f"\n[{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}{notice}]\n")
+    write(f"\n[{counted(num_tokens, 'token')}, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}{notice}]\n")
     return text

@@ -56,7 +56,8 @@ class Conversation:
             while len(tokens) > slid(self.window) and len(self.turns) > 1:
                 del self.turns[:2]
                 self._num_dropped += 1
-                self.notice = f"; it no longer sees your first {counted(self._num_dropped, 'message')}"
+                first = "message" if self._num_dropped == 1 else counted(self._num_dropped, "message")
+                self.notice = f"; it no longer sees your first {first}"
                 tokens = self._tokens()
         except (TurnsRefused, KeyboardInterrupt):
             self.turns, self._num_dropped = before

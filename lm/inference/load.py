@@ -19,7 +19,7 @@ from configs.schema import parse_preset
 from data import tokenizer as bpe
 from data.chat_template import ChatTemplate
 from data.heldout import HeldOut
-from data.journal import JournalReader, read_header
+from data.journal import JournalReader
 from data.packing import row_dtype
 from data.stream_files import HELD_OUT
 from lm.checkpoint import store
@@ -44,9 +44,9 @@ def load_state(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         best, words = store.read_best(folder, state.get("run_id", "")), choice_in_words(choice["best"])
     except Damaged as error:
-        best, words = None, f"{folder / store.BEST} is {error}"
+        best, words = None, f"{folder / store.BEST} cannot be used ({error})."
     if best is None:
-        best, words = state, f"{words} This is the last checkpoint: the best one is gone."
+        best, words = state, f"{words} The last checkpoint is used instead of the best."
     return best, "\n".join(filter(None, (notice, words)))
 
 
@@ -69,11 +69,14 @@ def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
         trunk = Transformer(preset.model, num_rows)
         heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
     check_shapes({"model": trunk, "heads": heads}, state)
-    tokenizer = bpe.load(folder / "tokenizer.json")
-    if bpe.vocab_size(tokenizer) > num_rows:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing: restore that file. Resuming an unfinished run makes it again.")
+    tokenizer = bpe.load(path)
+    if bpe.vocab_size(tokenizer) > num_rows or bpe.fingerprint(tokenizer) != state["tokenizer_sha256"]:
         raise UserError(
-            f"{folder / 'tokenizer.json'} is not the tokenizer this run was trained with: it has "
-            f"{bpe.vocab_size(tokenizer):,} tokens, the model {num_rows:,}. Restore that file."
+            f"{path} is not the tokenizer this run was trained with: it has {bpe.vocab_size(tokenizer):,} tokens, the "
+            f"model {num_rows:,}, or makes other tokens. Restore that file."
         )
     return tokenizer
 
@@ -149,12 +152,16 @@ def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokeni
     return HeadDrafter(heads, embedding_VD, output_VD, counts_V)
 
 
-def load_recall(folder: Path, model: Transformer, tokenizer: Tokenizer) -> tuple[Recall | None, str]:
-    """Return what `fit_recall` does with the held-out text of the run in `folder`, if that is there."""
+def load_recall(
+    state: dict[str, Any], folder: Path, model: Transformer, tokenizer: Tokenizer
+) -> tuple[Recall | None, str]:
+    """Return what `fit_recall` does with the held-out text of a checkpoint's `state`, if `folder` has it still: by now
+    another run may be there."""
     stream, held_out = folder / "stream", None
     with suppress(Exception):  # damaged bytes can raise anything
         held_out = HeldOut.load(stream / HELD_OUT)
-    if not held_out or held_out.digest() != (read_header(stream) or {}).get("held_out"):
+    header = state["stream_position"].get("header")
+    if not held_out or not isinstance(header, dict) or held_out.digest() != header.get("held_out"):
         return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
     return fit_recall(model, held_out, bpe.token_bytes(tokenizer))
 

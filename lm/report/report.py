@@ -1,7 +1,7 @@
-"""The report of a run: report.md and its figures (lm/report/figures.py), made from metrics.jsonl
-and samples.md alone.
+"""The report of a run: report.md and its figures (lm/report/figures.py), made from metrics.jsonl,
+samples.md, the preset and the facts of the run.
 
-The meanings of the heads' measures and their baselines are passed in. May be written at any time,
+May be written at any time,
 also for an unfinished run. Never here: measuring, the network.
 """
 

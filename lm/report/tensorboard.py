@@ -26,11 +26,15 @@ FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 def event_log(folder: Path, records: Iterable[dict[str, Any]]) -> EventLog | NullLog:
     """Replace the event files in `folder` by ones with `records`; by none without TensorBoard."""
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-        log.warning("%s is no folder: it is now %s, and a new one is made.", folder, set_aside(folder).name)
-    for events in folder.glob("events.out.tfevents.*"):
-        if not events.is_dir():
-            events.unlink()
+    try:
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            log.warning("%s is no folder: it is now %s, and a new one is made.", folder, set_aside(folder).name)
+        for events in folder.glob("events.out.tfevents.*"):
+            if not events.is_dir():
+                events.unlink()
+    except OSError as error:
+        log.warning("%s cannot be written (%s). The run goes on without it.", folder, error)
+        return NullLog()
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -5,7 +5,7 @@ import io
 import os
 import select
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from configs.text import printable, wrapped
@@ -44,6 +44,10 @@ class _Output(io.TextIOWrapper):
 def outlive_output() -> None:
     """Let the program go on when stdout or stderr is gone: a closed terminal, a pipe that nobody
     reads (`| head`), a full disk. To be called first of all, before any file is opened."""
+    if isinstance(
+        sys.stdin, io.TextIOWrapper
+    ):  # in some locales bytes that are no UTF-8 would be read as half of a character
+        sys.stdin.reconfigure(errors="strict")
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # one that was closed at the start: a file of ours would get its number, and the output
     os.close(descriptor)
@@ -62,6 +66,12 @@ def say(text: str) -> None:
 
 def is_terminal(stream: TextIO | None) -> bool:
     return bool(stream and stream.isatty())
+
+
+def questions_are_seen() -> AbstractContextManager[object]:
+    """Let the user who types an answer see the question on stderr if stdout goes to a file."""
+    elsewhere = is_terminal(sys.stdin) and not is_terminal(sys.stdout) and is_terminal(sys.stderr)
+    return redirect_stdout(sys.stderr) if elsewhere else nullcontext()
 
 
 def size_of(stream: TextIO) -> os.terminal_size:

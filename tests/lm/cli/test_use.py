@@ -74,7 +74,7 @@ def test_what_was_exported_is_what_is_used(tmp_path):
     whole = (tmp_path / BEST).read_bytes()
     (tmp_path / BEST).write_bytes(whole[:-1])
     tokens, notice = used()
-    assert (tokens, notice.endswith("This is the last checkpoint: the best one is gone.")) == (100, True)
+    assert (tokens, notice.endswith("The last checkpoint is used instead of the best.")) == (100, True)
     save(tmp_path / "other", make_state(50) | {"run_id": "other", "best_loss": 1.0})
     shutil.copy(tmp_path / "other" / BEST, tmp_path / BEST)
     assert used()[0] == 100

@@ -84,7 +84,7 @@ def test_a_text_may_have_several_lines(monkeypatch):
 def test_what_is_typed_of_a_text_when_ctrl_c_or_the_end_comes_is_dropped(monkeypatch):
     text, calls = converse(["one\\", KeyboardInterrupt(), "two\\"], monkeypatch)
     assert calls == []
-    assert "(an empty line leaves)" in text
+    assert "(/quit leaves)" in text
 
 
 def test_again_continues_the_last_text_with_the_settings_of_now(monkeypatch):
