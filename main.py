@@ -33,10 +33,11 @@ try:
 
     if not find_spec("torch"):  # imported late, because it is slow
         raise ModuleNotFoundError(name="torch")
-    from configs.errors import DiskError, ProducerDied, UserError
+    from configs.errors import DiskError, ErrorOfOneRank, ProducerDied, UserError
     from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
     from data.files import FAILING, FULL
+    from lm.checkpoint import store
     from lm.checkpoint.archive import archived_in, restore
     from lm.cli.choose import choose, preset_of
     from lm.cli.menu import USES, Choice
@@ -80,7 +81,8 @@ def main() -> int:
             )
         start(choose(CHECKPOINTS, CONFIGS) if os.environ.get("RANK", "0") == "0" else Choice("quit"))
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # raised on every rank: print it once
+        # Most are raised on every rank: print them once.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ErrorOfOneRank):
             tell(f"\n{error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -134,8 +136,15 @@ def start(choice: Choice) -> None:
         if choice.action == "restore":
             world.from_first(unarchive, choice.path)
         preset = world.from_first(preset_of, choice, CHECKPOINTS, CONFIGS)
-        train(preset, fresh=choice.action == "preset")
+        fresh = choice.action == "preset"
+        train(preset, token_budget=TOKEN_BUDGET if fresh else world.from_first(_budget), fresh=fresh)
     world.stop()
+
+
+def _budget() -> int:
+    """Return the tokens of the run in the folder: one begun from Python may have another number."""
+    run = store.inspect(CHECKPOINTS)
+    return run.token_budget if run else TOKEN_BUDGET
 
 
 def unarchive(archived: Path) -> None:
@@ -149,11 +158,11 @@ def unarchive(archived: Path) -> None:
 
 def train(
     preset: Preset, *, token_budget: int = TOKEN_BUDGET, checkpoint_dir: Path | str = CHECKPOINTS, fresh: bool = False
-) -> None:
+) -> bool:
     """Train one whole run of `token_budget` tokens, or the rest of the unfinished one in
     `checkpoint_dir`, without questions.
 
-    Returns at once if the run is finished. With `fresh`, an existing run is archived first. Raises
+    Returns whether the run is finished: False if it was asked to stop. With `fresh`, an existing run is archived first. Raises
     PresetError if the unfinished run's weights do not fit the preset, UserError for everything
     else that the user can fix, such as a larger budget for a run that ended within a row.
     """
@@ -169,20 +178,21 @@ def train(
     with StopRequest() as stop, watch(world, stop), locked as lock:
         preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, token_budget, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
-            return
+            return True
         preset, start = setup.with_start_point(preset, world, checkpoint)
         run = Run(preset, world, folder, token_budget)
         learner = setup.build_learner(run, state, start)
-        stream = setup.open_stream(run, state, checkpoint) if world.is_first else None
+        stream = setup.open_stream(run, state, checkpoint, fresh) if world.is_first else None
         try:
             machine = setup.check(run, learner, stream, state, fresh)
             info = world.from_first(setup.begin, run, stream, fresh, start)
             if world.is_first:
+                (folder / "report.md").unlink(missing_ok=True)  # of an earlier budget: it marks a run as finished
                 open_run_log(folder)
             trainer = Trainer(run, learner, stream, info, start, checkpoint, state, stop, lock, machine.matmul_flops)
             del checkpoint  # the learner has loaded it
             try:
-                training_loop(trainer)
+                finished = training_loop(trainer)
                 if world.is_first and (speed := trainer.speed_reached):
                     setup.keep_speed(run, machine, state.global_batch_rows, speed)
             finally:
@@ -191,10 +201,12 @@ def train(
             if stream:
                 stream.close()
             close_run_log()
+    return finished
 
 
-def training_loop(trainer: Trainer) -> None:
-    """Run the training loop: step after step to the last token, scheduled events in between."""
+def training_loop(trainer: Trainer) -> bool:
+    """Run the training loop: step after step to the last token, scheduled events in between. Returns
+    False if it was asked to stop."""
     from lm.runtime.profiler import profiler
     from lm.train.events import run_events
     from lm.train.progress import headline, progress_bar
@@ -225,8 +237,9 @@ def training_loop(trainer: Trainer) -> None:
         trainer.save(last=True)
         seen = trainer.state.tokens_seen
         log.info("Saved at %s tokens. `python main.py` and Enter continue there.", f"{seen:,}")
-        return
+        return False
     end_run(trainer)
+    return True
 
 
 def end_run(trainer: Trainer) -> None:

@@ -98,10 +98,10 @@ def check_continuable(old: Preset, changed: Changes) -> None:
     """Raise PresetError if a run with preset `old` cannot be resumed with these changes."""
     if fatal := fixed_changes(changed):
         raise PresetError(
-            f"The unfinished run {old.name!r} cannot be continued with this preset: its weights or its stream were made for "
+            f"The run {old.name!r} cannot be continued with this preset: its weights or its stream were made for "
             f"other settings.\n{describe(fatal)}\n"
-            "Set these back to resume it, or choose the preset in the menu by name: that archives the unfinished run in "
-            "checkpoints/archive/ and starts a new one."
+            "Set these back to resume it, or choose the preset in the menu by name: that archives the run in "
+            "checkpoints/archive/ and starts a new one (from Python: fresh=True)."
         )
 
 

@@ -10,6 +10,7 @@ UserError                 the user must change something: one message, no traceb
  +- CheckpointError       a checkpoint could not be written, or none can be read
  |   +- Damaged           one checkpoint file; the previous generation may be intact
  +- SavingFailed          saving failed several times in a row: exit code 1, as for a lost machine
+ +- ErrorOfOneRank        not every rank of a job meets it: each that does says it
 
 Retryable                 a temporary failure (the network): retried, and shown while it lasts
 ProducerDied              the process that reads the sources cannot be kept alive: a defect
@@ -61,6 +62,10 @@ class SavingFailed(UserError):
     """Checkpoints could not be written several times in a row."""
 
     exit_code = 1  # as for a lost machine
+
+
+class ErrorOfOneRank(UserError):
+    """What not every rank of a job meets: each that does says it, other errors the first one alone."""
 
 
 class Retryable(Exception):

@@ -54,6 +54,5 @@ class SourceSpec(Section):
     max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
     repeat: Count | None = Field(
         default=None,
-        description="Epochs before the source is exhausted; the run ends early when all are, see small texts below; "
-        "default: no limit.",
+        description="Epochs before the source is exhausted; the run ends early when all are; default: no limit.",
     )

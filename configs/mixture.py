@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from configs.fields import LONGEST_PATH, Section
 from configs.sources import HFSource, Source, SourceEntry, look_up, same_text, unique_labels
+from configs.text import counted
 
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
 
@@ -22,7 +23,7 @@ def _one_for_each(weights: list[float] | None, info: ValidationInfo, *lists: str
     if weights is not None and set(lists) <= info.data.keys():
         expected = sum(len(info.data[key]) for key in lists)
         if len(weights) != expected:
-            raise ValueError(f"{len(weights)} given; needed: one for each of the {expected} sources")
+            raise ValueError(f"{len(weights)} given; needed: one for each of {counted(expected, 'source')}")
     return weights
 
 
@@ -121,7 +122,7 @@ class DataConfig(Section):
         if watch and {"sources", "custom_sources", "finish"} <= info.data.keys():
             watched, trained = list(map(look_up, watch)), cls.model_construct(**info.data).trained_sources
             if both := next((spec for spec in watched if any(same_text(spec, known) for known in trained)), None):
-                raise ValueError(f"{unique_labels([both])[0]} is trained on as well: take it out of one of both places")
+                raise ValueError(f"{unique_labels([both])[0]} is trained on as well: take it out of one of the two")
         return watch
 
     @model_validator(mode="after")

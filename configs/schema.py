@@ -44,6 +44,7 @@ __all__ = [
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
 MOST_WEIGHTS = 150_000  # that a run may set, all changes together: a checkpoint holds them (lm/checkpoint/outline.py)
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
+LEAST_FOR_TURNS = 261  # tokens: 256 bytes, the end of text, four markers of turns
 MAX_MILESTONES = 1000  # each is a folder with all weights
 
 HeadWeight = Annotated[float, Field(ge=0, le=100)]
@@ -235,6 +236,16 @@ class Preset(Section):
     def _one_tokenizer(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         if data.tokenizer and "model" in info.data and info.data["model"].init_from:
             raise ValueError("tokenizer: the tokenizer is that of model.init_from; remove one of the two keys")
+        model = info.data.get("model")
+        if (
+            model
+            and data.has_conversations
+            and not (data.tokenizer or model.init_from)
+            and model.vocab_size < LEAST_FOR_TURNS
+        ):
+            raise ValueError(
+                f"conversations need a model.vocab_size of at least {LEAST_FOR_TURNS}: bytes and markers of turns"
+            )
         return data
 
     @field_validator("auxiliary")

@@ -16,7 +16,7 @@ import numpy as np
 
 MOST_DOCUMENTS = 1_000_000
 RECORD = np.dtype([("key", "<u8"), ("given", "<u8")])
-EPOCH = 2**8  # `given` is epoch * EPOCH + source
+SOURCES = 2**8  # more than there may be: `given` is epoch * SOURCES + source
 
 
 class Duplicates:
@@ -33,15 +33,19 @@ class Duplicates:
 
     def admit(self, source: int, text_hash: bytes, epoch: int) -> bool:
         """Return whether source number `source` may give a document in `epoch`; record it if so."""
-        key, given = int.from_bytes(text_hash[:8], "little"), epoch * EPOCH + source
+        key, given = int.from_bytes(text_hash[:8], "little"), epoch * SOURCES + source
         before = self._given.get(key)
         if before is None and len(self._given) >= MOST_DOCUMENTS:
             return True
-        if before is not None and (before % EPOCH != source or before == given):
+        if before is not None and (before % SOURCES != source or before == given):
             return False
         self._given[key] = given
         self._new.append((key, given))
         return True
+
+    def forget(self) -> None:
+        """Let every document be given again."""
+        self._given, self._new = {}, []
 
     def new_records(self) -> str:
         """Return the records since the last call, as text: 22 characters a document."""

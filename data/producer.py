@@ -57,7 +57,8 @@ APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
 
 
 class Producer:
-    """Phase 3: the loop that chooses documents, packs them and appends rows."""
+    """Phase 3: the loop that chooses documents, packs them and appends rows. `begun`: the end of the last
+    window that training has begun, which is read to its end with any budget."""
 
     def __init__(
         self,
@@ -66,30 +67,29 @@ class Producer:
         prepared: Prepared,
         sources: list[OpenSource],
         token_budget: int,
+        begun: int,
         orders: Orders,
         events: Events,
     ):
         seq_length, specs = preset.model.seq_length, preset.data.all_sources
         _, tokenizer, held_out, template = prepared
         self.sources, self.orders, self.events = sources, orders, events
-        self.num_rows = -(-token_budget // seq_length)  # to produce
+        self.num_rows = max(-(-token_budget // seq_length), begun)  # to produce
         self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
         dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), learnt=preset.data.has_conversations)
-        self.duplicates = Duplicates()
+        self.duplicates, self.finishing = Duplicates(), False
         with room_on_disk(stream_dir):
-            self.journal = JournalWriter(stream_dir, dtype, lambda state: self.duplicates.add(state["documents"]))
+            self.journal = JournalWriter(stream_dir, dtype, self._saw)
         self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
         self.strategy = preset.data.mix_strategy
         self.mixer = Mixer(self.strategy, self.weights())
-        self.finishing = False
         self.last_append = time.monotonic()
         state = self.journal.state
         if state:
             self.mixer.load_state(state["mixer"])
             self.packer.load_state(state["packer"])
-            self.finishing = state.get("finishing", False)
         skip = partial(
             reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes, template=template
         )
@@ -112,6 +112,17 @@ class Producer:
         ]
         self._enter_part()
 
+    def _saw(self, state: dict[str, Any]) -> None:
+        """Take over the documents of a state of the journal; of the states before in their order."""
+        self._begin_part(state.get("finishing", False))
+        self.duplicates.add(state["documents"])
+
+    def _begin_part(self, finishing: bool) -> None:
+        """Copies are dropped within a part: a finish may well give again what the run has read before."""
+        if finishing != self.finishing:
+            self.finishing = finishing
+            self.duplicates.forget()
+
     def weights(self) -> list[float]:
         """Return the weights of the sources for a document chosen now."""
         return weights_at(self.base_weights, self.orders.weight_changes, self.finish, self.packer.num_rows)
@@ -124,7 +135,8 @@ class Producer:
         """
         if self.finish is None or (self.packer.num_rows >= self.finish) == self.finishing:
             return
-        self.finishing, self.mixer = not self.finishing, Mixer(self.strategy, self.weights())
+        self._begin_part(not self.finishing)
+        self.mixer = Mixer(self.strategy, self.weights())
         if self.finishing:
             for source, dropped in enumerate(np.bincount(self.packer.cut(self.finish))):
                 self.feeds[source].progress.tokens -= int(dropped)
@@ -161,7 +173,6 @@ class Producer:
         elif feed.finished:
             self.mixer.drop(index)
         else:
-            self.events.emit("epoch", label=feed.label, epoch=feed.progress.epoch)
             self.mixer.epoch_ended(index)
 
     def _append(self) -> None:
@@ -233,12 +244,13 @@ def main() -> int:
         preset, stream_dir = parse_preset(request["preset"], "preset of the run"), Path(request["stream_dir"])
         orders = Orders(request, run_ahead_rows(preset.model.seq_length, request["token_budget"]))
         header, budget = request["header"], request["token_budget"]
-        sources = open_sources(preset, header or read_header(stream_dir), events)
+        known = header or (None if request["fresh"] else read_header(stream_dir))  # not that of the run to be archived
+        sources = open_sources(preset, known, events)
         events.emit("opened")
         orders.wait_for_go()
         prepared, lost = prepare(preset, stream_dir, header, sources, budget, events)
         give_back_memory()  # preparing leaves 100 MB behind
-        producer = Producer(preset, stream_dir, prepared, sources, budget, orders, events)
+        producer = Producer(preset, stream_dir, prepared, sources, budget, request["begun"], orders, events)
         rows = producer.journal.num_rows
         if producer.journal.damaged or rows < request["consumed"]:
             lost.append(f"rows from {rows:,} on")

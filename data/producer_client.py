@@ -55,14 +55,13 @@ class ProducerProcess:
     """A running `python -m data.producer`, restarted with the current `request` if it dies.
 
     `tell` keeps the request current. `sources` (by their numbers), `opened`, `ready`, `exhausted`:
-    the events of the current process. `status`: its current work or trouble, or "". `epochs`:
-    epochs that each source label has completed. `notices`: to be shown once. `num_rows()`: rows committed so far, to be set
-    once there is a journal; a death after new rows restarts the count of deaths.
+    the events of the current process. `status`: its current work or trouble, or "". `notices`: to be
+    shown once. `num_rows()`: rows committed so far, to be set once there is a journal; a death
+    after new rows restarts the count of deaths.
     """
 
     def __init__(self, request: dict[str, Any]):
         self.status = ""
-        self.epochs: dict[str, int] = {}
         self.notices: list[str] = []
         self.num_rows: Callable[[], int] = lambda: 0
         self._request = request
@@ -136,8 +135,6 @@ class ProducerProcess:
                     self.status = event["message"]
                 case "notice":
                     self.notices.append(event["message"])
-                case "epoch":
-                    self.epochs[event["label"]] = event["epoch"]
                 case "exhausted":
                     self.exhausted = True
                 case "error":

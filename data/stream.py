@@ -62,7 +62,8 @@ class Stream:
     exist from then on. `start_row`: rows already trained on. `weight_changes`: the (from_row,
     weights) passed to change_weights so far. `begun_windows`: the earlier result of
     `windows_begun(start_row)`. `header`: of a resumed run, whose stream may have to be made again.
-    `wait_seconds`: time spent blocked in rows().
+    `fresh`: what the folder has is another run's, to be archived before `begin`. `wait_seconds`: time spent
+    blocked in rows(). `epochs`: of each source, what it had completed where the rows read last begin.
 
     Methods that wait raise Stopped once `should_stop` is true, and pass `on_status` what they wait
     for.
@@ -81,6 +82,7 @@ class Stream:
         weight_changes: Sequence[tuple[int, list[float]]] = (),
         begun_windows: Sequence[int] = (0,),
         header: dict[str, Any] | None = None,
+        fresh: bool = False,
     ):
         self.seq_length = preset.model.seq_length
         self._has_learnt = preset.data.has_conversations
@@ -99,21 +101,19 @@ class Stream:
             "consumed": start_row,
             "wanted": start_row,
             "header": header,
+            "fresh": fresh,
+            "begun": begun_windows[-1],
             "go": False,
         }
         self._intact_rows = sys.maxsize  # before the first that was made again
         self._windows: dict[tuple[int, int], np.ndarray] = {}  # rows by (first, end) in the journal
+        self.epochs: list[int] = []
         self._process = ProducerProcess(request)
 
     @property
     def status(self) -> str:
         """The current work or trouble of the producer, or ""."""
         return self._process.status
-
-    @property
-    def epochs(self) -> dict[str, int]:
-        """The number of epochs that each source label has completed."""
-        return self._process.epochs
 
     def take_notices(self) -> list[str]:
         """Return what the producer noticed since the last call, such as a file that it skips."""
@@ -205,7 +205,10 @@ class Stream:
         windows, parts = {}, []
         for start, stop, places in self._order.places(first, count, self._num_rows()):
             window = self._windows.get((start, stop))
-            windows[start, stop] = self._reader.rows(start, stop - start) if window is None else window
+            if window is None:
+                window = self._reader.rows(start, stop - start)
+                self.epochs = [source["epoch"] for source in self.progress(start)]
+            windows[start, stop] = window
             parts.append(windows[start, stop][places])
         self._windows = windows  # those of the last rows: training reads on in them
         records = np.concatenate(parts)

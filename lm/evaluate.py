@@ -4,7 +4,7 @@ errors, and on answers alone.
 Bits per byte (nats / ln 2 / bytes of predicted text) is comparable across tokenizers. Every batch
 has the same shape, so that a compiled trunk is compiled only once for evaluation. Never here: the
 choice of held-out text, training state, communication between ranks (the caller passes a `reduce`
-that sums over them), other measurements on the hidden states (the caller passes a `observe`).
+that sums over them), other measurements on the hidden states (the caller passes an `observe`).
 
 Shapes: n rows, T seq_length (a row is T + 1 tokens), S sources, D hidden size, V vocabulary.
 """

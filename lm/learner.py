@@ -23,7 +23,7 @@ from lm.optim import Muon, build_optimizers, peak_learning_rates
 from lm.runtime.compiler import compile_choice, compile_problem
 from lm.runtime.devices import device_choice
 from lm.runtime.distributed import World
-from lm.runtime.estimate import check_memory
+from lm.runtime.estimate import check_memory, with_vocabulary
 from lm.runtime.machine import (
     device_name,
     keep_freed_memory,
@@ -71,7 +71,8 @@ class Learner:
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
             self._decisions += [(f"{threads} threads", thread_reason), *waiting_decisions()]
-        check_memory(preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
+        self._sized = with_vocabulary(preset, vocab_size)
+        check_memory(self._sized, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
@@ -117,7 +118,7 @@ class Learner:
 
     def stop_compiling(self, reason: str) -> None:
         """Use no compiled code from here on. Raises UserError if memory cannot hold eager steps."""
-        check_memory(self.preset, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
+        check_memory(self._sized, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
         self.compiled = False
         without = {"torch.compile": ("no torch.compile", reason)}
         self._decisions = [without.get(what, (what, why)) for what, why in self._decisions]

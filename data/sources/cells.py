@@ -185,6 +185,10 @@ def with_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.binary()
     if types.is_list(kind):
         return pa.list_(with_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(with_bytes(kind.value_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(with_bytes(kind.value_type), kind.list_size)
     if types.is_struct(kind):
         return pa.struct([(field.name, with_bytes(field.type)) for field in kind])
     return kind

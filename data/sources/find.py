@@ -51,7 +51,7 @@ def find_files(
     except CannotBeSearched as error:
         raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
-        others = Counter(file.suffix for file in islice(matching_files(root, "**/*.*"), MOST_LISTED))
+        others = Counter(file.suffix for file in islice(matching_files(root, "**/*.*"), MOST_LISTED) if file.suffix)
         advice = "add files"
         if others:
             (suffix, _), *_ = most = others.most_common(MOST_NAMED)

@@ -30,7 +30,8 @@ class HubModel:
     unreachable: str = ""  # why the Hub was not asked, if only the cache was
 
     def __str__(self) -> str:
-        return f"{self.name} at commit {self.commit[:12]}"
+        known = f" (as far as it was downloaded earlier: {self.unreachable})" if self.unreachable else ""
+        return f"{self.name} at commit {self.commit[:12]}{known}"
 
     def path(self, file: str) -> Path:
         """Return where a file of `sizes` is, whole. Raises StartPointError if it cannot be had."""

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
@@ -56,6 +57,7 @@ MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a r
 LONGEST_HEADER = 200  # characters
 MOST_COMPOUNDS = 100_000  # words with a hyphen remembered per file
 
+_WRITING = Lock()  # two sources may have a file in common
 NO_TEXT = "page without text (a scan? needs OCR)"
 
 _NUMBER = re.compile(r"\d+|\b[ivxl]+\b", re.IGNORECASE)  # page numbers are Arabic or Roman
@@ -113,7 +115,8 @@ class Extraction:
         if self._cache:
             output.seek(0)
             content = output.read()
-            write_atomically(self._cache, content + last_line(crc32(content)))
+            with _WRITING:
+                write_atomically(self._cache, content + last_line(crc32(content)))
         return output
 
     def cancel(self) -> None:

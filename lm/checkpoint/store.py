@@ -123,6 +123,14 @@ def _generations(folder: Path) -> tuple[str, ...]:
     return (*names, BEST) if (folder / BEST).is_file() else names
 
 
+def run_id(folder: Path) -> str | None:
+    """Return the id of the run whose checkpoints are in `folder`; None if they cannot be read."""
+    try:
+        return load(folder)[0].get("run_id")
+    except CheckpointError:
+        return None
+
+
 def best_loss(folder: Path, run_id: str, *, thorough: bool = False) -> float:
     """Return the held-out loss of a run's best checkpoint in `folder`; infinity without one.
 

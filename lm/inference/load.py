@@ -161,7 +161,7 @@ def load_recall(
     with suppress(Exception):  # damaged bytes can raise anything
         held_out = HeldOut.load(stream / HELD_OUT)
     header = state["stream_position"].get("header")
-    if not held_out or not isinstance(header, dict) or held_out.digest() != header.get("held_out"):
+    if not held_out or held_out.digest() != (header if isinstance(header, dict) else {}).get("held_out"):
         return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
     return fit_recall(model, held_out, bpe.token_bytes(tokenizer))
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.errors import UserError
+from configs.errors import ErrorOfOneRank, UserError
 from lm.runtime.devices import device_choice
 
 Result = TypeVar("Result")
@@ -51,7 +51,8 @@ class World:
         cuda = kind == "cuda"
         device = torch.device(kind, local_rank) if cuda else torch.device(kind)
         if cuda and local_rank >= torch.cuda.device_count():
-            raise UserError(
+            first_without = local_rank == torch.cuda.device_count()
+            raise (ErrorOfOneRank if first_without else UserError)(
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs: start torchrun with "
                 f"--nproc_per_node={torch.cuda.device_count()}."
             )

@@ -156,6 +156,12 @@ def disk_bytes(preset: Preset, token_budget: int) -> int:
     return 5 * checkpoint_bytes(preset) + journal + exports
 
 
+def with_vocabulary(preset: Preset, vocab_size: int) -> Preset:
+    """Return the preset with the vocabulary that its model will have: `data.tokenizer` decides it, where
+    one is given. What a run takes is estimated from this, nothing is trained with it."""
+    return preset.model_copy(update={"model": preset.model.model_copy(update={"vocab_size": vocab_size})})
+
+
 def export_bytes(preset: Preset) -> int:
     """Return the bytes of an export: fp32 weights of the model and of the heads."""
     model = preset.model

@@ -206,12 +206,19 @@ def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _control_group_limits() -> list[tuple[int, int]]:
-    """Return (limit, used) in bytes of memory, for each control group with a limit."""
+    """Return (limit, used) in bytes of memory, for each control group with a limit. Not used are copies
+    of files, which the kernel drops when memory is needed."""
     found = []
     for folder, second in _control_groups("memory"):
-        limit, used = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used, of_all = (
+            ("memory.max", "memory.current", "")
+            if second
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        )
         with suppress(OSError, ValueError):  # not visible in this container, or "max"
-            found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
+            counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = sum(int(counted.get(f"{of_all}{kind}_file", 0)) for kind in ("active", "inactive"))
+            found.append((int((folder / limit).read_text()), int((folder / used).read_text()) - files))
     return found
 
 

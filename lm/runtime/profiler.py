@@ -40,7 +40,11 @@ def profiler(folder: Path, is_first: bool) -> Iterator[Callable[[], None]]:
     path = folder / "trace.json.gz"
 
     def write(profiled: profile) -> None:
-        profiled.export_chrome_trace(str(path))
+        try:
+            profiled.export_chrome_trace(str(path))
+        except OSError as error:
+            log.warning("%s cannot be written (%s): training goes on.", path, error.strerror)
+            return
         log.info("A trace of %s steps is in %s: open it in ui.perfetto.dev", asked, path)
 
     steps = schedule(wait=SKIPPED, warmup=WARM_UP, active=asked, repeat=1)

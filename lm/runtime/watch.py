@@ -76,8 +76,8 @@ class Watch:
     exchange their status once a second through the first rank.
 
     A rank that is silent for STALL_TIMEOUT ends the job: its process is suspended, or its machine
-    or the network is lost. A rank that was asked to stop makes all stop. When the first rank
-    leaves the `with`, the watch ends for all. (A job that is suspended as a whole for longer than
+    or the network is lost. A rank that was asked to stop makes all stop. When a rank leaves
+    the `with`, the watch ends for all. (A job that is suspended as a whole for longer than
     the timeout ends when it continues.)
     """
 

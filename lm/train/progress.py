@@ -52,7 +52,8 @@ def headline(trainer: Trainer) -> str:
     if trainer.state.skipped_steps:
         parts.append(f"steps skipped: {trainer.state.skipped_steps}")
     if trainer.stream:
-        parts += [f"epoch {epoch + 1} of {label}" for label, epoch in trainer.stream.epochs.items()]
+        epochs = zip(trainer.labels, trainer.stream.epochs, strict=False)
+        parts += [f"epoch {epoch + 1} of {label}" for label, epoch in epochs if epoch]
         parts.append(trainer.stream.status)
     measures = records.head_measures or (result.heads if result else {})
     parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))

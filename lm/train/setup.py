@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from configs.diff import changes, check_continuable, describe, with_labels_of, with_shape_of
 from configs.errors import UserError
@@ -38,12 +41,10 @@ from lm.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-Checkpoint = dict[str, Any]
-
 
 def resume_or_begin(
     preset: Preset, world: World, folder: Path, token_budget: int, fresh: bool
-) -> tuple[Preset, Checkpoint | None, TrainState]:
+) -> tuple[Preset, dict[str, Any] | None, TrainState]:
     """Load the checkpoint of the unfinished run in `folder`, if there is one and
     no `fresh` run is wanted.
 
@@ -55,27 +56,27 @@ def resume_or_begin(
     numbers = len(preset.data.all_sources), len(preset.data.weights)
     rows_per_step, continued = preset.train.rows_per_process * world.size, preset.model.init_from is not None
     state = TrainState.new(*numbers, rows_per_step, continued=continued)
-    checkpoint = None if fresh else world.from_first(_load_unfinished, folder)
+    checkpoint = None if fresh else world.from_first(_load_checkpoint, folder)
     if checkpoint:
-        began_as = parse_preset(checkpoint["preset"], "the checkpoint")
-        edited = changes(began_as, preset)
-        check_continuable(began_as, edited)
+        saved = parse_preset(checkpoint["preset"], "the checkpoint")
+        edited = changes(saved, preset)
+        check_continuable(saved, edited)
         if edited:
-            log.info("Edited since this run began, and in force from here on:\n%s", describe(edited))
-        preset = with_shape_of(began_as, with_labels_of(began_as, preset))
+            log.info("Edited since this run was last saved, and in force from here on:\n%s", describe(edited))
+        preset = with_shape_of(saved, with_labels_of(saved, preset))
         state = TrainState.from_checkpoint(checkpoint, *numbers)
-        if state.tokens_seen % began_as.model.seq_length and not state.is_trained(token_budget):
+        if state.tokens_seen % saved.model.seq_length and not state.is_trained(token_budget):
             raise UserError(
                 f"The run in {folder} ended with its budget of {state.tokens_seen:,} tokens, within a row: it cannot be "
                 f"continued to {token_budget:,}. Start a new run, from its export (model.init_from) if you like."
             )
         # Otherwise the step's size is kept, for any number of processes and parts of the same rows.
-        if began_as.train.rows_per_process != preset.train.rows_per_process:
+        if saved.train.rows_per_process != preset.train.rows_per_process:
             state.global_batch_rows = rows_per_step
     return preset, checkpoint, state
 
 
-def _load_unfinished(folder: Path) -> Checkpoint | None:
+def _load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Return the checkpoint of the run in `folder`, or None."""
     if not store.latest_exists(folder):
         return None
@@ -85,7 +86,9 @@ def _load_unfinished(folder: Path) -> Checkpoint | None:
     return checkpoint
 
 
-def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None) -> tuple[Preset, StartPoint | None]:
+def with_start_point(
+    preset: Preset, world: World, checkpoint: dict[str, Any] | None
+) -> tuple[Preset, StartPoint | None]:
     """Return the preset with the shape of the model that it starts from, and that model, if this is
     the beginning of the run. A checkpoint has all that a resumed run needs of it.
 
@@ -100,7 +103,7 @@ def with_start_point(preset: Preset, world: World, checkpoint: Checkpoint | None
 def build_learner(run: Run, state: TrainState, start: StartPoint | None = None) -> Learner:
     """Build the learner, with the weights of `start` if there is one. Raises UserError for a model
     that memory cannot hold, a tokenizer that cannot be read, or rows too short for the heads."""
-    vocab_size, end_of_text = run.world.from_first(_vocabulary, run.preset, run.folder, start)
+    vocab_size, end_of_text = run.world.from_first(_vocabulary, run.preset, run.folder, start, state.stream_header)
     return Learner(
         run.preset,
         run.world,
@@ -111,10 +114,12 @@ def build_learner(run: Run, state: TrainState, start: StartPoint | None = None) 
     )
 
 
-def _vocabulary(preset: Preset, folder: Path, start: StartPoint | None) -> tuple[int, int]:
-    """Return (vocabulary size, id of the end-of-text token)."""
+def _vocabulary(
+    preset: Preset, folder: Path, start: StartPoint | None, header: dict[str, Any] | None
+) -> tuple[int, int]:
+    """Return (vocabulary size, id of the end-of-text token). `header`: of a resumed run's stream."""
     if preset.data.tokenizer:
-        given = bpe.load(preset.data.tokenizer)
+        given = _own_tokenizer(folder, header) or bpe.load(preset.data.tokenizer)
         return bpe.vocab_size(given), bpe.end_of_text(given)
     if not preset.model.init_from:
         return preset.model.vocab_size, 0  # as the one to be trained will have
@@ -127,7 +132,18 @@ def _vocabulary(preset: Preset, folder: Path, start: StartPoint | None) -> tuple
     return preset.model.vocab_size, start.end_of_text if start else bpe.end_of_text(bpe.load(path))
 
 
-def open_stream(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> Stream:
+def _own_tokenizer(folder: Path, header: dict[str, Any] | None) -> Tokenizer | None:
+    """Return the copy that a resumed run has of the tokenizer it was given, if it is intact: the file
+    itself may be gone by now, or another."""
+    if header:
+        with suppress(UserError):
+            tokenizer = bpe.load(folder / "tokenizer.json")
+            if bpe.fingerprint(tokenizer) == header["tokenizer_sha256"]:
+                return tokenizer
+    return None
+
+
+def open_stream(run: Run, state: TrainState, checkpoint: dict[str, Any] | None, fresh: bool) -> Stream:
     """Start the process that reads the sources; it writes nothing before `Stream.begin`."""
     return Stream(
         run.preset,
@@ -137,6 +153,7 @@ def open_stream(run: Run, state: TrainState, checkpoint: Checkpoint | None) -> S
         weight_changes=state.weight_changes,
         begun_windows=state.windows_begun,
         header=state.stream_header if checkpoint else None,
+        fresh=fresh,
     )
 
 
@@ -148,7 +165,8 @@ def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, 
     """
     preset, world, folder, token_budget = run
     steps_asked_for()  # or raises, before anything is written
-    needed = estimate.disk_bytes(preset, token_budget)
+    sized = estimate.with_vocabulary(preset, learner.vocab_size)
+    needed = estimate.disk_bytes(sized, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
     sources = world.from_first(_opened, stream)
@@ -160,7 +178,7 @@ def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, 
     data = preset.data
     weights = over_the_run(data.weights, len(sources), data.finish_share)
     known = data.mix_strategy == "weighted" or len(data.trained_sources) == 1
-    made = f"byte-level BPE, {counted(learner.vocab_size, 'token')}, trained on the head of the mixture"
+    made = f"byte-level BPE, {counted(learner.vocab_size, 'token')}, trained on the beginning of the mixture"
     if preset.model.init_from:
         made = f"that of {preset.model.init_from}, {counted(learner.vocab_size, 'token')}"
     card = StartCard(
@@ -178,6 +196,7 @@ def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, 
         disk_needed_bytes=needed,
         disk_free_bytes=world.from_first(_free_bytes, folder),
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
+        export_bytes=estimate.export_bytes(sized),
     )
     return world.from_first(_introduce, run, card, learner.compiled)
 
@@ -217,7 +236,7 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
     """Prepare the stream, with `fresh` after archiving the run in the folder; on the first rank only. What
     is left of a run without its checkpoints is archived in any case.
 
-    If it cannot be prepared (UserError), that run is back in its place. Tokenizer and chat template of
+    If it cannot be prepared, that run is back in its place. Tokenizer and chat template of
     `start` become those of the run: the producer finds them in the folder.
     """
     archived, folder = None, run.folder
@@ -235,9 +254,11 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
             if start.chat_template:
                 write_atomically(folder / TEMPLATE_FILE, start.chat_template.encode())
         return stream.begin(on_status=log.info)
-    except UserError:
-        if archived:
-            shutil.rmtree(folder / "stream", ignore_errors=True)  # what this start has written
+    except Exception:
+        if archived:  # without what this start has written
+            shutil.rmtree(folder / "stream", ignore_errors=True)
+            for name in ("tokenizer.json", TEMPLATE_FILE):
+                (folder / name).unlink(missing_ok=True)
             restore(folder, archived)
             log.info("It is back: nothing of the new run was kept.")
         raise

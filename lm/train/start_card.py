@@ -9,7 +9,7 @@ from data.heldout_choice import BYTES_PER_TOKEN
 from data.mixing import shares
 from data.order import finish_row
 from data.producer_client import SourceInfo
-from lm.runtime.estimate import export_bytes, num_milestones
+from lm.runtime.estimate import num_milestones
 
 WIDTH = 80  # columns
 # Four readings are worth nearly as much as new text, from sixteen on more teach little (Muennighoff et al.,
@@ -22,7 +22,7 @@ class StartCard:
     preset: Preset
     sources: list[SourceInfo]
     shares: list[float]  # of the tokens, by source; zeros where they are not known yet
-    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the head of the mixture"
+    tokenizer: str  # "byte-level BPE, 8192 tokens, trained on the beginning of the mixture"
     num_parameters: int
     rows_per_step: int
     world_size: int
@@ -33,6 +33,7 @@ class StartCard:
     disk_needed_bytes: int
     disk_free_bytes: int
     tokens_per_second: float  # of the dry run
+    export_bytes: int
 
     @property
     def tokens_per_step(self) -> int:
@@ -91,7 +92,7 @@ def _expectations(preset: Preset) -> list[tuple[str, str]]:
 def _milestones(card: StartCard) -> list[tuple[str, str]]:
     number = num_milestones(card.preset.train, card.token_budget)
     at_most = "up to " * (card.preset.train.keep_at_tokens == "babylm")  # by words, which are not counted yet
-    size = human_bytes(export_bytes(card.preset))
+    size = human_bytes(card.export_bytes)
     return [("milestones", f"{at_most}{number}, each of {size}, in checkpoints/milestones/")] if number else []
 
 

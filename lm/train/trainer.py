@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -107,7 +108,11 @@ class Trainer:
             self.start_point = checkpoint.get("start_point", {})
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
-        utilization = self._flops_per_token / (matmul_flops * world.size)
+        # A CPU's measured products are those of all its cores, which its processes share.
+        devices = (
+            world.size if learner.device_type == "cuda" else world.size / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        )
+        utilization = self._flops_per_token / (matmul_flops * devices)
         self.records = Records(run, state, utilization)
         # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
         # never needs that model again.
@@ -200,7 +205,7 @@ class Trainer:
             )
 
     def _check_no_other_run(self) -> None:
-        if store.latest_exists(self.folder):
+        if store.latest_exists(self.folder) and store.run_id(self.folder) != self.state.run_id:
             raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
 
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
@@ -235,7 +240,7 @@ class Trainer:
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
             self.records.last_line, line = state.tokens_seen, self._line()
-        counted = predicted if step.learnt is None else predicted & step.learnt[:, 1:]
+        counted = targets_of(plan, self.preset.model.seq_length, step.learnt)
         num_bytes = int((self.token_bytes[step.tokens[:, 1:]] * counted).sum())
         self._pending.append(Pending(launched, num_bytes, line))
         self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)

@@ -147,7 +147,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"train": {"warmup_fraction": 0.6}}, "train.decay_fraction = 0.5\n    warmup_fraction 0.6 + decay_fraction"),
         ({"data": {"sources": []}}, "1 to 200 of them"),
         ({"data": {"sources": ["wikipedia"] * 201}}, "at most 200 items"),
-        ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of the 2"),
+        ({"data": {"sources": ["wikipedia", QA], "source_weights": [1]}}, "1 given; needed: one for each of 2"),
         ({"data": {"sources": ["wikipedia"], "source_weights": [0]}}, "data.source_weights[0] = 0"),
         (
             {"data": {"sources": [{"path": "x"}]}},
@@ -179,7 +179,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"data": {"sources": ["c4"], "finish": {"share": 0.1}}}, "data.finish.sources is missing"),
         (
             {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1, 2]}}},
-            "data.finish.source_weights = [1, 2]\n    2 given; needed: one for each of the 1 source",
+            "data.finish.source_weights = [1, 2]\n    2 given; needed: one for each of 1 source",
         ),
         (
             {"data": {"sources": ["c4"], "finish": {"share": 0.1, "sources": ["c4"], "source_weights": [1]}}},

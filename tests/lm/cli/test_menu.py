@@ -410,6 +410,7 @@ def card(**changes) -> StartCard:
         "disk_needed_bytes": 700_000_000,
         "disk_free_bytes": 90_000_000_000,
         "tokens_per_second": 20_000.0,
+        "export_bytes": 60_000_000,
     }
     return StartCard(**{**values, **changes})
 

@@ -72,11 +72,12 @@ def test_settings_reach_generation_and_wrong_ones_are_explained(monkeypatch):
 
 def test_a_text_may_have_several_lines(monkeypatch):
     _, calls = converse(
-        ["def f(x):\\", "    if x:\\", "        return \t", "/* pasted */\nint x;", "  x  "], monkeypatch
+        ["def f(x):\\", "    if x:\\", "        return \t", "/* pasted */\nint x;", "", "// one", "  x  "], monkeypatch
     )
     assert [bytes(tokens[1:]) for tokens, _ in calls] == [
         b"def f(x):\n    if x:\n        return",
         b"/* pasted */\nint x;",
+        b"// one",
         b"  x",
     ]
 
@@ -193,7 +194,7 @@ def test_a_seed_gives_the_same_text_of_a_real_model():
         Decoder(Transformer(config, 256)),
         lambda text: list(text.encode()),
         lambda tokens: " ".join(map(str, tokens)),
-        ask=lambda _: next(lines, ""),
+        ask=lambda _: next(lines, "/quit"),
         write=written.append,
     )
     first, other, same = re.findall(r"(?m)^([\d ]+)\n\[20 tokens", "".join(written))
@@ -203,7 +204,7 @@ def test_a_seed_gives_the_same_text_of_a_real_model():
 
 def test_talking_to_a_real_model():
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=1, seq_length=32, mlp_size=16)
-    lines, written = iter(["hello", ""]), []
+    lines, written = iter(["hello", "/quit"]), []
     talk(
         Decoder(Transformer(config, 256)),
         lambda text: list(text.encode()),

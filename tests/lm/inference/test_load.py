@@ -34,15 +34,19 @@ def test_recall_is_fitted_on_the_held_out_text_of_the_run_and_no_other(tmp_path)
     tokenizer, chance = bpe.train(["a few words"], 300), random.Random(1)
     config = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, seq_length=LENGTH, mlp_size=64)
     model, path = random_model(config, 300), tmp_path / "stream" / HELD_OUT
-    assert "missing or damaged" in load.load_recall(tmp_path, model, tokenizer)[1]
+    state = {"stream_position": {}}
+    assert "missing or damaged" in load.load_recall(state, tmp_path, model, tokenizer)[1]
     path.parent.mkdir()
     texts = held_out([document(chance, 12) for _ in range(8)])
     texts.save(path)
-    write_header(path.parent, {"held_out": texts.digest()})
-    recall, words = load.load_recall(tmp_path, model, tokenizer)
+    state["stream_position"]["header"] = {"held_out": texts.digest()}
+    recall, words = load.load_recall(state, tmp_path, model, tokenizer)
     assert recall
     assert "bits per byte" in words
-    held_out([document(chance, 12) for _ in range(8)]).save(path)
-    assert load.load_recall(tmp_path, model, tokenizer)[0] is None
+    others = held_out([document(chance, 12) for _ in range(8)])
+    others.save(path)
+    write_header(path.parent, {"held_out": others.digest()})  # another run, since this chat began
+    assert load.load_recall(state, tmp_path, model, tokenizer)[0] is None
+    texts.save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert load.load_recall(tmp_path, model, tokenizer)[0] is None
+    assert load.load_recall(state, tmp_path, model, tokenizer)[0] is None
