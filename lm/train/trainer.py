@@ -196,9 +196,12 @@ class Trainer:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
         assert self._lock, "the first rank's"
-        if is_lost := self._lock.is_lost:
+        is_there = (self.folder / "stream" / HEADER).exists()
+        if self._lock.is_lost:
             self._check_no_other_run()
-        if is_lost or not (self.folder / "stream" / HEADER).exists():
+            if is_there:  # the lock alone was deleted
+                self._lock.regain()
+        if not is_there:
             raise UserError(
                 f"{self.folder} was removed, moved or emptied while this run was using it. Start again to resume from what "
                 "is saved there: the rows are made again, metrics and samples begin anew."

@@ -446,6 +446,13 @@ def test_conversations_stand_alone_in_their_source_and_what_people_write_for_the
         assert keys in refusal(data={"sources": [{**chat, **words}]})
 
 
+def test_a_vocabulary_has_room_for_the_markers_of_turns():
+    chat = {"sources": [{"type": "hf", "dataset": "owner/chat", "messages": "messages"}]}
+    assert "at least 261" in refusal(data=chat, model={**MODEL, "vocab_size": 260})
+    assert parse(data=chat, model={**MODEL, "vocab_size": 261})
+    assert parse(model={**MODEL, "vocab_size": 258})
+
+
 def test_so_many_changes_of_weights_as_no_checkpoint_holds_are_refused_with_the_least_interval():
     sources = {"sources": [{**TEXT, "label": f"text {n}"} for n in range(200)]}
     adaptive = {"enable_adaptive_sources": True, "adaptive_interval_tokens": 100_000}

@@ -94,6 +94,21 @@ def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_
     assert 100 < ended.value.num_rows < 900
 
 
+def test_a_finish_gives_again_what_the_run_has_read_before_and_drops_copies_of_its_own(tmp_path, started):
+    for number in range(300):
+        path = tmp_path / "notes" / ("best" if number % 10 == 0 else "") / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"Note {number} says that {number**7} is the seventh power of it.")
+    (tmp_path / "notes" / "best" / "copy.txt").write_text((tmp_path / "notes" / "best" / "0.txt").read_text())
+    main, best = ({"type": "text", "path": str(path)} for path in (tmp_path / "notes", tmp_path / "notes" / "best"))
+    preset = make_preset(sources=[main], weights=None, finish={"share": 0.25, "sources": [best]})
+    stream = started(preset, tmp_path / "run", 800 * T)
+    _, source, _ = read_all(stream, 800)
+    assert [set(source[a:b, 1:].ravel().tolist()) for a, b in ((0, 600), (600, 800))] == [{0}, {1}]
+    dropped = [entry["skipped"].get("duplicate", 0) for entry in stream.progress(800)]
+    assert dropped[1] == 1
+
+
 def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):
     watched = tmp_path / "watched"
     watched.mkdir()

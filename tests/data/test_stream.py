@@ -216,6 +216,33 @@ def test_a_stream_is_not_continued_with_other_data(tmp_path, started):
         read_all(started(make_preset(), tmp_path, 100 * T), 100)
 
 
+def test_a_new_run_is_not_told_what_has_changed_since_the_run_that_it_puts_aside(tmp_path, started):
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"The square of {number} is {number**2}. " * 9)
+    preset = make_preset(sources=[{"type": "text", "path": str(tmp_path / "text")}], weights=None)
+    stream = started(preset, tmp_path / "run", 100 * T)
+    read_all(stream, 100)
+    stream.close()
+    (tmp_path / "text" / "new.txt").write_text("Another text.")
+    said = [started(preset, tmp_path / "run", 100 * T, fresh=fresh).wait_opened()[0].notices for fresh in (False, True)]
+    assert "its files changed since this run began" in said[0][0]
+    assert said[1] == []
+
+
+def test_a_window_that_has_begun_is_made_to_its_end_also_for_a_smaller_budget(tmp_path, started):
+    stream = started(make_preset(), tmp_path, 2000 * T)
+    whole = read_all(stream, 1500)[0]
+    begun = stream.windows_begun(1500)
+    stream.close()
+    assert begun[-1] > 1400
+    (tmp_path / "stream" / "rows.bin").unlink()
+    smaller = started(make_preset(), tmp_path, 1400 * T, start_row=1300, begun_windows=begun)
+    smaller.begin()
+    until = time.monotonic() + 60
+    np.testing.assert_array_equal(smaller.rows(0, 1400, lambda: time.monotonic() > until)[0], whole[:1400])
+
+
 def test_a_given_tokenizer_is_used(tmp_path, started):
     given = bpe.train([path.read_text() for path in (LIBRARY / "json").glob("*.py")], 400)
     given.save(str(tmp_path / "given.json"))

@@ -145,6 +145,8 @@ def test_only_the_wanted_columns_of_a_parquet_file_are_read(hub):
         (pa.array([[None]], pa.list_(pa.string())), None),
         (pa.array([[]], pa.list_(pa.string())), None),
         (pa.array([["a", "b"]], pa.large_list(pa.string())), "a\nb"),
+        (pa.array([[b"a\xff"]], pa.large_list(pa.large_binary())).view(pa.large_list(pa.large_string())), "a\ufffd"),
+        (pa.array([[b"a\xff"]], pa.list_(pa.binary(), 1)).view(pa.list_(pa.string(), 1)), "a\ufffd"),
     ],
 )
 def test_a_cell_of_any_type_that_holds_text(opened, value, text):

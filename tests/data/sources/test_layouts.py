@@ -81,6 +81,12 @@ def test_a_folder_of_other_files_says_which_glob_reads_them(tmp_path):
         open_source(TextSource(type="text", path=str(tmp_path), label="t"), cache_dir=None, seed=1)
 
 
+def test_a_folder_of_hidden_files_alone_has_nothing_to_read(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    with pytest.raises(SourceError, match=r"holds no file that matches '\*\*/\*\.txt'; add files$"):
+        open_source(TextSource(type="text", path=str(tmp_path), label="t"), cache_dir=None, seed=1)
+
+
 # ---- splits, slices, revisions -------------------------------------------------------------------
 
 
@@ -289,7 +295,7 @@ def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
     sources = open_sources(preset, None, events)
     prepared, _ = prepare(preset, stream_dir, None, sources, 10**6, events)
     orders = SimpleNamespace(weight_changes=[], limit=10**6)
-    Producer(preset, stream_dir, prepared, sources, 10**6, orders, events).run()
+    Producer(preset, stream_dir, prepared, sources, 10**6, 0, orders, events).run()
     events = [json.loads(line) for line in sent.getvalue().splitlines()]
     notices = [event["message"] for event in events if event["event"] == "notice"]
     assert len(notices) == 2, notices

@@ -91,6 +91,12 @@ def test_a_folder_that_is_removed_or_emptied_gets_the_weights_and_the_run_is_res
     assert state_in(tmp_path / "run")["tokens_seen"] == BUDGET
 
 
+def test_a_lock_that_is_deleted_is_taken_again(train, after, tmp_path):
+    after(5_000, lambda trainer: (trainer.folder / ".lock").unlink())
+    assert train(tmp_path / "run")
+    assert state_in(tmp_path / "run")["tokens_seen"] == BUDGET
+
+
 def test_a_folder_that_another_run_has_by_now_is_not_written_into(train, after, tmp_path):
     def exchange(trainer: Trainer) -> None:
         trainer.folder.rename(tmp_path / "moved")

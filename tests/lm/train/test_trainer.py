@@ -302,6 +302,31 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     assert gather_menu(tmp_path, main.CONFIGS).current.finished
 
 
+def test_a_run_continued_to_a_larger_budget_is_not_finished_by_the_report_of_the_smaller(make, tmp_path):
+    def train(token_budget: int) -> bool:
+        return main.train(make(), token_budget=token_budget, checkpoint_dir=tmp_path)
+
+    report = tmp_path / "report.md"
+    assert train(2_048)
+    assert report.exists()
+    with stop_at(3_000):
+        assert train(6_144) is False
+    assert not report.exists()
+    assert train(6_144)
+    assert "6,144" in report.read_text()
+
+
+def test_a_run_needs_the_tokenizer_that_it_was_given_only_at_its_beginning(make, text, tmp_path):
+    given = tmp_path / "given.json"
+    bpe.train([path.read_text() for path in (text / "large").glob("*.txt")], 350).save(str(given))
+    preset = make(data={"tokenizer": str(given)})
+    with stop_at(1_000):
+        assert not main.train(preset, token_budget=2_048, checkpoint_dir=tmp_path / "run")
+    given.unlink()
+    assert main.train(preset, token_budget=2_048, checkpoint_dir=tmp_path / "run")
+    assert len(load(tmp_path / "run")["model"]["embed.weight"]) == 350
+
+
 def test_the_menu_knows_which_time_was_measured(make, tmp_path):
     tried, other = make(), make(model={"num_layers": 3})
     (tmp_path / "00_tried.json").write_text(tried.to_json())
