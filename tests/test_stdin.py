@@ -129,7 +129,7 @@ def test_control_characters_in_a_terminal(typed, says, plain):
 def test_ctrl_c_ends_an_answer_and_not_the_talk(plain):
     """Typed the moment a prompt appears, many times: none comes at an instant at which nobody hears it."""
     program, *_ = plain["python"]
-    result = in_terminal(program, LAUNCHERS["python"], ["t\n", *["\x03"] * 50, "\n"])
+    result = in_terminal(program, LAUNCHERS["python"], ["t\n", *["\x03"] * 50, "/quit\n"])
     assert result.code == 0, result.out
     assert result.out.count("(/quit leaves)") == 50
 

@@ -210,16 +210,19 @@ def _control_group_limits() -> list[tuple[int, int]]:
     of files, which the kernel drops when memory is needed."""
     found = []
     for folder, second in _control_groups("memory"):
-        limit, used, of_all = (
-            ("memory.max", "memory.current", "")
-            if second
-            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        )
+        limit, used = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         with suppress(OSError, ValueError):  # not visible in this container, or "max"
-            counted = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            files = sum(int(counted.get(f"{of_all}{kind}_file", 0)) for kind in ("active", "inactive"))
-            found.append((int((folder / limit).read_text()), int((folder / used).read_text()) - files))
+            held = int((folder / used).read_text()) - _copies_of_files(folder, second)
+            found.append((int((folder / limit).read_text()), held))
     return found
+
+
+def _copies_of_files(group: Path, second: bool) -> int:
+    with suppress(OSError, ValueError):
+        counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        names = [f"{'' if second else 'total_'}{kind}_file" for kind in ("active", "inactive")]
+        return sum(int(counted.get(name, 0)) for name in names)
+    return 0
 
 
 def physical_cores() -> int:

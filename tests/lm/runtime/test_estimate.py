@@ -359,3 +359,14 @@ def test_threads_are_the_cores_that_a_process_may_use(quota, environment, expect
     command = [sys.executable, "-c", textwrap.dedent(code)]
     printed = subprocess.check_output(command, cwd=ROOT, env=kept | environment, text=True)
     assert int(printed) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+def test_copies_of_files_are_free_memory(tmp_path, monkeypatch):
+    facts = {"max": "1000000", "current": "900000", "stat": "anon 300000\ninactive_file 400000\nactive_file 200000\n"}
+    for name, fact in facts.items():
+        (tmp_path / f"memory.{name}").write_text(fact)
+    monkeypatch.setattr(machine, "_control_groups", lambda controller: [(tmp_path, True)])
+    assert machine.available_memory() == 700_000
+    (tmp_path / "memory.stat").unlink()
+    assert machine.available_memory() == 100_000
