@@ -393,7 +393,10 @@ MUTATIONS = {
         "main.py", "trainer.save_at_once()", "pass", "tests/lm/train/test_ended_runs.py"
     ),
     "a run is saved over another": Mutation(
-        "lm/train/trainer.py", "if store.latest_exists(self.folder):", "if False:", "tests/lm/train/test_ended_runs.py"
+        "lm/train/trainer.py",
+        "if store.latest_exists(self.folder) and",
+        "if False and",
+        "tests/lm/train/test_ended_runs.py",
     ),
     "a closed terminal goes unheard": Mutation(
         "lm/runtime/signals.py", '"SIGHUP", "SIGQUIT")', '"SIGQUIT")', "tests/test_lost_terminal.py"
@@ -592,7 +595,7 @@ MUTATIONS = {
         "tests/data/test_heldout.py",
     ),
     "a copy in another source is kept": Mutation(
-        "data/duplicates.py", "before % EPOCH != source or", "", "tests/data/test_duplicates.py"
+        "data/duplicates.py", "before % SOURCES != source or", "", "tests/data/test_duplicates.py"
     ),
     "records of earlier appends are lost": Mutation(
         "data/duplicates.py", "self._given.update(", "self._given = dict(", "tests/data/test_duplicates.py"
@@ -752,7 +755,7 @@ MUTATIONS = {
         "tests/lm/export/test_huggingface.py",
     ),
     "the menu never looks again": Mutation(
-        "lm/cli/menu.py", "        menu = look_again()\n        try:", "        try:", "tests/lm/cli/test_menu.py"
+        "lm/cli/menu.py", "        menu = looked_again()\n        try:", "        try:", "tests/lm/cli/test_menu.py"
     ),
     "a signal leaves the terminal without echo": Mutation(
         "lm/runtime/signals.py", "        restore_terminal()\n", "", "tests/lm/runtime/test_terminal.py"

@@ -65,7 +65,7 @@ def test_a_model_that_has_read_conversations_answers(trained):
     result = trained.run("\n".join(lines) + "\n")
     assert result.code == 0, result.err
     assert "It is small and makes things up" in result.out
-    answers = re.findall(r"> (.*)\n\[(\d+) tokens, \d+ tokens/s, seed \d+.*\]\n", result.out)
+    answers = re.findall(r"> (.*)\n\[(\d+) tokens?, \d+ tokens/s, seed \d+.*\]\n", result.out)
     num_tokens = len(bpe.load(trained.checkpoints / "tokenizer.json").encode(ANSWER).ids)
     assert answers[:3] == [(ANSWER, str(num_tokens))] * 3, result.out  # the end of the turn is none of them
     assert len(answers) == 4

@@ -162,7 +162,10 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
     result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={}, utilization=0.0)
     state = SimpleNamespace(skipped_steps=0)
-    bar = headline(SimpleNamespace(stream=stream, state=state, records=records, result=result))  # rows are left
+    labels = [source.label for source in make_preset().data.all_sources]
+    bar = headline(
+        SimpleNamespace(labels=labels, stream=stream, state=state, records=records, result=result)
+    )  # rows are left
     assert bar.endswith(f", {stream.status}")
 
     said, waited = [], stream.wait_seconds

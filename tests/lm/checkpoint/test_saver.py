@@ -1,6 +1,7 @@
 """Saving in the background: the state of one moment, whole, one after the other."""
 
 import shutil
+import threading
 import time
 from threading import Event
 
@@ -44,7 +45,8 @@ def test_a_save_waits_for_the_one_before(tmp_path):
 def test_the_last_save_is_tried_again_and_its_failure_raised(tmp_path, monkeypatch):
     saver, obstacle, waits = Saver(tmp_path), tmp_path / ALIAS, []
     obstacle.mkdir()
-    monkeypatch.setattr("lm.checkpoint.saver.time.sleep", waits.append)
+    main, sleep = threading.current_thread(), time.sleep  # threads of other tests may still be there
+    monkeypatch.setattr(time, "sleep", lambda s: waits.append(s) if threading.current_thread() is main else sleep(s))
     with pytest.raises(CheckpointError, match="directory"):
         saver.save_last(make_state(1))
     assert len(waits) == MAX_FAILURES - 1

@@ -79,7 +79,7 @@ def test_the_oldest_messages_leave_whole_and_the_system_prompt_stays(conversatio
     assert [prompt.count("<|user|>") for prompt in seen] == [1, 2, 3, 3, 3]
     assert all(prompt.startswith("<|endoftext|><|system|>Be brief.<|end|><|user|>abc") for prompt in seen)
     assert all(len(tokens) <= 75 for tokens, _ in calls[:-1])
-    assert "it no longer sees your first 1 message]" in text
+    assert "it no longer sees your first message]" in text
     assert "it no longer sees your first 2 messages]" in text
     assert last.count("<|user|>") == 1
     assert "it sees only the end of this: 75 tokens]" in text
