@@ -162,8 +162,8 @@ def train(
     """Train one whole run of `token_budget` tokens, or the rest of the unfinished one in
     `checkpoint_dir`, without questions.
 
-    Returns whether the run is finished: False if it was asked to stop. With `fresh`, an existing run is archived first. Raises
-    PresetError if the unfinished run's weights do not fit the preset, UserError for everything
+    Returns whether the run is finished: False if it was asked to stop. With `fresh`, an existing run is
+    archived first. Raises PresetError if the unfinished run's weights do not fit the preset, UserError for everything
     else that the user can fix, such as a larger budget for a run that ended within a row.
     """
     from lm.runtime.distributed import World
@@ -238,12 +238,12 @@ def training_loop(trainer: Trainer) -> bool:
         seen = trainer.state.tokens_seen
         log.info("Saved at %s tokens. `python main.py` and Enter continue there.", f"{seen:,}")
         return False
-    end_run(trainer)
-    return True
+    return end_run(trainer)
 
 
-def end_run(trainer: Trainer) -> None:
-    """Finish a run: save first, then evaluate on all held-out text, export and report."""
+def end_run(trainer: Trainer) -> bool:
+    """Finish a run: save first, then evaluate on all held-out text, export and report. Returns False
+    if it was asked to stop before the report."""
     from lm.train.best import keep_if_best
     from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
     from lm.train.milestones import keep_milestones
@@ -261,10 +261,11 @@ def end_run(trainer: Trainer) -> None:
     evaluation = measure(trainer, everything=True)
     if evaluation is None:  # asked to stop during the last step
         log.info("%s", trainer.stop.farewell)
-        return
+        return False
     keep_if_best(trainer, (subset or evaluation).loss)
     sample(trainer)
     trainer.world.from_first(export_and_report, trainer, evaluation.bits_per_byte)
+    return True
 
 
 def export_and_report(trainer: Trainer, bits_per_byte: float) -> None:

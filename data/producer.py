@@ -2,9 +2,10 @@
 
 JSON lines, UTF-8, both ways. The first line on stdin is the request {"preset": JSON text,
 "stream_dir", "token_budget", "header": of a resumed run's journal or null, "weight_changes":
-[[from_row, weights], ...], "consumed": row, "wanted": row, "go": false}; every later line is an
-object with those of the last four that have changed (a `header` in it is for a producer that is
-started again). Events on stdout: source, opened, ready, status, notice, epoch, exhausted, error.
+[[from_row, weights], ...], "fresh": whether what `stream_dir` has is another run's, "begun": the end
+of the last window begun, "consumed": row, "wanted": row, "go": false}; every later line is an object
+with those of `weight_changes` and the last three that have changed (a `header` in it is for a producer
+that is started again). Events on stdout: source, opened, ready, status, notice, exhausted, error.
 
 1. Opens every source in parallel and writes nothing.                        -> source ..., opened
 2. On "go": prepares a new stream (data/prepare.py), or checks an existing one against the preset,

@@ -71,8 +71,7 @@ class Learner:
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
             self._decisions += [(f"{threads} threads", thread_reason), *waiting_decisions()]
-        self._sized = with_vocabulary(preset, vocab_size)
-        check_memory(self._sized, self.device_type, low_precision=self.dtype != torch.float32, compiled=self.compiled)
+        self._check_memory(compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
@@ -116,9 +115,13 @@ class Learner:
         )
         return [*self._decisions, graphs]
 
+    def _check_memory(self, *, compiled: bool) -> None:
+        sized, low_precision = with_vocabulary(self.preset, self.vocab_size), self.dtype != torch.float32
+        check_memory(sized, self.device_type, low_precision=low_precision, compiled=compiled)
+
     def stop_compiling(self, reason: str) -> None:
         """Use no compiled code from here on. Raises UserError if memory cannot hold eager steps."""
-        check_memory(self._sized, self.device_type, low_precision=self.dtype != torch.float32, compiled=False)
+        self._check_memory(compiled=False)
         self.compiled = False
         without = {"torch.compile": ("no torch.compile", reason)}
         self._decisions = [without.get(what, (what, why)) for what, why in self._decisions]

@@ -123,7 +123,7 @@ def _generations(folder: Path) -> tuple[str, ...]:
     return (*names, BEST) if (folder / BEST).is_file() else names
 
 
-def run_id(folder: Path) -> str | None:
+def run_id_in(folder: Path) -> str | None:
     """Return the id of the run whose checkpoints are in `folder`; None if they cannot be read."""
     try:
         return load(folder)[0].get("run_id")

@@ -216,27 +216,26 @@ def _samples(samples: Sequence[Section]) -> list[str]:
 
 
 def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
-    if start := preset.model.init_from:
-        return f"""- It continues the training of `{table_cell(start)}`: what that model had read and was taught, its limits
-  and its licence apply as well.
-- It states what is false as fluently as what is true: rely on nothing it says.
-- What is wrong, offensive or private in the sources above may come out again.
-- In this run it has seen no position beyond {preset.model.seq_length} tokens.
-- {_measured(run, chats)}
-- The licences above are those of this run's text. Whoever redistributes the model must determine the terms."""
     taught = (
         "It learnt the form of conversations from the sources above. It was not taught to be right, to be safe or to decline,\n"
         "  and follows few instructions."
         if chats
         else "It continues text. It was not taught to follow instructions, to converse or to decline."
     )
+    knows = """It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
+  offensive or private in the sources may come out again."""
+    seen, licences = "It has never seen a", "the text's"
+    if start := preset.model.init_from:
+        taught = f"""It continues the training of `{table_cell(start)}`: what that model had read and was taught, its limits
+  and its licence apply as well."""
+        knows = "What is wrong, offensive or private in the sources above may come out again."
+        seen, licences = "In this run it has seen no", "those of this run's text"
     return f"""- {taught}
 - It states what is false as fluently as what is true: rely on nothing it says.
-- It knows only what it read, the sources above; other languages and subjects come out as noise, and what is wrong,
-  offensive or private in the sources may come out again.
-- It has never seen a position beyond {preset.model.seq_length} tokens.
+- {knows}
+- {seen} position beyond {preset.model.seq_length} tokens.
 - {_measured(run, chats)}
-- The licences above are the text's. Whoever redistributes the model must determine the terms."""
+- The licences above are {licences}. Whoever redistributes the model must determine the terms."""
 
 
 def _measured(run: RunFacts, chats: bool) -> str:

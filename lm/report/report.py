@@ -1,8 +1,7 @@
 """The report of a run: report.md and its figures (lm/report/figures.py), made from metrics.jsonl,
 samples.md, the preset and the facts of the run.
 
-May be written at any time,
-also for an unfinished run. Never here: measuring, the network.
+May be written at any time, also for an unfinished run. Never here: measuring, the network.
 """
 
 from __future__ import annotations

@@ -44,10 +44,8 @@ class _Output(io.TextIOWrapper):
 def outlive_output() -> None:
     """Let the program go on when stdout or stderr is gone: a closed terminal, a pipe that nobody
     reads (`| head`), a full disk. To be called first of all, before any file is opened."""
-    if isinstance(
-        sys.stdin, io.TextIOWrapper
-    ):  # in some locales bytes that are no UTF-8 would be read as half of a character
-        sys.stdin.reconfigure(errors="strict")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # in some locales what is no UTF-8 would be read as surrogates
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # one that was closed at the start: a file of ours would get its number, and the output
     os.close(descriptor)

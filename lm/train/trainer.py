@@ -208,7 +208,7 @@ class Trainer:
             )
 
     def _check_no_other_run(self) -> None:
-        if store.latest_exists(self.folder) and store.run_id(self.folder) != self.state.run_id:
+        if store.latest_exists(self.folder) and store.run_id_in(self.folder) != self.state.run_id:
             raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
 
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:

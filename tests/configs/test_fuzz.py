@@ -22,7 +22,7 @@ from tests.cpu_clock import CpuClock
 
 TIMES = 20 if os.environ.get("FULL_COUNTS") == "1" else 1
 # The same examples every time, but for FULL_COUNTS: a test that fails once in a while would be run again, not looked at.
-UNHURRIED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
+UNHURRIED = settings(suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
 LONGEST_SECONDS = 0.5
 
 VALID = {

@@ -65,7 +65,7 @@ def test_a_model_to_start_from_stands_for_the_shape():
     assert (known.hidden_size, known.num_layers, known.head_dim, known.unknown) == (64, 2, 8, set())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     heads=st.integers(1, 16),
     half_head=st.integers(8, 64),

@@ -59,7 +59,7 @@ def furthest_off(mixer, weights, lengths):
     return furthest
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(2, 12),
     weights_of,
@@ -79,7 +79,7 @@ def test_weighted_is_never_further_off_than_one_document(num_sources, weights, s
     assert furthest_off(Mixer("weighted", weights), [weights] * 200, lengths) < 1 + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(2, 12),
     st.lists(weights_of, min_size=6, max_size=6),

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.journal import run_ahead_rows
@@ -13,7 +13,6 @@ from data.order import RowOrder, window_edges
 pytestmark = pytest.mark.core
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 900), st.integers(0, 2**32 - 1), st.integers(1, 700))
 def test_every_row_is_read_once_from_its_own_window(num_rows, run_ahead, seed, step):
     edges = window_edges(num_rows, run_ahead)
@@ -51,7 +50,6 @@ def test_a_window_ends_where_the_sources_did():
     assert sorted(rows) == list(range(10, 23))
 
 
-@settings(deadline=None)
 @given(row=st.integers(0, 1000), budget=st.integers(1000, 2000))
 def test_a_run_that_is_given_another_budget_reads_its_windows_to_their_end(row, budget):
     before = RowOrder(window_edges(1000, 300), 1)

@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import AuxiliaryConfig, parse_preset
@@ -61,7 +61,6 @@ def test_schedule_warms_up_stays_and_falls():
 
 
 @given(progress=st.floats(0, 1, exclude_max=True), warmup=st.floats(0, 1), decay=st.floats(0, 1))
-@settings(deadline=None)
 def test_schedule_is_a_share_of_the_peak_whatever_the_settings(progress, warmup, decay):
     assert 0 < learning_rate_factor(progress, warmup, decay) <= 1
     assert learning_rate_factor(1.0, warmup, decay) == (0 if decay else 1)

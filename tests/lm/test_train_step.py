@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
     world_size=st.integers(1, 4),
     token_budget=st.integers(1, 700),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
     batch_rows, seq_length, accumulation, world_size, token_budget
 ):
@@ -58,7 +58,6 @@ def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
 
 
 @given(num_rows=st.integers(0, 50), world_size=st.integers(1, 8))
-@settings(deadline=None)
 def test_ranks_share_rows_evenly_and_in_order(num_rows, world_size):
     parts = [rows_of_rank(num_rows, rank, world_size) for rank in range(world_size)]
     assert [row for part in parts for row in range(num_rows)[part]] == list(range(num_rows))

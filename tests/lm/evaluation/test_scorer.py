@@ -38,7 +38,7 @@ def alone(model, question: Question) -> tuple[float, bool]:
     return float(found), bool((log_probabilities_TV.argmax(-1) == targets).all())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(asked=questions)
 def test_answers_are_those_of_each_question_alone(model, asked):
     scorer = Scorer(model)
@@ -53,7 +53,7 @@ def test_answers_are_those_of_each_question_alone(model, asked):
         assert found[number].is_greedy == together[number].is_greedy == is_greedy
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(asked=questions)
 def test_the_benchmarks_scorer_of_any_model_gives_the_same_probabilities(model, asked):
     scorer = LogitsScorer(lambda tokens: model.output(model(tokens)), LENGTH)

@@ -8,12 +8,11 @@ import torch
 
 from data import tokenizer as bpe
 from data.chat_template import CHATML, MARKERS, OWN, ChatTemplate, Turn, template_beside
-from lm.export.huggingface import export_huggingface
 from lm.export.ollama import modelfile
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
 from tests.data.test_chat_template import SMOLLM2
-from tests.lm.export.test_huggingface import END_OF_TEXT, RUN, make_preset, model_of
+from tests.lm.export.test_huggingface import END_OF_TEXT, export, make_preset, model_of
 
 TURNS = [
     Turn("system", "Be brief."),
@@ -37,12 +36,11 @@ def exported(folder, source, special_tokens=MARKERS, **options):
     template = ChatTemplate(source, tokenizer_with(folder, special_tokens))
     preset = make_preset()
     model = model_of(preset, 340)
-    hf = export_huggingface(
-        model.state_dict(),
+    hf = export(
+        model,
         preset,
         folder / "tokenizer.json",
         folder / "hf",
-        run=RUN,
         chat_template=template,
         **options,
     )

@@ -40,12 +40,11 @@ def exported(request, tmp_path_factory):
     preset = make_preset(tied=request.param)
     model = model_of(preset, 400)
     assert gguf_obstacle(folder / "tokenizer.json") == ""
-    hf = export_huggingface(
-        model.state_dict(),
+    hf = export(
+        model,
         preset,
         folder / "tokenizer.json",
         folder / "hf",
-        run=RUN,
         gguf=True,
     )
     assert "model.gguf" in (hf / "README.md").read_text()
