@@ -44,7 +44,7 @@ class DiskFull(DiskError):
 
 
 class StreamDamaged(UserError):
-    """What is read of the stream is not what was written; it can be made again from the sources."""
+    """Rows of the stream do not match their checksum; they can be made again from the sources."""
 
 
 class CheckpointError(UserError):

@@ -93,8 +93,8 @@ def _kind(given: Any) -> str | None:
 
 
 def _no_dataset(entry: Any) -> Any:
-    """Say what to write for a dataset of the Hub whose name, or the address of whose page, is given as that of a
-    source."""
+    """Raise ValueError with what to write if the name of a dataset on the Hub, or the address of its page, stands
+    where the name of a source is expected."""
     if isinstance(entry, str):
         name = name_in_address(entry, "datasets/") or (entry if re.fullmatch(r"[\w.-]+/[\w.-]+", entry) else "")
         if name:

@@ -57,7 +57,8 @@ class _Special(NamedTuple):
 
 
 class _Plain(NamedTuple):
-    """Text between two special tokens: the template's own, or the number of a turn; and whether it is learnt."""
+    """Text between two special tokens: each part is the template's own or the number of a turn, and a target of the
+    loss or not."""
 
     parts: list[tuple[str | int, bool]]
 

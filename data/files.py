@@ -60,7 +60,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def write_all(file: io.FileIO, content: bytes) -> None:
-    """Write `content` where an unbuffered file stands; it is on the disk when this returns."""
+    """Write `content` at the current position of an unbuffered file; it is on the disk when this returns."""
     view = memoryview(content)
     while view:  # a disk that fills up accepts a part first
         view = view[file.write(view) :]

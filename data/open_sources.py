@@ -1,4 +1,4 @@
-"""The sources of a preset, opened in parallel before a stream begins or goes on."""
+"""The sources of a preset, opened in parallel before a stream is started or resumed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

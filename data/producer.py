@@ -95,7 +95,7 @@ class Producer:
             reason_to_skip, min_text_length=preset.data.min_text_length, held_out=held_out.hashes, template=template
         )
         encode = partial(encoder.encode, tokenizer, template)
-        stands = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
+        progress_of_each = [Progress(**entry) for entry in state["sources"]] if state else [None] * len(specs)
         self.feeds = [
             Feed(
                 spec,
@@ -109,7 +109,7 @@ class Producer:
                 admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,
                 kept_length=partial(kept_length, cuts=held_out.cuts, held_out=held_out.hashes),
             )
-            for index, (spec, source, progress) in enumerate(zip(specs, sources, stands, strict=True))
+            for index, (spec, source, progress) in enumerate(zip(specs, sources, progress_of_each, strict=True))
         ]
         self._enter_part()
 
@@ -119,7 +119,8 @@ class Producer:
         self.duplicates.add(state["documents"])
 
     def _begin_part(self, finishing: bool) -> None:
-        """Copies are dropped within a part: a finish may well give again what the run has read before."""
+        """Forget the documents of the part before: copies are dropped within a part, and a finish may give again
+        what the run has read before."""
         if finishing != self.finishing:
             self.finishing = finishing
             self.duplicates.forget()

@@ -157,7 +157,9 @@ class ProducerProcess:
             )
         else:
             said = "".join(self._last_words) or "(nothing)"
-            self._error = ProducerDied(f"the data process ended {self._deaths} times, code {code}; it said:\n{said}")
+            self._error = ProducerDied(
+                f"the data process ended {self._deaths} times, code {code}; its last output:\n{said}"
+            )
 
     def restart(self) -> None:
         """Start another process, with the request as it is now."""

@@ -156,7 +156,7 @@ class Stream:
     def _wait_ready(self, should_stop: Callable[[], bool], on_status: Callable[[str], Any]) -> dict[str, Any]:
         ready = self._process.wait(lambda: self._process.ready, should_stop, on_status)
         if ready["lost"]:
-            on_status(f"{self.stream_dir} was damaged or incomplete: made again are {', '.join(ready['lost'])}")
+            on_status(f"{self.stream_dir} was damaged or incomplete. Made again: {', '.join(ready['lost'])}")
         self._open(ready)
         return ready
 
@@ -175,7 +175,7 @@ class Stream:
         if (ready := self._process.ready) and ready is not self._ready:
             self._open(ready)
             if ready["lost"]:
-                raise StreamDamaged(f"{self.stream_dir} was damaged: made again are {', '.join(ready['lost'])}")
+                raise StreamDamaged(f"{self.stream_dir} was damaged. Made again: {', '.join(ready['lost'])}")
         return self._reader.num_rows()
 
     def rows(

@@ -51,8 +51,8 @@ class MicroBatch(NamedTuple):
 
 
 def targets_of(plan: StepPlan, seq_length: int, learnt: np.ndarray | None, rows: slice = slice(None)) -> np.ndarray:
-    """Return which tokens of some rows (n, T) of a step the loss counts; `learnt` (num_rows, T + 1): where that
-    is not all."""
+    """Return which tokens of some rows (n, T) of a step are targets of the loss; of those that the plan has,
+    only where `learnt` (num_rows, T + 1) is True."""
     first_tokens = np.arange(plan.num_rows)[rows] * seq_length
     seen = np.arange(seq_length) < np.clip(plan.num_tokens - first_tokens, 0, seq_length)[:, None]
     return seen if learnt is None else seen & learnt[rows, 1:]

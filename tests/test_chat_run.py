@@ -73,7 +73,7 @@ def test_a_run_that_ends_with_conversations_is_the_same_when_it_was_interrupted_
     (parts.checkpoints / "chat_template.jinja").unlink()
     result = parts.run()
     assert result.code == 0, result.err
-    assert "made again are chat_template.jinja" in result.out + result.err
+    assert "Made again: chat_template.jinja" in result.out + result.err
     assert fingerprint(parts.state()) == fingerprint(whole.state())
     assert read_metrics(parts.checkpoints / "metrics.jsonl")[-1]["tokens"] == BUDGET
 

@@ -37,12 +37,13 @@ def program(text, finished, tmp_path) -> Program:
 
 def test_without_anybody_to_ask_enter_is_taken_and_said(finished):
     assert finished.first.code == 0, finished.first.err
-    assert "nobody to answer: Enter is taken" in finished.first.out
+    assert "no input: using the default, as with Enter" in finished.first.out
     assert "Enter: start 00_tiny" in finished.first.out
     assert f"Done: {BUDGET:,} tokens" in finished.first.out
     assert "✓ small  ✓ large" in finished.first.out
     assert re.search(
-        r"\n20\.0k of 20\.0k tokens, \S+ tokens/s, 0 s left, loss \S+, MFU \d+%\n", "\n" + finished.first.err
+        r"\n20\.0k of 20\.0k tokens, \S+ tokens/s, 0 s left, loss \S+, MFU \d+%, \S+ TFLOP/s, \S+ [MG]B\n",
+        "\n" + finished.first.err,
     )
     assert all(line.isprintable() for line in finished.first.err.split("\n"))  # a log: nothing moves a cursor
     assert finished.state()["tokens_seen"] == BUDGET
@@ -278,7 +279,7 @@ def test_files_of_another_user_are_made_again_or_named(program):
         (program.checkpoints / name).chmod(0)
     result = program.run(launcher=as_another)
     assert (result.code, "Traceback" in result.err) == (0, False), result.err
-    assert "made again are tokenizer.json, heldout.npz, stream.json" in result.out
+    assert "Made again: tokenizer.json, heldout.npz, stream.json" in result.out
     assert seen < inspect(program.checkpoints).tokens_seen == BUDGET
 
 

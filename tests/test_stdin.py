@@ -70,7 +70,7 @@ def test_a_pipe_with_an_answer(launcher, plain):
     program, result, seconds = plain[launcher]
     print(f"\n{seconds:.1f} s")
     check_trained(program, result, "second")
-    assert "Enter is taken" not in result.out
+    assert "no input" not in result.out
     assert "1.0k of 1.0k tokens" in result.err
     assert not re.search(r"[\r\x1b]", result.out + result.err), "a log moves no cursor"
 
@@ -94,7 +94,7 @@ def test_closed(launched):
     program, launcher = launched
     result = program.run(launcher=("/bin/sh", "-c", 'exec "$@" <&-', "sh", *launcher))
     check_trained(program, result, "first")
-    assert "nobody to answer: Enter is taken" in result.out
+    assert "no input: using the default, as with Enter" in result.out
 
 
 def test_terminal(launched):
@@ -116,7 +116,7 @@ def test_a_terminal_whose_output_goes_to_a_file(plain):
     assert (program.elsewhere / "log.txt").read_text() == ""
 
 
-@pytest.mark.parametrize(("typed", "says"), [("\x04", "Enter is taken"), ("\x03", "Stopped.")])
+@pytest.mark.parametrize(("typed", "says"), [("\x04", "no input"), ("\x03", "Stopped.")])
 def test_control_characters_in_a_terminal(typed, says, plain):
     """Ctrl-D is Enter, which for a finished run is to leave; Ctrl-C leaves."""
     program, *_ = plain["python"]

@@ -66,7 +66,7 @@ def whole(text, tmp_path_factory):
     result = program.run(launcher=torchrun(2))  # stdin is /dev/null
     assert result.code == 0, result.err
     evaluations = [line for line in read_metrics(program.checkpoints / "metrics.jsonl") if "eval" in line]
-    once = ("Small language models", "nobody to answer: Enter is taken", f"Done: {BUDGET:,} tokens")
+    once = ("Small language models", "no input: using the default, as with Enter", f"Done: {BUDGET:,} tokens")
     assert [result.out.count(said) for said in (*once, "held out: ")] == [1, 1, 1, len(evaluations)]
     position = program.state()["stream_position"]
     changes = position["weight_changes"]

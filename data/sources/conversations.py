@@ -36,7 +36,7 @@ CALLS = ("tool_calls", "function_call")  # keys of a turn
 
 
 class NoConversation(ValueError):
-    """A row that cannot be learnt from. The text is the reason, as it is counted: one of a few.
+    """A row without a usable conversation. The text is the reason, one of a few, under which it is counted.
 
     `detail`: what the user should know of it, or "".
     """

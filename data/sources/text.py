@@ -65,15 +65,15 @@ class FileSource(Source):
         for path in files:
             self._index(path)
         if not self._files:
-            mend = "add files with text in them"
+            advice = "add files with text in them"
             if self._uncertain:
-                mend = "save them as UTF-8"
+                advice = "save them as UTF-8"
             elif self._left_out[LINKED]:
-                mend = 'name the folder that the links lead to, or set "follow_links": true'
+                advice = 'name the folder that the links lead to, or set "follow_links": true'
             elif self._left_out["unreadable"]:
-                mend = "allow this user to read them"
+                advice = "allow this user to read them"
             raise SourceError(
-                f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {mend}"
+                f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {advice}"
             )
         if self._uncertain:
             named = ", ".join(map(str, self._uncertain[:MOST_NAMED]))

@@ -25,8 +25,9 @@ from lm.runtime.machine import available_memory
 FORMAT_VERSION = 2
 LARGEST_NUMBER = 2**53  # of tokens, steps and seconds: exact also as float
 LONGEST_NAME = 1000  # of a preset
-# A run that started from a model has `start_point` too: that model's name, commit and files. The checkpoint
-# of the best evaluation so far has `best_loss`, in nats per token of held-out text; runs have a `run_id`.
+# What every checkpoint has. That of a run that started from a model has `start_point` too: the model's name,
+# commit and files; that of the best evaluation so far `best_loss`, in nats per token of held-out text. Newer
+# ones have `run_id` and what the state of a run has gained since (lm/train/state.py).
 CONTENTS = {
     "format_version": int, "preset": str, "tokens_seen": int, "token_budget": int, "global_batch_rows": int,
     "model": dict, "heads": dict, "optimizer": list, "rng": dict, "stream_position": dict, "tokenizer_sha256": str,

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, known before any tensor is read and without trusting the file.
+"""The structure of a checkpoint that is not trusted: its state and the shapes of its tensors, before any is read.
 
 A file is a zip archive, as `torch.save` writes it: `data.pkl`, a pickle in which tensors refer to
 storages, and a file `data/<key>` for the bytes of each storage. `Checkpoint` reads the directory

@@ -6,7 +6,7 @@ file beside them, syncs it to the disk, reads it back, gives the older generatio
 as hard links, and only then moves the new file into place with one `os.replace`. So
 `lm_current.pth` is never missing or torn, and a failed save leaves the last good one where it was.
 `lm_best.pth` is another name of the checkpoint with the best held-out loss, which outlives the
-three generations; how good it is stands in the file itself and nowhere else.
+three generations; its held-out loss is recorded in that file alone.
 
 The content of a file is defined in lm/checkpoint/file.py. This module never decides what to save,
 never starts a fresh run in place of a damaged one, and never deletes a file that it cannot read.
@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,19 @@ def _generations(folder: Path) -> tuple[str, ...]:
 
 def run_id_in(folder: Path) -> str | None:
     """Return the id of the run whose checkpoints are in `folder`; None if they cannot be read."""
-    try:
-        return load(folder)[0].get("run_id")
-    except CheckpointError:
-        return None
+    return next((state.get("run_id") for _, state in _readable(folder)), None)
+
+
+def _readable(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield each file that can be read and its state, without the weights, newest first."""
+    for path in (folder / name for name in _generations(folder)):
+        try:
+            with Checkpoint(path) as checkpoint:
+                state = checkpoint.state
+            check_state(state, path)
+        except (OSError, CheckpointError):  # `load` reports it
+            continue
+        yield path, state
 
 
 def best_loss(folder: Path, run_id: str, *, thorough: bool = False) -> float:
@@ -216,11 +226,8 @@ def inspect(folder: Path) -> SavedRun | None:
 
     Needs neither torch nor the weights.
     """
-    for path in (folder / name for name in _generations(folder)):
-        try:
-            with Checkpoint(path) as checkpoint:
-                state = checkpoint.state
-            check_state(state, path)
+    for path, state in _readable(folder):
+        with contextlib.suppress(OSError):  # it was replaced a moment ago
             return SavedRun(
                 folder=folder,
                 name=name_of(state["preset"]),
@@ -231,8 +238,6 @@ def inspect(folder: Path) -> SavedRun | None:
                 reported=(folder / "report.md").exists(),
                 saved_at=path.stat().st_mtime,
             )
-        except (OSError, CheckpointError):  # `load` reports it, a list of runs only skips it
-            continue
     return None
 
 

@@ -221,7 +221,7 @@ def ask(
         except UnicodeDecodeError:
             answer = "�"
         except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
-            say("nobody to answer: Enter is taken")
+            say("no input: using the default, as with Enter")
             if default is None:
                 raise nothing_ready from None
             return default

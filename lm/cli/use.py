@@ -32,7 +32,7 @@ from lm.runtime.terminal import questions_are_seen, read_line, tell
 # Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
 DRAFTING_PAYS_FROM = 3
 
-UNREADABLE = "\ufffd"  # an answer that is no UTF-8: the name of nothing
+UNREADABLE = "\ufffd"  # in place of an answer that is not UTF-8; no run has this name
 
 
 def use(action: str, folder: Path) -> None:

@@ -117,7 +117,7 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
             try:
                 results[name] = evaluate_benchmark(harness, name, tasks)
             except DoesNotFit as error:
-                say(f"{name} is left out: {error}.")
+                say(f"{name} is skipped: {error}.")
                 continue
         if harness.num_cut:
             texts = counted(harness.num_cut, "text")

@@ -143,7 +143,7 @@ def _results(run: RunFacts) -> list[EvalResult]:
 
 def _usage(preset: Preset, end_of_text: str, chats: bool) -> str:
     kind = "A small chat model: it answers, and continues text" if chats else "A base language model: it continues text"
-    learnt = "Every document of this run" if preset.model.init_from else "Every document it learnt from"
+    learnt = "Every document of this run" if preset.model.init_from else "Every training document"
     return f"""{kind}. Architecture `{CLASSES[family(preset.model)]}`, context {preset.model.seq_length} tokens.
 {_CHAT if chats else ""}{learnt} began with `{end_of_text}`; the tokenizer puts that token before a text
 by itself:
@@ -217,7 +217,7 @@ def _samples(samples: Sequence[Section]) -> list[str]:
 
 def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
     taught = (
-        "It learnt the form of conversations from the sources above. It was not taught to be right, to be safe or to decline,\n"
+        "It was trained on conversations of the sources above. It was not taught to be right, to be safe or to decline,\n"
         "  and follows few instructions."
         if chats
         else "It continues text. It was not taught to follow instructions, to converse or to decline."

@@ -16,8 +16,8 @@ def modelfile(seq_length: int, ends: Sequence[str], template: str) -> str:
     """Return Ollama's description of the model: the form of its input, the tokens `ends` that end its
     output, and the sampling of `generation_config`.
 
-    `template` is the export's chat template, or "". Of another than this program's own, Ollama is left
-    to find what it knows of it.
+    `template` is the export's chat template, or "". For another than this program's own there is no TEMPLATE
+    line: Ollama recognises many by itself.
     """
     form = TEXT if not template else TURNS if template.endswith(OWN) else None
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Which tokens can follow a token: most pairs of tokens are what no text is encoded as.
+"""Canonical tokens: which tokens can follow a token, since no text is encoded as most of the pairs.
 
 Byte-level BPE encodes a text in one way only, but a model gives some probability to all others. Two
 tokens cannot be neighbours if a merge across their boundary comes before one of the merges that

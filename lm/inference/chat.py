@@ -161,7 +161,7 @@ def _reply(command: str, conversation: Conversation | None, settings: dict[str, 
         return "A new conversation."
     if conversation and name == "/system":
         conversation.system = words
-        return "It holds from the next answer on." if words else "The model is told nothing now."
+        return "The system prompt applies from the next answer on." if words else "There is no system prompt now."
     if conversation and command == "/continue":
         return "It takes the text to continue: /continue Once upon a time"
     if not re.fullmatch(r"/[A-Za-z_]+( .*)?", command):  # "// a comment" is a text
@@ -190,7 +190,7 @@ def _answer(
     drafting: Drafting | None,
     notice: str,
 ) -> str:
-    """Write an answer as it comes, and then what is to be said of it; return its text."""
+    """Write an answer as it comes, then its speed and the notice; return its text."""
     text, num_tokens, started = "", 0, time.perf_counter()
 
     def each() -> Iterator[int]:

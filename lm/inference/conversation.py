@@ -21,7 +21,7 @@ class Continuation:
         return self._encode(text)
 
     def add_answer(self, text: str) -> None:
-        """Forget it."""
+        """Do nothing: a continuation has no history."""
 
 
 class Conversation:

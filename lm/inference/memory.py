@@ -1,4 +1,4 @@
-"""What followed the same tokens earlier in a text, mixed into a model's distribution.
+"""A cache of n-grams: what followed the same tokens earlier in a text, mixed into the model's distribution.
 
 `Earlier` finds the longest match of the last tokens among those before, `Gate` decides by the match
 and the model's certainty how much it counts: p' = (1 - l) p + l q, where q are the shares of the

@@ -88,6 +88,8 @@ class MetricsRecord(TypedDict, total=False):
     data_wait_fraction: Value
     grad_norm: Value
     mfu: Value
+    flops_per_token: Value
+    peak_memory_bytes: Value
     skipped_steps: Value
     eval: Evaluated | None
     mixture: PerName | None

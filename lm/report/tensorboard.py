@@ -20,7 +20,10 @@ from lm.report.metrics import NullLog
 
 log = logging.getLogger(__name__)
 
-STEPS = ("loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "skipped_steps")
+STEPS = (
+    "loss", "bits_per_byte", "lr", "tokens_per_second", "data_wait_fraction", "grad_norm", "mfu", "peak_memory_bytes",
+    "skipped_steps",
+)  # fmt: skip
 FLUSH_SECONDS = 30  # largest delay of a curve; a thread of its own writes
 
 

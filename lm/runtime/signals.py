@@ -25,7 +25,7 @@ SIGNALS = [
     if (number := getattr(signal, name, None)) and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN)
 ]
 
-HEARD_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
+HANDLED_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
 LEAVING = threading.Lock()  # acquired by the thread that ends the program, and never released
 
 
@@ -45,7 +45,7 @@ def leave_on_signals() -> None:
     def listen() -> None:
         while True:
             number = os.read(received, 1)[0]
-            if number in SIGNALS and number not in HEARD_ELSEWHERE:
+            if number in SIGNALS and number not in HANDLED_ELSEWHERE:
                 leave("Stopped.")
 
     threading.Thread(target=listen, daemon=True).start()
@@ -61,13 +61,13 @@ def ignore_signals() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt within the `with`: it ends an answer, not the program."""
-    HEARD_ELSEWHERE.add(signal.SIGINT)
+    HANDLED_ELSEWHERE.add(signal.SIGINT)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        HEARD_ELSEWHERE.discard(signal.SIGINT)
+        HANDLED_ELSEWHERE.discard(signal.SIGINT)
 
 
 class StopRequest:
@@ -87,14 +87,14 @@ class StopRequest:
         return self.asked
 
     def __enter__(self) -> "StopRequest":
-        HEARD_ELSEWHERE.update(SIGNALS)
+        HANDLED_ELSEWHERE.update(SIGNALS)
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        HEARD_ELSEWHERE.clear()
+        HANDLED_ELSEWHERE.clear()
 
     def _receive(self, number: int, _frame: object) -> None:
         # Only Ctrl-C counts twice: schedulers repeat the others, directly and through torchrun.

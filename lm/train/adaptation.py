@@ -1,4 +1,4 @@
-"""The mixture of a run as it moves: new weights of sources after an evaluation, and what came of them.
+"""Source weights that adapt: new ones after an evaluation, and a record of their effect.
 
 The rules are in data/mixing.py. Each decision is a pure function of the evaluations so far:
 repeated after a resume, it gives the same weights.

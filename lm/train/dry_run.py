@@ -53,7 +53,9 @@ def dry_run(learner: Learner, num_rows: int) -> float:
                 raise
             learner.train_step.clear()
             if not is_new and (is_new := renew_cache()):
-                log.warning("A step failed with what torch.compile kept of earlier starts: it compiles anew.")
+                log.warning(
+                    "A step failed with the cached output of torch.compile. The cache was deleted; compiling again."
+                )
             else:
                 learner.stop_compiling(words_of_compiler(error))
     if seconds is None:

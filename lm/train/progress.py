@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aux_heads.metrics import in_brief
-from configs.text import human_count, human_time
+from configs.text import human_bytes, human_count, human_time
 from lm.runtime.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
 def headline(trainer: Trainer) -> str:
     """Return the end of the line: loss, skipped steps, epochs, the stream's status, the heads'
     measures (one head at a time; of held-out text, or of the last step before the first
-    evaluation), and the model FLOPs utilization."""
+    evaluation), the model FLOPs utilization, FLOPs per second and peak memory."""
     result, records = trainer.result, trainer.records
     parts = [f"loss {result.loss:.3f}"] if result else []
     if trainer.state.skipped_steps:
@@ -57,7 +57,9 @@ def headline(trainer: Trainer) -> str:
         parts.append(trainer.stream.status)
     measures = records.head_measures or (result.heads if result else {})
     parts.append(in_brief(measures, turn=int(time.monotonic() / SECONDS_A_HEAD)))
-    parts.append(f"MFU {records.utilization:.0%}" if records.utilization else "")
+    if now := records.performance:
+        memory = human_bytes(now.peak_memory_bytes)
+        parts.append(f"MFU {now.utilization:.0%}, {now.flops_per_second / 1e12:.3g} TFLOP/s, {memory}")
     return ", ".join(filter(None, parts))
 
 

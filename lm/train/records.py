@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.schema import Preset
 from data.files import write_atomically
@@ -25,14 +25,22 @@ from lm.train.state import TrainState
 LINES_PER_RUN = 1_000  # lines in metrics.jsonl, approximately, for any budget
 
 
+class Performance(NamedTuple):
+    """What the steps of a line of metrics.jsonl made of the machine."""
+
+    utilization: float  # model FLOPs utilization (MFU)
+    flops_per_second: float  # on all devices
+    peak_memory_bytes: int  # of the first rank's device
+
+
 class Records:
     """The logs of a run. Ranks other than the first write nothing."""
 
-    def __init__(self, run: Run, state: TrainState, utilization_scale: float):
-        """`utilization_scale`: model FLOPs utilization at one token per second."""
+    def __init__(self, run: Run, state: TrainState, peak_flops: float):
+        """`peak_flops`: of matrix products, per second on all devices."""
         self.state = state
-        self.utilization = 0.0  # MFU of the steps of the last line (metrics.py)
-        self._utilization_scale = utilization_scale
+        self.performance: Performance | None = None  # of the last line of steps
+        self._peak_flops = peak_flops
         self.interval = Interval()
         self._metrics: MetricsLog | NullLog = NullLog()
         self._samples: SampleLog | NullLog = NullLog()
@@ -71,8 +79,9 @@ class Records:
     def write_steps(self, line: dict[str, Any]) -> None:
         """Write `line` and the means of the steps since the last one."""
         means = self.interval.means()
-        self.utilization = (means["tokens_per_second"] or 0.0) * self._utilization_scale
-        self._metrics.write(line | means | {"mfu": self.utilization})
+        flops = (means["tokens_per_second"] or 0.0) * line["flops_per_token"]
+        self.performance = Performance(flops / self._peak_flops, flops, line["peak_memory_bytes"])
+        self._metrics.write(line | means | {"mfu": self.performance.utilization})
         self.state.seconds += self.interval.seconds
         self.interval = Interval()
 

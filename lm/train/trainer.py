@@ -112,8 +112,7 @@ class Trainer:
         devices = (
             world.size if learner.device_type == "cuda" else world.size / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         )
-        utilization = self._flops_per_token / (matmul_flops * devices)
-        self.records = Records(run, state, utilization)
+        self.records = Records(run, state, matmul_flops * devices)
         # Tokens seen at the last save. The first one of a run that starts from a model is at none, so that it
         # never needs that model again.
         self.saved_at = -1 if start else state.tokens_seen
@@ -204,12 +203,12 @@ class Trainer:
         if not is_there:
             raise UserError(
                 f"{self.folder} was removed, moved or emptied while this run was using it. Start again to resume from what "
-                "is saved there: the rows are made again, metrics and samples begin anew."
+                "is saved there: the rows are made again, metrics.jsonl and samples.md start empty."
             )
 
     def _check_no_other_run(self) -> None:
         if store.latest_exists(self.folder) and store.run_id_in(self.folder) != self.state.run_id:
-            raise UserError(f"{self.folder} holds another run by now: this one is not saved over it.")
+            raise UserError(f"{self.folder} contains another run now, which is not overwritten.")
 
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
         """Return what Stream.rows does. Damaged rows are made again, once, and compared with the

@@ -123,7 +123,7 @@ def test_whatever_is_lost_or_damaged_is_made_again_as_it_was(tmp_path, started):
         header = stream.begin(on_status=said.append).header
         tokens = stream.rows(0, 2000)[0]
         stream.close()
-        return header, tokens, [line for line in said if "made again" in line]
+        return header, tokens, [line for line in said if "ade again" in line]
 
     header, whole, said = begin()
     files = {name: (tmp_path / name).read_bytes() for name in STREAM_FILES}
@@ -147,7 +147,7 @@ def test_whatever_is_lost_or_damaged_is_made_again_as_it_was(tmp_path, started):
         assert {name: (tmp_path / name).read_bytes()[: len(files[name])] for name in files} == files
         if lost:
             [line] = said
-            assert re.search(f"was damaged or incomplete: made again are {lost}$", line), line
+            assert re.search(rf"was damaged or incomplete\. Made again: {lost}$", line), line
         else:
             assert not said
 
@@ -249,13 +249,13 @@ def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, star
     with pytest.raises(StreamDamaged, match=r"rows .* are not those that were written"):
         stream.rows(0, 4000)
     stream.make_again(on_status=(said := []).append)
-    assert re.search(r"made again are rows from [\d,]+ on", said[-1])
+    assert re.search(r"Made again: rows from [\d,]+ on", said[-1])
     stream.rows(0, 4000)
     np.testing.assert_array_equal(journal(tmp_path, 4000), expected)
 
     flip(tmp_path / "stream" / "rows.bin", 100)
     os.kill(stream._process.pid, signal.SIGKILL)  # the next producer finds the damage first
-    with pytest.raises(StreamDamaged, match=r"has lost rows|was damaged: made again are rows from 0 on"):
+    with pytest.raises(StreamDamaged, match=r"has lost rows|was damaged\. Made again: rows from 0 on"):
         stream.rows(0, 10**6)
     stream.make_again()
 

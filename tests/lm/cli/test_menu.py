@@ -152,7 +152,7 @@ MENU = Menu([GENERAL, QA, OFFLINE, BROKEN], UNFINISHED, [ARCHIVED], has_model=Tr
 def test_no_input_is_enter_and_says_so(lost):
     choice, said = answer(Menu([GENERAL]), lost, terminal=False)
     assert choice == Choice("preset", GENERAL.path)
-    assert "Enter is taken" in said
+    assert "no input" in said
 
 
 def test_ctrl_c_passes_through():
@@ -341,7 +341,7 @@ def test_eight_presets_runs_and_the_question_fit_a_small_terminal(silent, curren
     menu = Menu(entries, current, [ARCHIVED] * num_archived, has_model=True)
     shown = render_menu(menu)
     _, said = answer(menu, EOFError(), terminal=False) if current or not silent else (None, nothing_ready(menu))
-    below = wrapped(said.replace("\nnobody to answer: Enter is taken", ""), 80)
+    below = wrapped(said.replace("\nno input: using the default, as with Enter", ""), 80)
     assert len(shown.splitlines()) + len(below.splitlines()) + 1 <= 24  # the prompt
     assert all(columns(line) <= 80 for line in shown.splitlines())
     assert ("a9" in shown) == (num_archived == 9)

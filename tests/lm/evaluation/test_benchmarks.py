@@ -172,8 +172,8 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
     assert totals[0] == totals[1] - num_kept  # the second time nothing was left of the first
     assert not list((run / "benchmarks").iterdir())
     assert re.search(r"benchmarks: at most about \d+ s \(pairs \d+ s, last_word \d+ s\)", out)
-    assert "too_long is left out: a text of" in out
-    assert "own_words is left out: it needs answers in the model's own words" in out
+    assert "too_long is skipped: a text of" in out
+    assert "own_words is skipped: it needs answers in the model's own words" in out
 
     record = read_metrics(run / "metrics.jsonl")[-1]
     assert record["tokens"] == 2_000
@@ -230,7 +230,7 @@ def test_a_preset_names_the_benchmarks_of_the_end(text, tasks, hub, tmp_path, ca
     main.train(preset("last_word", "too_long"), token_budget=2_000, checkpoint_dir=folder)
     assert "| last_word | acc |" in (folder / "report.md").read_text()
     assert "| last_word | acc |" in (folder / "hf" / "README.md").read_text()
-    assert "too_long is left out" in capsys.readouterr().out
+    assert "too_long is skipped" in capsys.readouterr().out
     (folder / "report.md").unlink()  # killed before it: benchmarks are not run twice
     main.train(preset("last_word"), token_budget=2_000, checkpoint_dir=folder)
     assert sum("benchmarks" in line for line in read_metrics(folder / "metrics.jsonl")) == 1

@@ -142,7 +142,7 @@ def ends(started: Started) -> None:
 # Phase: how to wait for it, and the seconds within which the signal then comes.
 BEFORE_THE_FIRST_STEP = {
     "start-up, menu": (begins, 0.4),
-    "import of torch, opening of sources": (says("Enter is taken"), 3.0),
+    "import of torch, opening of sources": (says("no input"), 3.0),
     "dry run": (says("trying one step"), 0.8),
     "preparation of the stream": (says("tokens of context"), 0.5),
 }

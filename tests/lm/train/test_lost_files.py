@@ -88,8 +88,8 @@ def test_a_stream_that_is_damaged_is_made_again_and_this_is_said(names, run, tex
     damage(run, *names)
     train(text, run)
     assert fingerprint(state_in(run)) == whole
-    [said] = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
-    assert "stream was damaged or incomplete: made again are " in said
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "Made again" in line]
+    assert "stream was damaged or incomplete. Made again: " in said
     assert all(Path(name).name in said for name in names if name not in ("stream/rows.bin", "stream/states.jsonl"))
     assert re.search(r"rows from [\d,]+ on", said)
 
