@@ -264,10 +264,14 @@ def seconds_to_budget(preset: Preset, machine: Machine, token_budget: int, world
     Estimates are divided by the median of 1.0 and the paces (measured / estimated speed) of the
     runs tried on this machine, but by no less than a third: these may have met other programs.
     """
-    if speed := machine.speeds.get(speed_key(preset, world_size)):
-        return token_budget / speed
+    speed = machine.speeds.get(speed_key(preset, world_size)) or _guessed_speed(preset, machine, world_size)
+    return token_budget / speed
+
+
+def _guessed_speed(preset: Preset, machine: Machine, world_size: int) -> float:
+    """Return tokens per second by the estimate and the paces of other runs."""
     pace = max(SLOWEST_PACE, statistics.median([1.0, *machine.paces.values()]))
-    return token_budget * _seconds_per_token(preset, machine, world_size) / pace
+    return pace / _seconds_per_token(preset, machine, world_size)
 
 
 def _seconds_per_token(preset: Preset, machine: Machine, world_size: int) -> float:
@@ -292,3 +296,11 @@ def record_speed(machine: Machine, preset: Preset, tokens_per_second: float, wor
     key, pace = speed_key(preset, world_size), tokens_per_second * _seconds_per_token(preset, machine, world_size)
     speeds, paces = machine.speeds | {key: tokens_per_second}, machine.paces | {key: pace}
     return dataclasses.replace(machine, speeds=speeds, paces=paces)
+
+
+def record_trial(machine: Machine, preset: Preset, tokens_per_second: float, world_size: int = 1) -> Machine:
+    """Do the same with the speed of a dry run, which other programs may have disturbed: what such a run
+    has reached is not lowered by it, nor is a guess by more than SLOWEST_PACE."""
+    reached = machine.speeds.get(speed_key(preset, world_size), 0.0)
+    slowest = SLOWEST_PACE * _guessed_speed(preset, machine, world_size)
+    return record_speed(machine, preset, max(tokens_per_second, reached, slowest), world_size)

@@ -57,11 +57,13 @@ class Machine:
 
 def machine_identity() -> str:
     """Return the key under which measurements apply, without torch: those of another machine, of
-    other GPUs, or from before a compiler was installed do not."""
+    other GPUs, with another number of threads or from before a compiler was installed do not."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     compiler = "a compiler" if toolchain("cuda" if gpu else "cpu")[0] else "no compiler"
-    return f"{platform.node()}, {_cpu_name()}, {cores} cores, {device_identity()}, {compiler}"
+    threads = os.environ.get("OMP_NUM_THREADS") if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == 1 else None
+    computing = f"{cores} cores" + (f", OMP_NUM_THREADS={threads}" if threads else "")
+    return f"{platform.node()}, {_cpu_name()}, {computing}, {device_identity()}, {compiler}"
 
 
 def _cpu_name() -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 VARIABLE, ASLEEP = "OMP_WAIT_POLICY", "passive"
 BUSY_CORES = 0.3  # that other programs use; an idle desktop uses less
+OBSERVED_SECONDS = 0.3  # at least
 
 
 class CPUTime(NamedTuple):
@@ -48,10 +49,13 @@ _reason = f"{VARIABLE} is set"
 
 def choose_waiting() -> None:
     """Let threads sleep while they wait if other programs have used the CPU since this module was
-    imported; call it before torch is imported. Leaves OMP_WAIT_POLICY as it is, if it is set, and
+    imported. Too late once torch is imported. Leaves OMP_WAIT_POLICY as it is, if it is set, and
     torchrun's processes, which have a thread each."""
     global _reason
-    if VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ or not (_start and (now := cpu_time())):
+    if "torch" in sys.modules or VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ or not _start:
+        return
+    time.sleep(max(0.0, OBSERVED_SECONDS - (time.monotonic() - _start.clock)))
+    if not (now := cpu_time()):
         return
     if (cores := now.others_since(_start)) > BUSY_CORES:
         os.environ[VARIABLE] = ASLEEP

@@ -25,7 +25,7 @@ from lm.train_step import micro_batches
 
 log = logging.getLogger(__name__)
 
-TIMED_STEPS, TIMED_SECONDS = 5, 2.0  # at most; at least one step
+FEWEST_TIMED, MOST_TIMED, TIMED_SECONDS = 2, 5, 2.0  # steps; no more once these seconds are over
 
 
 def dry_run(learner: Learner, num_rows: int) -> float:
@@ -123,7 +123,7 @@ def _try_steps(learner: Learner, num_rows: int, batch_rows: int) -> float | None
     try:
         for plan in plans:
             learner.train_step(tokens, plan)
-        while learner.world.any(len(times) < TIMED_STEPS and sum(times) < TIMED_SECONDS):
+        while learner.world.any(len(times) < (MOST_TIMED if sum(times) < TIMED_SECONDS else FEWEST_TIMED)):
             began = time.perf_counter()
             learner.train_step(tokens, plans[-1])
             times.append(time.perf_counter() - began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -220,14 +221,20 @@ def _free_bytes(folder: Path) -> int:
 def _introduce(run: Run, card: StartCard, compiled: bool) -> Machine:
     log.info("%s", render_card(card))
     machine = replace(load_machine(run.folder) or measure_machine(), compiled=compiled)
-    return keep_speed(run, machine, card.rows_per_step, card.tokens_per_second)
+    return keep_speed(run, machine, card.rows_per_step, card.tokens_per_second, estimate.record_trial)
 
 
-def keep_speed(run: Run, machine: Machine, rows_per_step: int, tokens_per_second: float) -> Machine:
+def keep_speed(
+    run: Run,
+    machine: Machine,
+    rows_per_step: int,
+    tokens_per_second: float,
+    record: Callable[..., Machine] = estimate.record_speed,
+) -> Machine:
     """Save the speed of all processes for the next menu; on the first rank only. Not that of a resumed run
     that keeps another batch: it is not that of the preset."""
     if rows_per_step == run.rows_per_step:
-        machine = estimate.record_speed(machine, run.preset, tokens_per_second, run.world.size)
+        machine = record(machine, run.preset, tokens_per_second, run.world.size)
         save_machine(run.folder, machine)
     return machine
 

@@ -255,7 +255,9 @@ def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only
     assert estimate.seconds_to_budget(preset, loaded, BUDGET, world_size=2) != 5000
     wider = with_changes(preset, per_gpu_batch_size=preset.train.per_gpu_batch_size * 2)
     assert estimate.seconds_to_budget(wider, loaded, BUDGET) != 5000
-    elsewhere = {"CUDA_VISIBLE_DEVICES": "7"} | ({"TORCH_COMPILE_DISABLE": "1"} if measured.compiled else {})
+    elsewhere = {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "7"} | (
+        {"TORCH_COMPILE_DISABLE": "1"} if measured.compiled else {}
+    )
     for name, value in elsewhere.items():
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
@@ -263,6 +265,20 @@ def test_a_measured_speed_replaces_the_guess_for_that_shape_on_that_machine_only
     assert machine.load_machine(tmp_path)
     (tmp_path / "machine.json").write_text("{torn")
     assert machine.load_machine(tmp_path) is None
+
+
+def test_a_disturbed_dry_run_does_not_replace_the_speed_that_a_run_reached(preset):
+    here = machine.Machine("here", "cpu", "CPU", True, True, 7e11)
+    reached = estimate.record_speed(here, preset, 28_000.0)
+    disturbed = estimate.record_trial(reached, preset, 1_500.0)
+    assert estimate.seconds_to_budget(preset, disturbed, BUDGET) == BUDGET / 28_000
+    assert (
+        estimate.seconds_to_budget(preset, estimate.record_trial(reached, preset, 30_000.0), BUDGET) < BUDGET / 29_000
+    )
+    guess = estimate.seconds_to_budget(preset, here, BUDGET)
+    first = estimate.record_trial(here, preset, BUDGET / guess / 19)
+    assert estimate.seconds_to_budget(preset, first, BUDGET) == pytest.approx(3 * guess)
+    assert estimate.seconds_to_budget(preset, estimate.record_speed(first, preset, 1_500.0), BUDGET) == BUDGET / 1_500
 
 
 def test_guesses_learn_from_the_runs_that_were_tried(preset):

@@ -16,9 +16,14 @@ import subprocess, sys, time
 from lm.runtime import waiting
 other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
 time.sleep(1)
-waiting.choose_waiting()
+{chooses}
 other.kill()
 print(waiting.waiting_decisions())
+"""
+AT_THE_MENU = """
+from pathlib import Path
+from lm.cli.choose import gather_menu
+gather_menu(Path(sys.argv[1]), Path(sys.argv[1]))  # measures the machine, for which it imports torch
 """
 
 
@@ -42,6 +47,18 @@ def test_what_others_use_is_all_use_but_our_own():
 )
 def test_threads_sleep_beside_another_program(environment, says):
     variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | environment
-    run = subprocess.run([sys.executable, "-c", CHOOSES], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert decisions(variables, "waiting.choose_waiting()").startswith(says)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_the_first_start_which_measures_the_machine_chooses_before_that(tmp_path):
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    assert decisions(variables, AT_THE_MENU, str(tmp_path)).startswith("[('threads sleep while they wait', 'other")
+    assert (tmp_path / "machine.json").exists()
+
+
+def decisions(variables: dict[str, str], chooses: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", CHOOSES.format(chooses=chooses), *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(says)
+    return run.stdout
