@@ -110,9 +110,15 @@ NAMED_SOURCES: dict[str, NamedSource] = {
         "web pages of April 2019, lightly cleaned",
     ),
     "wikitext": NamedSource(
-        {"type": "hf", "dataset": "Salesforce/wikitext", "config": "wikitext-103-raw-v1", "text_field": "text"},
+        {
+            "type": "hf",
+            "dataset": "Salesforce/wikitext",
+            "config": "wikitext-103-raw-v1",
+            "text_field": "text",
+            "rows_until": "heading",
+        },
         "CC-BY-SA-3.0",
-        "good and featured Wikipedia articles, one paragraph a document",
+        "good and featured Wikipedia articles",
     ),
     "tinystories": NamedSource(
         {"type": "hf", "dataset": "roneneldan/TinyStories", "text_field": "text"},

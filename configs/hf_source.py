@@ -86,6 +86,12 @@ class HFSource(SourceSpec):
         description="Rows of text_field, one after another, that are the lines of one document; for datasets whose rows are "
         "single lines of longer texts.",
     )
+    rows_until: Literal["empty", "heading"] | None = Field(
+        default=None,
+        exclude_if=lambda end: end is None,  # streams from before this key can then be resumed
+        description="The same, where texts differ in length: a document ends before an empty row, or before a row that is a "
+        "heading, such as = Title = or # Title. It ends with its row group, too.",
+    )
     messages: Name | Annotated[list[Name], Field(min_length=2, max_length=MOST_FIELDS)] | None = Field(
         default=None,
         exclude_if=lambda messages: messages is None,  # streams from before this key can then be resumed
@@ -144,20 +150,23 @@ class HFSource(SourceSpec):
         check_format(form, fields)
         return form
 
-    @field_validator("rows_per_document")
+    @field_validator("rows_per_document", "rows_until")
     @classmethod
-    def _lines_alone(cls, rows: int, info: ValidationInfo) -> int:
-        if rows > 1 and info.data.get("fields"):
+    def _lines_alone(cls, given: int | str | None, info: ValidationInfo) -> int | str | None:
+        if given not in (1, None) and info.data.get("fields"):
             raise ValueError("needs text_field; rows of several fields are documents of their own")
-        return rows
+        if isinstance(given, str) and info.data.get("rows_per_document", 1) > 1:
+            raise ValueError("give rows_until or rows_per_document, not both")
+        return given
 
     @field_validator("messages")
     @classmethod
     def _conversations_alone(cls, messages: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
         if messages and any(info.data.get(key) for key in ("text_field", "fields", "format")):
             raise ValueError("give messages for conversations, or text_field or fields for text: not both")
-        if messages and info.data.get("rows_per_document", 1) > 1:
-            raise ValueError("each row is a conversation of its own: remove rows_per_document")
+        for key, alone in (("rows_per_document", 1), ("rows_until", None)):
+            if messages and info.data.get(key, alone) != alone:
+                raise ValueError(f"each row is a conversation of its own: remove {key}")
         if isinstance(messages, list) and len(set(messages)) < len(messages):
             raise ValueError("every column once")
         return messages

@@ -23,13 +23,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, groupby, islice
+from itertools import count, islice
 from typing import Any
 
 from configs.errors import Retryable, SourceError
 from configs.schema import HFSource
 from configs.text import clip
-from data.sources import cells, conversations
+from data.sources import cells, conversations, lines
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
 from data.sources.columns import find_columns, no_text
 from data.sources.csv_files import CSVFiles, ragged_lines
@@ -189,16 +189,17 @@ class HubSource(Source):
 
     def _rows(self, file: int, group: Group, start: int, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (number, cells by field) of the documents of a group from number `start` on: its
-        rows, or their text joined, `rows_per_document` at a time, counted from the group's first."""
-        size = self.spec.rows_per_document
-        if size == 1:
+        rows, or their text joined, counted from the group's first."""
+        size, end = self.spec.rows_per_document, self.spec.rows_until
+        if size == 1 and not end:
             yield from self._single_rows(file, group, start, skipped)
             return
         [field] = self._columns  # text_field alone
-        rows = self._single_rows(file, group, group.start + start * size, skipped)
-        for number, lines in groupby(rows, lambda pair: (pair[0] - group.start) // size):
-            texts = [text for _, row in lines if (text := cells.cell_text(row[field])) is not None]
-            yield number, {field: "\n".join(texts) if texts else None}
+        rows = self._single_rows(file, group, group.start + (0 if end else start * size), skipped)
+        texts = ((number - group.start, cells.cell_text(row[field])) for number, row in rows)
+        for number, text in lines.until(texts, end) if end else lines.by_number(texts, size):
+            if number >= start:
+                yield number, {field: text}
 
     def _single_rows(
         self, file: int, group: Group, start: int, skipped: Counter[str]

@@ -436,8 +436,11 @@ def test_conversations_stand_alone_in_their_source_and_what_people_write_for_the
     assert not parse(data={"sources": [chat]}).data.has_conversations
     assert '"messages"' not in parse(data={"sources": [chat]}).to_json()
     for keys, words in {
-        "not both": {"messages": "m", "text_field": "text"},
+        "text: not both": {"messages": "m", "text_field": "text"},
         "remove rows_per_document": {"messages": "m", "rows_per_document": 2},
+        "remove rows_until": {"messages": "m", "rows_until": "empty"},
+        "rows_per_document, not both": {"rows_until": "empty", "rows_per_document": 2},
+        "needs text_field": {"rows_until": "heading", "fields": ["a", "b"], "format": "{a} {b}"},
         "every column once": {"messages": ["m", "m"]},
         "the column with the list of turns": {"messages": []},
         'write "messages": "conversations", the column': {"conversations": "conversations"},

@@ -75,6 +75,27 @@ def test_rows_that_are_lines_are_put_together_and_resume_at_every_document(hub):
         assert texts(part, 0, position) == [document.text for document, _ in whole[number + 1 :]]
 
 
+ARTICLES = ["", " = One = \n", "", " First. \n", " = = Part = = \n", None, " Second. \n", "", " = Two = \n", " Third. \n"]
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("heading", [" = One = \n\n First. \n = = Part = = \n\n Second. \n", " = Two = \n Third. "]),
+        ("empty", [" = One = ", " First. \n = = Part = = ", " Second. ", " = Two = \n Third. "]),
+    ],
+)
+def test_rows_are_put_together_until_an_empty_one_or_a_heading(end, expected, hub):
+    name = f"lines/{end}"
+    hub.add(name, {"train.parquet": parquet(text=ARTICLES)})
+    source = open_hub(name, rows_until=end)
+    whole = list(source.documents(0))
+    assert [document.text for document, _ in whole] == expected
+    for number, (_, position) in enumerate(whole):
+        assert texts(source, 0, position) == expected[number + 1 :]
+    assert sorted(document.text for part in range(20) for document in source.held_out(part)) == sorted(expected)
+
+
 def test_every_position_resumes_with_the_very_next_row(hub):
     add_wikipedia(hub, "wikimedia/resume")
     source = open_hub("wikimedia/resume", config="20231101.en")
