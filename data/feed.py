@@ -144,11 +144,7 @@ class Feed(Generic[Encoded]):
                 used += len(block)
                 ended = after is None or used == self.max_documents
                 if not used:
-                    reasons = in_words(skipped) or "it is empty"
-                    raise SourceError(
-                        f"source {self.label}: not one document can be used ({reasons}); "
-                        "add text, or change min_text_length or the source in the preset"
-                    )
+                    raise nothing_usable(self.label, skipped)
                 order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
                 encoded = self._encode([block[i] for i in order])
                 entries = [
@@ -215,6 +211,14 @@ class Feed(Generic[Encoded]):
                 self.progress.retries += 1
                 self._before_waiting()
                 wait = pause(self.label, error, wait, self._say)
+
+
+def nothing_usable(label: str, skipped: Counter[str]) -> SourceError:
+    """Return the error for a source of which every document is skipped, for these reasons."""
+    return SourceError(
+        f"source {label}: not one document can be used ({in_words(skipped) or 'it is empty'}); "
+        "add text, or change min_text_length or the source in the preset"
+    )
 
 
 @contextmanager

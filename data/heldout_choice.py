@@ -15,9 +15,13 @@ BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a token
 HASH_BYTES = 16
 # A value is common if more documents than these have it; a field by which more are lost is a category.
 FEW_DOCUMENTS, COMMON_SHARE, LARGEST_LOSS = 10, 0.05, 0.5
+# A value of so many characters is a passage, unless more documents share it: then it is an instruction.
+PASSAGE_LENGTH, FEW_QUESTIONS = 60, 100
+PASSAGE_LOSS = 0.25  # the largest share of a source lost by what shares a passage with held-out text
 MOST_UNUSABLE = 20_000  # documents of a source, one after another, after which no more are looked at
 SMALL_SOURCE = 100  # documents of a source looked at if none of them was selected
-SHORTEST_CUT, CUT_SHARE = 1_000, 0.05  # characters of a document whose end may be held out; its largest share
+CUT_LENGTH, CUT_SHARE = 1_000, 0.05  # characters of a document whose end may be held out; its largest share
+SHORTEST_CUT = 20  # characters of a document that is all there is
 EMPTY: Mapping[bytes, int] = MappingProxyType({})
 
 
@@ -33,29 +37,43 @@ def cell_hashes(document: Document) -> dict[int, bytes]:
     return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
 
 
-def shared_cells(held_out: Iterable[Document], sample: Iterable[Document]) -> tuple[frozenset[bytes], list[int]]:
-    """Return hashes of fields of the held-out documents: what shares one is not trained on; and
-    the numbers of the fields that are not used, since that would cost too much.
+def without_shared_cells(
+    chosen: Mapping[bytes, Document], sample: Iterable[Document]
+) -> tuple[dict[bytes, Document], frozenset[bytes], list[int]]:
+    """Return those of the `chosen` documents that are held out; hashes of their fields: what shares one
+    is not trained on; and the numbers of the fields that are not used, since that would cost too much.
 
     If a question about a paragraph is held out, training must not see the paragraph, nor another
     question with that answer. `sample`: documents of the source, which show what a field is: a
     value that many of them have ("yes") says nothing about a document, and a field by which most of
-    them would be lost is a category.
+    them would be lost is a category. Where paragraphs have many questions each, fewer are held out.
     """
-    seen, shared = list(map(cell_hashes, sample)), set[bytes]()
+    seen = list(map(cell_hashes, sample))
     counts = Counter(value for hashes in seen for value in hashes.values())
-    common = max(FEW_DOCUMENTS, COMMON_SHARE * len(seen))
+    instruction = min(FEW_QUESTIONS, LARGEST_LOSS * len(seen))  # if more have it
+    held_out, shared, lost = dict[bytes, Document](), set[bytes](), 0
     fields: dict[int, set[bytes]] = {}
-    for number, value in (item for document in held_out for item in cell_hashes(document).items()):
-        if counts[value] <= common:
-            fields.setdefault(number, set()).add(value)
-    too_common = []
-    for number, values in sorted(fields.items()):
-        if sum(counts[value] for value in values) <= LARGEST_LOSS * len(seen):
-            shared |= values
+    for key, document in chosen.items():
+        values = cell_hashes(document)
+        long = {value for number, value in values.items() if len(document.cells[number]) >= PASSAGE_LENGTH}
+        passages = {value for value in long - shared if counts[value] <= instruction}
+        lost += (cost := sum(counts[value] for value in passages))
+        if held_out and lost > PASSAGE_LOSS * len(seen):
+            lost -= cost
+            continue
+        held_out[key] = document
+        shared |= passages
+        for number, value in values.items():
+            if value not in shared:
+                fields.setdefault(number, set()).add(value)
+    common, too_common = max(FEW_DOCUMENTS, COMMON_SHARE * len(seen)), []
+    for number, of_field in sorted(fields.items()):
+        telling = {value for value in of_field if counts[value] <= common}
+        if sum(counts[value] for value in telling) <= LARGEST_LOSS * len(seen):
+            shared |= telling
         else:
             too_common.append(number)
-    return frozenset(shared), too_common
+    return held_out, frozenset(shared), too_common
 
 
 def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
@@ -84,7 +102,8 @@ def collect_of_few(
     """
     usable = collect(islice(documents, SMALL_SOURCE), math.inf, min_text_length)
     key, longest = max(usable.items(), key=lambda item: len(item[1].text), default=(b"", Document("")))
-    if len(longest.text) < SHORTEST_CUT or (longest.cells and len(usable) > 1) or longest.turns:
+    shortest = CUT_LENGTH if len(usable) > 1 else SHORTEST_CUT
+    if len(longest.text) < shortest or (longest.cells and len(usable) > 1) or longest.turns:
         return dict(islice(usable.items(), int(len(usable) > 1))), {}
     kept = start_of_end(longest.text)
     end = Document(longest.text[kept:])
@@ -101,10 +120,12 @@ def kept_length(text: str, cuts: Mapping[bytes, int], held_out: frozenset[bytes]
 
 
 def start_of_end(text: str) -> int:
-    """Return where the end of `text` that is held out begins: 2.5% to 5% of it.
+    """Return where the end of `text` that is held out begins: 2.5% to 5% of it, or of a short text the last word.
 
     After a blank line, or else a line end or a space.
     """
+    if len(text) < CUT_LENGTH and (word := len(text.rstrip()) - len(text.split()[-1])) > len(text) / 2:
+        return word
     first, last = math.ceil((1 - CUT_SHARE) * len(text)), math.ceil((1 - CUT_SHARE / 2) * len(text))
     for mark in ("\n\n", "\n", " "):
         if (found := text.find(mark, first, last)) >= 0:

@@ -7,6 +7,7 @@ has lost its stream knows what to make again, and from which revisions of its so
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,17 +24,18 @@ from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.chat_template import OWN, TEMPLATE_FILE, ChatTemplate, template_beside
-from data.feed import FIRST_WAIT, Feed, Status, pause, watch
+from data.feed import FIRST_WAIT, Feed, Status, nothing_usable, pause, watch
 from data.heldout import HeldOut, pack
 from data.heldout_choice import (
     BYTES_PER_TOKEN,
+    MOST_UNUSABLE,
     SHORTEST_CUT,
     cell_hashes,
     collect,
     collect_of_few,
     kept_length,
-    shared_cells,
     text_hash,
+    without_shared_cells,
 )
 from data.identity import check_paths, data_identity, path_of
 from data.journal import HEADER, read_header
@@ -198,7 +200,11 @@ def _choose_held_out(
     def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
         if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
             documents = chain(held_out_of(i), head(i))
-            return collect(documents, eval_tokens / num_trained, shortest), {}, frozenset()
+            chosen = collect(documents, eval_tokens / num_trained, shortest)
+            if not chosen:
+                notice(f"{specs[i].label}: nothing of it can be evaluated")
+            return chosen, {}, frozenset()
+        check_usable(i)
         wanted = eval_tokens * weights[i] / sum(weights)
         # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
         has_enough = len(list(islice(head(i), HELD_OUT_ONE_IN))) == HELD_OUT_ONE_IN
@@ -209,7 +215,7 @@ def _choose_held_out(
         # From where the held-out documents are, and not the head: data may be sorted by subject.
         others = chain.from_iterable(held_out_of(i, part) for part in range(1, HELD_OUT_ONE_IN))
         sample = islice(others, SAMPLE_DOCUMENTS) if has_cells else ()
-        shared, too_common = shared_cells(chosen.values(), sample)
+        chosen, shared, too_common = without_shared_cells(chosen, sample)
         for number in too_common:
             field = specs[i].cell_names[number]  # type: ignore[union-attr]  # only such sources have cells
             notice(
@@ -217,6 +223,21 @@ def _choose_held_out(
                 "the source does"
             )
         return chosen, cuts, shared
+
+    def check_usable(i: int) -> None:
+        """Raise SourceError, with the reasons, if no document of the source can be used."""
+        reasons, opened = Counter[str](), list[Source]()
+
+        def documents() -> Iterator[Document]:
+            opened.append(sources[i]())
+            return (document for document, _ in opened[-1].documents(0))
+
+        for document in islice(_steadily(specs[i].label, documents, status), MOST_UNUSABLE):
+            if not (reason := reason_to_skip(document, shortest, frozenset(), chat)):
+                return
+            reasons[reason] += 1
+        if reasons.total() < MOST_UNUSABLE:
+            raise nothing_usable(specs[i].label, reasons + opened[-1].skipped)
 
     def held_out_of(i: int, part: int = 0) -> Iterator[Document]:
         return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part), status))
@@ -227,14 +248,14 @@ def _choose_held_out(
         )
 
     def usable(documents: Iterator[Document]) -> Iterator[Document]:
-        return (each for each in documents if not is_refused(each, chat))
+        return (Document("") if is_refused(each, chat) else each for each in documents)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         chosen, cuts_of_each, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
     if not any(chosen[:num_trained]):
         labels = ", ".join(spec.label for spec in specs[:num_trained])
         raise UserError(
-            f"{labels}: no document can be held out for evaluation; needed are two documents, or one of {SHORTEST_CUT:,} "
+            f"{labels}: no document can be held out for evaluation; needed are two documents, or one of {SHORTEST_CUT} "
             "characters, whose end can be held out"
         )
     hashes = frozenset(key for documents in chosen for key in documents).union(*shared)

@@ -153,8 +153,21 @@ def test_text_of_the_finish_and_watched_text_may_be_moved_and_not_exchanged(tmp_
         read_all(started(preset("there/../there"), tmp_path / "run", 1000 * T), 1000)
 
 
+def test_a_finish_of_which_nothing_can_be_used_is_refused_at_the_start_and_not_when_it_begins(tmp_path, started):
+    (tmp_path / "short").mkdir()
+    for n in range(40):
+        (tmp_path / "short" / f"{n}.txt").write_text(f"Answer {n}.")
+    bpe.train(["some text"], 300).save(str(tmp_path / "given.json"))
+    finish = {"share": SHARE, "sources": [{"type": "text", "path": str(tmp_path / "short")}]}
+    preset = make_preset(
+        sources=["email"], weights=None, min_text_length=50, tokenizer=str(tmp_path / "given.json"), finish=finish
+    )
+    with pytest.raises(UserError, match=r"source short: not one document can be used \(40 too short\)"):
+        started(preset, tmp_path / "run", 200 * T).begin()
+
+
 def test_watched_text_is_no_held_out_text_of_the_sources_trained_on(tmp_path, started):
-    (tmp_path / "one.txt").write_text("There is nothing else to read here.")
+    (tmp_path / "one.txt").write_text("Nothing to cut.")
     preset = make_preset(
         sources=[{"type": "text", "path": str(tmp_path / "one.txt")}], weights=None, watch=[folder("json")]
     )

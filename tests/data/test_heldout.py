@@ -1,4 +1,5 @@
-from itertools import count, islice
+import random
+from itertools import count
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from configs.schema import TextSource
 from data import tokenizer as bpe
 from data.chat_template import OWN, ChatTemplate, Turn
 from data.heldout import HeldOut, pack
-from data.heldout_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, shared_cells, text_hash
+from data.heldout_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, text_hash, without_shared_cells
 from data.prepare import reason_to_skip
 from data.sources.base import Document
 from data.sources.opening import open_source
@@ -184,7 +185,18 @@ def test_a_source_too_small_for_one_in_twenty_still_holds_out_a_document(tmp_pat
     held_out, cuts = collect_of_few(beginning(source), 1)
     assert [document.text in texts for document in held_out.values()] == [True]
     assert not cuts
-    assert collect_of_few(islice(beginning(source), 1), 1) == ({}, {}), "nothing would be left to train on"
+    assert collect_of_few(iter([Document("too short to cut")]), 1) == ({}, {}), "nothing would be left to train on"
+
+
+@pytest.mark.parametrize(
+    "text", ["Twenty characters so.", "word " * 30, "nospaces" * 40, "one line\nand another, which is longer\n"]
+)
+def test_of_the_only_document_however_short_the_last_word_is_held_out(text):
+    held_out, cuts = collect_of_few(iter([Document(text)]), 1)
+    [kept], [end] = cuts.values(), held_out.values()
+    assert text == text[:kept] + end.text
+    assert len(text) / 2 < kept < len(text)
+    assert end.text.strip()
 
 
 @pytest.mark.parametrize("mark", ["\n\n", "\n", " ", "x"])
@@ -230,8 +242,9 @@ def rows(number, answer):
 
 
 def trained_on(documents, held_out):
-    hashes = shared_cells(held_out, documents)[0] | {text_hash(document.text) for document in held_out}
-    return [document for document in documents if not reason_to_skip(document, 1, hashes)]
+    chosen = {text_hash(document.text): document for document in held_out}
+    held_out, shared, _ = without_shared_cells(chosen, documents)
+    return [document for document in documents if not reason_to_skip(document, 1, shared | set(held_out))]
 
 
 def test_what_shares_a_paragraph_or_an_answer_with_held_out_text_is_not_trained_on():
@@ -242,7 +255,33 @@ def test_what_shares_a_paragraph_or_an_answer_with_held_out_text_is_not_trained_
         assert not {document.cells[field] for document in trained} & {document.cells[field] for document in held_out}
     assert len(trained) > 700
     long = Document("word " * 9000, None, held_out[0].cells)
-    assert all(reason_to_skip(piece, 1, shared_cells(held_out, documents)[0]) for piece in long.pieces())
+    assert not any(piece in trained_on([*documents, piece], held_out) for piece in long.pieces())
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "questions", "least"), [(1000, 5, 0.7), (100, 15, 0.7), (50, 20, 0.7), (10, 20, 0.6), (3, 60, 0.6)]
+)
+def test_no_paragraph_of_a_held_out_question_is_trained_on_however_many_questions_it_has(paragraphs, questions, least):
+    passages = [f"Paragraph {p}. " + "It has a length that no category has. " * 3 for p in range(paragraphs)]
+    documents = [
+        Document(f"{passage} {n}", None, (passage, f"Question {n} of {p}?", f"{n % 7}"))
+        for p, passage in enumerate(passages)
+        for n in range(questions)
+    ]
+    chosen = {
+        text_hash(document.text): document for document in random.Random(1).sample(documents, len(documents) // 20)
+    }
+    held_out, shared, _ = without_shared_cells(chosen, documents)
+    trained = [document for document in documents if not reason_to_skip(document, 1, shared | set(held_out))]
+    assert held_out
+    assert not {document.cells[0] for document in trained} & {document.cells[0] for document in held_out.values()}
+    assert len(trained) >= least * len(documents)
+
+
+def test_an_instruction_that_most_documents_have_costs_none_of_them():
+    told = "Below is an instruction that describes a task. Write a response that completes it."
+    documents = [Document(f"{n}", None, (told, f"Question {n}?")) for n in range(1000)]
+    assert len(trained_on(documents, documents[::20])) == 950
 
 
 def test_a_common_value_or_a_category_is_no_reason_to_lose_most_of_a_source():

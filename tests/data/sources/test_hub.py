@@ -75,7 +75,18 @@ def test_rows_that_are_lines_are_put_together_and_resume_at_every_document(hub):
         assert texts(part, 0, position) == [document.text for document, _ in whole[number + 1 :]]
 
 
-ARTICLES = ["", " = One = \n", "", " First. \n", " = = Part = = \n", None, " Second. \n", "", " = Two = \n", " Third. \n"]
+ARTICLES = [
+    "",
+    " = One = \n",
+    "",
+    " First. \n",
+    " = = Part = = \n",
+    None,
+    " Second. \n",
+    "",
+    " = Two = \n",
+    " Third. \n",
+]
 
 
 @pytest.mark.parametrize(

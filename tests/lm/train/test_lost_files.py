@@ -186,7 +186,7 @@ def test_a_stream_that_is_gone_and_whose_sources_have_changed_is_refused_until_t
 
 def test_a_new_run_that_cannot_begin_leaves_the_old_one_where_it_was(run, tmp_path):
     (tmp_path / "single").mkdir()
-    (tmp_path / "single" / "one.txt").write_text("too little to hold any of it out\n" * 20)
+    (tmp_path / "single" / "one.txt").write_text("Nothing to cut.")
     files = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="no document can be held out"):
         train(tmp_path, run, fresh=True, sources=[{"type": "text", "path": str(tmp_path / "single")}])
