@@ -162,7 +162,7 @@ def test_a_finish_of_which_nothing_can_be_used_is_refused_at_the_start_and_not_w
     preset = make_preset(
         sources=["email"], weights=None, min_text_length=50, tokenizer=str(tmp_path / "given.json"), finish=finish
     )
-    with pytest.raises(UserError, match=r"source short: not one document can be used \(40 too short\)"):
+    with pytest.raises(UserError, match=r"short: not one document can be used \(40 too short\)"):
         started(preset, tmp_path / "run", 200 * T).begin()
 
 
