@@ -27,6 +27,22 @@ WORDS = {
     "arabic": "النهر يحمل الحجارة من القرى الجبلية إلى الميناء القديم حيث يصلح الصيادون الشباك قبل الفجر "
     "والأطفال ينتظرون الخبز الساخن في المدينة بينما يعد العجوز السفن القادمة",
 }
+RIGHT_TO_LEFT = {  # what ordinary words lack
+    "arabic, vowel signs": "كَانَ النَّهْرُ يَحْمِلُ الحِجَارَةَ مِنَ القُرَى الجَبَلِيَّةِ شكرًا جدًّا إنّ المدرّس يعلّم الطلّاب",
+    "hebrew, points": "בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת הַשָּׁמַיִם וְאֵת הָאָרֶץ",
+    "yiddish": "דער אַלטער מאַן ציילט די שיפֿן און די קינדער וואַרטן אויף ברויט",
+    "hebrew, numbers": 'ביום 12/05/2024 בשעה 14:30 נמכרו 1,250 ספרים במחיר 19.90 ש"ח, טלפון 03-6123456, 50% מהם ל-3 ימים.',
+    "arabic, numbered list": "1. اشترى الولد خبزا طازجا. 2. ذهب الولد (أحمد) إلى السوق، 250 كتابا. 3. عاد إلى البيت القديم.",
+    "hebrew, Latin words": "הפונקציה print(x) מדפיסה את x=5 ואז לשפת Python יש ספר של John Smith משנת 2024 בעברית.",
+    "persian": "صبح در بازار ماهی تازه و نان خوب است. پیرمرد در شهر قدیم زندگی کرد و کشتی را دید که از دور آمد.",
+}
+BACKWARDS = {
+    "persian": RIGHT_TO_LEFT["persian"],
+    "urdu": "صبح بازار میں تازہ مچھلی اور روٹی بکتی ہے۔ بوڑھا آدمی جہاز گنتا ہے۔ بچے دکان کے سامنے کھڑے ہیں۔",
+    "arabic, vowel signs": RIGHT_TO_LEFT["arabic, vowel signs"],
+    "arabic without articles": "في 12 مايو 2024 بيع 250 كتابا بسعر 19 دينارا و 30 قرشا من متجر في مدينة. كان ذلك في يوم جميل.",
+    "hebrew": "התקשרו למספר של דנה או של יוסי עד שעה 17:00, היא או הוא על הקו. זה כי הנה הבית של סבתא.",
+}
 SIMPLIFIED = "河流把石头从山村带到古老的港口，渔民在黎明前修补渔网，孩子们等待面包。"
 JAPANESE = "川は山の村から古い港まで石を運び、漁師たちは夜明け前に網を直し、子供はパンを待つ。"
 CJK = {  # predefined CMap -> (Python's name of the encoding, Adobe's collection, text)
@@ -229,6 +245,8 @@ def documents() -> dict[str, Callable[[], tuple[bytes, str]]]:
         made[f"{script}, glyph by glyph"] = of(glyph_by_glyph, text, step=-1)
         made[f"{script}, numbers in brackets"] = of(one_column, text.replace(". ", " (2024). "), shaping=True)
     made["arabic, presentation forms"] = of(visual, text, presentation_forms)
+    for name, text in RIGHT_TO_LEFT.items():
+        made[f"{name}, shaped"] = of(one_column, "\n".join([unicodedata.normalize("NFC", text)] * 3), shaping=True)
     return made
 
 

@@ -52,7 +52,7 @@ LIMITS = Limits()
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 AHEAD = 4 * CORES  # files extracted before they are needed; more than cores, as one may take long
 MIN_PAGE_CHARACTERS = 20
-RULES_VERSION = 4  # part of the cache's file names: change it with a child's output or a cache's form
+RULES_VERSION = 5  # part of the cache's file names: change it with a child's output or a cache's form
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
 LONGEST_HEADER = 200  # characters
 MOST_COMPOUNDS = 100_000  # words with a hyphen remembered per file

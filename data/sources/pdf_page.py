@@ -22,9 +22,16 @@ _CJK = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "FULL
 _TOGETHER = [{"LATIN", "GREEK", "MICRO"}, {"LATIN", "GREEK", *_CJK}]
 _NO_SCRIPT = {"COMBINING", "MODIFIER", "MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER"}
 
-# Letters that only end a word in Hebrew and Arabic, and the Arabic article, which only begins one.
-_RIGHT_WAY = re.compile(r"\B[ךםןףץةى]\b|\bال\w\w")
-_REVERSED = re.compile(r"\b[ךםןףץةى]\B|\w\wلا\b")
+# What tells whether words of Hebrew and of languages in Arabic letters are spelt and separated as they
+# are: letters that only end a word, the Arabic article, marks at the end of a sentence, and frequent
+# words whose reverse is none.
+_FREQUENT = "של|על|הוא|היא|זה|כי|אשר|في|من|هذا|كان|به|از|که|است|را|می|های|اور|کو"
+_RIGHT_WAY = re.compile(rf"\B[ךםןףץةىےں]\b|\b[وفبك]?ال\w\w|[\u05d0-\u06d3][.,:;!?؟،؛۔](?!\S)|\b(?:{_FREQUENT})\b")
+_REVERSED = re.compile(
+    r"\b[ךםןףץةىےں]\B|\B[ךםןףץةےں]\B|\w\wلا[وفبك]?\b|(?:(?<!\S)|(?<=\w\w))[.,:;!?؟،؛۔](?=[\u05d0-\u06d3])"
+    rf"|\b(?:{_FREQUENT[::-1]})\b"
+)
+_MARKS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670]+")  # vowel signs of both scripts
 
 
 def tidy(text: str) -> str:
@@ -33,15 +40,15 @@ def tidy(text: str) -> str:
     Letters come as themselves, not as the shapes that were printed.
     """
     text = _SHAPES.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
-    text = "\n".join(line.rstrip() for line in text.strip().splitlines())
     text = text.translate({ord(letter): None for letter in set(text) if not is_readable(letter)})
+    text = "\n".join(line.rstrip() for line in text.strip().splitlines())
     return _INVISIBLE.sub("", text)
 
 
 @lru_cache(1 << 16)
 def is_readable(letter: str) -> bool:
     """Return whether it is a character of a text: no control, private or unassigned one."""
-    return letter in "\n\t" or (letter != "\ufffd" and unicodedata.category(letter) not in ("Cc", "Co", "Cn", "Cs"))
+    return letter in "\r\n\t" or (letter != "\ufffd" and unicodedata.category(letter) not in ("Cc", "Co", "Cn", "Cs"))
 
 
 def looks_wrong(text: str) -> bool:
@@ -63,8 +70,14 @@ def looks_wrong(text: str) -> bool:
         or 10 * sum(len(word) == 1 for word in separate) > 7 * len(separate) > 200
         or 2 * matched(_DOUBLED, text) > letters > 20
         or 2 * matched(_NO_SPACES, text) > letters > 80
-        or len(_REVERSED.findall(text)) > max(2, len(_RIGHT_WAY.findall(text)))
+        or reads_backwards(text)
     )
+
+
+def reads_backwards(text: str) -> bool:
+    """Return whether the words of Hebrew or of a language in Arabic letters are spelt from the end."""
+    letters = _MARKS.sub("", text)
+    return len(_REVERSED.findall(letters)) > max(2, len(_RIGHT_WAY.findall(letters)))
 
 
 def matched(pattern: re.Pattern, text: str) -> int:

@@ -6,7 +6,18 @@ import pytest
 
 from data.sources.pdf_page import looks_wrong, tidy
 from tests.data.sources.test_pdf import BAD_PAGE, read
-from tests.pdf_texts import WORDS, documents, mojibake, prose, tex_symbols, with_nuls
+from tests.pdf_texts import (
+    BACKWARDS,
+    RIGHT_TO_LEFT,
+    WORDS,
+    documents,
+    glyph_by_glyph,
+    mojibake,
+    one_column,
+    prose,
+    tex_symbols,
+    with_nuls,
+)
 from tests.pdfs import BODY
 
 DOCUMENTS = documents()
@@ -32,6 +43,19 @@ def test_a_nul_costs_a_page_only_itself(tmp_path):
 
 def test_letters_under_false_names_are_not_trained_on(tmp_path):
     assert read(tmp_path, mojibake(prose("cyrillic", 1))) == ("", {BAD_PAGE: 1})
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_words_that_are_drawn_backwards_are_not_trained_on(name, tmp_path):
+    assert read(tmp_path, one_column(BACKWARDS[name])) == ("", {BAD_PAGE: 1})
+
+
+def test_letters_that_are_drawn_from_left_to_right_are_not_trained_on(tmp_path):
+    assert read(tmp_path, glyph_by_glyph(prose("arabic", 7, 60))) == ("", {BAD_PAGE: 1})
+
+
+def test_control_characters_end_no_lines():
+    assert tidy("one\x0b line\x85 of\x1c text\r\nand another") == "one line of text\nand another"
 
 
 def test_superscripts_are_no_lines(tmp_path):
@@ -66,6 +90,7 @@ SHIFTED = "".join(chr(ord(letter) - 29) for letter in prose("latin", 2) if lette
         "ΰԔϸЇ ́Ψߙ ϣÎg ķϢʆ ဍഀඥǊ һӍΉʽী ܅ȥ͟ರ һӍΉʽী ࠨźȥ ˮʷ್͟ ǬȈȥౖ " * 3,
         prose("hebrew", 1)[::-1],
         prose("arabic", 1)[::-1],
+        *(text[::-1] for text in BACKWARDS.values()),
     ],
 )
 def test_what_nobody_wrote_looks_wrong(garbage):
@@ -78,6 +103,7 @@ def test_what_nobody_wrote_looks_wrong(garbage):
         "",
         BODY,
         *(prose(script, 9) for script in WORDS),
+        *(RIGHT_TO_LEFT | BACKWARDS).values(),
         "Où êtes-vous allés, là-bas, à l’été ? Ça dépend : à Orléans, naïveté, œuvre, cœur.",
         "Đường phố Hà Nội những ngày này rất đông người, ai cũng vội vã về nhà sau giờ làm việc.",
         "使用Python语言和numpy库，计算α粒子的能量。" * 5,
