@@ -18,10 +18,11 @@ from data.sources.pdf_directions import HYPHEN, RIGHT, right_to_left
 __all__ = ["PdfDocument", "page_text"]
 
 SAMPLES = 64  # characters of a page whose angle is measured
+MOST_SPACES = 100  # side by side
 _TEX_SYMBOLS = {"0": "\u2032", "6": "\u0338", "7": "\u21a6"}  # prime, negation of the next symbol, maps to
 _TEX_DIGIT = re.compile("[067]")
 _NEGATION = re.compile("\u0338 ?(\\S)")
-_LINE_END = re.compile("(?<=\\S) ?\r\n ?(?=\\S)")
+_GAP = re.compile("(?<=\\S)(?: ?\r\n ?| )(?=\\S)")
 
 
 def page_text(page: PdfPage) -> str:
@@ -48,7 +49,7 @@ def left_to_right(text: str, start: int, end: int, glyphs: PdfTextPage, angle: i
     """Return a part of the text as it is read, without lines that are none."""
     text = text[start:end]
     if angle == 0:
-        text = _LINE_END.sub(lambda match: between(match, start, glyphs), text)
+        text = _GAP.sub(lambda match: between(match, start, glyphs), text)
     text = text.replace(HYPHEN, "-\n").replace("\r\n", "\n").replace("\u21a6→", "\u21a6")
     return _NEGATION.sub(lambda match: unicodedata.normalize("NFC", match[1] + "\u0338"), text)
 
@@ -70,12 +71,26 @@ def tex_symbol(digit: re.Match, glyphs: PdfTextPage) -> str:
     return _TEX_SYMBOLS[digit[0]] if b"CMSY" in name.value else digit[0]
 
 
-def between(line_end: re.Match, offset: int, glyphs: PdfTextPage) -> str:
-    """Return what stands for a line end: nothing or a space if the glyphs around it are side by side."""
-    _, bottom, right, top = glyphs.get_charbox(offset + line_end.start() - 1, loose=True)
-    left, next_bottom, _, next_top = glyphs.get_charbox(offset + line_end.end(), loose=True)
+def between(gap: re.Match, offset: int, glyphs: PdfTextPage) -> str:
+    """Return what stands for a space, or for a line end: nothing or a space if its glyphs are side by side."""
+    start, end = offset + gap.start(), offset + gap.end()
+    if gap[0] == " ":
+        return " " * max(1, num_spaces(start, (start - 1, end, end + 1), glyphs))
+    _, bottom, right, top = glyphs.get_charbox(start - 1, loose=True)
+    left, next_bottom, _, next_top = glyphs.get_charbox(end, loose=True)
     smaller = min(top - bottom, next_top - next_bottom)
-    overlap, gap = min(top, next_top) - max(bottom, next_bottom), left - right
-    if overlap < smaller / 3 or not -smaller / 4 < gap < smaller:
-        return "\n"
-    return " " if gap > smaller / 6 or " " in line_end[0] else ""
+    overlap, distance = min(top, next_top) - max(bottom, next_bottom), left - right
+    if overlap < smaller / 3 or not -smaller / 4 < distance < smaller:
+        return "\n" + " " * (num_spaces(end - 1, (), glyphs) if gap[0][-1] == " " else 0)
+    return " " if distance > smaller / 6 or " " in gap[0] else ""
+
+
+def num_spaces(space: int, around: tuple[int, ...], glyphs: PdfTextPage) -> int:
+    """Return how many spaces PDFium made one of, in code: 0 unless the glyphs around it are as wide as the space."""
+    left, _, right, _ = glyphs.get_charbox(space, loose=True)
+    width = right - left
+    spaces = round((glyphs.get_charbox(space + 1, loose=True)[0] - left) / width) if width > 0 else 0
+    if not 1 < spaces <= MOST_SPACES:
+        return 0
+    boxes = [glyphs.get_charbox(min(index, glyphs.count_chars() - 1), loose=True) for index in around]
+    return spaces if all(round((box[2] - box[0]) / width, 1) in (0, 1) for box in boxes) else 0

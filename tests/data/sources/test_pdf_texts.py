@@ -58,6 +58,12 @@ def test_control_characters_end_no_lines():
     assert tidy("one\x0b line\x85 of\x1c text\r\nand another") == "one line of text\nand another"
 
 
+def test_code_keeps_its_indentation(tmp_path):
+    code = "def f(x):\n    if x:\n        return 1  # the sum\n    return [x,   2]\n12     pass"
+    content = one_column(code, font="DejaVuSansMono.ttf")
+    assert read(tmp_path, content) == (code, {})
+
+
 def test_superscripts_are_no_lines(tmp_path):
     content, truth = DOCUMENTS["mathematics"]()
     text, _ = read(tmp_path, content)
