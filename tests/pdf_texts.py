@@ -93,6 +93,17 @@ def two_columns(text: str, **keys) -> bytes:
     return bytes(pdf.output())
 
 
+def shuffled(text: str, order: Callable[[list[int]], list[int]], *, num_columns: int = 1) -> bytes:
+    """Columns of lines that are drawn in the order that is made of theirs."""
+    pdf = writer(size=9)
+    lines = textwrap.wrap(text, 80 // num_columns)
+    height = -(-len(lines) // num_columns)
+    for index in order(list(range(len(lines)))):
+        column, row = divmod(index, height)
+        pdf.text(15 + 100 * column, 20 + 5 * row, lines[index])
+    return bytes(pdf.output())
+
+
 def glyph_by_glyph(text: str, *, step: int = 1, **keys) -> bytes:
     """Each letter is placed by itself, without spaces; with `step` -1 from right to left."""
     pdf = writer(**keys)
@@ -229,6 +240,13 @@ def documents() -> dict[str, Callable[[], tuple[bytes, str]]]:
         made[f"{script}, one column"] = of(one_column, prose(script, 1))
         made[f"{script}, two columns"] = of(two_columns, prose(script, 2))
         made[f"{script}, glyph by glyph"] = of(glyph_by_glyph, prose(script, 3))
+    for num_columns in (1, 2):
+        made[f"latin, from the bottom up, columns: {num_columns}"] = of(
+            shuffled, prose("latin", 8), lambda lines: lines[::-1], num_columns=num_columns
+        )
+    made["latin, lines at random"] = of(
+        shuffled, prose("latin", 9), lambda lines: random.Random(1).sample(lines, len(lines))
+    )
     made["latin, letter by letter"] = of(letter_by_letter, prose("latin", 6))
     made["mathematics"] = partial(mathematics, 4)
     for angle in (90, 180, 270):

@@ -1,19 +1,22 @@
 """Reads the text of a page with PDFium, the PDF library of Chrome: C++, called through ctypes.
 
 PDFium finds lines and spaces by the places of the glyphs. What it gets wrong is put right here:
-pages whose text does not stand upright, superscripts that become lines and, in
-data/sources/pdf_directions.py, what is written from right to left.
+pages whose text does not stand upright, superscripts that become lines, and spaces in code;
+what is written from right to left in data/sources/pdf_directions.py, and lines that are drawn out
+of order in data/sources/pdf_lines.py.
 """
 
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from ctypes import create_string_buffer
 from math import degrees
 
 from pypdfium2 import PdfDocument, PdfPage, PdfTextPage, raw
 
 from data.sources.pdf_directions import HYPHEN, RIGHT, right_to_left
+from data.sources.pdf_lines import Line, in_columns
 
 __all__ = ["PdfDocument", "page_text"]
 
@@ -22,6 +25,7 @@ MOST_SPACES = 100  # side by side
 _TEX_SYMBOLS = {"0": "\u2032", "6": "\u0338", "7": "\u21a6"}  # prime, negation of the next symbol, maps to
 _TEX_DIGIT = re.compile("[067]")
 _NEGATION = re.compile("\u0338 ?(\\S)")
+_LINE = re.compile(f"[^ \r\n{HYPHEN}](?:[^\r\n{HYPHEN}]*[^ \r\n{HYPHEN}])?{HYPHEN}?")
 _GAP = re.compile("(?<=\\S)(?: ?\r\n ?| )(?=\\S)")
 
 
@@ -38,6 +42,10 @@ def page_text(page: PdfPage) -> str:
         text = text.replace("\x02", HYPHEN)
     # A place in the text is the number of a glyph, until line ends are joined.
     text = _TEX_DIGIT.sub(lambda match: tex_symbol(match, glyphs), text)
+    if angle == 0 and not RIGHT.search(text):
+        lines = list(lines_of(text, glyphs))
+        if (order := in_columns(lines)) != lines:
+            return "\n".join(left_to_right(text, line.start, line.end, glyphs, angle).rstrip() for line in order)
     read, end = "", 0
     for start, stop, line in right_to_left(text, glyphs, angle) if RIGHT.search(text) else ():
         read += left_to_right(text, end, start, glyphs, angle) + line
@@ -69,6 +77,20 @@ def tex_symbol(digit: re.Match, glyphs: PdfTextPage) -> str:
     name = create_string_buffer(64)
     raw.FPDFText_GetFontInfo(glyphs, digit.start(), name, len(name), None)
     return _TEX_SYMBOLS[digit[0]] if b"CMSY" in name.value else digit[0]
+
+
+def lines_of(text: str, glyphs: PdfTextPage) -> Iterator[Line]:
+    """Yield the lines of a page, each with what `between` joins to it."""
+    start = None
+    for part in _LINE.finditer(text):
+        start = part.start() if start is None else start
+        gap = _GAP.match(text, part.end())
+        if gap and not between(gap, 0, glyphs).startswith("\n"):
+            continue
+        left, bottom, _, top = glyphs.get_charbox(start, loose=True)
+        right = glyphs.get_charbox(part.end() - 1, loose=True)[2]
+        yield Line(start, part.end(), left, bottom, right, top)
+        start = None
 
 
 def between(gap: re.Match, offset: int, glyphs: PdfTextPage) -> str:

@@ -1,6 +1,7 @@
 """The text of a PDF is that from which it was made, in its order; what is no text is never trained on."""
 
 import difflib
+import textwrap
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.pdf_texts import (
     prose,
     tex_symbols,
     with_nuls,
+    writer,
 )
 from tests.pdfs import BODY
 
@@ -62,6 +64,15 @@ def test_code_keeps_its_indentation(tmp_path):
     code = "def f(x):\n    if x:\n        return 1  # the sum\n    return [x,   2]\n12     pass"
     content = one_column(code, font="DejaVuSansMono.ttf")
     assert read(tmp_path, content) == (code, {})
+
+
+def test_lines_in_an_order_that_can_be_read_keep_it(tmp_path):
+    lines = textwrap.wrap(prose("latin", 9, 100), 26)[:18]  # two rows of three blocks of three lines
+    pdf = writer(size=9)
+    for index, line in enumerate(lines):
+        block, row = divmod(index, 3)
+        pdf.text(15 + 65 * (block % 3), 20 + 30 * (block // 3) + 5 * row, line)
+    assert read(tmp_path, bytes(pdf.output())) == ("\n".join(lines), {})
 
 
 def test_superscripts_are_no_lines(tmp_path):
