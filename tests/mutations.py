@@ -305,9 +305,9 @@ MUTATIONS = {
         "tests/data/sources/test_pdf.py",
     ),
     "letters of an Arabic ligature come backwards": Mutation(
-        "data/sources/pdf_pdfium.py",
-        'letter + letters.get(place, "")',
-        'letters.get(place, "") + letter',
+        "data/sources/pdf_directions.py",
+        "letters = letters[::-1]",
+        "pass",
         "tests/data/sources/test_pdf_texts.py",
     ),
     "a turned page is read as it lies": Mutation(

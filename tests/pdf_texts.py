@@ -244,8 +244,17 @@ def documents() -> dict[str, Callable[[], tuple[bytes, str]]]:
         made[f"latin, from the bottom up, columns: {num_columns}"] = of(
             shuffled, prose("latin", 8), lambda lines: lines[::-1], num_columns=num_columns
         )
-    made["latin, lines at random"] = of(
-        shuffled, prose("latin", 9), lambda lines: random.Random(1).sample(lines, len(lines))
+        made[f"latin, at random, columns: {num_columns}"] = of(
+            shuffled,
+            prose("latin", 9),
+            lambda lines: random.Random(1).sample(lines, len(lines)),
+            num_columns=num_columns,
+        )
+    made["latin, columns row by row"] = of(
+        shuffled,
+        prose("latin", 10),
+        lambda lines: sorted(lines, key=lambda line: line % -(-len(lines) // 2)),
+        num_columns=2,
     )
     made["latin, letter by letter"] = of(letter_by_letter, prose("latin", 6))
     made["mathematics"] = partial(mathematics, 4)

@@ -16,7 +16,7 @@ from math import degrees
 from pypdfium2 import PdfDocument, PdfPage, PdfTextPage, raw
 
 from data.sources.pdf_directions import HYPHEN, RIGHT, right_to_left
-from data.sources.pdf_lines import Line, in_columns
+from data.sources.pdf_lines import Line, by_column, in_columns
 
 __all__ = ["PdfDocument", "page_text"]
 
@@ -44,7 +44,11 @@ def page_text(page: PdfPage) -> str:
     text = _TEX_DIGIT.sub(lambda match: tex_symbol(match, glyphs), text)
     if angle == 0 and not RIGHT.search(text):
         lines = list(lines_of(text, glyphs))
-        if (order := in_columns(lines)) != lines:
+        rows = [cells(line, text, glyphs) for line in lines]
+        parts = [cell for row in rows for cell in row]
+        if (order := in_columns(parts)) == parts:
+            order = by_column(rows, text)
+        if order != lines:
             return "\n".join(left_to_right(text, line.start, line.end, glyphs, angle).rstrip() for line in order)
     read, end = "", 0
     for start, stop, line in right_to_left(text, glyphs, angle) if RIGHT.search(text) else ():
@@ -91,6 +95,18 @@ def lines_of(text: str, glyphs: PdfTextPage) -> Iterator[Line]:
         right = glyphs.get_charbox(part.end() - 1, loose=True)[2]
         yield Line(start, part.end(), left, bottom, right, top)
         start = None
+
+
+def cells(line: Line, text: str, glyphs: PdfTextPage) -> list[Line]:
+    """Return a line, cut where it has a gap that is as wide as the line is high."""
+    found, height = [line], line.top - line.bottom
+    for space in re.finditer("(?<=\\S) (?=\\S)", text[line.start : line.end]):
+        before, after = line.start + space.start() - 1, line.start + space.end()
+        right, left = glyphs.get_charbox(before, loose=True)[2], glyphs.get_charbox(after, loose=True)[0]
+        if left - right > height:
+            found[-1] = found[-1]._replace(end=before + 1, right=right)
+            found.append(line._replace(start=after, left=left))
+    return found
 
 
 def between(gap: re.Match, offset: int, glyphs: PdfTextPage) -> str:

@@ -75,6 +75,16 @@ def test_lines_in_an_order_that_can_be_read_keep_it(tmp_path):
     assert read(tmp_path, bytes(pdf.output())) == ("\n".join(lines), {})
 
 
+def test_tables_are_read_row_by_row(tmp_path):
+    words = prose("latin", 9).lower().replace(".", "").split()
+    rows = [" ".join(words[start : start + 2 + start % 3]) for start in range(0, 90, 3)]
+    pdf = writer(size=9)
+    for row in range(0, len(rows), 2):
+        pdf.text(15, 20 + 5 * row, rows[row])
+        pdf.text(100, 20 + 5 * row, rows[row + 1])
+    assert read(tmp_path, bytes(pdf.output()))[0].split() == " ".join(rows).split()
+
+
 def test_superscripts_are_no_lines(tmp_path):
     content, truth = DOCUMENTS["mathematics"]()
     text, _ = read(tmp_path, content)
