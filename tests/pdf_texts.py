@@ -241,7 +241,7 @@ def documents() -> dict[str, Callable[[], tuple[bytes, str]]]:
         made[f"{script}, two columns"] = of(two_columns, prose(script, 2))
         made[f"{script}, glyph by glyph"] = of(glyph_by_glyph, prose(script, 3))
     for num_columns in (1, 2):
-        made[f"latin, from the bottom up, columns: {num_columns}"] = of(
+        made[f"latin, bottom up, columns: {num_columns}"] = of(
             shuffled, prose("latin", 8), lambda lines: lines[::-1], num_columns=num_columns
         )
         made[f"latin, at random, columns: {num_columns}"] = of(
