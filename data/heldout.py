@@ -11,7 +11,8 @@ of each document's opening end-of-text token. The target at [i, t] is rows[i, t 
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,21 +130,27 @@ class HeldOut:
             found.append((label, tokens[:most]))
         return found
 
-    def subset(self, num_tokens: int) -> "HeldOut":
+    def subset(self, num_tokens: int, watched: Collection[str] = ()) -> "HeldOut":
         """Return about `num_tokens` of it: always the same rows, evenly spread over each source.
 
-        Sources keep their proportions; every source that has rows keeps at least one.
+        Sources keep their proportions; every source that has rows keeps at least one. Those with the labels
+        `watched` have as many tokens for themselves, so that no row of the others depends on them.
         """
-        return self._with_rows(num_tokens, SourceRows.select)
+        return self._with_rows(num_tokens, watched, SourceRows.select)
 
-    def overlapping(self, num_tokens: int) -> "HeldOut":
+    def overlapping(self, num_tokens: int, watched: Collection[str] = ()) -> "HeldOut":
         """Return windows that score the same targets as `subset`; see `SourceRows.overlapping`."""
-        return self._with_rows(num_tokens, SourceRows.overlapping)
+        return self._with_rows(num_tokens, watched, SourceRows.overlapping)
 
-    def _with_rows(self, num_tokens: int, take: Callable[[SourceRows, np.ndarray], SourceRows]) -> "HeldOut":
-        share = min(1.0, num_tokens / max(1, self.num_tokens))
+    def _with_rows(
+        self, num_tokens: int, watched: Collection[str], take: Callable[[SourceRows, np.ndarray], SourceRows]
+    ) -> "HeldOut":
+        there = Counter[bool]()  # tokens of the sources that are watched, or not
+        for source in self.sources:
+            there[source.label in watched] += source.num_tokens
         chosen = []
         for source in self.sources:
+            share = min(1.0, num_tokens / max(1, there[source.label in watched]))
             count = len(source.rows)
             keep = min(count, max(1, round(share * count)))
             chosen.append(take(source, (np.arange(keep) * count) // max(1, keep)))

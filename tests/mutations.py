@@ -558,6 +558,12 @@ MUTATIONS = {
     "what is watched is trained on": Mutation(
         "data/mixing.py", "[weight > 0 for weight in weights]", "[True for weight in weights]", FINISH
     ),
+    "what is watched takes held-out rows from the rest": Mutation(
+        "data/heldout.py",
+        "num_tokens / max(1, there[source.label in watched])",
+        "num_tokens / max(1, self.num_tokens)",
+        "tests/data/test_heldout.py",
+    ),
     "windows overlap by half": Mutation(
         "data/heldout.py", "quarter = length // 4", "quarter = length // 2", "tests/data/test_heldout.py"
     ),

@@ -33,7 +33,7 @@ from lm.train.best import keep_if_best
 from lm.train.milestones import keep_milestones
 from lm.train.trainer import Trainer
 
-PERIODIC_EVAL_TOKENS = 100_000  # of a fixed subset
+PERIODIC_EVAL_TOKENS = 100_000  # of a fixed subset; watched sources have as many on top
 OVERLAPPING_EVAL_TOKENS = 250_000  # with four passes over each: as much work as the default train.eval_tokens
 SAMPLES, PROMPT_TOKENS, CONTINUATION_TOKENS = 3, 32, 96
 
@@ -80,7 +80,7 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     """Evaluate held-out loss per source and the heads' measures, on a fixed subset or on
     everything; record and log them. Returns None if asked to stop."""
     trainer.collect_results()  # before the training clock stops
-    held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS)
+    held_out = trainer.held_out if everything else trainer.held_out.subset(PERIODIC_EVAL_TOKENS, trainer.watched_labels)
     heads = HeldOutHeads(trainer)
     evaluation = _evaluate(trainer, held_out, observe=heads.observe)
     overlapping = _overlapping(trainer, evaluation) if evaluation and everything else None
@@ -117,7 +117,7 @@ def _evaluate(trainer: Trainer, held_out: HeldOut, **options: Any) -> Evaluation
         rank=trainer.world.rank,
         world_size=trainer.world.size,
         reduce=trainer.world.sum,
-        watched=trainer.labels[len(trainer.trained_labels) :],
+        watched=trainer.watched_labels,
         **options,
     )
 
@@ -127,11 +127,11 @@ def _overlapping(trainer: Trainer, everything: Evaluation) -> dict[str, Any] | N
     if asked to stop. Every token then has most of a row before it, as in a text that the model
     continues, where plain rows give their first tokens nothing."""
     held_out, seq_length = trainer.held_out, trainer.preset.model.seq_length
-    num_tokens = min(OVERLAPPING_EVAL_TOKENS, held_out.num_tokens)
-    log.info("evaluating %s held-out tokens with overlapping windows: four times the work", f"{num_tokens:,}")
-    whole = num_tokens == held_out.num_tokens
-    plain = everything if whole else _evaluate(trainer, held_out.subset(num_tokens))
-    overlapping = _evaluate(trainer, held_out.overlapping(num_tokens)) if plain else None
+    wanted = OVERLAPPING_EVAL_TOKENS, trainer.watched_labels
+    rows = held_out.subset(*wanted)
+    log.info("evaluating %s held-out tokens with overlapping windows: four times the work", f"{rows.num_tokens:,}")
+    plain = everything if rows.num_tokens == held_out.num_tokens else _evaluate(trainer, rows)
+    overlapping = _evaluate(trainer, held_out.overlapping(*wanted)) if plain else None
     if plain is None or overlapping is None:
         return None
     both = {

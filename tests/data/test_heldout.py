@@ -120,6 +120,20 @@ def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
     assert held_out.subset(10**9).num_tokens == held_out.num_tokens
 
 
+def test_watched_text_takes_nothing_from_a_subset_of_what_is_trained_on(tokenizer):
+    mine, web, other = (
+        pack(label, PROSE[:count], tokenizer, T) for label, count in (("mine", 4), ("web", 30), ("other", 30))
+    )
+    alone, beside = HeldOut([mine], frozenset()), HeldOut([mine, web, other], frozenset())
+    for num_tokens in (mine.num_tokens // 2, mine.num_tokens):
+        for take in (HeldOut.subset, HeldOut.overlapping):
+            [expected], [found, *watched] = (
+                take(held_out, num_tokens, ["web", "other"]).sources for held_out in (alone, beside)
+            )
+            np.testing.assert_array_equal(found.rows, expected.rows)
+            assert sum(source.num_tokens for source in watched) == pytest.approx(num_tokens, abs=2 * T)
+
+
 def flat(array):
     return np.append(array[:, :-1].ravel(), array[-1:, -1])
 
