@@ -85,10 +85,10 @@ class ChatTemplate:
                 raise Unusable(f"it has {len(source):,} characters; at most {LARGEST:,} are read")
             self.end_tokens = self._find_end_tokens()
         except (Unusable, Refused) as error:
-            raise UserError(
-                f"the chat template cannot be used: {error}; put another one into chat_template.jinja, such as that of the "
-                "model's chat version"
-            ) from None
+            advice = f"put another one into {TEMPLATE_FILE}, such as that of the model's chat version"
+            if _setting("eos_token", "") in source:
+                advice = f"it uses eos_token, which {CONFIG_FILE} does not give: write it there, or get that file of the model"
+            raise UserError(f"the chat template cannot be used: {error}; {advice}") from None
 
     @property
     def begins_document(self) -> bool:
@@ -229,7 +229,7 @@ def template_beside(where: str, path_of: Callable[[str], Path | None], tokenizer
     if path:
         source = _read(path, str)
     if isinstance(source, str) and source.strip():
-        source = _with_tokens(source, config)
+        source = _with_variables(source, config)
         if not source.isascii() and source != source.encode("utf-8", "replace").decode():
             raise UserError(
                 f"the chat template of {where} holds characters that are no text (surrogates): take them out"
@@ -257,15 +257,23 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         ) from None
 
 
-def _with_tokens(source: str, config: Mapping[str, Any]) -> str:
-    """Return a template that names the special tokens that it uses by itself."""
-    for name in ("bos_token", "eos_token"):
+def _with_variables(source: str, config: Mapping[str, Any]) -> str:
+    """Return a template that sets the variables by itself that it uses, which programs set in different ways: the
+    special tokens, empty where `config` has none, and whether to think."""
+    variables: dict[str, Any] = {"enable_thinking": False}
+    for name in ("bos_token", "eos_token", "pad_token"):
         token = config.get(name)
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and re.search(rf"\b{name}\b", source):
-            # The line break is the one that is dropped behind a block: the source still begins a line.
-            source = f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} %}}\n{source}"
+        variables[name] = token if isinstance(token, str) else ""
+    for name, value in variables.items():
+        if re.search(rf"\b{name}\b", source):
+            source = _setting(name, value) + source
     return source
+
+
+def _setting(name: str, value: Any) -> str:
+    # The line break is the one that is dropped behind a block: what follows still begins a line.
+    return f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n"
 
 
 def _plain(runs: Runs) -> _Plain:

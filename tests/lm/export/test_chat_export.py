@@ -11,7 +11,7 @@ from data.chat_template import CHATML, MARKERS, OWN, ChatTemplate, Turn, templat
 from lm.export.ollama import modelfile
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from tests.data.test_chat_template import SMOLLM2
+from tests.data.test_chat_template import QWEN3, SMOLLM2
 from tests.lm.export.test_huggingface import END_OF_TEXT, export, make_preset, model_of
 
 TURNS = [
@@ -33,7 +33,12 @@ def tokenizer_with(folder, special_tokens):
 
 def exported(folder, source, special_tokens=MARKERS, **options):
     """(model, chat template, folder of the export)"""
-    template = ChatTemplate(source, tokenizer_with(folder, special_tokens))
+    tokenizer = tokenizer_with(folder, special_tokens)
+    (folder / "chat_template.jinja").write_text(source)
+    source = template_beside(
+        "the folder", lambda name: folder / name if name == "chat_template.jinja" else None, tokenizer
+    )
+    template = ChatTemplate(source, tokenizer)
     preset = make_preset()
     model = model_of(preset, 340)
     hf = export(
@@ -62,6 +67,8 @@ def own(tmp_path_factory):
         (ENDS_DOCUMENTS, MARKERS),
         ("   {% if true %}{% endif %}\n" + OWN, MARKERS),
         ("\n" + OWN, MARKERS),
+        (QWEN3, ["<|im_start|>", "<|im_end|>"]),
+        ("{{ bos_token }}{{ pad_token }}" + OWN, MARKERS),
     ],
     ids=[
         "own",
@@ -71,6 +78,8 @@ def own(tmp_path_factory):
         "a turn ends as a document does",
         "spaces before a block",
         "a line break first",
+        "Qwen3, which thinks unless told not to",
+        "tokens that no tokenizer_config.json names",
     ],
 )
 def test_transformers_makes_the_tokens_of_the_training(tmp_path, source, special_tokens):
@@ -94,7 +103,9 @@ def test_a_template_that_is_exported_again_begins_documents_once(tmp_path):
     imported = template_beside("the export", lambda name: folder / name, template.tokenizer)
     (tmp_path / "again").mkdir()
     _, again, folder = exported(tmp_path / "again", imported)
-    assert (folder / "chat_template.jinja").read_text() == imported
+    source = (folder / "chat_template.jinja").read_text()
+    assert source.endswith(imported)
+    assert source.count("{{ bos_token }}") == 1
     assert again.encode(TURNS)[0].tolist() == template.encode(TURNS)[0].tolist()
 
 
