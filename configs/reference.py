@@ -55,7 +55,8 @@ CONVERSATIONS = """\
 With `messages`, a document is a conversation. A turn is `{"role": "user", "content": "..."}` or `{"from": "human",
 "value": "..."}`; roles are `system`, `user` (also `human`) and `assistant` (also `gpt`, `model` and others), and the
 content is text. Of several columns, all before the last are the question, joined by blank lines where they are not
-empty: `["instruction", "input", "output"]`. A system prompt may come first.
+empty: `["instruction", "input", "output"]`; columns that all hold lists of turns are one conversation, in their order.
+A system prompt may come first.
 
 - The model reads all turns, and learns what the assistant says and that it then ends: the loss counts these tokens
   alone, in training and of held-out conversations. The token budget counts all.

@@ -22,11 +22,13 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
     columns, schemas = {}, list(files.values())
     there = list(dict.fromkeys(name for schema in schemas for name in schema.names))
     may_hold, columns_with = cells.may_hold_text, cells.text_columns
-    if isinstance(spec.messages, str):
-        may_hold, columns_with = conversations.may_hold_turns, conversations.turn_columns
     what, keys = "text", ""
-    if isinstance(spec.messages, str):
+    if spec.messages:
+        may_hold, columns_with = conversations.may_hold_turns, conversations.turn_columns
         what, keys = "lists of turns", ", each with role or from, and with content, value or text"
+    if isinstance(spec.messages, list):
+        may_hold, columns_with = conversations.may_hold_exchanges, conversations.exchange_columns
+        what = "text or lists of turns"
     for field in spec.columns:
         kinds: list[Any] = []
         for column in (field, *FIELD_ALIASES.get(field, ())):

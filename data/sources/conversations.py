@@ -2,7 +2,8 @@
 its answer.
 
 A turn is {"role": "user", "content": "..."} or {"from": "human", "value": "..."}, a list of them a list of objects,
-an object of lists, or either as JSON. What cannot be learnt from is skipped, with its reason.
+an object of lists, or either as JSON. Question and answer may be such lists too. What cannot be learnt from is
+skipped, with its reason.
 """
 
 import json
@@ -62,19 +63,26 @@ def turn_columns(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if types.is_nested(field.type) and may_hold_turns(field.type)]
 
 
+def may_hold_exchanges(kind: pa.DataType) -> bool:
+    """Return whether cells of a type may be questions or answers: texts or lists of turns."""
+    return cells.may_hold_text(kind) or may_hold_turns(kind)
+
+
+def exchange_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that hold lists of turns or texts, without the texts inside of such lists."""
+    lists = turn_columns(schema)
+    return lists + [name for name in cells.text_columns(schema) if name.split(".")[0] not in lists]
+
+
 def turns_of(cell: Any) -> tuple[Turn, ...]:
     """Return the turns of a cell up to the last answer, without a system prompt that says nothing.
 
     Raises NoConversation.
     """
-    if isinstance(cell, str):
-        with suppress(ValueError, RecursionError):
-            cell = json.loads(cell)
-    if isinstance(cell, dict) and cell and all(isinstance(values, list) for values in cell.values()):
-        cell = [dict(zip(cell, values, strict=False)) for values in zip(*cell.values(), strict=False)]
-    if not isinstance(cell, list) or not cell:
+    given = _listed(cell)
+    if not given:
         raise NoConversation("without a conversation")
-    turns = [turn for turn in map(_turn, cell) if turn.text or turn.role != "system"]
+    turns = [turn for turn in map(_turn, given) if turn.text or turn.role != "system"]
     while turns and turns[-1].role != "assistant":
         turns.pop()
     if not turns:
@@ -82,6 +90,32 @@ def turns_of(cell: Any) -> tuple[Turn, ...]:
     if not all(turn.text for turn in turns):
         raise NoConversation("with an empty turn")
     return tuple(turns)
+
+
+def _listed(cell: Any) -> list[Any]:
+    """Return the items of a cell in any of the forms of a list of turns; [] if it has none of them."""
+    if isinstance(cell, str):
+        with suppress(ValueError, RecursionError):
+            cell = json.loads(cell)
+    if isinstance(cell, dict) and cell and all(isinstance(values, list) for values in cell.values()):
+        cell = [dict(zip(cell, values, strict=False)) for values in zip(*cell.values(), strict=False)]
+    return cell if isinstance(cell, list) else []
+
+
+def _joined(row: Sequence[Any]) -> list[Any]:
+    """Return the turns of all cells of a row, if all hold lists of turns, and [] if they hold texts: a text beside a
+    list in JSON may well be about one. Raises NoConversation."""
+    held = [cell for cell in row if cell]
+    lists = [given if all(map(_is_turn, given)) else [] for given in map(_listed, held)]
+    if all(lists):
+        return [turn for each in lists for turn in each]
+    if any(given and not isinstance(cell, str) for cell, given in zip(held, lists, strict=True)):
+        raise NoConversation("with turns in one column and text in another")
+    return []
+
+
+def _is_turn(item: Any) -> bool:
+    return isinstance(item, dict) and not {*ROLE_KEYS}.isdisjoint(item)
 
 
 def _turn(given: Any) -> Turn:
@@ -112,8 +146,10 @@ def _turn(given: Any) -> Turn:
 
 def documents_of(row: Sequence[Any], *, in_columns: bool) -> Iterator[Document]:
     """Yield the conversation of a row in pieces: its only cell is a list of turns or, `in_columns`, its cells are
-    a question and its answer. Raises NoConversation."""
-    if in_columns:
+    a question and its answer, or lists of turns that follow each other. Raises NoConversation."""
+    if in_columns and (turns := _joined(row)):
+        documents = list(pieces(turns_of(turns)))
+    elif in_columns:
         texts = tuple(cells.cell_text(cell) or "" for cell in row)
         documents = list(pieces(exchange(texts), texts))
     else:

@@ -227,7 +227,7 @@ def test_the_tokens_that_a_template_names_are_written_into_it_and_change_nothing
     assert ChatTemplate(beside(ends, eos_token={"content": "<|end|>"}), tokenizer).encode(TALK)[0].tolist() == (
         ChatTemplate(OWN, tokenizer).encode(TALK)[0].tolist()
     )
-    with pytest.raises(UserError, match="it uses eos_token, which tokenizer_config.json does not give: write it there"):
+    with pytest.raises(UserError, match=r"it uses eos_token, which tokenizer_config.json does not give: write it there"):
         ChatTemplate(beside(ends, eos_token=None), tokenizer)
     named = [{"name": ["default"], "template": "no"}, {"name": "default", "template": "yes"}]
     assert beside(named) == "yes"

@@ -88,6 +88,35 @@ def test_a_question_and_its_answer_may_be_columns(hub):
     assert first.cells in {("Add.", "2 2", "4"), ("Hello", "", " Hi! ")}
 
 
+def test_a_question_and_its_answer_may_be_lists_of_turns_that_follow_each_other(hub):
+    """The form of TRL, in Parquet or as JSON, also beside rows of text."""
+    prompt, completion = (
+        [*MESSAGES, {"role": "user", "content": "And now?"}],
+        [{"role": "assistant", "content": "Bye."}],
+    )
+    whole = (*TURNS, Turn("user", "Thanks!"), Turn("user", "And now?"), Turn("assistant", "Bye."))
+    columns = ["prompt", "completion"]
+    hub.add("some/trl", {"train.parquet": parquet(prompt=[prompt] * 2, completion=[completion, None])})
+    source = open_data("some/trl", messages=columns)
+    assert turns(source) == [whole, TURNS]
+    [first, _] = (document for document, _ in source.documents(0))
+    assert first.cells == ("Two and two?",)
+    about_json = {"prompt": "Write turns as JSON.", "completion": json.dumps(completion)}
+    rows = [{"prompt": json.dumps(prompt), "completion": json.dumps(completion)}, about_json]
+    hub.add("some/json", {"train.jsonl": jsonl(*rows)})
+    texts = tuple(map(Turn, ("user", "assistant"), about_json.values()))
+    assert sorted(turns(open_data("some/json", messages=columns))) == sorted([whole, texts])
+    rows = [{"prompt": "Hello", "completion": "Hi!"}, {"prompt": prompt, "completion": completion}]
+    hub.add("some/mixed", {"train.jsonl": jsonl(*rows, {"prompt": prompt, "completion": "Bye."})})
+    source = open_data("some/mixed", messages=columns)
+    assert sorted(turns(source)) == sorted([(Turn("user", "Hello"), Turn("assistant", "Hi!")), whole])
+    assert source.skipped == {"with turns in one column and text in another": 1}
+    hub.add("some/ids", {"train.parquet": parquet(prompt=[prompt], text=["a"], ids=[[1, 2]])})
+    assert "name a column that holds text or lists of turns: prompt, text" in problem_of(
+        "some/ids", messages=["prompt", "ids"]
+    )
+
+
 SKIPPED = {
     "without a conversation": [None, [], 7, "text", [["user", "hi"]], {"role": "user"}],
     "without an assistant's turn": [MESSAGES[:2], [{"role": "system", "content": " "}], [{"from": "human", "value": "?"}]],
