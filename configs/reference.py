@@ -61,7 +61,8 @@ A system prompt may come first.
 - The model reads all turns, and learns what the assistant says and that it then ends: the loss counts these tokens
   alone, in training and of held-out conversations. The token budget counts all.
 - Rows without an answer, with an empty turn, a role that is not known, calls of tools, or anything but text are
-  skipped and counted by reason, and so are those whose turns the chat template refuses.
+  skipped and counted by reason, and so are those whose turns the chat template refuses. One that has a place for
+  thoughts, as Qwen3's, is taken to refuse answers with `</think>`: the model is not trained to think.
 - A conversation of more than 16,384 characters is cut between two exchanges; each piece has the system prompt. A
   single exchange that is longer is left out.
 - A conversation that begins with the same question as a held-out one is not trained on, unless many do.

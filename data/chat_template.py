@@ -40,6 +40,7 @@ LARGEST_FILE = 32 * 2**20  # bytes; some list all special tokens
 LARGEST = 200_000  # characters of a template; those of well-known models have up to 20,000
 PLACEHOLDER = "\ue000{}\ue001"  # of private-use characters, around the number of a turn
 _PLACEHOLDER = re.compile(PLACEHOLDER.format("([0-9]{1,6})"))
+THOUGHTS_END = "</think>"  # in a template that looks for it in texts, which no template sees here
 SPACES = r"(?:(?<!\s)\s+)?"  # from the first of them on, so that many take no longer than their number
 LATEST_PATTERNS = 1024  # sequences of roles whose rendering is kept
 LONGEST_PATTERN = 256  # turns of those that are
@@ -146,7 +147,9 @@ class ChatTemplate:
         return [next(found[opening]) for opening in opens]
 
     def refuses(self, turns: Sequence[Turn]) -> str:
-        """Return why the template cannot render such turns, or ""."""
+        """Return why a conversation cannot be trained on in this form, or ""."""
+        if THOUGHTS_END in self.source and any(THOUGHTS_END in turn.text for turn in turns if turn.role == "assistant"):
+            return "its answers begin with thoughts, and the template writes those of an answer, here none, by itself"
         runs = self._runs(tuple(turn.role for turn in turns), False)
         return runs if isinstance(runs, str) else ""
 

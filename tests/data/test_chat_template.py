@@ -137,6 +137,16 @@ def test_templates_of_well_known_models(tokenizer, source, text, learnt):
     assert encoded[0].tolist() == whole
 
 
+def test_answers_with_thoughts_are_refused_by_a_template_that_writes_thoughts_itself(tokenizer):
+    """It would put an empty thought in front of them."""
+    thinking = [TALK[0], Turn("assistant", "<think>\nTwo and two.\n</think>\n\nFour.")]
+    qwen = ChatTemplate(QWEN3, tokenizer)
+    assert "begin with thoughts" in qwen.refuses(thinking)
+    assert not qwen.refuses([Turn("user", "What is </think>?"), *TALK[1:]])
+    assert not ChatTemplate(CHATML, tokenizer).refuses(thinking)
+    qwen.encode([*thinking, TALK[2]], generation_prompt=True)  # a model may have said so
+
+
 def test_a_space_before_an_answer_is_one_token_with_its_first_word_and_an_order_that_is_refused_says_so(tokenizer):
     template = ChatTemplate(MISTRAL, tokenizer)
     encoded = template.encode(TALK)
@@ -227,7 +237,9 @@ def test_the_tokens_that_a_template_names_are_written_into_it_and_change_nothing
     assert ChatTemplate(beside(ends, eos_token={"content": "<|end|>"}), tokenizer).encode(TALK)[0].tolist() == (
         ChatTemplate(OWN, tokenizer).encode(TALK)[0].tolist()
     )
-    with pytest.raises(UserError, match=r"it uses eos_token, which tokenizer_config.json does not give: write it there"):
+    with pytest.raises(
+        UserError, match=r"it uses eos_token, which tokenizer_config.json does not give: write it there"
+    ):
         ChatTemplate(beside(ends, eos_token=None), tokenizer)
     named = [{"name": ["default"], "template": "no"}, {"name": "default", "template": "yes"}]
     assert beside(named) == "yes"
