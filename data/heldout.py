@@ -82,9 +82,10 @@ class SourceRows:
         answer or the document begins with it.
         """
         row, column = self.starts[number]
-        tokens = self.rows[row : row + 2, :-1].ravel()[column:]
-        ends = np.flatnonzero(tokens[1:] == tokens[0])
-        tokens = tokens[: ends[0] + 1] if len(ends) else tokens
+        # Where the next one begins, or at the last target: templates may put the end-of-text token into a conversation.
+        ends = np.append(self.starts[1:] @ (self.valid.shape[1], 1), np.flatnonzero(self.valid)[-1] + 1)
+        length = ends[number] - self.starts[number] @ (self.valid.shape[1], 1)
+        tokens = self.rows[row : row + 2, :-1].ravel()[column:][:length]
         answer = np.flatnonzero(self.answer[row : row + 2].ravel()[column:][: len(tokens) - 1])
         return tokens.tolist(), int(answer[0]) + 1 if len(answer) and answer[0] else 0
 

@@ -100,6 +100,22 @@ def test_a_beginning_leaves_the_answer_or_the_second_half_to_the_model(tokenizer
     assert beginnings([longer_than_two_rows], 32) == [halves([longer_than_two_rows])[0][:32]]
 
 
+def test_a_conversation_ends_where_the_next_begins_whatever_ends_its_turns(tokenizer):
+    """In Zephyr's template the end-of-text token ends a question too."""
+    ends = OWN.replace("'<|end|>'", f"'{bpe.END_OF_TEXT}'").replace(
+        "'<|' + message['role'] + '|>'", "message['role'] + ': '"
+    )
+    template = ChatTemplate(ends, tokenizer)
+    talks = [
+        Document(question, turns=(Turn("user", question), Turn("assistant", answer))) for question, answer in QUESTIONS
+    ]
+    packed = pack("x", talks, tokenizer, 64, template)
+    for number, talk in enumerate(talks):
+        tokens, before_answer = packed.document(number)
+        assert tokens == [0, *template.encode(talk.turns)[0].tolist()]
+        assert tokenizer.decode(tokens[before_answer:]).strip() == talk.turns[1].text
+
+
 def test_a_subset_is_spread_in_proportion_and_always_the_same(held_out):
     half = held_out.subset(held_out.num_tokens // 2)
     assert half.num_tokens == pytest.approx(held_out.num_tokens / 2, rel=0.05)
