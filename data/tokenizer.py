@@ -25,7 +25,7 @@ MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # of turns: id
 LONGEST_WORD = 100  # characters of a word that training uses
 _ENDLESS = re.compile(rf"(\S{{{LONGEST_WORD}}})\S+|(\s{{{LONGEST_WORD}}})\s+")
 # Names of the token that ends a document in well-known tokenizers, most specific first.
-END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "[SEP]")
+END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "</s>", "[EOS]", "[SEP]")
 
 
 def train(texts: Iterable[str], vocab_size: int, markers: Sequence[str] = ()) -> Tokenizer:

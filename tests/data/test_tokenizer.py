@@ -89,8 +89,9 @@ def sentencepiece_like(tmp_path, end):
     return tmp_path / "foreign.json"
 
 
-def test_a_foreign_tokenizer_is_used_with_its_own_end_token(tmp_path):
-    tokenizer = bpe.load(sentencepiece_like(tmp_path, "</s>"))
+@pytest.mark.parametrize("end", ["</s>", "<\uff5cend\u2581of\u2581sentence\uff5c>"], ids=["Llama", "DeepSeek"])
+def test_a_foreign_tokenizer_is_used_with_its_own_end_token(tmp_path, end):
+    tokenizer = bpe.load(sentencepiece_like(tmp_path, end))
     assert bpe.end_of_text(tokenizer) == 1
     assert bpe.token_bytes(tokenizer).tolist() == [0, 0, 1, 1, 1, 2, 2]
 
