@@ -168,6 +168,17 @@ class ModelConfig(Section):
             raise ValueError(f"hidden_size / num_heads must be a whole even number; allowed: {fitting}")
         return num_heads
 
+    @field_validator("qk_norm")
+    @classmethod
+    def _exportable(cls, qk_norm: bool, info: ValidationInfo) -> bool:
+        hidden_size, num_heads = (info.data.get(name) or 1 for name in ("hidden_size", "num_heads"))
+        if not qk_norm and hidden_size % num_heads:
+            raise ValueError(
+                f"of a Llama, which it then is, transformers opens an export only if hidden_size / num_heads is whole, "
+                f"with head_dim too: {hidden_size} / {num_heads} is not"
+            )
+        return qk_norm
+
     @field_validator("rope_scaling")
     @classmethod
     def _of_a_llama(cls, scaling: RopeScaling | None, info: ValidationInfo) -> RopeScaling | None:

@@ -130,6 +130,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
             "num_heads / num_kv_heads must be a whole number; allowed: [1, 2, 4]",
         ),
         ({"model": {**MODEL, "head_dim": 7}}, "an even number"),
+        ({"model": {**MODEL, "num_heads": 3, "head_dim": 10, "qk_norm": False}}, f"{MODEL['hidden_size']} / 3 is not"),
         ({"model": {**MODEL, "revision": "v1"}}, "only with init_from, and with a name on the Hub there"),
         ({"model": {"init_from": "./here", "revision": "v1", "seq_length": 8}}, "only with init_from"),
         ({"model": {"init_from": "here", "seq_length": 8}}, "owner/name on the Hub, or a folder"),
