@@ -86,6 +86,11 @@ def _expectations(preset: Preset) -> list[tuple[str, str]]:
         rows.append(
             "what that model knows, in the style of your text. It picks up few facts from it, and forgets some of its own"
         )
+        if not preset.data.conversations:
+            rows.append(
+                "a model that continues text, also if that one answers: there are no conversations among the sources, so its "
+                "chat template is not kept"
+            )
     return [("expect" if index == 0 else "", text) for index, text in enumerate(rows)]
 
 

@@ -551,4 +551,5 @@ def test_the_card_says_what_to_expect_of_a_chat_model_and_of_a_continued_one():
         "a model to talk to. It learns what an answer looks like, much less what is true"
     )
     assert expected("06_my_texts").startswith("what that model knows, in the style of your text.")
+    assert "continues text, also if that one answers: there are no conversations" in expected("06_my_texts")
     assert expected("00_best_general") == ""
