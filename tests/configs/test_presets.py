@@ -11,6 +11,7 @@ from lm.cli.choose import presets_in
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.machine import Machine
+from lm.schedule import learning_rate_factor
 
 pytestmark = pytest.mark.core
 
@@ -112,6 +113,8 @@ def test_the_preset_that_continues_a_model_reads_ones_own_folder_and_watches_wha
     [mine] = preset.data.trained_sources
     assert (mine.type, mine.path, mine.repeat) == ("text", "~/my_texts", 4)
     assert preset.data.watch == ["fineweb_edu"]
+    small = 4 * 200_000 / 4  # tokens of four readings of 0.2 MB
+    assert learning_rate_factor(small / 2 / 100e6, preset.train.warmup_fraction, preset.train.decay_fraction) == 1
 
 
 def test_offline_preset_needs_no_network_and_suits_two_cpu_cores():
