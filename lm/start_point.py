@@ -22,7 +22,7 @@ from configs.errors import PresetError, StartPointError, UserError
 from configs.fields import FOLDER_STARTS
 from configs.model import SHAPE, ModelConfig
 from configs.schema import Preset
-from configs.text import counted, human_bytes
+from configs.text import clip, counted, human_bytes
 from data.sources.hub_model import HubModel, find_model
 from lm.families import shape_in, tensors
 
@@ -86,7 +86,7 @@ class StartPoint:
             tensor = read.get_tensor(name)
             if not tensor.isfinite().all():
                 raise StartPointError(
-                    f"{path}: {name} holds numbers that are not finite: get another copy of the model"
+                    f"{path}: {_short(name)} holds numbers that are not finite: get another copy of the model"
                 )
             if place := places.get(name):
                 with torch.no_grad():
@@ -109,12 +109,12 @@ class StartPoint:
                 if _has_no_effect(name, self.model):
                     continue
                 raise StartPointError(
-                    f"{path}: {name} has no place in this model: it is another architecture, or an adapter"
+                    f"{path}: {_short(name)} has no place in this model: it is another architecture, or an adapter"
                 )
             if shape != places[name].shape or dtype not in FLOATS:
                 raise StartPointError(
-                    f"{path}: {name} is {dtype} of shape {list(shape)}; by config.json it is {list(places[name].shape)}, in "
-                    f"{', '.join(FLOATS)}"
+                    f"{path}: {name} is {dtype} of shape {_short(list(shape))}; by config.json it is "
+                    f"{list(places[name].shape)}, in {', '.join(FLOATS)}"
                 )
             if name not in missing:
                 raise StartPointError(f"{path}: {name} is in another file too: keep one of them")
@@ -142,6 +142,11 @@ class StartPoint:
             with opened as read:
                 for name in read.keys():  # noqa: SIM118  # it is no dict
                     yield path, name, read
+
+
+def _short(value: Any) -> str:
+    """Return what a file says of itself, which may be megabytes long, in a few words."""
+    return clip(str(value)[:200], 80)
 
 
 def _has_no_effect(name: str, model: ModelConfig) -> bool:
