@@ -105,6 +105,8 @@ def talk(
             shown, prompt = continuation, words
         elif reply := _reply(command, conversation, settings):
             write(reply + "\n")
+            if conversation and command == "/new":
+                last = None
             if settings["recall"] and not recall:
                 recall = _loaded(load_recall, write)
                 settings["recall"] = int(recall is not None)

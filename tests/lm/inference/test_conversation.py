@@ -61,6 +61,12 @@ def test_again_answers_the_same_and_not_the_answer(conversation, tokenizer, monk
     assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
 
 
+def test_a_new_conversation_has_nothing_to_answer_again(conversation, tokenizer, monkeypatch):
+    text, calls = converse(["one", "/new", "/again", "two"], monkeypatch, conversation=conversation)
+    assert "There is nothing to answer yet." in text
+    assert shown(tokenizer, calls)[1:] == ["<|endoftext|><|user|>two<|end|><|assistant|>"]
+
+
 def test_a_text_is_continued_by_a_word_and_is_no_turn(conversation, tokenizer, monkeypatch):
     lines = ["one", "/continue Once\\", "upon", "/again", "two", "/continue"]
     text, calls = converse(lines, monkeypatch, conversation=conversation)
