@@ -124,12 +124,14 @@ def _overlapping(record: Record) -> list[str]:
 
 def before_and_after(records: Sequence[Record]) -> list[str]:
     """Return a heading and a table of what the run has changed on the same held-out text; [] for a
-    run that began with an untrained model."""
+    run that began with an untrained model, or was not evaluated since."""
     evaluated = [record for record in records if record.get("eval")]
     if not evaluated or evaluated[0]["tokens"]:
         return []
     before = evaluated[0]["eval"]
     after = next(record for record in reversed(evaluated) if record["eval"].get("tokens") == before.get("tokens"))
+    if after is evaluated[0]:
+        return []
     found_before, found_after = (
         {label: values.get("bits_per_byte") for label, values in ({"all": found} | found["per_source"]).items()}
         for found in (before, after["eval"])

@@ -4,8 +4,8 @@ import pytest
 
 from aux_heads.metrics import Measure
 from lm.report import figures
-from lm.report.metrics import MetricsLog
-from lm.report.report import held_out_table, write_report
+from lm.report.metrics import MetricsLog, read_metrics
+from lm.report.report import before_and_after, held_out_table, write_report
 from lm.report.samples import Sample, SampleLog
 
 MEASURES = (
@@ -51,6 +51,8 @@ def test_a_run_that_started_from_a_model_shows_what_it_changed(tmp_path):
         evaluation = {"loss": 1.0, "bits_per_byte": bits, "tokens": measured, "per_source": per_source}
         metrics.write({"tokens": tokens, "step": 1, "eval": evaluation})
     metrics.close()
+    unfinished = read_metrics(tmp_path / "metrics.jsonl")[:1]
+    assert before_and_after(unfinished) == []
     text = write_report(tmp_path, "{}", {}).read_text(encoding="utf-8")
     assert "## Bits per byte before the first step, and after 1,000 tokens" in text
     for row in ("| all | 1.5000 | 1.0000 | -33.3% |", "| old | 0.5000 | 1.0000 | +100.0% |"):  # on the same text
