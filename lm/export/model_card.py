@@ -7,6 +7,7 @@ and what its limits are. Nothing is measured here.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from configs.fields import FOLDER_STARTS
 from configs.schema import Preset
 from configs.text import fenced, table_cell
 from lm.evaluation.results import latest
+from lm.export.gguf import pre_tokenizer_name
 from lm.families import CLASSES, family
 from lm.report.figures import draw
 from lm.report.report import before_and_after, benchmark_tables, figure_title, held_out_table, table
@@ -41,8 +43,8 @@ class RunFacts(NamedTuple):
 
 
 def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFacts, *, gguf: bool, chats: bool) -> None:
-    """Write README.md into `folder`, and the curves beside it if there are records to draw. `chats`: with
-    a chat template."""
+    """Write README.md into `folder`, and the curves beside it if there are records to draw. `gguf`: with such files,
+    and then tokenizer.json is there already; `chats`: with a chat template."""
     figure = f"![loss, bits per byte, mixture and speed over tokens]({FIGURE})"
     if run.records:
         draw(list(run.records), folder / FIGURE, figure_title(run.records, run.facts))
@@ -51,7 +53,7 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         f"# {table_cell(preset.name)}",
         table_cell(preset.description),
         _usage(preset, end_of_text, chats),
-        *([_llama_cpp(preset, chats)] if gguf else []),
+        *([_llama_cpp(preset, folder / "tokenizer.json", chats)] if gguf else []),
         "## Training",
         table(("", ""), run.facts.items()),
         *([figure] if run.records else []),
@@ -172,9 +174,9 @@ print(chat(messages, max_new_tokens=200)[0]["generated_text"][-1]["content"])
 """
 
 
-def _llama_cpp(preset: Preset, chats: bool) -> str:
-    length = preset.model.seq_length
-    words = _OLLAMA if family(preset.model) == "qwen3" and not preset.model.init_from else ""
+def _llama_cpp(preset: Preset, tokenizer_path: Path, chats: bool) -> str:
+    length, rule = preset.model.seq_length, pre_tokenizer_name(json.loads(tokenizer_path.read_text(encoding="utf-8")))
+    words = _OLLAMA if family(preset.model) == "qwen3" and rule != "qwen2" else ""
     prompt = "Who are you?" if chats else "The"
     if chats:
         answer = f"""messages = [{{"role": "user", "content": "Who are you?"}}]

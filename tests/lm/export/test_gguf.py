@@ -276,3 +276,15 @@ def test_without_the_package_its_installation_is_said(tmp_path, monkeypatch):
     bpe.train(["some text"], 300).save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setattr("lm.export.gguf.find_spec", lambda _: None)
     assert 'pip install -e ".[gguf]"' in gguf_obstacle(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(("pre_tokenizer", "said"), [(GPT_2, True), (gpt_4(""), False)], ids=["ours", "Qwen's"])
+def test_the_card_says_that_ollama_splits_words_otherwise_also_of_a_model_that_was_continued(
+    tmp_path, pre_tokenizer, said
+):
+    tokenizer = bpe.train(TEXTS, 300)
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    preset = make_preset(init_from="./its/own/export")
+    hf = export(model_of(preset, 300), preset, tmp_path / "tokenizer.json", tmp_path / "hf", gguf=True)
+    assert ("by the\nrule of Qwen 3 instead of this model's" in (hf / "README.md").read_text()) == said
