@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from configs.fields import LONGEST_PATH, Section
-from configs.sources import HFSource, Source, SourceEntry, look_up, same_text, unique_labels
+from configs.sources import HFSource, Source, SourceEntry, look_up, same_documents, same_text, unique_labels
 from configs.text import counted
 
 MAX_SOURCES = 200  # the index of a source is stored in one byte for every token
@@ -121,7 +121,7 @@ class DataConfig(Section):
     def _never_trained_on(cls, watch: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
         if watch and {"sources", "custom_sources", "finish"} <= info.data.keys():
             watched, trained = list(map(look_up, watch)), cls.model_construct(**info.data).trained_sources
-            if both := next((spec for spec in watched if any(same_text(spec, known) for known in trained)), None):
+            if both := next((spec for spec in watched if any(same_documents(spec, known) for known in trained)), None):
                 raise ValueError(f"{unique_labels([both])[0]} is trained on as well: take it out of one of the two")
         return watch
 

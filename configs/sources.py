@@ -127,6 +127,12 @@ def same_text(source: Source, other: Source) -> bool:
     return source.model_dump(exclude={"label"}) == other.model_dump(exclude={"label"})
 
 
+def same_documents(source: Source, other: Source) -> bool:
+    """Return whether two sources read the same documents, however many of them and however often."""
+    besides = {"label", "repeat", "max_documents"}
+    return source.model_dump(exclude=besides) == other.model_dump(exclude=besides)
+
+
 def unique_labels(specs: list[Source]) -> list[str]:
     """Return for each source its shortest name that no other has, or a numbered one: name#2.
 

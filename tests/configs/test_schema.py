@@ -192,6 +192,10 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ),
         ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "data.watch = [{"),
         ({"data": {"sources": ["c4"], "watch": [NAMED_C4]}}, "\n    mine is trained on as well: take it out"),
+        (
+            {"data": {"sources": ["c4"], "watch": [{**NAMED_C4, "repeat": 1, "max_documents": 9}]}},
+            "mine is trained on as well",
+        ),
         ({"data": {"sources": ["c4"] * 200, "watch": ["squad"]}}, "together: at most 200 sources"),
         (
             {"data": {"sources": [{**TEXT, "field": "body"}]}},
