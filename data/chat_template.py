@@ -116,8 +116,9 @@ class ChatTemplate:
             for run in runs
             if isinstance(run, _Plain)
         ]
-        opens = [run is runs[0] for runs in runs_of_all for run in runs if isinstance(run, _Plain)]
-        encodings = iter(self._encode_texts(["".join(text for text, _ in parts) for parts in plain], opens))
+        texts = ["".join(text for text, _ in parts) for parts in plain]
+        # The first one is behind a special token too: that which opens the document.
+        encodings = iter(encode_with_offsets(self._within_text, texts))
         parts_of_all = iter(plain)
         for runs in runs_of_all:
             tokens: list[int] = []
@@ -132,19 +133,6 @@ class ChatTemplate:
                     learnt += _learnt(next(parts_of_all), encoding)
             first = int(tokens[:1] == [self._end_of_text])
             yield np.array(tokens[first:], dtype=np.uint32), np.array(learnt[first:], dtype=bool)
-
-    def _encode_texts(self, texts: list[str], opens: list[bool]) -> list[Encoding]:
-        """Encode texts between special tokens; those that open a conversation (`opens`) as a tokenizer
-        does that puts a space before the first word alone."""
-        if self._within_text is self.tokenizer:
-            return encode_with_offsets(self.tokenizer, texts)
-        found = {
-            opening: iter(
-                encode_with_offsets(by, [text for text, first in zip(texts, opens, strict=True) if first == opening])
-            )
-            for opening, by in ((True, self.tokenizer), (False, self._within_text))
-        }
-        return [next(found[opening]) for opening in opens]
 
     def refuses(self, turns: Sequence[Turn]) -> str:
         """Return why a conversation cannot be trained on in this form, or ""."""

@@ -194,16 +194,17 @@ def test_a_tokenizer_that_changes_text_still_tells_the_answer_from_the_rest():
     assert learnt.tolist() == [False] * 4 + [True] * 2
 
 
-def test_a_space_that_a_tokenizer_puts_before_the_first_word_of_a_text_is_put_before_no_other():
+def test_a_space_that_a_tokenizer_puts_before_the_first_word_of_a_text_is_put_nowhere_in_a_conversation():
+    """The end-of-text token is before its first word."""
     vocab = {"</s>": 0, "[I]": 1, "▁": 2, "n": 3, "o": 4, "y": 5, "e": 6, "s": 7}
     foreign = Tokenizer(models.BPE(vocab, []))
     foreign.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     foreign.add_special_tokens(["</s>", "[I]"])
-    for opening, first in (("", ["▁"]), ("[I]", ["[I]"])):
-        rendering = f"{opening}no[I]yes</s>"
+    for opening in ("", "[I]"):
+        rendering = f"</s>{opening}no[I]yes</s>"
         foreign.encode_special_tokens = False
         whole = foreign.encode(rendering, add_special_tokens=False)
-        assert whole.tokens == [*first, "n", "o", "[I]", "y", "e", "s", "</s>"]
+        assert whole.tokens == ["</s>", *[opening] * bool(opening), "n", "o", "[I]", "y", "e", "s", "</s>"]
         foreign.encode_special_tokens = True
         source = (
             "{{ '" + opening + "' + messages[0].content }}{% for m in messages[1:] %}[I]{{ m.content }}</s>{% endfor %}"
@@ -211,7 +212,7 @@ def test_a_space_that_a_tokenizer_puts_before_the_first_word_of_a_text_is_put_be
         if opening:  # a template has to render two exchanges as well
             source = "{% for m in messages %}{{ '[I]' + m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
         encoded = ChatTemplate(source, foreign).encode([Turn("user", "no"), Turn("assistant", "yes")])
-        assert encoded[0].tolist() == whole.ids
+        assert [0, *encoded[0].tolist()] == whole.ids
 
 
 def test_spaces_that_belong_to_a_token_are_taken_at_once_however_many_they_are(tokenizer):
