@@ -19,12 +19,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aux_heads.span_contrastive import SpanContrastive
+from configs.errors import UserError
+from configs.schema import parse_preset
 from data.heldout import HeldOut, SourceRows
 from data.stream_files import HELD_OUT
-from lm.inference.load import PassageEmbedder
+from lm.inference.load import load_heads, load_model, load_state
 
 LENGTH = 64  # tokens of a passage
 SHORTEST = 8
+
+
+class PassageEmbedder:
+    """An embedder of texts: unit vectors (N, 128) from the span-contrastive head of the run in
+    `folder`, to be compared by their dot products.
+
+    `of` embeds what texts say, from their words alone; `coming` embeds what is expected to follow
+    them, from the model's state at their end. So `embedder.coming([text]) @ embedder.of(others).T`
+    is largest for the best continuation of `text`.
+    """
+
+    def __init__(self, folder: Path | str):
+        """Raises UserError for a run without that head."""
+        folder = Path(folder)
+        state, _ = load_state(folder)
+        preset = parse_preset(state["preset"], "the checkpoint")
+        if not preset.auxiliary.enable_span_contrastive:
+            raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
+        self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
+        head = load_heads(state)["span_contrastive"]
+        assert isinstance(head, SpanContrastive)
+        self.head = head
+
+    def tokens(self, text: str) -> Tensor:
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.long)
+
+    @torch.no_grad()
+    def of(self, texts: list[str]) -> Tensor:
+        nothing = torch.tensor([self.end_of_text])
+        read = [tokens if len(tokens := self.tokens(text)) else nothing for text in texts]
+        return F.normalize(
+            self.head.of_text(torch.stack([self.model.embed(tokens).mean(0) for tokens in read])), dim=-1
+        )
+
+    @torch.no_grad()
+    def coming(self, texts: list[str]) -> Tensor:
+        """Embed what follows each text, read from as many of its last tokens as the model can take."""
+        room = self.model.config.seq_length - 1
+        read = [torch.cat((torch.tensor([self.end_of_text]), self.tokens(text)[-room:])) for text in texts]
+        states = [self.model(tokens[None])[0, -1] for tokens in read]
+        return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
 
 
 class Pairs(NamedTuple):

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
-from aux_heads.span_contrastive import SpanContrastive
 from configs.errors import Damaged, StreamDamaged, UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
@@ -97,45 +95,6 @@ def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
     heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
     heads.load_state_dict(state["heads"])
     return heads
-
-
-class PassageEmbedder:
-    """An embedder of texts: unit vectors (N, 128) from the span-contrastive head of the run in
-    `folder`, to be compared by their dot products.
-
-    `of` embeds what texts say, from their words alone; `coming` embeds what is expected to follow
-    them, from the model's state at their end. So `embedder.coming([text]) @ embedder.of(others).T`
-    is largest for the best continuation of `text`.
-    """
-
-    def __init__(self, folder: Path | str):
-        """Raises UserError for a run without that head."""
-        folder = Path(folder)
-        state, _ = load_state(folder)
-        preset = parse_preset(state["preset"], "the checkpoint")
-        if not preset.auxiliary.enable_span_contrastive:
-            raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
-        self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
-        head = load_heads(state)["span_contrastive"]
-        assert isinstance(head, SpanContrastive)
-        self.head = head
-
-    def tokens(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    @torch.no_grad()
-    def of(self, texts: list[str]) -> Tensor:
-        means = [self.model.embed(torch.tensor(self.tokens(text) or [self.end_of_text])).mean(0) for text in texts]
-        return F.normalize(self.head.of_text(torch.stack(means)), dim=-1)
-
-    @torch.no_grad()
-    def coming(self, texts: list[str]) -> Tensor:
-        """Embed what follows each text, read from as many of its last
-        tokens as the model can take."""
-        room = self.model.config.seq_length - 1
-        read = [torch.tensor([[self.end_of_text, *self.tokens(text)[-room:]]]) for text in texts]
-        states = [self.model(tokens)[0, -1] for tokens in read]
-        return F.normalize(self.head.coming(torch.stack(states)), dim=-1)
 
 
 def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokenizer: Tokenizer) -> HeadDrafter | None:

@@ -1,4 +1,4 @@
-"""What an export says about where its model comes from; texts as vectors."""
+"""What an export says about where its model comes from."""
 
 import json
 import shutil
@@ -6,16 +6,15 @@ import shutil
 import pytest
 import torch
 
-from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint.store import BEST
 from lm.cli.use import use
 from lm.export.huggingface import run_facts
-from lm.inference.load import PassageEmbedder, load_state
+from lm.inference.load import load_state
 from tests.lm.checkpoint.small_checkpoint import make_state, save
-from tests.lm.random_model import random_model, randomize
+from tests.lm.random_model import random_model
 from tests.program import preset_json
 
 SOURCES = [
@@ -84,43 +83,6 @@ def test_what_was_exported_is_what_is_used(tmp_path):
     assert used()[0] == 50
     save(tmp_path, make_state(110) | {"run_id": "this"})  # the run went on, with a larger budget
     assert used() == (110, "")
-
-
-def embedder(folder, monkeypatch, **auxiliary) -> PassageEmbedder:
-    """Of a run that has just begun."""
-    text = preset_json(folder, model={"seq_length": 64, "vocab_size": 300}, auxiliary=auxiliary)
-    preset = parse_preset(json.dumps(text), "test")
-    tokenizer = bpe.train(["one two three four " * 9], 300)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
-    model = random_model(preset.model, 300)
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        randomize(heads, 0.3)
-    state = {"preset": preset.to_json(), "model": model.state_dict(), "heads": heads.state_dict()}
-    state["tokenizer_sha256"] = bpe.fingerprint(tokenizer)
-    monkeypatch.setattr("lm.checkpoint.store.load", lambda path: (state, ""))
-    return PassageEmbedder(folder)
-
-
-def test_texts_as_unit_vectors(tmp_path, monkeypatch):
-    vectors = embedder(tmp_path, monkeypatch, enable_span_contrastive=True, enable_value=True)
-    texts = ["one two", " two one", "", "three four " * 99]
-    for embed in (vectors.of, vectors.coming):
-        found = embed(texts)
-        assert found.shape == (4, 128)
-        assert found.norm(dim=-1).tolist() == pytest.approx([1] * 4)
-        assert torch.equal(found, embed(texts))
-    for embed, sees_order in ((vectors.of, False), (vectors.coming, True)):
-        one, other = embed([" two three one", " three two one"])
-        assert (float(one @ other) < 0.999) is sees_order
-    last = "four " * 99 + "one"
-    assert torch.allclose(vectors.coming([last]), vectors.coming(["three" + last]), atol=1e-5)  # what no longer fits
-
-
-def test_a_run_without_the_head_has_no_vectors(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no span_contrastive head"):
-        embedder(tmp_path, monkeypatch, enable_value=True)
 
 
 def test_a_checkpoint_that_does_not_fit_itself_is_neither_talked_to_nor_exported(tmp_path, capsys):
