@@ -1,7 +1,8 @@
 """Benchmarks of a run's model: which there are, how long they take, their results in metrics.jsonl.
 
 Tasks, prompts and metrics are those of lm_eval, an optional extra that is imported only here and in
-harness.py. Every answer is on the disk at once, so that a start that was stopped is resumed.
+harness.py. Every answer is on the disk at once, and every benchmark's results when it is done, so that
+a start that was stopped is resumed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 import hashlib
 import io
 import logging
+import re
 import statistics
 import sys
 import time
@@ -21,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from configs.errors import UserError
 from configs.text import clip, counted, human_time
-from data.sources.hub_client import configure_library
+from data.sources.hub_client import NoAnswer, causes, configure_library, is_request_error
 from lm.evaluation.answers import Answers
+from lm.evaluation.progress import Progress, Say
 from lm.evaluation.results import latest
 from lm.evaluation.scorer import Scorer
 from lm.inference.load import load_model
@@ -43,11 +45,22 @@ log = logging.getLogger(__name__)
 
 STANDARD = ("blimp", "lambada_openai", "hellaswag", "arc_easy", "piqa", "winogrande", "sciq")
 SAMPLE = 20  # documents of each task that are read to estimate its time
-LOG_SECONDS = 30  # between two lines of progress if there is no terminal
 FEWSHOT_SEED = 1234  # lm_eval's own default
 INSTALL = 'python -m pip install -e ".[benchmarks]"'
+# Why benchmarks cannot be loaded, and what to do; between the two, their names with the errors.
+NO_PACKAGE = (
+    "These benchmarks need a Python package that is missing or of another version:",
+    "Install it with python -m pip install, or leave them out.",
+)
+NO_DATA = (
+    "The data of these benchmarks are not here and cannot be fetched:",
+    "Run them once with a network, after which they need none, or leave them out.",
+)
+BROKEN = (
+    "These benchmarks cannot be loaded, with or without a network:",
+    "They or their data have a mistake, or are for other versions of lm_eval and datasets. Leave them out.",
+)
 
-Say = Callable[[str], Any]
 Measures = dict[str, tuple[float, float | None]]  # by metric: value, standard error
 Loaded = dict[str, dict[str, Any]]  # by name of the benchmark: what TaskManager.load returns
 
@@ -65,23 +78,35 @@ def load_benchmarks(names: Sequence[str]) -> Loaded:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    if unknown := [name for name in names if name not in manager.task_index]:
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(near)}" if near else f"the standard ones are {', '.join(STANDARD)}"
-        raise UserError(f"lm_eval has no benchmark {clip(unknown[0], 80)!r}; {hint}.")
-    loaded, missing = {}, {}
+    if unknown := [name for name in dict.fromkeys(names) if name not in manager.task_index]:
+        raise UserError("\n".join(_unknown(name, manager.all_tasks) for name in unknown))
+    loaded, failed = {}, dict[tuple[str, str], list[str]]()
     for name in dict.fromkeys(names):
         try:
             loaded[name] = manager.load([name])
-        except Exception as error:  # anything, from many libraries: no network, no such file, a damaged one
-            missing[name] = clip(" ".join(str(error).split()), 200)
-    if missing:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in missing.items())
-        raise UserError(
-            f"The data of these benchmarks are not here and cannot be fetched:\n{reasons}\n"
-            "Run them once with a network, after which they need none, or leave them out."
-        )
+        except Exception as error:  # anything, from many libraries and from other people's tasks
+            message = clip(" ".join(f"{type(error).__name__}: {error}".split()), 200)
+            failed.setdefault(_why(error), []).append(f"  {name}: {message}")
+    if failed:
+        raise UserError("\n".join("\n".join((what, *lines, advice)) for (what, advice), lines in failed.items()))
     return loaded
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    by_lower_case = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    nearest = ", ".join(by_lower_case[other] for other in near)
+    hint = f"the nearest are {nearest}" if near else f"the standard ones are {', '.join(STANDARD)}"
+    return f"lm_eval has no benchmark {clip(name, 80)!r}; {hint}."
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """Return which of NO_PACKAGE, NO_DATA and BROKEN an error of loading is."""
+    if isinstance(error, ImportError):
+        return NO_PACKAGE
+    missing = any(isinstance(link, OSError | NoAnswer) or is_request_error(link) for link in causes(error))
+    # `datasets` says so, without a cause, of a data set of which it has another part.
+    return NO_DATA if missing or "Couldn't find cache" in str(error) else BROKEN
 
 
 @contextmanager
@@ -98,7 +123,7 @@ def full_precision() -> Iterator[None]:
 @full_precision()
 def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say) -> dict[str, Any]:
     """Run benchmarks on the model of a checkpoint's `state`, of the run in `folder`, record the results in its
-    metrics.jsonl and return them: {name: {measures, items, chance, ...}}.
+    metrics.jsonl, each when it is done, and return them: {name: {measures, items, chance, ...}}.
 
     A benchmark that the model cannot do is reported by `say`, and is not in the results.
     """
@@ -108,12 +133,18 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
     device = torch.device("cuda" if device_choice().value == "cuda" else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(thread_choice()[0])
-    scorer, path = Scorer(model.to(device)), folder / "benchmarks" / f"{digest(model)}.jsonl"
-    answers, results = Answers(path), dict[str, Any]()
-    say(_times(loaded, lambda: HarnessModel(scorer, tokenizer, end_of_text, Answers(), lambda done, total: None)))
+    scorer, weights, results = Scorer(model.to(device)), digest(model), dict[str, Any]()
+
+    def answers_to(name: str) -> Path:
+        in_a_path = re.sub(r"[^\w.-]", "_", name)
+        return folder / "benchmarks" / f"{weights}-{in_a_path}.jsonl"
+
+    times = _times(loaded, lambda: HarnessModel(scorer, tokenizer, end_of_text, Answers(), lambda done, total: None))
+    if times:
+        say(times)
     for name, tasks in loaded.items():
         with Progress(name, say) as progress:
-            harness = HarnessModel(scorer, tokenizer, end_of_text, answers, progress.update)
+            harness = HarnessModel(scorer, tokenizer, end_of_text, Answers(answers_to(name)), progress.update)
             try:
                 results[name] = evaluate_benchmark(harness, name, tasks)
             except DoesNotFit as error:
@@ -122,19 +153,24 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
         if harness.num_cut:
             texts = counted(harness.num_cut, "text")
             say(f"{name}: {texts} longer than the model's context lost the beginning, as in lm_eval's own class.")
-    if results:
         metrics = MetricsLog(folder / "metrics.jsonl")
-        metrics.write({"tokens": state["tokens_seen"], "benchmarks": results})
+        metrics.write({"tokens": state["tokens_seen"], "benchmarks": {name: results[name]}})
         metrics.close()
-    path.unlink(missing_ok=True)
+    for name in loaded.keys() | _recorded(folder, state):  # those that a stopped start has finished are recorded
+        answers_to(name).unlink(missing_ok=True)
     return results
+
+
+def _recorded(folder: Path, state: dict[str, Any]) -> set[str]:
+    """Return the benchmarks of which the results for a checkpoint's `state` are in metrics.jsonl."""
+    found = latest(read_metrics(folder / "metrics.jsonl"))
+    return {name for name, (tokens, _) in found.items() if tokens == state["tokens_seen"]}
 
 
 def run_listed(trainer: Trainer, state: dict[str, Any]) -> None:
     """Run the benchmarks of the preset at the end of a run, on a checkpoint's `state`; a problem is logged and never costs the
     report. On the first rank only."""
-    recorded = latest(read_metrics(trainer.folder / "metrics.jsonl"))
-    done = {name for name, (tokens, _) in recorded.items() if tokens == state["tokens_seen"]}
+    done = _recorded(trainer.folder, state)
     names = [name for name in trainer.preset.train.benchmarks if name not in done]
     try:
         if names:
@@ -144,8 +180,8 @@ def run_listed(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _times(loaded: Loaded, make_harness: Callable[[], Any]) -> str:
-    """Say how long each benchmark takes, by the first documents of its tasks. They share fewer
-    beginnings than all do, so this is an upper estimate."""
+    """Return how long each benchmark takes, in words, by the first documents of its tasks; "" if the model
+    can do none. They share fewer beginnings than all do, so this is an upper estimate."""
     from lm.evaluation.harness import DoesNotFit
 
     parts, sum_seconds = [], 0.0
@@ -166,7 +202,8 @@ def _times(loaded: Loaded, make_harness: Callable[[], Any]) -> str:
         seconds = (time.perf_counter() - began) * num_documents / max(1, num_sampled)
         sum_seconds += seconds
         parts.append(f"{name} {human_time(seconds)}")
-    return f"benchmarks: at most about {human_time(sum_seconds)} ({', '.join(parts)}); what was stopped is resumed"
+    each = ", ".join(parts)
+    return f"benchmarks: at most about {human_time(sum_seconds)} ({each}); what was stopped is resumed" if each else ""
 
 
 def quiet() -> AbstractContextManager:
@@ -237,29 +274,3 @@ def digest(model: Transformer) -> str:
     for name, tensor in model.state_dict().items():
         sha256.update(name.encode() + tensor.cpu().numpy().tobytes())
     return sha256.hexdigest()[:16]
-
-
-class Progress:
-    """The progress of one benchmark: a bar in a terminal, or a line now and then."""
-
-    def __init__(self, name: str, say: Say):
-        self._name, self._say = name, say
-        self._bar: tqdm | None = None
-        self._last = time.monotonic()
-
-    def update(self, done: int, total: int) -> None:
-        """Show that `done` of `total` tokens have been read."""
-        if is_terminal(sys.stderr):
-            if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._name, unit="tok", unit_scale=True, dynamic_ncols=True)
-            self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._last >= LOG_SECONDS:
-            self._last = time.monotonic()
-            self._say(f"{self._name}: {done / total:.0%} read")
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

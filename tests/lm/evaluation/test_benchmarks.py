@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from lm.checkpoint import store
 from lm.cli import use
 from lm.evaluation import benchmarks
 from lm.evaluation.answers import Answers
+from lm.evaluation.results import latest
 from lm.evaluation.scorer import Scorer
 from lm.report.metrics import read_metrics
 from lm.report.report import benchmark_tables
@@ -64,11 +66,14 @@ def tasks(hub, tmp_path, monkeypatch):
         },
         "too_long": {"kind": "loglikelihood", "context": "a", "target": '" {{long}}"', "choices": "null"},
         "own_words": {"kind": "generate_until", "context": "a", "target": "good", "choices": "null"},
+        "broken": {**pairs, "context": "", "choices": '"{{[good, long[999:]]}}"'},  # a choice without a text
+        "packaged": {**pairs, "context": "", "target": "!function packaged.choice"},
     }
     folder = tmp_path / "tasks"
     folder.mkdir()
     for task, keys in written.items():
         (folder / f"{task}.yaml").write_text(TASK.format(name=task, data=name, **keys))
+    (folder / "packaged.py").write_text("import no_such_package\n")
     (folder / "nowhere.yaml").write_text(TASK.format(name="nowhere", data="tiny/nowhere", **written["pairs_alone"]))
     (folder / "pairs.yaml").write_text(
         "group: pairs\ntask: [pairs_alone, pairs_after]\naggregate_metric_list:\n"
@@ -175,10 +180,9 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
     assert "too_long is skipped: a text of" in out
     assert "own_words is skipped: it needs answers in the model's own words" in out
 
-    record = read_metrics(run / "metrics.jsonl")[-1]
-    assert record["tokens"] == 2_000
-    results = record["benchmarks"]
-    assert results.keys() == {"pairs", "last_word"}
+    recorded = latest(read_metrics(run / "metrics.jsonl"))
+    assert {name: tokens for name, (tokens, _) in recorded.items()} == {"pairs": 2_000, "last_word": 2_000}
+    results = {name: result for name, (_, result) in recorded.items()}
     assert results["pairs"]["chance"] == 0.5
     assert results["pairs"]["items"] == 2 * len(SENTENCES)
     value, stderr = results["pairs"]["measures"]["acc"]
@@ -192,6 +196,43 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
     assert re.search(r"name: pairs\s+type: pairs\s+metrics:\s+- type: acc\s+value: " + str(round(value, 4)), card)
 
 
+@pytest.mark.slow
+def test_a_stop_keeps_the_results_so_far_and_a_smaller_choice_the_answers_of_the_rest(run, tasks, tmp_path, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("")
+    state, add = store.load(folder)[0], Answers.add
+
+    def add_and_die(answers, found):
+        add(answers, found)
+        if answers._path and "last_word" in answers._path.name:
+            raise Killed
+
+    def answered() -> list[str]:
+        return sorted(path.stem.partition("-")[2] for path in (folder / "benchmarks").iterdir())
+
+    def measure(*names):
+        return benchmarks.run_benchmarks(state, folder, benchmarks.load_benchmarks(names), print)
+
+    monkeypatch.setattr(Answers, "add", add_and_die)
+    with pytest.raises(Killed):
+        measure("pairs_alone", "last_word")
+    assert latest(read_metrics(folder / "metrics.jsonl")).keys() == {"pairs_alone"}
+    assert answered() == ["last_word", "pairs_alone"]
+    monkeypatch.setattr(Answers, "add", add)
+    measure("pairs_after")
+    assert answered() == ["last_word"]  # the others are recorded
+    measure("last_word")
+    assert answered() == []
+
+
+@pytest.mark.slow
+def test_where_no_benchmark_fits_no_time_is_said(run, tasks):
+    said = []
+    assert benchmarks.run_benchmarks(store.load(run)[0], run, benchmarks.load_benchmarks(["own_words"]), said.append) == {}
+    [line] = said
+    assert line.startswith("own_words is skipped: ")
+
+
 def test_published_scores_stand_beside_with_their_sources():
     result = {"measures": {"acc": [0.6381, 0.0018]}, "items": 67_000, "chance": 0.5, "version": "2.0"}
     text = "\n".join(benchmark_tables([{"tokens": 36, "benchmarks": {"blimp": result}}]))
@@ -203,13 +244,30 @@ def test_published_scores_stand_beside_with_their_sources():
     assert benchmark_tables([{"tokens": 36}]) == []
 
 
-def test_a_name_or_data_that_are_not_there_are_one_message(tasks):
-    with pytest.raises(UserError, match=r"no benchmark 'pears'; the nearest are pairs"):
-        benchmarks.load_benchmarks(["pairs", "pears"])
-    with pytest.raises(
-        UserError, match=r"cannot be fetched:\n  nowhere: .*tiny/nowhere[^\n]*\nRun them once with a network"
-    ):
-        benchmarks.load_benchmarks(["pairs", "nowhere"])
+def test_all_names_that_do_not_exist_are_one_message(tasks):
+    with pytest.raises(UserError) as error:
+        benchmarks.load_benchmarks(["pairs", "pears", "LAST_WORD", "pears", "xyz"])
+    pears, upper, nothing = str(error.value).splitlines()
+    assert pears.startswith("lm_eval has no benchmark 'pears'; the nearest are pairs")
+    assert upper.startswith("lm_eval has no benchmark 'LAST_WORD'; the nearest are last_word")
+    assert nothing.startswith("lm_eval has no benchmark 'xyz'; the standard ones are blimp, ")
+
+
+def test_what_cannot_be_loaded_is_one_message_with_the_reasons(tasks):
+    with pytest.raises(UserError) as error:
+        benchmarks.load_benchmarks(["pairs", "nowhere", "packaged", "broken"])
+    lines = [
+        r"The data of these benchmarks are not here and cannot be fetched:",
+        r"  nowhere: DatasetNotFoundError: .*tiny/nowhere.*",
+        r"Run them once with a network, .*",
+        r"These benchmarks need a Python package that is missing or of another version:",
+        r"  packaged: .*no_such_package.*",
+        r"Install it with .*",
+        r"These benchmarks cannot be loaded, with or without a network:",
+        r"  broken: IndexError: string index out of range",
+        r"They or their data have a mistake, .*",
+    ]
+    assert re.fullmatch("\n".join(lines), str(error.value))
 
 
 def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch):
