@@ -21,7 +21,9 @@ class Published(NamedTuple):
 
 
 _BABYLM = "[BabyLM 2026, table of baselines](https://github.com/babylm-org/babylm-eval#baselines), by lm_eval"
-_BABYLM_2025 = "[BabyLM 2025](https://github.com/babylm-org/babylm-eval/tree/main/strict#baselines), its filtered BLiMP"
+_BABYLM_2025 = (
+    "[BabyLM 2025](https://github.com/babylm-org/babylm-eval/blob/main/strict/README.md?plain=1), its filtered BLiMP"
+)
 _BLIMP = "[BLiMP](https://github.com/alexwarstadt/blimp), raw_results/summary"
 _PYTHIA = "[Pythia](https://github.com/EleutherAI/pythia), evals/pythia-v1, lm_eval, tasks' version 0"
 _PYTHIA_70M = ("Pythia, 70M parameters", "300,000M tokens", _PYTHIA)
@@ -62,10 +64,8 @@ def score_rows(records: Sequence[Record]) -> Rows:
     for name, (tokens, result) in latest(records).items():
         for measure, (value, stderr) in result["measures"].items():
             is_share = measure in ACCURACIES
-            shown = (
-                "" if number is None else f"{number:.2%}" if is_share else f"{number:,.2f}"
-                for number in (value, stderr)
-            )
+            form = ".2%" if is_share else ",.4f" if abs(value) < 10 else ",.2f"  # bits per byte, F1; perplexity
+            shown = ("" if number is None else format(number, form) for number in (value, stderr))
             rows.append(
                 (name, measure, *shown, _chance(result) if is_share else "", f"{result['items']:,}", f"{tokens:,}")
             )

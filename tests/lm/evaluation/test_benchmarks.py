@@ -16,7 +16,7 @@ from lm.checkpoint import store
 from lm.cli import use
 from lm.evaluation import benchmarks
 from lm.evaluation.answers import Answers
-from lm.evaluation.results import latest
+from lm.evaluation.results import latest, score_rows
 from lm.evaluation.scorer import Scorer
 from lm.report.metrics import read_metrics
 from lm.report.report import benchmark_tables
@@ -197,7 +197,9 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
 
 
 @pytest.mark.slow
-def test_a_stop_keeps_the_results_so_far_and_a_smaller_choice_the_answers_of_the_rest(run, tasks, tmp_path, monkeypatch):
+def test_a_stop_keeps_the_results_so_far_and_a_smaller_choice_the_answers_of_the_rest(
+    run, tasks, tmp_path, monkeypatch
+):
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "metrics.jsonl").write_text("")
     state, add = store.load(folder)[0], Answers.add
@@ -227,8 +229,8 @@ def test_a_stop_keeps_the_results_so_far_and_a_smaller_choice_the_answers_of_the
 
 @pytest.mark.slow
 def test_where_no_benchmark_fits_no_time_is_said(run, tasks):
-    said = []
-    assert benchmarks.run_benchmarks(store.load(run)[0], run, benchmarks.load_benchmarks(["own_words"]), said.append) == {}
+    said, loaded = [], benchmarks.load_benchmarks(["own_words"])
+    assert benchmarks.run_benchmarks(store.load(run)[0], run, loaded, said.append) == {}
     [line] = said
     assert line.startswith("own_words is skipped: ")
 
@@ -240,8 +242,20 @@ def test_published_scores_stand_beside_with_their_sources():
     assert re.search(
         r"\| blimp \| GPT-2, 98M parameters \| 1,000M words.* \| acc \| 73.43% \| \[BabyLM 2026.*\]\(https://", text
     )
+    assert re.search(r"\| 75.07% \| \[BabyLM 2025\]\(https://[^ ]*/README.md\?plain=1\)", text)  # there in a comment
     assert "Pythia" not in text  # has no score here
     assert benchmark_tables([{"tokens": 36}]) == []
+
+
+def test_what_is_no_share_has_the_digits_that_tell_models_apart():
+    measures = {"bits_per_byte": [1.52871, None], "word_perplexity": [1120.1234, 3.1], "acc": [0.25, 0.01]}
+    result = {"measures": measures, "items": 62, "chance": None}
+    shown = [row[1:4] for row in score_rows([{"tokens": 36, "benchmarks": {"wikitext": result}}])]
+    assert shown == [
+        ("bits_per_byte", "1.5287", ""),
+        ("word_perplexity", "1,120.12", "3.10"),
+        ("acc", "25.00%", "1.00%"),
+    ]
 
 
 def test_all_names_that_do_not_exist_are_one_message(tasks):
