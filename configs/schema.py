@@ -14,7 +14,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from configs.catalog import FIELD_ALIASES
 from configs.fields import Count, Section
@@ -82,8 +89,8 @@ class TrainConfig(Section):
     benchmarks: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]] = Field(
         default=[],
         max_length=100,
-        description='Benchmarks at the end of the run, by their names in lm_eval, such as "blimp"; they need the extra '
-        "benchmarks.",
+        description='Benchmarks at the end of the run, by their names in lm_eval (letters, digits, _ . -), such as "blimp"; '
+        "they need the extra benchmarks.",
     )
     report_to: Literal["wandb", "trackio"] | None = Field(
         default=None, description="Tracker that is sent the metrics too, if that package is installed."
@@ -129,6 +136,16 @@ class TrainConfig(Section):
         if self.keep_at_tokens == "babylm":
             return {f"chck_{millions}M": millions * 10**6 for millions in [*range(1, 10), *range(10, 101, 10)]}
         return {f"tokens_{point}": point for point in self.keep_at_tokens}
+
+    @field_validator("keep_at_tokens", mode="wrap")
+    @classmethod
+    def _points_or_a_name(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Say once what is allowed, and not for each type of the union."""
+        try:
+            return check(given)
+        except ValidationError:
+            most = f"at most {MAX_MILESTONES:,} whole numbers from 1 to 1,000,000,000,000"
+            raise ValueError(f'allowed: "babylm", or a list of {most}, the tokens to keep weights after') from None
 
     @field_validator("decay_fraction")
     @classmethod

@@ -263,7 +263,7 @@ def allowed_values(field: FieldInfo | None, otherwise: str = "", *, item: bool =
         noun = "a whole number"
     elif float in types:
         noun = "a number"
-    elif str in types and get_origin(field.annotation) is not list:
+    elif str in types and (item or get_origin(field.annotation) is not list):
         noun = "text"
     else:
         return f"{otherwise or 'needed'}. {field.description}"

@@ -87,6 +87,14 @@ def test_to_json_gives_the_same_preset_back(heads, half_head, seq_length, weight
     assert len({source.label for source in again.data.all_sources}) == len(weights)
 
 
+@pytest.mark.parametrize("given", ["baby", 10**6, [0], [5, "7"], [10**13], list(range(1, 1002)), None])
+def test_a_mistake_in_the_points_to_keep_is_one_problem(given):
+    message = refusal(train={"keep_at_tokens": given})
+    assert message.count("p.json: ") == 1
+    assert "p.json: train.keep_at_tokens = " in message
+    assert '    allowed: "babylm", or a list of at most 1,000 whole numbers from 1 to 1,000,000,000,000' in message
+
+
 def test_every_problem_is_listed_at_once_with_its_place():
     message = refusal(
         model={**MODEL, "num_heads": 5, "hiden_size": 3},
@@ -118,6 +126,10 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"model": {**MODEL, "hidden_size": 65}}, "allowed: a whole number from 16 to 8192, a multiple of 2."),
         ({"train": {"multi_token_weights": 0.5}}, "multi_token_weights = 0.5\n    allowed: a list of numbers."),
         ({"train": {"multi_token_weights": ["x"]}}, 'multi_token_weights[0] = "x"\n    allowed: a number.'),
+        (
+            {"train": {"benchmarks": ["blimp", "a b"]}},
+            'benchmarks[1] = "a b"\n    allowed: text. Benchmarks at the end of the run, by their names in lm_eval (letters',
+        ),
         (
             {"model": {"hiden_size": 64, "num_layers": 1, "num_heads": 1}},
             "p.json: model.hiden_size = 64: unknown key\n",
