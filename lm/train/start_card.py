@@ -95,10 +95,17 @@ def _expectations(preset: Preset) -> list[tuple[str, str]]:
 
 
 def _milestones(card: StartCard) -> list[tuple[str, str]]:
-    number = num_milestones(card.preset.train, card.token_budget)
-    at_most = "up to " * (card.preset.train.keep_at_tokens == "babylm")  # by words, which are not counted yet
+    train, by_words = card.preset.train, card.preset.train.keep_at_tokens == "babylm"  # not counted yet
+    if not train.milestones:
+        return []
+    number = num_milestones(train, card.token_budget)
+    if not number:
+        return [("milestones", f"none: all points are beyond {card.token_budget:,} tokens")]
     size = human_bytes(card.export_bytes)
-    return [("milestones", f"{at_most}{number}, each of {size}, in checkpoints/milestones/")] if number else []
+    rows = [("milestones", f"{'up to ' * by_words}{number}, each of {size}, in checkpoints/milestones/")]
+    if not by_words and (beyond := len(train.milestones) - number):
+        rows.append(("", f"not kept: {counted(beyond, 'point')} beyond {card.token_budget:,} tokens"))
+    return rows
 
 
 def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:

@@ -331,6 +331,12 @@ def test_disk_covers_the_milestones_that_the_budget_reaches(preset):
     assert estimate.disk_bytes(kept, BUDGET) - estimate.disk_bytes(preset, BUDGET) == 2 * estimate.export_bytes(preset)
 
 
+def test_a_run_comes_to_fewer_words_than_tokens(preset):
+    kept = with_changes(preset, keep_at_tokens="babylm").train
+    assert estimate.num_milestones(kept, 100_000_000) == 17  # to 80 million words
+    assert estimate.num_milestones(kept, 1_000_000) == 0
+
+
 def test_choices_follow_the_hardware_and_say_why(monkeypatch):
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr(machine, "_cpu_info", lambda: [("flags", "sse avx512_bf16")])

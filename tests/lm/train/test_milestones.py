@@ -13,7 +13,9 @@ from configs.schema import Preset, parse_preset
 from lm.checkpoint.archive import archive_run
 from lm.export.huggingface import export
 from lm.report.metrics import read_metrics
+from lm.train.start_card import render_card
 from lm.train.trainer import Trainer
+from tests.lm.cli.test_menu import card
 from tests.program import preset_json
 
 BUDGET = 5_000
@@ -47,8 +49,8 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monke
     last = torch.load(tmp_path / "whole" / "lm_current.pth", weights_only=True)
     assert torch.equal(whole[f"tokens_{BUDGET}"]["lm_head.weight"], last["model"]["output.weight"])
     assert not torch.equal(whole["tokens_3000"]["lm_head.weight"], last["model"]["output.weight"])
-    card = (tmp_path / "whole" / "milestones" / "tokens_1000" / "README.md").read_text()
-    assert "taken from the run at 1,024 of 5,000 tokens" in card  # after the step that reaches the point
+    readme = (tmp_path / "whole" / "milestones" / "tokens_1000" / "README.md").read_text()
+    assert "taken from the run at 1,024 of 5,000 tokens" in readme  # after the step that reaches the point
 
     train_on = Trainer.train_on
 
@@ -94,6 +96,25 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monke
     archived = archive_run(tmp_path / "whole")
     assert exported(archived).keys() == whole.keys()
     assert not (tmp_path / "whole" / "milestones").exists()
+
+
+@pytest.mark.parametrize(
+    ("points", "rows"),
+    [
+        ([], []),
+        ([1_000, 5_000], ["2, each of 60.0 MB, in checkpoints/milestones/"]),
+        ([1_000, 5_001, 9_000], ["1, each of 60.0 MB, in checkpoints/milestones/", "not kept: 2 points beyond 5,000 tokens"]),
+        ([5_001], ["none: all points are beyond 5,000 tokens"]),
+        ("babylm", ["none: all points are beyond 5,000 tokens"]),
+    ],
+)  # fmt: skip
+def test_the_start_card_says_which_points_the_budget_reaches(points, rows):
+    plain = card().preset
+    kept = plain.model_copy(update={"train": plain.train.model_copy(update={"keep_at_tokens": points})})
+    shown = render_card(card(preset=kept, token_budget=BUDGET)).splitlines()
+    first = next((number for number, line in enumerate(shown) if line.startswith("milestones")), 0)
+    assert [line[10:].strip() for line in shown[first : first + len(rows)]] == rows
+    assert any("milestones" in line for line in shown) == bool(rows)
 
 
 def test_a_milestone_that_cannot_be_written_is_said_and_the_run_goes_on(text, tmp_path, monkeypatch, capsys):
