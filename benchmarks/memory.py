@@ -1,17 +1,16 @@
 """Whether exact matches of a text's last tokens make a model expect it better: bits per byte, time and size.
 
-    python -m benchmarks.memory RUN OUT [TOKENS [SEED ...]]
+    python -m benchmarks.memory RUN OUT [TOKENS [PASSES [SEED ...]]]
 
 RUN: a folder with a stream and its tokenizer.json, such as a run's checkpoints. A model (128x3) is trained on the first
-TOKENS (4,194,304) of the journal, as often as there are SEEDs, and kept in OUT; the memory holds the very same tokens.
+TOKENS (4,194,304) of the journal, PASSES times (1), once for each SEED, and kept in OUT; the memory holds the very same tokens.
 It is evaluated on the beginning of each source's held-out text, HELD_OUT tokens, in rows as they are and with windows
 that overlap by one half and three quarters. Documents 0, 2, 4, ... fit the mixing weights, documents 1, 3, 5, ... are
 reported: by source, by the number of tokens before the target in its document, and documents that are nearly in the
 training text apart (more than half of their 13 tokens in a row are). ± is the standard error of the difference over
-documents. Time is that of the processor.
+documents. Time is that of the processor, for memories without the mixing, which is done here for all tokens at once.
 
-Then PROMPTS of the documents that were not fitted on are continued by NEW tokens, with what the chat offers and with a
-recall that matches the new tokens too: how much repeats, and how many first tokens are the document's own.
+Then documents that were not fitted on are continued (benchmarks/memory_texts.py).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Options, Shape, preset_json, train_preset
+from benchmarks.memory_texts import NGRAM, continue_documents
 from benchmarks.text_index import TextIndex, build_index
 from configs.schema import TOKEN_BUDGET, parse_preset
 from data import tokenizer as bpe
@@ -37,14 +37,11 @@ from data.journal import JournalReader, read_header, run_ahead_rows
 from data.order import RowOrder, window_edges
 from data.packing import row_dtype
 from lm.inference.canonical import Neighbours
-from lm.inference.decoder import Decoder
-from lm.inference.generate import generate
-from lm.inference.memory import Earlier, Match, Recall, features, fit_gate, fit_recall
+from lm.inference.memory import Earlier, Gate, Match, features, fit_gate
 from lm.model import Transformer
 from lm.runtime.machine import keep_freed_memory, measure_machine
 
-HELD_OUT, BATCH, ROWS_AT_ONCE, NGRAM = 300_000, 8_192, 8, 13
-PROMPTS, PROMPT_TOKENS, NEW = 60, 380, 100
+HELD_OUT, BATCH, ROWS_AT_ONCE = 300_000, 8_192, 8
 OVERLAPS = {"rows as they are": 1, "windows half a row apart": 2, "a quarter of a row apart": 4}
 MEMORIES = ("journal", "document")
 
@@ -78,17 +75,18 @@ class Passes(NamedTuple):
     best: dict[str, np.ndarray]  # of each memory's best token
     possible: np.ndarray  # of all tokens that can follow
     microseconds: float
+    mask_microseconds: float  # more, for `possible`
 
 
-def train(tokens: np.ndarray, shape: Shape, seed: int, path: Path) -> Transformer:
-    """The model trained on rows (R, T + 1), or read from `path` if it is there."""
-    num_rows = len(tokens)
-    options = Options(num_rows * shape.length // BATCH, seed=seed, tokens_per_step=BATCH)
+def train(tokens: np.ndarray, shape: Shape, passes: int, seed: int, path: Path) -> Transformer:
+    """The model trained on rows (R, T + 1), `passes` times, or read from `path` if it is there."""
+    num_rows, in_pass = len(tokens), len(tokens) * shape.length // BATCH
+    options = Options(passes * in_pass, seed=seed, tokens_per_step=BATCH)
     preset = parse_preset(preset_json(shape, options), "the benchmark's preset")
     if not path.exists():
         order = RowOrder(window_edges(num_rows, run_ahead_rows(shape.length, TOKEN_BUDGET)), preset.train.seed)
         rows = BATCH // shape.length
-        steps = (tokens[order.journal_rows(step * rows, rows, num_rows)] for step in range(options.num_steps))
+        steps = (tokens[order.journal_rows(step % in_pass * rows, rows, num_rows)] for step in range(options.num_steps))
         state = train_preset(preset, shape, steps, options).trunk.state_dict()
         torch.save({name.removeprefix("_orig_mod."): value for name, value in state.items()}, path)
     model = Transformer(preset.model, shape.vocab)
@@ -135,13 +133,11 @@ def windows(num_targets: int, length: int, parts: int) -> list[tuple[int, int]]:
 
 
 @torch.inference_mode()
-def run_model(
-    model: Transformer, text: Text, found: dict[str, Found], parts: int, possible_VV: Tensor | None
-) -> Passes:
+def run_model(model: Transformer, text: Text, found: dict[str, Found], parts: int, possible_VV: Tensor) -> Passes:
     num_targets, length = len(text.document), model.config.seq_length
     tokens = torch.from_numpy(text.tokens)
     out = {name: np.zeros(num_targets) for name in ("target", "entropy", "possible", *found)}
-    seconds = 0.0
+    seconds = mask_seconds = 0.0
     all_windows = windows(num_targets, length, parts)
     for start in range(0, len(all_windows), ROWS_AT_ONCE):
         some = all_windows[start : start + ROWS_AT_ONCE]
@@ -156,12 +152,14 @@ def run_model(
             out["entropy"][places] = -(logs_TV.exp() * logs_TV).sum(1)
             for name, one in found.items():
                 out[name][places] = logs_TV.gather(1, torch.from_numpy(one.best[places])[:, None])[:, 0]
-            if possible_VV is not None:
-                logs_TV[~possible_VV[tokens[places]]] = -math.inf
-                out["possible"][places] = logs_TV.double().logsumexp(1)
+            began = time.process_time()
+            logs_TV[~possible_VV[tokens[places]]] = -math.inf
+            out["possible"][places] = logs_TV.double().logsumexp(1)
+            mask_seconds += time.process_time() - began
             began = time.process_time()
     best = {name: out[name] for name in found}
-    return Passes(out["target"], out["entropy"], best, out["possible"], seconds / num_targets * 1e6)
+    microseconds, mask = (1e6 * took / num_targets for took in (seconds, mask_seconds))
+    return Passes(out["target"], out["entropy"], best, out["possible"], microseconds, mask)
 
 
 def inputs(found: dict[str, Found], passes: Passes, names: Sequence[str], told: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -186,15 +184,19 @@ class Arm(NamedTuple):
     microseconds: float
 
 
-def measure(model: Transformer, texts: list[Text], index: TextIndex, possible_VV: Tensor) -> list[Arm]:
+def measure(
+    model: Transformer, texts: list[Text], index: TextIndex, possible_VV: Tensor
+) -> tuple[list[Arm], dict[str, Gate]]:
+    """The arms, and the gates of single memories, fitted on rows as they are."""
     found = [{"journal": look_up(text, index), "document": look_up(text, None)} for text in texts]
     took = {name: float(np.mean([one[name].microseconds for one in found])) for name in MEMORIES}
-    arms = []
+    arms, gates = [], dict[str, Gate]()
     for overlap, parts in OVERLAPS.items():
         passes = [run_model(model, text, one, parts, possible_VV) for text, one in zip(texts, found, strict=True)]
         own = float(np.mean([one.microseconds for one in passes]))
         arms.append(Arm(overlap, parts, [-one.target for one in passes], own))
-        arms.append(Arm("canonical tokens", parts, [one.possible - one.target for one in passes], own))
+        mask = float(np.mean([one.mask_microseconds for one in passes]))
+        arms.append(Arm("canonical tokens", parts, [one.possible - one.target for one in passes], own + mask))
         for names, told in ((("journal",), True), (("document",), True), (MEMORIES, True), (MEMORIES, False)):
             all_inputs = [inputs(one, given, names, told) for one, given in zip(found, passes, strict=True)]
             all_targets = [targets(one, given, names) for one, given in zip(found, passes, strict=True)]
@@ -206,6 +208,8 @@ def measure(model: Transformer, texts: list[Text], index: TextIndex, possible_VV
                 ),
                 np.concatenate([one[kept] for one, kept in zip(all_targets, fitting, strict=True)]),
             )
+            if len(names) == 1:
+                gates.setdefault(names[0], gate)
             nats = []
             for given, target in zip(all_inputs, all_targets, strict=True):
                 shares = gate.shares(*given)
@@ -216,7 +220,7 @@ def measure(model: Transformer, texts: list[Text], index: TextIndex, possible_VV
     for text, one in zip(texts, found, strict=True):
         lengths = {name: np.mean(one[name].length) for name in MEMORIES}
         print(f"{text.label}: longest matches of {lengths} tokens on average; lookups {took} us")
-    return arms
+    return arms, gates
 
 
 def nearly_read(text: Text, journal: Found) -> np.ndarray:
@@ -260,56 +264,7 @@ def show(arms: list[Arm], texts: list[Text], near: list[np.ndarray], length: int
             print(f"| {name} | {found[0][0]:.4f} | {cells} | {arm.microseconds:.0f} |")
 
 
-class RecallOfAll(Recall):
-    """Matches the new tokens too, which the chat does not."""
-
-    def __call__(self, logits_V: Tensor, tokens: Sequence[int]) -> Tensor:
-        self.begin(tokens)
-        return super().__call__(logits_V, tokens)
-
-
-def repeated(tokens: Sequence[int], length: int) -> float:
-    ngrams = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams)
-
-
-def continue_documents(model: Transformer, held_out: HeldOut, neighbours: Neighbours, token_bytes: np.ndarray) -> None:
-    began = time.process_time()
-    recall, words = fit_recall(model, held_out, token_bytes)
-    print(f"\n/recall: {words}; fitted in {time.process_time() - began:.1f} s\n")
-    if not recall:
-        return
-    rules = {
-        "as the model has it": {},
-        "canonical tokens": {"neighbours": neighbours},
-        "/recall 1": {"neighbours": neighbours, "recall": recall},
-        "recall of the new tokens too": {"neighbours": neighbours, "recall": RecallOfAll(recall.gate)},
-    }
-    whole = [tokens[: PROMPT_TOKENS + NEW] for _, tokens, _ in held_out.documents(4 * PROMPTS)[1::2]]
-    whole = [tokens for tokens in whole if len(tokens) == PROMPT_TOKENS + NEW][:PROMPTS]
-    decoder, found = Decoder(model), {"the document itself": [(tokens[PROMPT_TOKENS:], 0.0) for tokens in whole]}
-    for name, rule in rules.items():
-        found[name] = []
-        for seed, tokens in enumerate(whole):
-            began = time.process_time()
-            generator = torch.Generator().manual_seed(seed)
-            new = list(generate(decoder, tokens[:PROMPT_TOKENS], NEW, generator=generator, **rule))
-            found[name].append((new, (time.process_time() - began) / NEW * 1e6))
-    print(f"{len(whole)} prompts; us a token with the prompt's pass\n")
-    print("| | 2 tokens repeated | 4 tokens | 8 tokens | first tokens right | 5 or more | us a token |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name, texts in found.items():
-        right = [
-            next((i for i, pair in enumerate(zip(new, own[PROMPT_TOKENS:], strict=True)) if len(set(pair)) > 1), NEW)
-            for (new, _), own in zip(texts, whole, strict=True)
-        ]
-        columns = [[repeated(new, length) for new, _ in texts] for length in (2, 4, 8)]
-        columns += [right, [number >= 5 for number in right]]
-        cells = [f"{np.mean(column):.3f} ± {np.std(column) / len(column) ** 0.5:.3f}" for column in columns]
-        print(f"| {name} | {' | '.join(cells)} | {np.mean([took for _, took in texts]):.0f} |")
-
-
-def main(run: Path, out: Path, num_tokens: int, seeds: list[int]) -> None:
+def main(run: Path, out: Path, num_tokens: int, passes: int, seeds: list[int]) -> None:
     keep_freed_memory()
     tokenizer, header = bpe.load(run / "tokenizer.json"), read_header(run / "stream")
     assert header, f"{run} has no stream"
@@ -336,12 +291,13 @@ def main(run: Path, out: Path, num_tokens: int, seeds: list[int]) -> None:
     near = [nearly_read(text, look_up(text, index)) for text in texts]
     for seed in seeds:
         print(f"\nseed {seed}")
-        model = train(tokens, shape, seed, out / f"{run.name}-{num_tokens}-{seed}.pt")
-        show(measure(model, texts, index, torch.from_numpy(~impossible)), texts, near, shape.length)
-        continue_documents(model, held_out, neighbours, token_bytes)
+        model = train(tokens, shape, passes, seed, out / f"{run.name}-{num_tokens}-{passes}-{seed}.pt")
+        arms, gates = measure(model, texts, index, torch.from_numpy(~impossible))
+        show(arms, texts, near, shape.length)
+        continue_documents(model, held_out, neighbours, token_bytes, index, gates["journal"])
 
 
 if __name__ == "__main__":
     run, out, *more = sys.argv[1:]
-    seeds = [int(seed) for seed in more[1:]] or [1]
-    main(Path(run), Path(out), int(more[0]) if more else 4_194_304, seeds)
+    num_tokens, passes, *seeds = map(int, [*more, *("4194304", "1", "1")[len(more) :]])
+    main(Path(run), Path(out), num_tokens, passes, seeds)
