@@ -3,13 +3,14 @@
     python -m benchmarks.quality CHECKOUTS CORPUS OUT [TOKENS [OPPONENT ...]]
 
 CHECKOUTS: benchmarks/contenders.py says of what; CORPUS: what benchmarks/corpus.py lays out, or a preset (.json) whose
-sources are taken; OPPONENT: of OPPONENTS, all if none is named. One stream of TOKENS (20,000,000) is written down
-first. Then each opponent is tuned on it at that length: every learning rate of its RATES with every batch of BATCHES, its
-own schedule ending with the tokens. The best of each and ours, with the rates that its presets have, are trained with
-three seeds, ours also on a third and a quarter of the tokens. Hours on a CPU: finished runs in OUT are not run again,
-unless the text was another, and what is known so far is printed after each. Those in benchmarks/measured/ are of rows in
-the journal's order, so a run of today does not take them up. With the extra `benchmarks`, models are judged by BLiMP too
-(benchmarks/blimp.py); runs that were finished without it have no share of it.
+sources are taken, such as benchmarks/english.json; OPPONENT: of OPPONENTS, all if none is named. One stream of TOKENS
+(20,000,000) is written down first, and the digest of its rows printed. Then each opponent is tuned on it at that length:
+every learning rate of its RATES with every batch of BATCHES, its own schedule ending with the tokens. The best of each and
+ours, with the rates that its presets have, are trained with three seeds, ours also on a third and a quarter of the tokens.
+Hours on a CPU: finished runs in OUT are not run again, unless the text was another, and what is known so far is printed
+after each. Those in benchmarks/measured/ are of rows in the journal's order, so a run of today does not take them up. With
+the extra `benchmarks`, models are judged by BLiMP too (benchmarks/blimp.py); runs that were finished without it have no
+share of it.
 """
 
 import json
@@ -177,6 +178,7 @@ def main(checkouts: Path, corpus: Path, out: Path, tokens: int, opponents: list[
     keep_freed_memory()  # for all alike: it makes the sweep shorter
     preset = corpus_preset(corpus, SHAPE)
     text = Text(preset, out, tokens)
+    print(f"rows {text.digest}: {tokens:,} tokens in rows of {text.seq_length}, vocabulary {text.vocab_size:,}")
     text.blimp = load_blimp()
     out = out / text.digest
     out.mkdir(exist_ok=True)

@@ -2,11 +2,12 @@
 
     python -m benchmarks.recipes CORPUS OUT TOKENS VARIATION ...
 
-CORPUS: what benchmarks/corpus.py lays out, or a preset (.json) whose sources, context and vocabulary are taken.
+CORPUS: what benchmarks/corpus.py lays out, or a preset (.json) whose sources, context and vocabulary are taken, such as
+benchmarks/english.json.
 VARIATION: "width=128,layers=3,heads=2,vocab=4096,batch=4096" and so on: the shape (left out: 256x3, vocabulary 8192),
 tokens a step, and any key of a preset's `model` or `train` section, or constant of lm/optim.py or lm/model.py in capitals;
-"default" varies nothing. One line for each, printed when it is done; what OUT has already is not run again. What came of
-it is written down in benchmarks/LOG.md.
+"default" varies nothing. One line for each, with the digest of its rows, printed when it is done; what OUT has already is
+not run again. What came of it is written down in benchmarks/LOG.md.
 """
 
 import json
@@ -53,9 +54,10 @@ def main(corpus: Path, out: Path, tokens: int, variations: list[str]) -> None:
         if not path.exists():
             text = Text(corpus_preset(corpus, shape), out / str(shape.vocab), tokens)
             shape = shape._replace(length=text.seq_length, vocab=text.vocab_size)
-            path.write_text(json.dumps(train(text, shape, changed, tokens)))
+            path.write_text(json.dumps(train(text, shape, changed, tokens) | {"rows": text.digest}))
         result = json.loads(path.read_text())
-        print(f"{result['mean']:.4f} bits per byte, {result['seconds']:5.0f} s  {variation}", flush=True)
+        rows = result.get("rows", "not recorded")  # before 2026-11-30
+        print(f"{result['mean']:.4f} bits per byte, {result['seconds']:5.0f} s, rows {rows}  {variation}", flush=True)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,13 @@ def test_shipped_preset_is_valid_and_presentable(path):
     assert tokens_per_step in (16_384, 32_768)
 
 
+def test_the_benchmarks_preset_of_english_is_valid():
+    path = CONFIGS.parent / "benchmarks" / "english.json"
+    preset = load_preset(path)
+    assert (path.parent / preset.schema_file).resolve() == CONFIGS / "preset.schema.json"
+    assert [source.label for source in preset.data.all_sources] == ["wikipedia", "books"]
+
+
 def test_a_copy_with_a_name_of_its_own_is_in_the_menu(tmp_path):
     text = SHIPPED[0].read_text(encoding="utf-8")
     (tmp_path / "07_mine.json").write_text(text.replace('"best_general"', '"mine"'), encoding="utf-8")

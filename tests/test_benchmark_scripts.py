@@ -1,4 +1,4 @@
-"""What benchmarks/memory.py trains on, and what it calls copied."""
+"""Scripts of benchmarks/: the rows that they train on, and what they count."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import memory
+from benchmarks import memory, recipes
 from benchmarks.contenders import Shape
 from benchmarks.memory_texts import NGRAM, RecallOfJournal, copied
 from benchmarks.text_index import TextIndex, build_index
@@ -38,3 +38,14 @@ def test_what_the_journal_has_is_copied_and_recalled(tmp_path):
     recall = RecallOfJournal(Gate(np.array([[3.0, *[0.0] * 7]])), index)
     recall.begin([1, 2, 3])  # of a prompt it takes nothing
     assert int(recall(torch.zeros(100), [40, 41, 42]).argmax()) == 43
+
+
+def test_the_digest_of_the_rows_stands_beside_each_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipes, "corpus_preset", lambda corpus, shape: None)
+    monkeypatch.setattr(
+        recipes, "Text", lambda *_: SimpleNamespace(seq_length=512, vocab_size=300, digest="6a9adf33cfa3")
+    )
+    monkeypatch.setattr(recipes, "train", lambda *_: {"mean": 1.5, "seconds": 2.0})
+    for _ in range(2):  # the second time from OUT
+        recipes.main(tmp_path, tmp_path, 1_000, ["default"])
+        assert "1.5000 bits per byte,     2 s, rows 6a9adf33cfa3  default" in capsys.readouterr().out
