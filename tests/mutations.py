@@ -592,7 +592,10 @@ MUTATIONS = {
         "tests/data/sources/test_encoding.py",
     ),
     "a held-out answer is trained on": Mutation(
-        "data/heldout_choice.py", "            shared |= values", "            pass", "tests/data/test_heldout.py"
+        "data/heldout_choice.py", "            shared |= telling", "            pass", "tests/data/test_heldout.py"
+    ),
+    "a paragraph with many questions is trained on": Mutation(
+        "data/heldout_choice.py", "shared |= passages", "pass", "tests/data/test_heldout.py"
     ),
     "a category is held out": Mutation(
         "data/heldout_choice.py",
@@ -772,7 +775,7 @@ MUTATIONS = {
         "self._begins[tokens]",
         "tests/data/test_packing.py",
     ),
-    "a resume cuts lines elsewhere": Mutation("data/sources/hub.py", "start * size, skipped", "start, skipped", HUB),
+    "a resume cuts lines elsewhere": Mutation("data/sources/hub.py", "else start * size)", "else start)", HUB),
     "a resumed run keeps no milestone since its checkpoint": Mutation(
         "lm/train/state.py",
         'tuple(happened.get("kept_at", (checkpoint["tokens_seen"], 0)))',
