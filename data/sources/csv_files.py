@@ -5,13 +5,14 @@ at the first line with too many cells, or cuts the text of such a line without a
 """
 
 import csv
-import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+
+from data.sources.as_utf8 import open_as_utf8
 
 LARGEST_CELL = 2**24  # characters; a quote that is never closed makes one cell of all that follows
 
@@ -47,13 +48,10 @@ class CSVFiles:
 
     def _contents(self, file: int) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
         """Yield the header and the lines of a file, or of each in an archive."""
-        from datasets.utils.file_utils import xopen
-
         csv.field_size_limit(LARGEST_CELL)
         config = self._config
         for path in self._manager.iter_files(self._manager.extract(self._paths[file])):
-            encoding = config.encoding or "utf-8-sig"
-            with io.TextIOWrapper(xopen(path, "rb"), encoding, errors="replace", newline="") as text:
+            with open_as_utf8(path, encoding=config.encoding, errors="replace", newline="") as text:
                 for _ in range(config.skiprows or 0):
                     text.readline()
                 lines: Iterator[list[str]] = filter(None, self._reader(text, self._paths[file]))

@@ -34,6 +34,7 @@ UNUSUAL_OLDER = (
 )
 UTF_8 = "utf-8-sig"
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+ESCAPED = ("iso2022_jp",)  # written in ASCII alone
 UNUSUAL = 7.0
 MARGIN = 12.0  # bits: the next best text must be four thousand times less probable
 LARGEST_EXCESS = 1.0  # bits a letter more than text of the language has on average
@@ -75,7 +76,7 @@ class Evidence:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._has_nul = False
         self._within_line = False  # the last chunk ended there, perhaps within a character
-        self._num_valid = self._num_stray = 0  # UTF-8 sequences; bytes that are none
+        self._num_valid = self.num_stray = 0  # UTF-8 sequences; bytes that are none
 
     def add(self, chunk: bytes) -> None:
         """Take the next part of the file, of 64 KB and more unless it is the last."""
@@ -87,7 +88,7 @@ class Evidence:
         if text.isascii() and b"\x1b" not in chunk:
             return
         num_stray = 0 if encodable(text) else len(_STRAY.findall(text))
-        self._num_stray += num_stray
+        self.num_stray += num_stray
         self._num_valid += len(text) - len(text.encode("ascii", "ignore")) - num_stray
         if len(self._sample) < SAMPLE_BYTES:
             # Characters end before a space or a line's end, which are part of none.
@@ -131,7 +132,7 @@ class Evidence:
 
         UTF_8 allows a minority of bytes that are no UTF-8.
         """
-        self._num_stray += len(self._decoder.decode(b"", final=True))
+        self.num_stray += len(self._decoder.decode(b"", final=True))
         if self._head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
             return "utf-32"
         if self._head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -139,10 +140,10 @@ class Evidence:
         if self._is_wide_or_binary:
             return most_probable(self._head, WIDE) or ""
         sample = bytes(self._sample)
-        if self._num_stray == 0:
+        if self.num_stray == 0:
             japanese = b"\x1b$" in sample and decoded(sample, "iso2022_jp") is not None
             return "iso2022_jp" if japanese and sample.isascii() else UTF_8
-        if 2 * self._num_stray <= self._num_valid:
+        if 2 * self.num_stray <= self._num_valid:
             return UTF_8
         return most_probable(sample, OLDER, UNUSUAL_OLDER)
 

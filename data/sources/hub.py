@@ -14,9 +14,9 @@ Each file is read with its own types and, if it is Parquet or CSV, only the want
 (cells.py makes text of them): files of one dataset may differ in everything else. What is dropped
 is counted in the first epoch alone, so that it is counted once.
 
-Bytes that are not UTF-8 become U+FFFD. What the library cannot parse (a JSON line with a lone
-surrogate, "\\ud800") ends its file there, counted as unreadable, or is an error with the library's
-message if no file can be read.
+Files in other encodings are read as UTF-8 (as_utf8.py), and single bytes that are not become
+U+FFFD. What the library cannot parse (a JSON line with a lone surrogate, "\\ud800") ends its file
+there, counted as unreadable, or is an error with the library's message if no file can be read.
 """
 
 import re

@@ -69,9 +69,11 @@ def configure_library() -> None:
     import datasets
     from tqdm import tqdm
 
+    from data.sources.as_utf8 import let_library_read_any_encoding
     from data.sources.local_files import bound_local_globs
 
     bound_local_globs()
+    let_library_read_any_encoding()
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     # True would send a request to S3 for each source, also for files on this disk.

@@ -108,11 +108,14 @@ def open_files(spec: HFSource, revision: str | None, notices: list[str]) -> list
 def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
     import datasets
     from datasets.packaged_modules.csv.csv import CsvConfig
+    from datasets.packaged_modules.json.json import JsonConfig
     from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
     config = builder.config
     if hasattr(config, "encoding_errors"):  # json, text
         config.encoding_errors = "replace"
+    if isinstance(config, JsonConfig):  # which would take UTF-8 (as_utf8.py) for the encoding that a README.md names
+        config.encoding = "utf-8"
     casts = isinstance(builder, datasets.ArrowBasedBuilder)
     if casts:  # to the first file's types, unless it believes that there is nothing to find out or cast to
         builder.info.features = datasets.Features()

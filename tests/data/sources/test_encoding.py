@@ -1,11 +1,13 @@
 """Text in other encodings: read as it was written, or skipped and said; never anything else."""
 
+import json
 import random
 
 import pytest
 
 from configs.errors import SourceError
-from configs.sources import TextSource
+from configs.sources import HFSource, TextSource
+from data.sources import as_utf8
 from data.sources.encoding import OLDER, SAMPLE_BYTES, UNUSUAL_OLDER
 from data.sources.opening import open_source
 from data.sources.text import CHUNK
@@ -133,3 +135,77 @@ def test_a_character_cut_by_the_end_of_a_chunk_does_no_harm(tmp_path):
 def test_every_encoding_is_one_of_python_and_is_tried_once():
     assert all(TEXTS["ru"].encode(encoding, "ignore") for encoding in OLDER + UNUSUAL_OLDER)
     assert len(set(OLDER + UNUSUAL_OLDER)) == len(OLDER + UNUSUAL_OLDER)
+
+
+# ---- rows of a dataset ---------------------------------------------------------------------------
+
+KINDS = {"json": "a.jsonl", "csv": "a.csv", "text": "a.txt"}
+
+
+def as_rows(kind: str, rows: list[str]) -> str:
+    lines = {
+        "json": [json.dumps({"text": row}, ensure_ascii=False) for row in rows],
+        "csv": ["text", *map(quoted, rows)],
+    }
+    return "".join(line + "\n" for line in lines.get(kind, rows))
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def open_rows(dataset: str, **keys):
+    return open_source(HFSource(type="hf", dataset=dataset, label="rows", **keys), cache_dir=None, seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("language", "encoding"),
+    [("ru", "cp1251"), ("de", "cp1252"), ("ja", "shift_jis"), ("ja", "iso2022_jp")]
+    + [("en", encoding) for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252")],
+)
+def test_rows_are_read_in_the_encoding_they_were_written_in(hub, tmp_path, kind, language, encoding):
+    rows = [f"{TEXTS[language]} {number}" for number in range(30)]
+    content = as_rows(kind, rows).encode(encoding)
+    (tmp_path / KINDS[kind]).write_bytes(content)
+    hub.add(name := f"{kind}/{language}-{encoding}", {KINDS[kind]: content})
+    for source in (open_rows(kind, data_files=str(tmp_path / KINDS[kind])), open_rows(name)):
+        whole = list(source.documents(0))
+        assert [document.text for document, _ in whole] == rows
+        assert list(source.documents(0, whole[9][1])) == whole[10:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_uncertain_encoding_are_skipped_named_and_counted(tmp_path, kind):
+    for name, content in {"good": b"Good text.", "rare": TEXTS["ko"].encode("johab")}.items():
+        (tmp_path / f"{name}-{KINDS[kind]}").write_bytes(as_rows(kind, ["ROW"]).encode().replace(b"ROW", content))
+    source = open_rows(kind, data_files=f"{tmp_path}/*")
+    assert texts(source) == ["Good text."]
+    assert source.skipped == {"unreadable file": 1}
+    [notice] = source.notices
+    assert f"rare-{KINDS[kind]}, which cannot be read: its encoding is not certain (save it as UTF-8)" in notice
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_utf8_keep_it_where_some_bytes_are_damaged(tmp_path, kind):
+    rows = [TEXTS["de"]] * 20 + ["Damaged: X"] * 3
+    content = as_rows(kind, rows).encode().replace(b"X", b"\xe4\xff")
+    (tmp_path / KINDS[kind]).write_bytes(content)
+    source = open_rows(kind, data_files=f"{tmp_path}/*")
+    assert texts(source) == [TEXTS["de"]] * 20 + ["Damaged: \ufffd\ufffd"] * 3
+
+
+def test_rows_far_into_a_file_decide_and_no_character_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(as_utf8, "CHUNK", 1 << 16)
+    for shift in range(2):
+        rows = ["x" * 999] * 100 + ["y" * shift + TEXTS["ja"]] * 3000
+        (tmp_path / "a.jsonl").write_bytes(as_rows("json", rows).encode("shift_jis"))
+        assert texts(open_rows("json", data_files=f"{tmp_path}/*")) == rows
+
+
+def test_an_encoding_that_a_readme_names_is_taken_for_the_right_one(tmp_path):
+    """So short a text that nothing is certain."""
+    head = "---\nconfigs:\n- config_name: default\n  data_files: data.csv\n  encoding: cp1251\n---\n"
+    (tmp_path / "README.md").write_text(head)
+    (tmp_path / "data.csv").write_bytes(as_rows("csv", ["Груши"]).encode("cp1251"))
+    assert texts(open_rows(str(tmp_path))) == ["Груши"]
