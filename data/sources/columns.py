@@ -54,12 +54,17 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
         if column != field:
             notices.append(f"{spec.label}: field {field!r} is not in {spec.dataset}; using {column!r}")
         for name, schema in files.items():
-            if (kind := cells.type_of(column, schema)) is None:
-                notices.append(f"{spec.label}: {name} has no column {column!r}")
-            elif str(kind) == "null":
-                notices.append(f"{spec.label}: {name} begins with nothing but nulls in {column!r}")
+            if missing := lacks(column, schema):
+                notices.append(f"{spec.label}: {name} {missing}")
         columns[field] = column
     return columns
+
+
+def lacks(column: str, schema: Any) -> str:
+    """Return what a file, or its beginning, with this Arrow schema lacks of `column`, or ""."""
+    if (kind := cells.type_of(column, schema)) is None:
+        return f"has no column {column!r}"
+    return f"begins with nothing but nulls in {column!r}" if str(kind) == "null" else ""
 
 
 def no_text(

@@ -28,10 +28,10 @@ from typing import Any
 
 from configs.errors import Retryable, SourceError
 from configs.schema import HFSource
-from configs.text import clip
+from configs.text import clip, counted
 from data.sources import cells, conversations, lines
 from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key
-from data.sources.columns import find_columns, no_text
+from data.sources.columns import find_columns, lacks, no_text
 from data.sources.csv_files import CSVFiles, ragged_lines
 from data.sources.hub_client import (
     NoAnswer,
@@ -104,16 +104,22 @@ class HubSource(Source):
                 if group is None:
                     continue
                 groups_read += 1
+                num_rows = num_with_text = 0
                 for number, row in self._rows(file, group, first_row if resumed else 0, skipped):
                     start = pieces_read if resumed and number == first_row else 0
                     for piece, document in enumerate(islice(self._render(row, skipped), start, None), start + 1):
-                        at_the_start = at_the_start and not document.text.strip()
+                        has_text = bool(document.text.strip())
+                        num_with_text += has_text
+                        at_the_start = at_the_start and not has_text
                         yield document, [turn, key, number, piece]
+                    num_rows += 1
                     rows_without_text += at_the_start
                     if at_the_start and rows_without_text == MOST_WITHOUT_TEXT - ROWS_OF_OTHERS * len(
                         self._others(file)
                     ):
                         self._look_for_text(file, skipped)
+                if num_rows and not num_with_text and not resumed and len(self._groups[file][1]) == 1:
+                    self._name_without_text(file, f"has no text in any of its {counted(num_rows, 'row')}")
             # A round resumed in its middle says nothing about the files before it: try one more.
             if not groups_read and (turn > first_round or not first_key):
                 break
@@ -209,6 +215,9 @@ class HubSource(Source):
         number, start = 0, max(start, group.start)
         try:
             while (table := self._translate(partial(next, tables, None))) is not None:
+                missing = [lacks(name, table.schema) for name in self._columns.values()]
+                if number == 0 and any(missing):
+                    self._name_without_text(file, next(filter(None, missing)))
                 end = len(table) if group.stop is None else min(len(table), group.stop - number)
                 for first in range(max(0, start - number), end, ROWS_AT_ONCE):
                     rows = table.slice(first, min(ROWS_AT_ONCE, end - first))
@@ -304,6 +313,12 @@ class HubSource(Source):
             name = clip(self._files[file].name, 200)
             self.notices.append(f"{self.label}: skipping {name}, which cannot be read: {error}")
         self._unreadable.add(file)
+
+    def _name_without_text(self, file: int, problem: str) -> None:
+        """Say which file has no text, or not where it was looked for, once."""
+        name = clip(self._files[file].name, 200)
+        if not any(name in notice for notice in self.notices) and len(self.notices) < MOST_UNREADABLE:
+            self.notices.append(f"{self.label}: {name} {problem}")
 
     def _cannot_open(self, error: Exception, name: str = "that file") -> SourceError:
         name = re.sub(r"^hf://datasets/[^@]*@\w*/", "", name)  # the repository and its commit

@@ -4,6 +4,7 @@ import io
 import json
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import zstandard
 
@@ -258,6 +259,27 @@ def test_every_file_that_cannot_be_read_is_named_once(hub):
     assert source.skipped == {"unreadable file": 1}
     (notice,) = source.notices
     assert "train-6.parquet, which cannot be read" in notice
+
+
+def test_every_file_without_text_is_named_once(hub):
+    """Files beyond those that are looked at before a run; such a column, or nulls alone, is no error."""
+    files = {f"train-{file:02}.jsonl": lines(5) for file in range(12)}
+    files |= {f"train-{file:02}.jsonl": lines(5).replace(b"text", b"content") for file in (7, 9)}
+    files["train-08.jsonl"] = lines(5, 10).replace(b'"row', b'" ", "title": "row')
+    files["train-10.parquet"] = parquet(text=pa.array([None, None], pa.string()))
+    hub.add("some/others", files)
+    source = open_data("some/others", data_files=["*.jsonl", "*.parquet"])
+    assert source.notices == []
+    for _ in range(2):
+        assert len([document for document, _ in source.documents(0) if document.text.strip()]) == 45
+    problems = {notice.partition("/train-")[2] for notice in source.notices}
+    assert problems == {
+        "07.jsonl has no column 'text'",
+        "08.jsonl has no text in any of its 5 rows",
+        "09.jsonl has no column 'text'",
+        "10.parquet has no text in any of its 2 rows",
+    }
+    assert len(source.notices) == 4
 
 
 def test_a_file_is_not_skipped_because_memory_is_short(hub, monkeypatch):
