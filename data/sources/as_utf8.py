@@ -65,8 +65,8 @@ class AsUTF8(io.RawIOBase):
             evidence.add(part)
         content, encoding, self._is_known = b"".join(chunks), evidence.encoding(), True
         if not encoding and evidence.num_stray > max(FEW, len(content) // FEW_OF):
-            what = "its encoding is not certain" if encoding is None else "it is no text"
-            raise UncertainEncoding(f"{what} (save it as UTF-8)")
+            what = "its encoding is not certain (save it as UTF-8)" if encoding is None else "it is no text"
+            raise UncertainEncoding(what)
         if encoding and encoding != UTF_8 and (encoding in UNLIKE_ASCII or evidence.num_stray > FEW):
             self._decoder = codecs.getincrementaldecoder(encoding)("replace")
         elif self._at_start:

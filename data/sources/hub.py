@@ -19,7 +19,6 @@ U+FFFD. What the library cannot parse (a JSON line with a lone surrogate, "\\ud8
 there, counted as unreadable, or is an error with the library's message if no file can be read.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -43,6 +42,7 @@ from data.sources.hub_client import (
     last_failure,
 )
 from data.sources.hub_files import DataFile, Group, open_files
+from data.sources.hub_listing import IN_REPOSITORY
 from data.sources.hub_messages import advice_for
 from data.sources.parquet import ParquetFiles
 
@@ -321,17 +321,19 @@ class HubSource(Source):
             self.notices.append(f"{self.label}: {name} {problem}")
 
     def _cannot_open(self, error: Exception, name: str = "that file") -> SourceError:
-        name = re.sub(r"^hf://datasets/[^@]*@\w*/", "", name)  # the repository and its commit
+        name = IN_REPOSITORY.sub("", name)
         return SourceError(
             f"source {self.label}: cannot open {self.spec.dataset}: {error}; repair {name}, or name other files in data_files"
         )
 
     def _open(self) -> list[DataFile]:
         """Return the files at the pinned revision; pin the one of the preset if none is pinned."""
+        listed: list[str] = []
         if not self.spec.is_local:
-            revision = self.pinned["revision"] or self.spec.revision
-            self.pinned["revision"] = find("dataset", self.spec.dataset, revision)["sha"]
-        return open_files(self.spec, self.pinned["revision"], self.notices)
+            found = find("dataset", self.spec.dataset, self.pinned["revision"] or self.spec.revision)
+            self.pinned["revision"] = found["sha"]
+            listed = [file["rfilename"] for file in found.get("siblings") or []]
+        return open_files(self.spec, self.pinned["revision"], listed, self.notices)
 
     def _translate(self, call: Callable[[], Any]) -> Any:
         """Run the library's `call()`; raise only SourceError, Retryable, UnreadableFile or MemoryError."""

@@ -2,25 +2,23 @@
 
 Parquet and CSV are read by parquet.py and csv_files.py, every other format by the `datasets`
 library. The library reads one format of a repository or folder and says nothing of the others: here
-each format that `data_files` names is read, and each tabular one in a folder on this disk.
+each format that `data_files` names is read, and each tabular one in a folder on this disk; what is
+not read of the others is said.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from configs.errors import SourceError
 from configs.hf_source import LOCAL_FORMATS, HFSource
 from configs.splits import Part
-from configs.text import counted
-from data.sources.base import in_words
 from data.sources.csv_files import CSVFiles
+from data.sources.hub_listing import ALL, check_patterns, choose_tables, files_in_folder, listed_files, name_unread
 from data.sources.hub_messages import format_of
 from data.sources.parquet import ParquetFiles
 
 COUNTED_AT_ONCE = 16  # files whose rows are counted for a slice
-NOT_DATA = ("state.json",)  # beside a dataset that save_to_disk has written; the library ignores others like it
 MOST_COUNTED = 500  # files; more take minutes on the Hub
 
 
@@ -91,14 +89,21 @@ class LibraryFiles:
             yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
 
 
-def open_files(spec: HFSource, revision: str | None, notices: list[str]) -> list[DataFile]:
-    """Return the files of the splits that `spec` names. Raises what the library raises, and SourceError."""
-    builders = _builders(spec, revision, notices)
+def open_files(spec: HFSource, revision: str | None, listed: list[str], notices: list[str]) -> list[DataFile]:
+    """Return the files of the splits that `spec` names; of a dataset on the Hub `listed` are all files at `revision`.
+
+    Raises what the library raises, and SourceError.
+    """
+    builders = _builders(spec, revision, listed, notices)
+    there = list(dict.fromkeys(str(split) for builder in builders for split in builder.config.data_files or {}))
     files = []
     for part in spec.parts:
-        # The library's message names the splits that there are.
-        having = [builder for builder in builders if part.name in (builder.config.data_files or {})] or builders[:1]
-        found = [file for builder in having for file in _files_of(builder, part.name, spec)]
+        splits = there if part.name == ALL and ALL not in there else [part.name]
+        found = []
+        for split in splits:
+            # The library's message names the splits that there are.
+            having = [builder for builder in builders if split in (builder.config.data_files or {})] or builders[:1]
+            found += [file for builder in having for file in _files_of(builder, split, spec)]
         files += _slice(found, part, spec) if part.is_slice else found
     if not files:
         raise FileNotFoundError("Unable to find any file")  # as the library says it of most formats
@@ -117,6 +122,8 @@ def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
     if isinstance(config, JsonConfig):  # which would take UTF-8 (as_utf8.py) for the encoding that a README.md names
         config.encoding = "utf-8"
     casts = isinstance(builder, datasets.ArrowBasedBuilder)
+    if config.data_files and split in config.data_files:  # a file that two patterns match is read once
+        config.data_files[split][:] = dict.fromkeys(config.data_files[split])
     if casts:  # to the first file's types, unless it believes that there is nothing to find out or cast to
         builder.info.features = datasets.Features()
     dataset = builder.as_streaming_dataset(split=split)
@@ -138,11 +145,15 @@ def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
     return [DataFile(path, reader, number) for number, path in enumerate(paths)]
 
 
-def _builders(spec: HFSource, revision: str | None, notices: list[str]) -> list[Any]:
+def _builders(spec: HFSource, revision: str | None, listed: list[str], notices: list[str]) -> list[Any]:
     """Return the library's readers, one for each format."""
     import datasets
 
-    given = spec.files_by_split or _files_in_folder(spec)
+    given = spec.files_by_split
+    if given:
+        check_patterns(spec, given, revision)
+    else:
+        given = files_in_folder(spec, notices)
     by_format: dict[str | None, Any] = {}
     for split, paths in (given or {}).items():
         for path in paths:
@@ -150,8 +161,8 @@ def _builders(spec: HFSource, revision: str | None, notices: list[str]) -> list[
     if spec.dataset in LOCAL_FORMATS or not given:
         by_format = {None: given}
     elif not spec.data_files:
-        _choose_tables(by_format, spec, notices)
-    return [
+        choose_tables(by_format, spec, notices)
+    builders = [
         datasets.load_dataset_builder(
             str(spec.folder or spec.dataset),
             spec.config,
@@ -161,46 +172,10 @@ def _builders(spec: HFSource, revision: str | None, notices: list[str]) -> list[
         )
         for files in by_format.values()
     ]
-
-
-def _files_in_folder(spec: HFSource) -> dict[str, list[str]] | None:
-    """Return the files of each split in a folder on this disk, unless its README.md or a configuration names them."""
-    if spec.folder is None or spec.config:
-        return None
-    card = spec.folder / "README.md"
-    if card.is_file() and "\nconfigs:" in card.read_text("utf-8", "replace"):
-        return None
-    from datasets.data_files import DataFilesDict, get_data_patterns
-
-    where = (spec.folder / (spec.data_dir or "")).resolve().as_posix()
-    try:
-        found = DataFilesDict.from_patterns(get_data_patterns(where), base_path=where)
-    except FileNotFoundError:  # of which the library says more
-        return None
-    names = {part.name for part in spec.parts}
-    if names - found.keys() - {"all"}:  # as the library says it where all files have one format
-        raise ValueError(f"Bad split: {spec.split}. Available splits: {list(map(str, found))}")
-    files = {split: list(map(str, found[split])) for split in found if split in names}
-    known = {
-        split: [path for path in paths if format_of(path) and PurePosixPath(path).name not in NOT_DATA]
-        for split, paths in files.items()
-    }
-    return known if known.keys() == names and all(known.values()) else None
-
-
-def _choose_tables(by_format: dict[str | None, Any], spec: HFSource, notices: list[str]) -> None:
-    """Remove plain text from `by_format` if there are tables; say so, and that there are several formats."""
-    counts = {str(kind): sum(map(len, files.values())) for kind, files in by_format.items()}
-    if len(counts) > 1 and by_format.pop("text", None):
-        notices.append(
-            f"{spec.label}: of {spec.dataset} only the tables are read, not {counted(counts.pop('text'), 'file')} of plain "
-            'text; add a source of "type": "text" for them'
-        )
-    if len(counts) > 1:
-        notices.append(
-            f"{spec.label}: {spec.dataset} has files of several formats, and all are read ({in_words(counts)}); "
-            "name some in data_files if they hold the same text"
-        )
+    if not given and len(builders[0].builder_configs) == 1:
+        read = [path for paths in (builders[0].config.data_files or {}).values() for path in paths]
+        name_unread(spec, listed or listed_files(spec), read, notices)
+    return builders
 
 
 def _as_they_are(files: dict[str, list[str]] | None) -> Any:

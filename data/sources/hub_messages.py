@@ -91,7 +91,11 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
 def _patterns(spec: HFSource) -> str:
     """Return the paths and globs in data_files, for people."""
     patterns = [path for paths in (spec.files_by_split or {}).values() for path in paths]
-    return ", ".join(map(repr, patterns[:MOST_LISTED])) + (", ..." if len(patterns) > MOST_LISTED else "")
+    return quoted(patterns)
+
+
+def quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:MOST_LISTED])) + (", ..." if len(names) > MOST_LISTED else "")
 
 
 def _configurations(message: str, given: str | None) -> str:
