@@ -8,7 +8,7 @@ Nothing is cast to a common type, so files whose types differ are read alike.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
 from string import Formatter
@@ -19,7 +19,9 @@ from pyarrow import types
 
 from data.sources.base import Document
 
-TOKEN_IDS = re.compile(r"\[?\d+(?:[\s,]+\d+){7,}\]?")  # eight whole numbers or more, and nothing else
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+NUMBERS = re.compile(rf"\[?\s*{NUMBER.pattern}(?:[\s,;]+{NUMBER.pattern})*\s*\]?")  # and nothing else
+FEW_NUMBERS = 8  # in a cell, on average; fewer may be dates, sizes, or scores
 
 
 def locate(name: str, columns: list[str]) -> tuple[str, list[str]] | None:
@@ -80,26 +82,40 @@ def read_cells(table: pa.Table, name: str) -> list[Any]:
 
 
 def to_python(column: pa.ChunkedArray) -> list[Any]:
-    """Return the values of a column, with U+FFFD for bytes in strings that are not UTF-8."""
+    """Return the values of a column, with U+FFFD for bytes in strings that are not UTF-8, and text for dates that
+    Python has not."""
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
-        values = [with_replacements(cell) for cell in column.cast(with_bytes(column.type)).to_pylist()]
-    if "arrow.json" in str(column.type):  # how the library keeps values of several types
-        return [without_json(cell, column.type) for cell in values]
+        values = [with_replacements(cell) for cell in column.cast(with_leaves(column.type, as_bytes)).to_pylist()]
+    except (OverflowError, ValueError):  # beyond the year 9999
+        values = [cell_of_dates(column.slice(row, 1)) for row in range(len(column))]
+    if "arrow.json" in str(column.type) or "float" in str(column.type):
+        return [as_written(cell, column.type) for cell in values]
     return values
 
 
-def without_json(cell: Any, kind: pa.DataType) -> Any:
-    """Return a cell with values for the JSON in it."""
+def cell_of_dates(column: pa.ChunkedArray) -> Any:
+    """Return the value of a column of one row."""
+    try:
+        return column[0].as_py()
+    except (OverflowError, ValueError):
+        return column.cast(with_leaves(column.type, as_text))[0].as_py()
+
+
+def as_written(cell: Any, kind: pa.DataType) -> Any:
+    """Return a cell with values for the JSON in it, which is how the library keeps values of several types, and with
+    0.1 for what is nearest to it among numbers of 32 or 16 bits."""
     if cell is None:
         return None
     if isinstance(kind, pa.JsonType):
         return json.loads(cell)
+    if types.is_float32(kind) or types.is_float16(kind):
+        return float(str(kind.to_pandas_dtype()(cell)))
     if is_list(kind):
-        return [without_json(item, kind.value_type) for item in cell]
+        return [as_written(item, kind.value_type) for item in cell]
     if types.is_struct(kind):
-        return {field.name: without_json(cell[field.name], field.type) for field in kind}
+        return {field.name: as_written(cell[field.name], field.type) for field in kind}
     return cell
 
 
@@ -136,9 +152,11 @@ def cell_text(cell: Any) -> str | None:
     return None
 
 
-def are_token_ids(cells: list[Any]) -> bool:
-    """Return whether every cell is nothing but whole numbers, eight or more."""
-    return bool(cells) and all(isinstance(cell, str) and TOKEN_IDS.fullmatch(cell.strip()) for cell in cells)
+def are_numbers(texts: list[str]) -> bool:
+    """Return whether all texts are nothing but numbers, and many: token ids, or vectors."""
+    if not texts or not all(NUMBERS.fullmatch(text.strip()) for text in texts):
+        return False
+    return sum(len(NUMBER.findall(text)) for text in texts) >= FEW_NUMBERS * len(texts)
 
 
 def render(form: str, cells: dict[str, str], answer: str | None) -> Document:
@@ -177,21 +195,29 @@ def is_plain_number(cell: Any) -> bool:
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
-def with_bytes(kind: pa.DataType) -> pa.DataType:
-    """Return the type with bytes for strings."""
+def with_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return the type with change(leaf) for every type in it that is not nested."""
+    if types.is_list(kind):
+        return pa.list_(with_leaves(kind.value_type, change))
+    if types.is_large_list(kind):
+        return pa.large_list(with_leaves(kind.value_type, change))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(with_leaves(kind.value_type, change), kind.list_size)
+    if types.is_struct(kind):
+        return pa.struct([(field.name, with_leaves(field.type, change)) for field in kind])
+    return change(kind)
+
+
+def as_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return bytes for strings."""
     if types.is_large_string(kind):
         return pa.large_binary()
-    if types.is_string(kind):
-        return pa.binary()
-    if types.is_list(kind):
-        return pa.list_(with_bytes(kind.value_type))
-    if types.is_large_list(kind):
-        return pa.large_list(with_bytes(kind.value_type))
-    if types.is_fixed_size_list(kind):
-        return pa.list_(with_bytes(kind.value_type), kind.list_size)
-    if types.is_struct(kind):
-        return pa.struct([(field.name, with_bytes(field.type)) for field in kind])
-    return kind
+    return pa.binary() if types.is_string(kind) else kind
+
+
+def as_text(kind: pa.DataType) -> pa.DataType:
+    """Return strings for dates and times."""
+    return pa.string() if types.is_temporal(kind) else kind
 
 
 def with_replacements(cell: Any) -> Any:

@@ -83,7 +83,7 @@ class HubSource(Source):
         )
         # The columns to read of each file, as far as its format allows.
         self._wanted = list(dict.fromkeys(place[0] for place in found if place)) or None
-        self._look_for_token_ids = True
+        self._unseen = set(self._columns.values())  # columns of which no text was read yet
 
     def size(self) -> str:
         where = "on this disk" if self.spec.is_local else f"revision {self.pinned['revision'][:8]}"
@@ -92,7 +92,8 @@ class HubSource(Source):
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
         first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
         skipped = self.skipped if epoch == 0 else Counter()
-        self._look_for_token_ids = at_the_start = epoch == 0 and position is None
+        at_the_start = epoch == 0 and position is None
+        self._unseen = set(self._columns.values()) if at_the_start else set()
         rows_without_text = 0  # before the first with text
         for turn in count(first_round):
             groups_read = 0
@@ -224,7 +225,7 @@ class HubSource(Source):
                     columns = [
                         self._translate(partial(cells.read_cells, rows, name)) for name in self._columns.values()
                     ]
-                    self._refuse_token_ids(columns)
+                    self._refuse_numbers(columns)
                     ragged = ragged_lines(rows) if isinstance(reader, CSVFiles) else set()
                     for row, values in enumerate(zip(*columns, strict=True)):
                         if row in ragged:
@@ -238,17 +239,19 @@ class HubSource(Source):
             skipped["unreadable row group" if isinstance(reader, ParquetFiles) else "unreadable file"] += 1
             self._name_unreadable(file, error)
 
-    def _refuse_token_ids(self, columns: list[list[Any]]) -> None:
-        """Raise SourceError if one of the first `columns` that are read is nothing but whole numbers."""
-        if not self._look_for_token_ids:
-            return
-        self._look_for_token_ids = False
+    def _refuse_numbers(self, columns: list[list[Any]]) -> None:
+        """Raise SourceError if the first texts of one of `columns` are nothing but numbers."""
         for name, values in zip(self._columns.values(), columns, strict=True):
-            if cells.are_token_ids(texts := [value for value in values if value]):
+            if name not in self._unseen:
+                continue
+            texts = [text for value in values if (text := (cells.cell_text(value) or "").strip())]
+            if cells.are_numbers(texts):
                 raise SourceError(
-                    f"source {self.label}: {name!r} of {self.spec.dataset} holds nothing but whole numbers, such as "
-                    f"{clip(texts[0], 40)!r}: token ids, not text; name a column that holds text"
+                    f"source {self.label}: {name!r} of {self.spec.dataset} holds nothing but numbers, such as "
+                    f"{clip(texts[0], 40)!r}: token ids or vectors, not text; name a column that holds text"
                 )
+            if texts:
+                self._unseen.discard(name)
 
     def _render(self, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Document]:
         """Yield the row as a document in pieces, or count it as skipped.

@@ -139,6 +139,9 @@ def test_only_the_wanted_columns_of_a_parquet_file_are_read(hub):
         (pa.array(["a"]).dictionary_encode(), "a"),
         (pa.array([7]), "7"),
         (pa.array([1.5]), "1.5"),
+        (pa.array([0.1], pa.float32()), "0.1"),
+        (pa.array([16777216.0], pa.float32()), "16777216.0"),
+        (pa.array([0.1], pa.float16()), "0.1"),
         (pa.array([float("nan")]), None),
         (pa.array([True]), "True"),
         (pa.array([["a", None, "b"]]), "a\nb"),
@@ -153,6 +156,19 @@ def test_a_cell_of_any_type_that_holds_text(opened, value, text):
     source = opened(parquet(text=pa.concat_arrays([value, value])), parquet(text=["a row"]), kind="parquet")
     assert sorted(texts(source)) == sorted(["a row", *([text] * 2 if text else [])])
     assert source.skipped == ({} if text else {"no text in 'text'": 2})
+
+
+def test_a_date_that_python_has_not_costs_no_row(opened):
+    days = [dt.date(2026, 1, 2).toordinal() - dt.date(1970, 1, 1).toordinal(), 3_000_000]
+    dates = pa.array(days, pa.date32())
+    for column, name in (
+        (dates, "text"),
+        (pa.StructArray.from_arrays([dates], ["day"]), "text.day"),
+        (pa.array([[day] for day in days], pa.list_(pa.date32())), "text"),
+    ):
+        source = opened(parquet(text=column), kind="parquet", text_field=name)
+        assert texts(source) == ["2026-01-02", "10183-09-21"]
+        assert source.skipped == {}
 
 
 def test_a_format_that_gives_rows_instead_of_tables(tmp_path):
@@ -246,9 +262,11 @@ def test_values_of_several_types_are_told_apart(opened):
         ({"meta": {"text": "x"}, "n": 1}, r"no column 'text'; its columns are meta, n \(text is in meta.text\)"),
         (
             {"text": "25247 25247 11 12 13 14 15 16 17"},
-            "'text' of json holds nothing but whole numbers, such as '25247",
+            "'text' of json holds nothing but numbers, such as '25247",
         ),
-        ({"text": "[25247, 25247, 11, 12, 13, 14, 15, 16]"}, "token ids, not text; name a column that holds text"),
+        ({"text": "[25247, 25247, 11, 12, 13, 14, 15, 16]"}, "token ids or vectors, not text; name a column"),
+        ({"text": "-0.25 1.5e-3 +2 3 4 5 6 7"}, "nothing but numbers, such as '-0.25"),
+        ({"text": [str(number) for number in range(9)]}, "nothing but numbers, such as '0"),
     ],
 )
 def test_a_column_that_holds_no_text_is_refused_at_once_with_its_type(opened, row, says):
@@ -256,9 +274,21 @@ def test_a_column_that_holds_no_text_is_refused_at_once_with_its_type(opened, ro
         texts(opened(jsonl([row] * 3)))
 
 
-def test_numbers_among_text_are_text(opened):
-    rows = ["1 2 3 4 5 6 7 8 9", "and so on"]
+@pytest.mark.parametrize(
+    "rows", [["1 2 3 4 5 6 7 8 9", "and so on"], ["2024 12 31", "10:30"], ["7", "12 13"], ["1.5 2.5", "3"]]
+)
+def test_numbers_among_text_are_text(opened, rows):
     assert texts(opened(jsonl([{"text": text} for text in rows]))) == rows
+
+
+def test_token_ids_are_found_behind_empty_rows_and_among_short_ones(opened):
+    ids = " ".join(map(str, range(30)))
+    for rows in ([None] * 120 + [ids], ["", " "] * 60 + [ids], [ids, "1 2 3", ids]):
+        with pytest.raises(SourceError, match="nothing but numbers"):
+            texts(opened(jsonl([{"text": row} for row in rows])))
+    rows = [{"title": "a title", "text": None}] * 120 + [{"title": "a title", "text": ids}]
+    with pytest.raises(SourceError, match="'text' of json holds nothing but numbers"):
+        texts(opened(jsonl(rows), fields=["title", "text"], format="{title}: {text}"))
 
 
 def test_many_small_row_groups_are_ordered_once_an_epoch(opened, monkeypatch):
