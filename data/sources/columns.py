@@ -9,6 +9,7 @@ from configs.schema import FIELD_ALIASES, HFSource
 from configs.text import clip
 from data.sources import cells, conversations
 from data.sources.base import in_words
+from data.sources.hub_messages import how_to_read_pdfs
 
 COLUMNS_NAMED = 20  # in a message
 
@@ -47,6 +48,10 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
             )
             marks = [mark for mark in ";\t|" if len(there) == 1 and field in there[0].split(mark)]
             advice = f'write "delimiter": {json.dumps(marks[0])}' if marks else "name one of them in the preset"
+            if "__key__" in there:
+                advice = "these are the suffixes of the files in tar archives: name one, or unpack the archives"
+            elif there == ["pdf"]:
+                advice = how_to_read_pdfs(spec)
             raise SourceError(
                 f"source {spec.label}: {spec.dataset} has no column {field!r}; "
                 f"its columns are {listed(there)}{others}; {advice}"

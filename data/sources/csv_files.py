@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from data.sources.as_utf8 import open_as_utf8
+from data.sources.hub_messages import format_of
 
 LARGEST_CELL = 2**24  # characters; a quote that is never closed makes one cell of all that follows
 
@@ -30,7 +31,8 @@ class CSVFiles:
 
     def schema(self, file: int) -> Any | None:
         """Return the Arrow schema of a file, or None if it is empty."""
-        return next((pa.schema([(name, pa.string()) for name in names]) for names, _ in self._contents(file)), None)
+        names = next((names for names, _ in self._contents(file)), None)
+        return names and pa.schema([(name, pa.string()) for name in dict.fromkeys(names)])
 
     def group_sizes(self, file: int) -> list[int | None]:
         return [None]
@@ -50,7 +52,9 @@ class CSVFiles:
         """Yield the header and the lines of a file, or of each in an archive."""
         csv.field_size_limit(LARGEST_CELL)
         config = self._config
-        for path in self._manager.iter_files(self._manager.extract(self._paths[file])):
+        paths = list(self._manager.iter_files(self._manager.extract(self._paths[file])))
+        # In an archive there may be other files too.
+        for path in [path for path in paths if format_of(path.partition("::")[0]) == "csv"] or paths:
             with open_as_utf8(path, encoding=config.encoding, errors="replace", newline="") as text:
                 for _ in range(config.skiprows or 0):
                     text.readline()

@@ -43,7 +43,7 @@ from data.sources.hub_client import (
 )
 from data.sources.hub_files import DataFile, Group, open_files
 from data.sources.hub_listing import IN_REPOSITORY
-from data.sources.hub_messages import advice_for
+from data.sources.hub_messages import advice_for, remedy
 from data.sources.parquet import ParquetFiles
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
@@ -326,7 +326,7 @@ class HubSource(Source):
     def _cannot_open(self, error: Exception, name: str = "that file") -> SourceError:
         name = IN_REPOSITORY.sub("", name)
         return SourceError(
-            f"source {self.label}: cannot open {self.spec.dataset}: {error}; repair {name}, or name other files in data_files"
+            f"source {self.label}: cannot open {self.spec.dataset}: {error}; {remedy(name)}, or name other files in data_files"
         )
 
     def _open(self) -> list[DataFile]:

@@ -8,19 +8,30 @@ import difflib
 import glob
 import os
 import re
-from itertools import chain
+from collections import Counter
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from configs.hf_source import FORMATS, HFSource
-from data.sources.find import CannotBeSearched
+from data.sources.base import in_words
+from data.sources.find import CannotBeSearched, matching_files
 from data.sources.hub_client import causes, first_line, refusal
 
 MOST_LISTED = 10
+MOST_LOOKED_AT = 1000  # files
 
 
 def format_of(path: str) -> str | None:
     """Return the format of a data file, or None for one of another kind."""
-    return next((FORMATS[suffix] for suffix in PurePosixPath(path).suffixes if suffix in FORMATS), None)
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    return next((FORMATS[suffix] for suffix in suffixes if suffix in FORMATS), None)
+
+
+def remedy(name: str) -> str:
+    """Return what to do about a file that cannot be read."""
+    *others, last = ["", *(suffix.lower() for suffix in PurePosixPath(name).suffixes)]
+    unpack = last == ".lz4" or (".parquet" in others and last in (".gz", ".bz2", ".xz", ".zst"))
+    return f"unpack {name}" if unpack else f"repair {name}"
 
 
 def local_problem(spec: HFSource) -> str:
@@ -58,6 +69,10 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
         return f"{dataset}, `config`: {_configurations(' '.join(str(error).split()), spec.config)}"
     if line.startswith(("Bad split", "Unknown split")):
         return f"{dataset}, `split`: {line}"
+    if "pdfplumber" in line:
+        return f"{dataset} holds PDFs: {how_to_read_pdfs(spec)}"
+    if line.startswith("Extraction protocol for TAR"):
+        return f"{dataset}, `data_files`: tar archives are not read; unpack them, and name the files that are in them"
     if "://" in str(spec.data_files) and "to be installed" in line:
         return "`data_files`: addresses are not read; download these files and write their paths"
     if line.startswith("Dataset scripts are no longer supported"):
@@ -79,6 +94,11 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
             return f"{dataset}, `data_files`: no file matches {_patterns(spec)}"
         if spec.data_dir:
             return f"{dataset}, `data_dir`: there are no data files in {spec.data_dir!r}"
+        if spec.folder and (kinds := _kinds(spec.folder)):
+            return (
+                f"{dataset} has no data files (JSON, CSV, Parquet, text) but {kinds}: convert them or, if they are such files "
+                'by another name, write "dataset": "json" (or csv, parquet, text) and their paths in `data_files`'
+            )
         return (
             f"{dataset} has no data files (JSON, CSV, Parquet, text), or its README.md names others: choose another "
             "dataset, or say which of its files are text in `data_files`"
@@ -86,6 +106,17 @@ def advice_for(error: Exception, spec: HFSource) -> str | None:
     if "to be a list, but got" in line or any(type(link).__module__.startswith("yaml") for link in causes(error)):
         return f"{dataset}: the settings at the top of its README.md cannot be read ({line}); correct them there"
     return None
+
+
+def how_to_read_pdfs(spec: HFSource) -> str:
+    where = f'"path": "{spec.folder}"' if spec.folder else 'in "path" the folder that they were downloaded to'
+    return f'read them with "type": "pdf" and {where}'
+
+
+def _kinds(folder: Path) -> str:
+    """Return how many files of which suffixes are in a folder."""
+    files = (path for path in islice(matching_files(folder, "**/*"), MOST_LOOKED_AT) if not path.name.startswith("."))
+    return in_words(dict(Counter(path.suffix or "without suffix" for path in files).most_common(MOST_LISTED)))
 
 
 def _patterns(spec: HFSource) -> str:
@@ -101,7 +132,8 @@ def quoted(names: list[str]) -> str:
 def _configurations(message: str, given: str | None) -> str:
     """Return what to write in place of the `given` configuration: of all that the library's message lists, those
     that are most like it."""
-    names = [single or double for single, double in re.findall(r"""'([^']*)'|"([^"]*)\"""", message.partition("[")[2])]
+    listed = message.partition("[")[2].partition("]")[0]  # an example of usage follows
+    names = [single or double for single, double in re.findall(r"""'([^']*)'|"([^"]*)\"""", listed)]
     if not names:
         return message
     nearest = difflib.get_close_matches(given or "", names, MOST_LISTED, cutoff=0.5) or names[:MOST_LISTED]

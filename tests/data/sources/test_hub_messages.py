@@ -1,5 +1,7 @@
 """What cannot be opened is said in terms of the preset's keys, with what to write instead."""
 
+import gzip
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ LINES, HEAD = {"a.jsonl": b"{}"}, "the settings at the top of its README.md"
         ("some/script", {"script.py": SCRIPT}, {}, "some/script is a Python script, which is never run"),
         ("some/card", {}, {}, "some/card has no data files (JSON, CSV, Parquet, text)"),
         ("some/weights", {"weights.bin": b"x"}, {}, "some/weights has no data files"),
+        (
+            "some/papers",
+            {"a.pdf": b"%PDF-1.4"},
+            {},
+            'some/papers holds PDFs: read them with "type": "pdf" and in "path"',
+        ),
         (
             "some/files",
             {"a.jsonl": b"{}"},
@@ -88,6 +96,60 @@ def test_a_path_of_text_that_is_something_else(path, says, tmp_path, monkeypatch
     with pytest.raises(SourceError) as caught:
         open_source(TextSource(type="text", path=path, label="notes"), cache_dir=None, seed=1)
     assert says.replace("HERE", str(tmp_path)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "content", "says"),
+    [
+        (
+            "HERE",
+            "a.xlsx",
+            b"PK",
+            "has no data files (JSON, CSV, Parquet, text) but 1 .xlsx: convert them or, if they are",
+        ),
+        (
+            "HERE",
+            "part-0000",
+            b"{}",
+            "but 1 without suffix: convert them or, if they are such files by another name, write",
+        ),
+        ("HERE", "a.pdf", b"%PDF-1.4", '; read them with "type": "pdf" and "path": "HERE"'),
+        (
+            "HERE",
+            "a.tar",
+            "tar",
+            "columns are __key__, __url__, jsonl; these are the suffixes of the files in tar archives",
+        ),
+        ("json", "a.tar", "tar", "json, `data_files`: tar archives are not read; unpack them"),
+        (
+            "parquet",
+            "a.parquet.gz",
+            gzip.compress(parquet(text=["x"])),
+            "; unpack HERE/a.parquet.gz, or name other files",
+        ),
+        ("json", "a.jsonl.lz4", b"\x04\x22\x4d\x18", "; unpack HERE/a.jsonl.lz4, or name other files"),
+        ("json", "a.jsonl.zst", b"damaged", "; repair HERE/a.jsonl.zst, or name other files"),
+    ],
+)
+def test_files_of_other_kinds_are_not_said_to_be_damaged(tmp_path, dataset, name, content, says):
+    if content == "tar":
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.addfile(tarfile.TarInfo("a.jsonl"))
+    else:
+        (tmp_path / name).write_bytes(content)
+    keys = {} if dataset == "HERE" else {"data_files": f"{tmp_path}/*"}
+    assert says.replace("HERE", str(tmp_path)) in problem_of(dataset.replace("HERE", str(tmp_path)), **keys)
+
+
+def test_suffixes_may_be_capital_letters(tmp_path):
+    (tmp_path / "A.JSONL").write_bytes(b'{"text": "a row"}\n')
+    source = open_source(HFSource(type="hf", dataset=str(tmp_path), label="data"), cache_dir=None, seed=1)
+    assert [document.text for document, _ in source.documents(0)] == ["a row"]
+
+
+def test_configurations_are_those_that_the_library_lists_and_not_its_example(hub):
+    hub.add("some/two", {"a.parquet": parquet(text=["x"])}, {name: {"train": "a.parquet"} for name in ("en", "de")})
+    assert problem_of("some/two") == "some/two, `config`: it is missing; write one of en, de"
 
 
 def test_of_many_configurations_the_nearest_are_named(hub):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -181,6 +182,7 @@ def test_csv_of_every_kind_is_read_as_written_and_ragged_lines_are_counted(tmp_p
     for name, content, keys in (
         ("comma.csv", 'id,text\n1,007\n2,"a, ""b""\nc"\n\n3,None\n4,too,many\n5\n', {}),
         ("bom.csv", '\ufefftext,id\r\n007,1\r\n"a, ""b""\nc",2\r\nNone,3\r\ntoo,many,4\r\n', {}),
+        ("twice.csv", 'text,text\n007,1\n"a, ""b""\nc",2\nNone,3\ntoo,many,4\n', {}),
         ("semicolon.csv", 'id;text\n1;007\n2;"a, ""b""\nc"\n3;None\n4;too;many\n', {"delimiter": ";"}),
         ("tab.tsv", 'id\ttext\n1\t007\n2\t"a, ""b""\nc"\n3\tNone\n4\ttoo\tmany\n', {}),
     ):
@@ -197,6 +199,13 @@ def test_csv_of_every_kind_is_read_as_written_and_ragged_lines_are_counted(tmp_p
     source = open_data("csv", data_files=str(tmp_path / "quote.csv"))
     assert texts(source) == ["good"]
     assert source.skipped == {"unreadable file": 1}
+
+
+def test_of_an_archive_of_csv_other_files_are_no_rows(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in {"README.md": "hello", "b/rows.csv": "text\na row\n", "c.txt": "hello"}.items():
+            archive.writestr(name, content)
+    assert texts(open_data("csv", data_files=f"{tmp_path}/a.zip")) == ["a row"]
 
 
 # ---- a wrong text field --------------------------------------------------------------------------
