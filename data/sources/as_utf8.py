@@ -11,7 +11,7 @@ import threading
 from importlib import import_module
 from typing import IO, Any
 
-from data.sources.encoding import ESCAPED, UTF_8, WIDE, Evidence
+from data.sources.encoding import ESCAPED, UTF_8, WIDE, Evidence, has_escapes
 
 CHUNK = 1 << 20  # bytes
 LOOKED_AT = 4  # chunks that decide
@@ -63,7 +63,7 @@ class AsUTF8(io.RawIOBase):
             chunks.append(more)
         for part in chunks:
             evidence.add(part)
-        content, encoding, self._is_known = b"".join(chunks), evidence.encoding(), True
+        content, encoding = b"".join(chunks), evidence.encoding()
         if not encoding and evidence.num_stray > max(FEW, len(content) // FEW_OF):
             what = "its encoding is not certain (save it as UTF-8)" if encoding is None else "it is no text"
             raise UncertainEncoding(what)
@@ -71,6 +71,8 @@ class AsUTF8(io.RawIOBase):
             self._decoder = codecs.getincrementaldecoder(encoding)("replace")
         elif self._at_start:
             content = content.removeprefix(codecs.BOM_UTF8)
+        # ASCII with a few other bytes is not decided: what follows may still be anything.
+        self._is_known = bool(self._decoder or evidence.num_valid)
         return content
 
     def close(self) -> None:
@@ -80,7 +82,7 @@ class AsUTF8(io.RawIOBase):
 
 def is_plain(chunk: bytes) -> bool:
     """Return whether the bytes are the same text in nearly every encoding."""
-    return chunk.isascii() and b"\0" not in chunk and b"\x1b" not in chunk
+    return chunk.isascii() and b"\0" not in chunk and not has_escapes(chunk)
 
 
 def open_as_utf8(

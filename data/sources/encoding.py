@@ -27,14 +27,15 @@ OLDER = (
     *MULTIBYTE,
 )
 UNUSUAL_OLDER = (
-    *("iso8859_2", "iso8859_5", "iso8859_6", "iso8859_7", "iso8859_13", "iso8859_15"),
+    *("iso8859_2", "iso8859_5", "iso8859_6", "iso8859_7", "iso8859_13", "iso8859_15", "iso8859_16"),
     *("mac_roman", "mac_latin2", "mac_cyrillic", "mac_greek", "mac_turkish", "mac_iceland"),
     *("cp437", "cp720", "cp737", "cp775", "cp850", "cp852", "cp855", "cp857", "cp861", "cp862", "cp865", "cp866"),
     *("utf-16-le", "utf-16-be"),  # without a NUL
 )
 UTF_8 = "utf-8-sig"
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
-ESCAPED = ("iso2022_jp",)  # written in ASCII alone
+ESCAPED = ("iso2022_jp", "hz")  # written in ASCII alone
+_ESCAPE = re.compile(rb"\x1b|~\{[!-}]{2}")
 UNUSUAL = 7.0
 MARGIN = 12.0  # bits: the next best text must be four thousand times less probable
 LARGEST_EXCESS = 1.0  # bits a letter more than text of the language has on average
@@ -76,7 +77,7 @@ class Evidence:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._has_nul = False
         self._within_line = False  # the last chunk ended there, perhaps within a character
-        self._num_valid = self.num_stray = 0  # UTF-8 sequences; bytes that are none
+        self.num_valid = self.num_stray = 0  # UTF-8 sequences; bytes that are none
 
     def add(self, chunk: bytes) -> None:
         """Take the next part of the file, of 64 KB and more unless it is the last."""
@@ -85,11 +86,11 @@ class Evidence:
         self._has_nul = self._has_nul or b"\0" in chunk
         text, within_line = self._decoder.decode(chunk), self._within_line
         self._within_line = not chunk.endswith(b"\n")
-        if text.isascii() and b"\x1b" not in chunk:
+        if text.isascii() and not has_escapes(chunk):
             return
         num_stray = 0 if encodable(text) else len(_STRAY.findall(text))
         self.num_stray += num_stray
-        self._num_valid += len(text) - len(text.encode("ascii", "ignore")) - num_stray
+        self.num_valid += len(text) - len(text.encode("ascii", "ignore")) - num_stray
         if len(self._sample) < SAMPLE_BYTES:
             # Characters end before a space or a line's end, which are part of none.
             if within_line:
@@ -102,8 +103,8 @@ class Evidence:
         for line in chunk.split(b"\n"):
             if not line.isascii():
                 line = _PLAIN_RUN.sub(lambda run: run[0][:PLAIN_BYTES] + b"\n" + run[0][-PLAIN_BYTES:], line)
-            elif b"\x1b" in line:
-                line = line[line.index(b"\x1b") :]
+            elif found := _ESCAPE.search(line):
+                line = line[found.start() :]
             else:
                 continue
             self._sample += (line + b"\n")[: SAMPLE_BYTES - len(self._sample)]
@@ -141,11 +142,19 @@ class Evidence:
             return most_probable(self._head, WIDE) or ""
         sample = bytes(self._sample)
         if self.num_stray == 0:
-            japanese = b"\x1b$" in sample and decoded(sample, "iso2022_jp") is not None
-            return "iso2022_jp" if japanese and sample.isascii() else UTF_8
-        if 2 * self.num_stray <= self._num_valid:
+            if not sample.isascii():
+                return UTF_8
+            if b"\x1b$" in sample and decoded(sample, "iso2022_jp") is not None:
+                return "iso2022_jp"
+            return "hz" if b"~{" in sample and most_probable(sample, ("hz", "ascii")) == "hz" else UTF_8
+        if 2 * self.num_stray <= self.num_valid:
             return UTF_8
         return most_probable(sample, OLDER, UNUSUAL_OLDER)
+
+
+def has_escapes(chunk: bytes) -> bool:
+    """Return whether bytes that are ASCII may stand for other characters, as in ESCAPED."""
+    return bool(_ESCAPE.search(chunk))
 
 
 class Reading(NamedTuple):

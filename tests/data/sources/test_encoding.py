@@ -39,7 +39,8 @@ TEXTS = {
 WRITTEN = {
     "en": ["cp1252", "mac_roman"],
     **{language: ["cp1252", "iso8859_15", "mac_roman", "cp850"] for language in ("de", "fr", "es", "pt", "sv")},
-    **{language: ["cp1250", "iso8859_2", "cp852"] for language in ("pl", "cs", "hu")},
+    **{language: ["cp1250", "iso8859_2", "cp852"] for language in ("pl", "cs")},
+    "hu": ["cp1250", "iso8859_2", "iso8859_16", "cp852"],
     "tr": ["cp1254", "iso8859_9"],
     "ru": ["cp1251", "koi8_r", "iso8859_5", "mac_cyrillic", "cp866"],
     "uk": ["cp1251", "koi8_u", "mac_cyrillic"],
@@ -48,7 +49,7 @@ WRITTEN = {
     "ar": ["cp1256", "iso8859_6"],
     "th": ["cp874", "tis_620"],
     "ja": ["shift_jis", "cp932", "euc_jp", "iso2022_jp"],
-    "zh-Hans": ["gb2312", "gbk", "gb18030"],
+    "zh-Hans": ["gb2312", "gbk", "gb18030", "hz"],
     "zh-Hant": ["big5", "cp950"],
     "ko": ["euc_kr", "cp949"],
 }
@@ -132,6 +133,11 @@ def test_a_character_cut_by_the_end_of_a_chunk_does_no_harm(tmp_path):
         assert "".join(texts(open_files(tmp_path, a=content))) == content.decode("shift_jis")
 
 
+@pytest.mark.parametrize("text", ["a ~{b} and ~{cd~} in a program\n", "\x1b[31mred\x1b[0m\n"])
+def test_ascii_that_looks_like_an_escape_is_ascii(tmp_path, text):
+    assert texts(open_files(tmp_path, a=text.encode() * 3)) == [text * 3]
+
+
 def test_every_encoding_is_one_of_python_and_is_tried_once():
     assert all(TEXTS["ru"].encode(encoding, "ignore") for encoding in OLDER + UNUSUAL_OLDER)
     assert len(set(OLDER + UNUSUAL_OLDER)) == len(OLDER + UNUSUAL_OLDER)
@@ -161,7 +167,7 @@ def open_rows(dataset: str, **keys):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("language", "encoding"),
-    [("ru", "cp1251"), ("de", "cp1252"), ("ja", "shift_jis"), ("ja", "iso2022_jp")]
+    [("ru", "cp1251"), ("de", "cp1252"), ("ja", "shift_jis"), ("ja", "iso2022_jp"), ("zh-Hans", "hz")]
     + [("en", encoding) for encoding in ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252")],
 )
 def test_rows_are_read_in_the_encoding_they_were_written_in(hub, tmp_path, kind, language, encoding):
