@@ -5,6 +5,7 @@ at the first line with too many cells, or cuts the text of such a line without a
 """
 
 import csv
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
@@ -58,17 +59,63 @@ class CSVFiles:
             with open_as_utf8(path, encoding=config.encoding, errors="replace", newline="") as text:
                 for _ in range(config.skiprows or 0):
                     text.readline()
-                lines: Iterator[list[str]] = filter(None, self._reader(text, self._paths[file]))
+                lines: Iterator[list[str]] = filter(None, self._rows(text, self._paths[file]))
                 names = config.names or (None if config.header is None else next(lines, None))
                 if names is not None:
                     yield [str(name) for name in names], lines
 
-    def _reader(self, text: Any, path: str) -> Any:
+    def _rows(self, text: Any, path: str) -> Iterator[list[str]]:
+        """Yield the cells of each line, or of several that quotes join.
+
+        A quote that no quoted cell begins with may join lines too, until the next one: such lines are
+        taken one by one. Raises csv.Error if one is never closed and what follows is no table.
+        """
         config = self._config
         tabs = ".tsv" in PurePosixPath(path).suffixes
         delimiter = self._delimiter or (config.sep if config.sep != "," else "\t" if tabs else ",")
-        read: Callable[..., Any] = partial(csv.reader, text, delimiter=delimiter, quoting=config.quoting)
-        return read(quotechar=config.quotechar, escapechar=config.escapechar, doublequote=config.doublequote)
+        quotes = {"quotechar": config.quotechar, "escapechar": config.escapechar, "doublequote": config.doublequote}
+        read: Callable[..., Any] = partial(csv.reader, delimiter=delimiter, quoting=config.quoting, **quotes)
+        lines, width, number = Lines(text), len(config.names or ()), 0
+        for cells in read(lines):
+            taken, lines.taken = lines.taken, []
+            if width and len(taken) > 1 and (problem := problem_of(taken, read)):
+                num_whole = sum(line.count(delimiter) == width - 1 for line in taken)
+                is_open = problem == "unexpected end of data"
+                if width > 1 and (num_whole == len(taken) or (is_open and 2 * num_whole > len(taken))):
+                    lines.again.extendleft(reversed(taken[1:]))
+                    taken, cells = taken[:1], taken[0].rstrip("\r\n").split(delimiter)
+                elif is_open:
+                    raise csv.Error(f"a quote that line {number + 1:,} opens is never closed")
+            if width and len(cells) > width and not config.escapechar:  # quotes in cells may have backslashes
+                escaped = list(read([line.replace('\\"', '""') for line in taken]))
+                cells = escaped[0] if len(escaped) == 1 and len(escaped[0]) == width else cells
+            width, number = width or len(cells), number + len(taken)
+            yield cells
+
+
+class Lines:
+    """The lines of a file. `taken`: those that were read and are in no row yet; `again`: those to be read once more."""
+
+    def __init__(self, text: Any):
+        self._text = text
+        self.taken: list[str] = []
+        self.again: deque[str] = deque()
+
+    def __iter__(self) -> "Lines":
+        return self
+
+    def __next__(self) -> str:
+        self.taken.append(self.again.popleft() if self.again else next(self._text))
+        return self.taken[-1]
+
+
+def problem_of(lines: list[str], read: Callable[..., Any]) -> str:
+    """Return what is wrong with the quotes of a row, or ""."""
+    try:
+        list(read(lines, strict=True))
+    except csv.Error as error:
+        return str(error)
+    return ""
 
 
 def batches(lines: Iterator[list[str]], num_rows: int) -> Iterator[list[list[str]]]:

@@ -201,6 +201,38 @@ def test_csv_of_every_kind_is_read_as_written_and_ragged_lines_are_counted(tmp_p
     assert source.skipped == {"unreadable file": 1}
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (
+            'id\ttext\n1\t"Hello, he said\n2\tnext\n3\t"Bye", she said\n4\tlast\n',
+            '"Hello, he said|next|Bye, she said|last',
+        ),
+        ('id\ttext\n1\t"never closed\n2\tnext\n3\tlast\n', '"never closed|next|last'),
+        ('id\ttext\n1\t"a\tb\nc\td ""e""\tf\n"\n2\tnext\n', 'a\tb\nc\td "e"\tf\n|next'),
+        ('id\ttext\n1\t"he said \\"hi,\tthere\\""\n2\tnext\n', 'he said "hi,\tthere"|next'),
+        ('id\ttext\n1\t5" disk\n2\t"a\nb\tc"\n', '5" disk|a\nb\tc'),
+        ('id\ttext\n1\tC:\\"x"\n2\tnext\n', 'C:\\"x"|next'),
+    ],
+)
+@pytest.mark.parametrize("delimiter", ["\t", ";"])
+def test_a_quote_that_begins_no_quoted_cell_takes_no_rows_with_it(tmp_path, content, rows, delimiter):
+    (tmp_path / "a.csv").write_text(content.replace("\t", delimiter))
+    source = open_data("csv", data_files=f"{tmp_path}/*", delimiter=delimiter)
+    whole = list(source.documents(0))
+    assert [document.text for document, _ in whole] == rows.replace("\t", delimiter).split("|")
+    assert source.skipped == {}
+    assert list(source.documents(0, whole[0][1])) == whole[1:]
+
+
+def test_a_quote_that_is_never_closed_is_said(tmp_path):
+    (tmp_path / "a.csv").write_text('text\ngood\n"never closed\n' + "x\n" * 10)
+    source = open_data("csv", data_files=f"{tmp_path}/*")
+    assert texts(source) == ["good"]
+    assert source.skipped == {"unreadable file": 1}
+    assert "a.csv, which cannot be read: a quote that line 3 opens is never closed" in source.notices[0]
+
+
 def test_of_an_archive_of_csv_other_files_are_no_rows(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name, content in {"README.md": "hello", "b/rows.csv": "text\na row\n", "c.txt": "hello"}.items():
