@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from configs.catalog import FIELD_ALIASES
+from configs.errors import UserError
 from configs.fields import Count, Section
 from configs.mixture import DataConfig
 from configs.model import ModelConfig
@@ -43,6 +44,7 @@ __all__ = [
     "Source",
     "TextSource",
     "TrainConfig",
+    "UserError",  # what `load_preset` raises is caught by scripts that import both from here
     "load_preset",
     "parse_preset",
     "schema_text",

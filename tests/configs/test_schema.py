@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.errors import PresetError, UserError
-from configs.schema import Preset, load_preset, parse_preset
+from configs.errors import PresetError
+from configs.schema import Preset, UserError, load_preset, parse_preset
 
 pytestmark = pytest.mark.core
 
