@@ -36,6 +36,7 @@ from data.sources.hub_environment import (
     proxy_variable,
     token_in_use,
     variable_at_fault,
+    without_wrong_variables,
 )
 
 RETRY_DELAYS = (0.2, 2.0)  # seconds
@@ -60,13 +61,11 @@ class NoAnswer(Exception):
 
 
 def configure_library() -> None:
-    """Send all requests through `ask`; disable retries, output and torch in the library.
-
-    Raises SourceError for an environment in which the libraries cannot be imported.
-    """
+    """Send all requests through `ask`; disable retries, output and torch in the library."""
     with suppress(SourceError):  # files on this disk need no client, and `find` says why there is none
         connect()
-    import datasets
+    with without_wrong_variables():
+        import datasets
     from tqdm import tqdm
 
     from data.sources.as_utf8 import let_library_read_any_encoding
@@ -94,7 +93,8 @@ def connect() -> Any:
     """
     with _configuring:  # sources are opened in parallel
         prepare_environment()
-        from huggingface_hub import close_session, get_session
+        with without_wrong_variables():
+            from huggingface_hub import close_session, get_session
 
         for name in ("httpx", "httpx2"):  # they print presigned addresses at INFO
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,12 +2,17 @@
 them, or one message that names the variable to correct.
 
 `huggingface_hub` and `datasets` read most of them once, when they are imported, and disagree about
-some: both see what `prepare_environment` leaves. Imports neither library.
+some: both see what `prepare_environment` leaves. They end their own import at a value that they
+cannot read, so they are imported `without_wrong_variables`. Imports neither library.
 """
 
+import math
 import os
+import re
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
@@ -18,16 +23,19 @@ from configs.errors import SourceError
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
 TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+LONGEST_TIMEOUT = 86_400  # seconds, a day: not every number is one that the system can wait for
+MEMORY = "HF_DATASETS_IN_MEMORY_MAX_SIZE"  # bytes
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Read by the HTTP client when it is made.
 CONNECTION = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "SSLKEYLOGFILE")
 
 _cache: tempfile.TemporaryDirectory | None = None  # deleted when this process ends
+_wrong_are_there = threading.RLock()  # held while they are removed or looked for
 
 
 def prepare_environment() -> None:
     """Set the variables that the libraries are about to read. Raises SourceError."""
-    for name in ("HF_ENDPOINT", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", *CACHES, *TIMEOUTS):
+    for name in ("HF_ENDPOINT", "HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME", MEMORY, *CACHES, *TIMEOUTS):
         if not os.environ.get(name, "x").strip():  # the libraries take an empty one literally
             del os.environ[name]
     if "HF_ENDPOINT" in os.environ:  # `datasets` cuts len(HF_ENDPOINT) + 1 characters off addresses
@@ -36,8 +44,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # another client, with rules of its own for proxies and retries
     for name in TIMEOUTS:
-        if not (seconds := os.environ.get(name, "10")).isdecimal():
-            raise SourceError(f"{name} is {seconds[:20]!r} in the environment: give a number of seconds, or unset it")
+        if re.fullmatch(r"\s*\d+(\.\d*)?\s*", seconds := os.environ.get(name, ""), re.ASCII):
+            os.environ[name] = str(math.ceil(min(float(seconds), LONGEST_TIMEOUT)))  # only whole numbers are read
     _prepare_cache()
 
 
@@ -78,16 +86,50 @@ def _can_be_written(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
+@contextmanager
+def without_wrong_variables() -> Iterator[None]:
+    """Remove the variables that a library cannot read for as long as it is imported."""
+    with _wrong_are_there:
+        removed = {name: os.environ.pop(name) for name in _wrong_variables()}
+        try:
+            yield
+        finally:
+            os.environ.update(removed)  # for `check_environment`, here and in the processes that this one starts
+
+
+def _wrong_variables() -> dict[str, str]:
+    """Return what to write into each variable that a library cannot read."""
+    wrong = {}
+    if "HF_ENDPOINT" in os.environ and not _is_endpoint(os.environ["HF_ENDPOINT"]):
+        wrong["HF_ENDPOINT"] = "write an address such as https://huggingface.co"
+    for name in TIMEOUTS:
+        if not re.fullmatch(r"\d+", os.environ.get(name, "10"), re.ASCII):
+            wrong[name] = "give a number of seconds"
+    try:
+        float(os.environ.get(MEMORY, "0"))
+    except ValueError:
+        wrong[MEMORY] = "give a number of bytes"
+    return wrong
+
+
+def _is_endpoint(address: str) -> bool:
+    """Return whether requests can be sent to paths below `address`."""
+    try:
+        parts = urlsplit(address)
+        whole = bool(parts.hostname) and parts.port != 0  # raises for a port that is no number, or too large
+    except ValueError:
+        return False
+    return whole and parts.scheme in ("http", "https") and not re.search(r"[?#\s]", address)
+
+
 def check_environment(dataset: str) -> None:
     """Raise SourceError if `dataset` cannot be asked for in this environment."""
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             raise SourceError(f"{dataset} is on the Hugging Face Hub, but {name} is set; unset it")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not endpoint.startswith(("http://", "https://")) or not _host(endpoint):
-        raise SourceError(
-            f"HF_ENDPOINT is {endpoint[:80]!r}: write an address such as https://huggingface.co, or unset it"
-        )
+    with _wrong_are_there:
+        for name, advice in _wrong_variables().items():
+            raise SourceError(f"{name} is {os.environ[name][:80]!r} in the environment: {advice}, or unset it")
     check_token()
 
 

@@ -57,9 +57,13 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     presets = presets_in(configs)
     answers: dict[Path, list[Probe]] = {}
     starts: dict[Path, tuple[Preset, list[Probe]]] = {}
+    failed: dict[Path, list[Probe]] = {}
 
     def gather(into: dict[Path, Any], path: Path, look: Callable[[Preset], Any], preset: Preset) -> None:
-        into[path] = look(preset)
+        try:
+            into[path] = look(preset)
+        except Exception as error:  # of any kind: without an answer the preset would count as ready
+            failed[path] = [Probe(path.stem, False, f"its sources cannot be checked ({type(error).__name__})")]
 
     looks = (answers, lambda preset: probe(preset.data.all_sources)), (starts, look_at_start)
     asking = [
@@ -81,7 +85,7 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     entries = []
     for path, preset in presets.items():
         preset, problem = starts.get(path, (preset, []))
-        entries.append(menu_entry(path, preset, problem + answers.get(path, []), machine))
+        entries.append(menu_entry(path, preset, problem + answers.get(path, []) + failed.get(path, []), machine))
     return Menu(
         entries,
         current,
@@ -104,6 +108,8 @@ def look_at_start(preset: Preset) -> tuple[Preset, list[Probe]]:
         except UserError as error:
             said = str(error).removeprefix("model.init_from: ").removeprefix(f"{name} ").removeprefix(f"{name}: ")
             return preset, [Probe(name, False, said)]
+        except Exception as error:  # its message is not shown, as it may contain the token
+            return preset, [Probe(name, False, f"cannot be checked ({type(error).__name__})")]
 
     silence = preset, [Probe(name, False, f"no answer within {SECONDS:g} s")]
     return answers_within(SECONDS, [look], [silence])[0]

@@ -135,9 +135,18 @@ def test_a_user_without_a_home_gets_no_folder_named_tilde(monkeypatch, tmp_path)
         ("HF_DATASETS_OFFLINE", "1", "is on the Hugging Face Hub, but HF_DATASETS_OFFLINE is set; unset it"),
         ("HF_HUB_OFFLINE", "yes", "is on the Hugging Face Hub, but HF_HUB_OFFLINE is set; unset it"),
         ("TRANSFORMERS_OFFLINE", "True", "but TRANSFORMERS_OFFLINE is set"),
-        ("HF_ENDPOINT", "hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com': write an address such as https://"),
-        ("HF_ENDPOINT", "https://", "HF_ENDPOINT is 'https:': write an address"),
+        ("HF_ENDPOINT", "hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com' in the environment: write an address such as"),
+        ("HF_ENDPOINT", "https://", "HF_ENDPOINT is 'https:' in the environment: write an address"),
+        ("HF_ENDPOINT", "http://127.0.0.1:99999", "HF_ENDPOINT is 'http://127.0.0.1:99999' in the environment: write"),
+        ("HF_ENDPOINT", "http://[::1", "HF_ENDPOINT is 'http://[::1' in the environment: write an address"),
+        (
+            "HF_ENDPOINT",
+            "https://huggingface.co/?a=b",
+            "HF_ENDPOINT is 'https://huggingface.co/?a=b' in the environment",
+        ),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "ten", "HF_HUB_DOWNLOAD_TIMEOUT is 'ten' in the environment: give a number"),
+        ("HF_HUB_ETAG_TIMEOUT", "²", "HF_HUB_ETAG_TIMEOUT is '²' in the environment: give a number of seconds"),
+        ("HF_DATASETS_IN_MEMORY_MAX_SIZE", "1GB", "HF_DATASETS_IN_MEMORY_MAX_SIZE is '1GB' in the environment: give"),
         ("HF_TOKEN_PATH", "{folder}", "the token of the Hub, cannot be read (Is a directory)"),
         ("ALL_PROXY", "socks4://user:secret@127.0.0.1:7890", "ALL_PROXY cannot be used (Unknown scheme for proxy URL"),
         ("SSL_CERT_FILE", "{folder}/none.pem", "SSL_CERT_FILE cannot be used ([Errno 2] No such file"),
@@ -160,6 +169,46 @@ def test_a_wrong_variable_does_not_matter_for_files_on_this_disk(new_client, mon
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
     spec = HFSource(type="hf", dataset="json", data_files=str(tmp_path / "a.jsonl"), label="local")
     assert [document.text for document, _ in open_source(spec, cache_dir=None, seed=1).documents(0)] == ["one"]
+
+
+LOCAL_BESIDE_THE_HUB = """
+import json, sys
+from configs.sources import HFSource
+from data.sources.opening import open_source
+from data.sources.probe import probe
+(menu,) = probe([HFSource(type="hf", dataset="some/data", label="data")], seconds=60)
+source = open_source(HFSource(type="hf", dataset="json", data_files=sys.argv[1], label="local"), cache_dir=None, seed=1)
+print(json.dumps([menu.detail, [document.text for document, _ in source.documents(0)]]))
+"""
+
+
+@pytest.mark.slow
+def test_values_that_the_libraries_cannot_read_end_no_import(tmp_path):
+    """They read these when they are imported, as they are here in a process of its own."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    wrong = {
+        "HF_ENDPOINT": "http://127.0.0.1:abc",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "ten",
+        "HF_HUB_ETAG_TIMEOUT": "²",
+        "HF_DATASETS_IN_MEMORY_MAX_SIZE": "1GB",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL_BESIDE_THE_HUB, str(tmp_path / "a.jsonl")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **wrong},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    says, texts = json.loads(done.stdout)
+    assert says.startswith("HF_ENDPOINT is 'http://127.0.0.1:abc' in the environment: write an address")
+    assert texts == ["one"]
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("10.5", "11"), (" 7 ", "7"), ("9" * 400, "86400"), ("0", "0")])
+def test_a_timeout_becomes_whole_seconds_that_the_system_can_wait(given, seconds, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", given)
+    prepare_environment()
+    assert os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] == seconds
 
 
 def pump(source: socket.socket, target: socket.socket) -> None:

@@ -16,6 +16,7 @@ from configs.text import clip, counted, human_bytes, human_count, human_time, wr
 from data.producer_client import SourceInfo
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun
+from lm.cli import choose
 from lm.cli.choose import unlisted_presets
 from lm.cli.menu import (
     Choice,
@@ -26,6 +27,7 @@ from lm.cli.menu import (
     preset_paths,
     render_menu,
 )
+from lm.runtime.machine import Machine
 from lm.train.start_card import StartCard, how_much, render_card
 
 pytestmark = pytest.mark.core
@@ -477,6 +479,17 @@ def test_wrapped_text_has_every_word_in_lines_that_fit(text, width):
 
 def test_a_continued_line_is_indented_like_its_beginning():
     assert wrapped("what\n    a long hint", 12) == "what\n    a long\n    hint"
+
+
+def test_sources_that_cannot_even_be_asked_for_are_not_ready(monkeypatch, tmp_path):
+    def broken(sources):
+        raise RuntimeError("a defect")
+
+    (tmp_path / "07_mine.json").write_text(entry("07_mine").preset.model_dump_json(by_alias=True))
+    monkeypatch.setattr(choose, "probe", broken)
+    monkeypatch.setattr(choose, "load_machine", lambda folder: Machine("here", "cpu", "CPU", True, True, 7e11))
+    (mine,) = choose.gather_menu(tmp_path / "checkpoints", tmp_path).entries
+    assert mine.sources == [Probe("07_mine", False, "its sources cannot be checked (RuntimeError)")]
 
 
 def test_files_that_the_menu_does_not_show_are_named(tmp_path):
