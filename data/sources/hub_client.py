@@ -22,10 +22,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Any, Literal, NoReturn
 from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
+from configs.hf_source import FORMATS
+from configs.text import clip
 from data.sources.compressed import register_zstd
 from data.sources.hub_environment import (
     TOKENS,
@@ -44,6 +47,8 @@ RETRY_DELAYS = (0.2, 2.0)  # seconds
 SMALL_BODY = 2**24
 Kind = Literal["dataset", "model"]
 UPLOAD_TIMEOUT = 100  # seconds that the Hub may take to store a large file or to make a commit
+WEB_PAGE = "a web page in place of data"  # from a proxy, a login or maintenance
+NOT_THE_HUBS = "an answer that is not the Hub's"
 retries = ContextVar("retries", default=True)  # whether `ask` repeats a request that failed
 _configuring = threading.RLock()
 
@@ -126,13 +131,44 @@ def find(kind: Kind, name: str, revision: str | None = None) -> dict[str, Any]:
     at_revision = f"/revision/{quote(revision, safe='')}" if revision else ""
     sizes = "?blobs=true" if kind == "model" else ""  # a dataset may have thousands of files
     response = client.get(address + at_revision + sizes, headers=build_hf_headers())
-    hf_raise_for_status(response)
-    found = response.json()
+    found = _json_object(response)
+    if response.is_success and "sha" not in found:
+        raise no_answer(str(response.url), f"{NOT_THE_HUBS} (HTTP status {response.status_code})")
+    if not response.is_success:
+        _refuse(response, found, name)
     if found.get("gated"):  # its description may be read by everyone, its files not
         access = client.get(f"{address}/auth-check", headers=build_hf_headers())
         if access.status_code in (401, 403):
             hf_raise_for_status(access)
     return found
+
+
+def _json_object(response: Any) -> dict[str, Any]:
+    """Return the object in an answer, or {}."""
+    try:
+        found = response.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse(response: Any, found: dict[str, Any], name: str) -> NoReturn:
+    """Raise the library's error for a refusal of the Hub that `refusal` knows, SourceError for another, and
+    NoAnswer for one that is a proxy's or of no Hub at all, which holds neither JSON nor the Hub's headers."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import hf_raise_for_status
+
+    status, reason = response.status_code, response.headers.get("x-error-message") or found.get("error")
+    if not (reason or "x-error-code" in response.headers):
+        raise no_answer(str(response.url), f"{NOT_THE_HUBS} (HTTP status {status})")
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError as error:
+        if status == 404 and not isinstance(error, RevisionNotFoundError):
+            raise RepositoryNotFoundError(str(error), response=response) from error
+        if status in (401, 403, 404):
+            raise
+    raise SourceError(f"{name}: the Hub refuses it ({clip(without_secrets(str(reason)), 200)})")
 
 
 def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | None:
@@ -156,8 +192,18 @@ def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | No
     missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
     if missing or {401, 403} & {status_of(link) for link in chain}:
         access = f"or use a token that may read it (not that in {where})" if where else "or set HF_TOKEN"
-        return f"does not exist on the Hub or is private: check the name, {access}"
+        return f"does not exist on the Hub or is private: check the name, {access}{_if_here(name, kind)}"
     return None
+
+
+def _if_here(name: str, kind: Kind) -> str:
+    """Return what to write if `name` is meant as a folder or a file on this disk, or ""."""
+    if kind == "model":  # lm/start_point.py says it
+        return ""
+    if os.path.isdir(name):
+        return f'. For the folder of that name write "./{name}"'
+    form = FORMATS.get(PurePath(name).suffix)
+    return f'. For a file write "dataset": "{form}", "data_files": "{name}"' if form else ""
 
 
 def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
@@ -189,12 +235,19 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
             problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
             time.sleep(delay)
-    if "CERTIFICATE_VERIFY_FAILED" in str(problem):
+    raise no_answer(str(request.url), problem)
+
+
+def no_answer(url: str, problem: str) -> NoAnswer:
+    """Return the NoAnswer to a request to `url`, with the variable that may be the cause of `problem`."""
+    if "CERTIFICATE_VERIFY_FAILED" in problem:
         problem = f"its certificate is not trusted; name the file of those to trust in {certificate_variable()}"
-    elif proxy := proxy_variable(str(request.url)):
+    elif proxy := proxy_variable(url):
         problem = f"{problem}, through the proxy in {proxy}"
-    last_failure.error = NoAnswer(f"{request.url.host}: {problem}")
-    raise last_failure.error
+    elif problem.startswith((WEB_PAGE, NOT_THE_HUBS)) and os.environ.get("HF_ENDPOINT"):
+        problem = f"{problem}, at the address in HF_ENDPOINT"
+    last_failure.error = NoAnswer(f"{urlsplit(url).hostname}: {problem}")
+    return last_failure.error
 
 
 def origin(address: str) -> tuple[str, str | None, int | None]:
@@ -209,12 +262,15 @@ def problem_with(response: Any, asked_range: str) -> str | None:
     The client itself checks that the body is as long as promised.
     """
     status, headers = response.status_code, response.headers
+    page = headers.get("content-type", "").startswith("text/html")
     if status in (407, 408, 429) or status >= 500:
         return f"HTTP status {status}"
+    if status in (401, 403) and page and not {"x-error-code", "x-error-message"} & headers.keys():
+        return f"{WEB_PAGE} (HTTP status {status})"  # from a proxy: the Hub would say what it refuses
     if status >= 300:
         return None  # a refusal or a redirection is an answer
-    if headers.get("content-type", "").startswith("text/html"):
-        return "a web page in place of data"  # from a proxy, a login or maintenance
+    if page:
+        return WEB_PAGE
     if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", asked_range):
         given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("content-range", ""))
         if status != 206 or not given:

@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
-from configs.hf_source import FORMATS, HFSource
+from configs.hf_source import FORMATS, LOCAL_FORMATS, HFSource
 from data.sources.base import in_words
 from data.sources.find import CannotBeSearched, matching_files
 from data.sources.hub_client import causes, first_line, refusal
@@ -36,6 +36,8 @@ def remedy(name: str) -> str:
 
 def local_problem(spec: HFSource) -> str:
     """Return what is wrong with the paths of a dataset on this disk, or ""."""
+    if not spec.is_local:
+        return _meant_here(spec.dataset)
     if spec.folder is None:
         paths = [("`data_dir`", spec.data_dir)] if spec.data_dir else []
         for path in chain.from_iterable((spec.files_by_split or {}).values()):
@@ -51,6 +53,16 @@ def local_problem(spec: HFSource) -> str:
     if "[" in str(spec.folder.absolute()):
         return f"{spec.dataset}: [ and ] in a path are read as a pattern; rename the folder"
     return "" if any(spec.folder.iterdir()) else f"{spec.dataset} is an empty folder; add data files"
+
+
+def _meant_here(dataset: str) -> str:
+    """Return what to write if a name of the Hub is that of a file on this disk, or a suffix in place of a format."""
+    word = dataset.lower()
+    if form := word if word in LOCAL_FORMATS else FORMATS.get(f".{word}"):
+        return f'{dataset} is no dataset: write "dataset": "{form}", and the paths in "data_files"'
+    if os.path.isfile(dataset) and (form := format_of(dataset)):
+        return f'{dataset} is a file: write "dataset": "{form}", "data_files": "{dataset}"'
+    return ""
 
 
 def _missing(path: str) -> str:

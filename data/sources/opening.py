@@ -22,7 +22,7 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
     Raises SourceError when it cannot be used and Retryable when the network is temporarily down.
     """
     if spec.type == "hf":
-        if spec.is_local and (problem := local_problem(spec)):
+        if problem := local_problem(spec):
             raise SourceError(f"source {spec.label}: {problem}")
         # Imports `datasets`, which takes two seconds that runs on local text avoid.
         from data.sources.hub import HubSource

@@ -88,8 +88,8 @@ def path_problem(spec: schema.TextSource | schema.PDFSource, pattern: str) -> st
 
 
 def dataset_problem(spec: schema.HFSource) -> str:
-    if spec.is_local:
-        return local_problem(spec)
+    if (problem := local_problem(spec)) or spec.is_local:
+        return problem
     retries.set(False)  # of this thread
     try:
         find("dataset", spec.dataset, spec.revision)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import datasets  # before a test sets variables that it reads when it is imported
@@ -265,6 +266,78 @@ def test_a_proxy_that_does_not_answer_is_named(served, new_client, monkeypatch):
         open_source(hf("some/data"), cache_dir=None, seed=1)
     assert str(caught.value) == says
     assert probe([hf("some/data")]) == [("data", False, f"the Hub cannot be reached ({says})")]
+
+
+@pytest.fixture
+def something_else(monkeypatch):
+    """Requests are answered by what is no Hub; set `answer`: its status, type of content and content."""
+
+    class Handler(BaseHTTPRequestHandler):
+        answer = (200, "text/plain", b"hello")
+
+        def do_GET(self):
+            status, kind, content = self.answer
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        monkeypatch.setattr(hub_client, "RETRY_DELAYS", (0, 0))
+        yield Handler
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            (200, "text/plain", b"hello"),
+            "an answer that is not the Hub's (HTTP status 200), at the address in HF_ENDPOINT",
+        ),
+        ((200, "application/json", b"{}"), "an answer that is not the Hub's (HTTP status 200), at the address in"),
+        (
+            (404, "text/html", b"<html>"),
+            "an answer that is not the Hub's (HTTP status 404), at the address in HF_ENDPOINT",
+        ),
+        (
+            (451, "text/plain", b"no"),
+            "an answer that is not the Hub's (HTTP status 451), at the address in HF_ENDPOINT",
+        ),
+        ((403, "text/html", b"<html>"), "a web page in place of data (HTTP status 403), at the address in HF_ENDPOINT"),
+    ],
+)
+def test_an_answer_that_is_not_the_hubs_blames_the_way_to_it(answer, says, something_else, new_client, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "good")  # it must not be accused
+    something_else.answer = answer
+    with pytest.raises(Retryable) as caught:
+        open_source(hf("some/data"), cache_dir=None, seed=1)
+    assert str(caught.value).startswith(f"127.0.0.1: {says}")
+    assert probe([hf("some/data")]) == [("data", False, f"the Hub cannot be reached ({caught.value})")]
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (400, "some/data: the Hub refuses it (not this one)"),
+        (404, "source data: some/data does not exist on the Hub or is private: check the name"),
+    ],
+)
+def test_a_refusal_in_json_is_the_hubs(status, says, something_else, new_client):
+    something_else.answer = (status, "application/json", b'{"error": "not this one"}')
+    with pytest.raises(SourceError) as caught:
+        open_source(hf("some/data"), cache_dir=None, seed=1)
+    assert str(caught.value).startswith(says)
+    (menu,) = probe([hf("some/data")])
+    assert menu.detail == str(caught.value).removeprefix("source data: some/data ")
 
 
 def test_what_the_hub_refuses_is_said_alike(served, monkeypatch):

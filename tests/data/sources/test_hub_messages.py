@@ -162,6 +162,19 @@ def test_of_many_configurations_the_nearest_are_named(hub):
     assert len(found) < 250
 
 
+def test_a_name_that_the_hub_does_not_know_may_be_meant_as_a_path(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for dataset, says in (
+        ("texts", 'or set HF_TOKEN. For the folder of that name write "./texts"'),
+        ("data/rows.jsonl", 'or set HF_TOKEN. For a file write "dataset": "json", "data_files": "data/rows.jsonl"'),
+        ("no/such", "check the name, or set HF_TOKEN"),
+    ):
+        assert problem_of(dataset).endswith(says)
+        (asked,) = probe([HFSource(type="hf", label="data", dataset=dataset)], seconds=60)
+        assert asked.detail.endswith(says)
+
+
 def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("empty", "a [b]"):
@@ -178,6 +191,9 @@ def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, 
         ({"dataset": "json", "data_dir": "/no/where"}, "`data_dir`: /no/where does not exist"),
         ({"dataset": "json", "data_dir": "~/nowhere"}, "`data_dir`: ~/nowhere does not exist"),
         ({"dataset": "./" + 300 * "x"}, "xxx (in"),
+        ({"dataset": "rows.csv.gz"}, 'rows.csv.gz is a file: write "dataset": "csv", "data_files": "rows.csv.gz"'),
+        ({"dataset": "jsonl", "data_files": "a.jsonl"}, 'jsonl is no dataset: write "dataset": "json", and the paths'),
+        ({"dataset": "JSON"}, 'JSON is no dataset: write "dataset": "json", and the paths in "data_files"'),
     ):
         found = problem_of(**keys)
         assert says in found
