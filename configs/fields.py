@@ -1,11 +1,13 @@
 """What the sections of a preset share: their base, and the kinds of value in them."""
 
+import os
 import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 FOLDER_STARTS = ("/", "~", ".")  # of a dataset or model on this disk; other names are the Hub's
+HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
 LONGEST_PATH, LONGEST_NAME, LONGEST_LABEL = 1000, 200, 80  # characters, as messages contain them
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -15,7 +17,9 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 def name_in_address(given: str, folder: str) -> str:
     """Return the name of what lies in `folder` of the Hub, such as "datasets/", if the address of its page or
     the end of that is `given`, else ""."""
-    host = r"(?:(?:https?://)?[\w.-]+\.\w+(?::\d+)?/|hf://)"
+    own = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/").rpartition("://")[2]
+    hosts = "|".join(re.escape(host) for host in (*HUB_HOSTS, own) if host)
+    host = rf"(?:(?:https?://)?(?:{hosts})/|hf://)"
     anywhere = "?" if folder else ""  # without a folder, the end of an address is any name
     page = re.fullmatch(rf"{host}{anywhere}{folder}([\w.-]+(?:/[\w.-]+)?)(?:[/?#@].*)?", given[:LONGEST_PATH])
     return page[1] if page else ""

@@ -4,10 +4,11 @@ A source object says where text is; nothing here imports torch or opens the sour
 data/sources/opening.py does.
 """
 
+import json
 import re
 from collections import Counter, defaultdict
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 
 from configs.catalog import NAMED_SOURCES
 from configs.fields import (
+    FOLDER_STARTS,
     LONGEST_LABEL,
     LONGEST_NAME,
     FilePath,
@@ -27,7 +29,7 @@ from configs.fields import (
     SourceSpec,
     name_in_address,
 )
-from configs.hf_source import HFSource
+from configs.hf_source import FORMATS, HFSource
 from configs.text import clip
 
 
@@ -93,15 +95,30 @@ def _kind(given: Any) -> str | None:
 
 
 def _no_dataset(entry: Any) -> Any:
-    """Raise ValueError with what to write if the name of a dataset on the Hub, or the address of its page, stands
-    where the name of a source is expected."""
-    if isinstance(entry, str):
-        name = name_in_address(entry, "datasets/") or (entry if re.fullmatch(r"[\w.-]+/[\w.-]+", entry) else "")
-        if name:
-            raise ValueError(
-                f'write {{"type": "hf", "dataset": "{clip(name, LONGEST_NAME)}"}} for a dataset on the Hub'
-            )
+    """Raise ValueError with what to write if a dataset, a path or an address stands where the name of a source is
+    expected."""
+    if isinstance(entry, str) and (source := _meant_by(entry)):
+        raise ValueError(source)
     return entry
+
+
+def _meant_by(entry: str) -> str:
+    """Return what to write in place of a text that is no name of a source, or ""."""
+    name, suffix = name_in_address(entry, "datasets/"), PurePath(entry).suffix.lower()
+    path = json.dumps(clip(entry, LONGEST_NAME), ensure_ascii=False)
+    if name:
+        return f'write {{"type": "hf", "dataset": "{clip(name, LONGEST_NAME)}"}} for a dataset on the Hub'
+    if "://" in entry:
+        return 'an address: download what is there, and write {"type": "text", "path": "..."} for text files'
+    if suffix == ".pdf":
+        return f'write {{"type": "pdf", "path": {path}}} for a PDF'
+    if FORMATS.get(suffix, "text") != "text":
+        return f'write {{"type": "hf", "dataset": "{FORMATS[suffix]}", "data_files": {path}}} for a file of rows'
+    if suffix not in FORMATS and re.fullmatch(r"\w[\w.-]*/[\w.-]+", entry):
+        return f'write {{"type": "hf", "dataset": {path}}} for a dataset on the Hub'
+    if suffix in FORMATS or entry.startswith(FOLDER_STARTS) or re.search(r"[/\\]", entry):
+        return f'write {{"type": "text", "path": {path}}} for text files'
+    return ""
 
 
 SourceEntry = Annotated[

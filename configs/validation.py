@@ -208,6 +208,8 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             yield Problem(where, given, str(line["ctx"]["error"]))
         else:  # a regular expression says less than the description of the field
             rule = "" if kind == "string_pattern_mismatch" else line["msg"]
+            if kind == "list_type" and isinstance(line["input"], str | dict):
+                rule = f"write [{_show(line['input'])}], a list"
             yield Problem(where, given, allowed_values(field, rule, item=where.endswith("]")))
 
 

@@ -389,11 +389,15 @@ def test_presets_cannot_be_changed():
         ("huggingface.co/datasets/owner/name?row=1", 'write "owner/name"'),
         ("hf://datasets/owner/name@main/a.parquet", 'write "owner/name"'),
         ("datasets/name", 'write "name"'),
+        ("https://hf-mirror.com/datasets/owner/name", 'write "owner/name"'),
+        ("https://mirror.example/hub/datasets/owner/name", 'write "owner/name"'),
         ("https://example.com/rows.jsonl", "its path in data_files"),
+        ("https://www.kaggle.com/datasets/owner/name", "an address: write"),
         ("owner/na me", "allowed: text. Dataset on the Hub, owner/name; a folder"),
     ],
 )
-def test_what_people_paste_as_a_dataset(dataset, says):
+def test_what_people_paste_as_a_dataset(dataset, says, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/hub/")
     message = refusal(data={"sources": [{"type": "hf", "dataset": dataset}]})
     assert says in message
     assert "pattern" not in message
@@ -406,6 +410,28 @@ def test_a_dataset_in_place_of_a_named_source(given):
     assert refusal(data={"sources": ["wikipedia", given]}).endswith(
         'write {"type": "hf", "dataset": "owner/name"} for a dataset on the Hub'
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["~/texts"], 'write {"type": "text", "path": "~/texts"} for text files'),
+        (["texts.txt"], 'write {"type": "text", "path": "texts.txt"} for text files'),
+        (["C:\\a.md"], 'write {"type": "text", "path": "C:\\\\a.md"} for text files'),
+        (["book.PDF"], 'write {"type": "pdf", "path": "book.PDF"} for a PDF'),
+        (
+            ["data/rows.jsonl"],
+            'write {"type": "hf", "dataset": "json", "data_files": "data/rows.jsonl"} for a file of rows',
+        ),
+        (
+            ["https://example.com/a.txt"],
+            'an address: download what is there, and write {"type": "text", "path": "..."}',
+        ),
+        ("wikipedia", 'write ["wikipedia"], a list'),
+    ],
+)
+def test_a_path_in_place_of_a_source_is_answered_with_what_to_write(given, says):
+    assert says in refusal(data={"sources": given})
 
 
 def test_the_address_of_a_model_in_place_of_its_name():
