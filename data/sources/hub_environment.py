@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
@@ -24,6 +25,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
 TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 LONGEST_TIMEOUT = 86_400  # seconds, a day: not every number is one that the system can wait for
+CACHE_BYTES = 2**18  # that the libraries may need in their caches: cards and file lists of datasets
 MEMORY = "HF_DATASETS_IN_MEMORY_MAX_SIZE"  # bytes
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Read by the HTTP client when it is made.
@@ -52,7 +54,7 @@ def prepare_environment() -> None:
 def _prepare_cache() -> None:
     """Give the libraries a temporary folder where theirs cannot be written.
 
-    They keep the card and the file list of each dataset there, a few kilobytes.
+    They keep the card and the file list of each dataset there.
     """
     global _cache
     for name in CACHES:
@@ -79,11 +81,21 @@ def _path(given: str) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(given)))
 
 
+@cache
 def _can_be_written(folder: Path) -> bool:
+    """Return whether a file as large as those that the libraries keep there fits into `folder`, or where it is to be
+    made. Trying it is the only way to know: permissions say nothing of a full disk, or of /proc."""
     if not folder.is_absolute():  # "~" of a user without a home
         return False
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(CACHE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems refuse only then
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

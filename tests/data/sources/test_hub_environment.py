@@ -4,6 +4,7 @@ Variables that the libraries read when they are imported are tried in a process 
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ import pytest
 
 from configs.errors import Retryable, SourceError
 from configs.sources import HFSource
-from data.sources import hub_client
+from data.sources import hub_client, hub_environment
 from data.sources.hub_client import find, without_secrets
 from data.sources.hub_environment import prepare_environment, token_in_use
 from data.sources.opening import open_source
@@ -118,6 +119,25 @@ def test_a_home_that_is_no_folder(served, tmp_path):
     environment = {"HOME": str(tmp_path / "home"), "HF_HOME": "", "HF_DATASETS_CACHE": str(tmp_path / "home/cache")}
     assert both({**environment, "TMPDIR": str(temporary)}) == ("ready", ["one", "two"])
     assert list(temporary.iterdir()) == []  # what was needed is gone
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+def test_a_cache_that_only_looks_as_if_it_could_be_written(name, monkeypatch, tmp_path):
+    """As on a full disk, where folders can be made but nothing fits into a file."""
+
+    def full(file: int) -> None:
+        if str(tmp_path) in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_environment, "_cache", None)
+    prepare_environment()
+    assert "HF_HUB_CACHE" not in os.environ
+    if name != "HF_HUB_CACHE":
+        assert os.environ["HF_HOME"] == hub_environment._cache.name
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_user_without_a_home_gets_no_folder_named_tilde(monkeypatch, tmp_path):
