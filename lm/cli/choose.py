@@ -16,13 +16,14 @@ from configs.errors import PresetError, UserError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from configs.text import clip
 from data.files import set_aside
-from data.sources.hub_client import retries
+from data.sources.hub_client import first_line, retries
 from data.sources.probe import SECONDS, Probe, answers_within, probe
 from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs, finish_interrupted
 from lm.cli.menu import Choice, Menu, MenuEntry, ask, preset_paths, render_menu
 from lm.runtime import estimate
 from lm.runtime.compiler import CACHE
+from lm.runtime.devices import hardware
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
 from lm.runtime.terminal import is_terminal, questions_are_seen, read_line, size_of, tell
@@ -77,8 +78,13 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
     machine = load_machine(folder)  # measured while the sources are probed
     if machine is None:
         choose_waiting()  # as it will be in training: measuring imports torch
-        machine = measure_machine()
-        save_machine(folder, machine)
+        try:
+            machine = measure_machine()
+            if not (hardware().gpus and hardware().failure):  # a GPU that fails now may work at the next start
+                save_machine(folder, machine)
+        except Exception as error:  # of any kind, of a GPU: it must not cost the menu
+            tell(f"Times are those of the CPU: measuring the GPU fails ({first_line(error)}).")
+            machine = measure_machine("cpu")
     for thread in asking:
         thread.join()
     current, archived = store.inspect(folder), archived_runs(folder)

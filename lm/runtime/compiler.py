@@ -30,8 +30,9 @@ def compile_choice(device: str) -> tuple[bool, str]:
 
 def toolchain(device: str) -> tuple[bool, str]:
     """Return whether all that torch.compile needs beside the device is here, and the reason."""
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
-        return False, "TORCH_COMPILE_DISABLE is set"
+    for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
+        if os.environ.get(name) == "1":
+            return False, f"{name} is set"
     compilers = [os.environ.get("CXX", "g++"), "clang++"] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
     compiler = next((path for path in map(shutil.which, compilers) if path), None)
     if compiler is None:

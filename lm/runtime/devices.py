@@ -13,11 +13,16 @@ import os
 import platform
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from configs.text import clip
+
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 INSTALL = "install the build for it: https://pytorch.org/get-started/locally"
+NVIDIA_DRIVER = Path("/sys/module/nvidia/version")
+WSL_GPU, WSL_LIBRARIES = Path("/dev/dxg"), Path("/usr/lib/wsl/lib")  # any maker's; libcuda.so of NVIDIA's alone
 PCI_NVIDIA, PCI_DISPLAY = "0x10de", "0x03"  # vendor; class of devices
 
 
@@ -30,13 +35,15 @@ class Hardware:
     architectures: tuple[str, ...] = ()  # that torch has kernels for: "sm_75", "gfx90a"
     bfloat16: bool = False  # whether the first GPU multiplies it in hardware
     built_for: str = ""  # "CUDA 13.0", "ROCm 7.0"; "" for a build without GPUs
-    failure: str = ""  # torch's own words for why it can use no GPU
+    failure: str = ""  # torch's own words for why it can use no GPU, or why the first one fails
     hidden_by: str = ""  # a variable that hides all GPUs
+    misnamed_by: str = ""  # NAME=value of a variable that names GPUs, none of which is here
     nvidia: bool = False  # such a GPU is in this machine
     amd: bool = False
     apple: bool = False  # a Mac with Apple's own chip
     metal: bool = False  # torch can use its GPU
     metal_bfloat16: bool = False
+    architecture: str = ""  # of the first GPU, as ROCm names it: "gfx90a"
 
 
 class Choice(NamedTuple):
@@ -55,22 +62,58 @@ def hardware() -> Hardware:
     said = [str(warning.message) for warning in caught if "CUDA initialization" in str(warning.message)]
     hip = getattr(torch.version, "hip", None)
     built_for = f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
-    variables = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
     metal = torch.backends.mps.is_available()
-    return Hardware(
-        gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) if usable else (),
-        capability=torch.cuda.get_device_capability() if usable else (0, 0),
-        architectures=tuple(torch.cuda.get_arch_list()) if usable else (),
-        bfloat16=usable and torch.cuda.is_bf16_supported(including_emulation=False),
+    found = Hardware(
         built_for=built_for,
         failure=said[0].partition("CUDA initialization: ")[2].partition(" (Triggered")[0].strip() if said else "",
-        hidden_by=next((name for name in variables if os.environ.get(name) in ("", "-1")), ""),
-        nvidia=bool(list(Path("/dev").glob("nvidia[0-9]*"))) or _has_nvidia_card(),
+        hidden_by=next((name for name in VARIABLES if os.environ.get(name) in ("", "-1")), ""),
+        nvidia=_has_nvidia_driver() or any(Path("/dev").glob("nvidia[0-9]*")) or _has_nvidia_card(),
         amd=Path("/dev/kfd").exists(),
         apple=sys.platform == "darwin" and platform.machine() == "arm64",
         metal=metal,
         metal_bfloat16=metal and torch.backends.mps.is_macos_or_newer(14, 0),
     )
+    if usable:
+        return _with_gpus(found)
+    # Without a driver, or the right to use the device, no value of theirs would help.
+    if not (found.hidden_by or said) and (_has_nvidia_driver() or os.access("/dev/kfd", os.R_OK | os.W_OK)):
+        named = next((f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ), "")
+        found = replace(found, misnamed_by=clip(named, 80))
+    return found
+
+
+def _with_gpus(found: Hardware) -> Hardware:
+    """Return `found` with what torch says of the GPUs that it can use, the first of which is tried."""
+    import torch
+
+    try:
+        first = torch.cuda.get_device_properties(0)
+        found = replace(
+            found,
+            gpus=tuple(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))),
+            capability=torch.cuda.get_device_capability(),
+            architecture=getattr(first, "gcnArchName", "").partition(":")[0],
+            architectures=tuple(torch.cuda.get_arch_list()),
+            bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
+        # Each process of a job has a GPU of its own: what fails there ends the job.
+        if "LOCAL_RANK" not in os.environ and not _without_kernels(found):
+            (torch.ones(16, device="cuda") + 1).sum().item()
+    except Exception as error:  # of any kind: of the driver, of the card, of the build
+        if not (found.gpus and "out of memory" in str(error).lower()):  # which another program may use
+            return replace(found, failure=_first_line(error))
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return clip((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+
+
+def _has_nvidia_driver() -> bool:
+    """Return whether such a GPU and its driver are here."""
+    if WSL_GPU.exists() and any(WSL_LIBRARIES.glob("libcuda.so*")):
+        return True
+    return NVIDIA_DRIVER.exists() and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _has_nvidia_card() -> bool:
@@ -90,6 +133,8 @@ def device_choice(num_processes: int = 1) -> Choice:
     found = hardware()
     if found.gpus and (problem := _without_kernels(found)):
         return Choice("cpu", problem)
+    if found.gpus and found.failure:
+        return Choice("cpu", f"{found.gpus[0]} fails: {found.failure}")
     if found.gpus:
         number = len(found.gpus)
         if num_processes == 1 and number > 1:
@@ -106,13 +151,18 @@ def _without_kernels(found: Hardware) -> str:
     known = [
         name.partition("_")[2].rstrip("af") for name in found.architectures if name.startswith(("sm_", "compute_"))
     ]
-    # A kernel runs on later versions of its generation. ROCm's architectures have other names.
     versions = [(int(digits[:-1]), int(digits[-1])) for digits in known if digits.isdecimal()]
-    later = [version for version in versions if version[0] == major and version[1] <= minor]
-    if later or not versions or any(name.startswith("compute_") for name in found.architectures):
+    if found.architecture and not versions:  # of AMD, where a kernel runs on its own architecture alone
+        own, names = found.architecture, [name.partition(":")[0] for name in found.architectures]
+        runs = not names or own in names or any(name.endswith("-generic") for name in names)
+    else:  # a kernel runs on later versions of its generation
+        own = f"sm_{major}{minor}"
+        later = [version for version in versions if version[0] == major and version[1] <= minor]
+        runs = bool(later or not versions or any(name.startswith("compute_") for name in found.architectures))
+    if runs:
         return ""
     built = ", ".join(found.architectures)
-    return f"this torch has no kernels for {found.gpus[0]} (sm_{major}{minor}; it has {built}): {INSTALL}"
+    return f"this torch has no kernels for {found.gpus[0]} ({own}; it has {built}): {INSTALL}"
 
 
 def _without_gpu(found: Hardware) -> str:
@@ -124,11 +174,16 @@ def _without_gpu(found: Hardware) -> str:
     if found.nvidia:
         if not found.built_for.startswith("CUDA"):
             return f"there is an NVIDIA GPU, but this torch is built without CUDA; {INSTALL}"
+        if found.misnamed_by:
+            return f"{found.misnamed_by} names none of the GPUs"
         return f"there is an NVIDIA GPU, but torch cannot use it: {found.failure or 'its driver is not installed'}"
     if found.amd:
         if not found.built_for.startswith("ROCm"):
             return f"there is an AMD GPU, but this torch is built without ROCm; {INSTALL}"
-        return "there is an AMD GPU, but torch cannot use it: this user may have to join the groups render and video"
+        if found.misnamed_by:
+            return f"{found.misnamed_by} names none of the GPUs"
+        why = found.failure or "this user may have to join the groups render and video"
+        return f"there is an AMD GPU, but torch cannot use it: {why}"
     if found.apple:
         return "this torch cannot use the Mac's GPU: it needs a newer macOS, or another build"
     return "there is no GPU that torch could use"
@@ -151,8 +206,7 @@ def gpu_precision(device: str) -> Choice:
 
 def device_identity() -> str:
     """Return what decides which device torch can use, without importing it."""
-    driver = Path("/sys/module/nvidia/version")
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    version = driver.read_text().strip() if driver.exists() else "none"
+    version = NVIDIA_DRIVER.read_text().strip() if NVIDIA_DRIVER.exists() else "none"
     return f"{gpus} GPUs ({visible} visible, driver {version}), torch {importlib.metadata.version('torch')}"

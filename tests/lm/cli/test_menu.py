@@ -492,6 +492,22 @@ def test_sources_that_cannot_even_be_asked_for_are_not_ready(monkeypatch, tmp_pa
     assert mine.sources == [Probe("07_mine", False, "its sources cannot be checked (RuntimeError)")]
 
 
+def test_a_gpu_that_cannot_be_measured_does_not_end_the_menu(monkeypatch, tmp_path, capsys):
+    def measure(device: str = "") -> Machine:
+        if not device:
+            raise RuntimeError("CUDA error: an illegal instruction\nCompile with TORCH_USE_CUDA_DSA")
+        return Machine("here", device, "CPU", True, True, 7e11)
+
+    (tmp_path / "07_mine.json").write_text(entry("07_mine").preset.model_dump_json(by_alias=True))
+    monkeypatch.setattr(choose, "probe", lambda sources: [])
+    monkeypatch.setattr(choose, "choose_waiting", lambda: None)
+    monkeypatch.setattr(choose, "measure_machine", measure)
+    (mine,) = choose.gather_menu(tmp_path / "checkpoints", tmp_path).entries
+    assert 0 < mine.seconds < 1e9
+    assert "measuring the GPU fails (CUDA error: an illegal instruction)" in "".join(capsys.readouterr())
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_files_that_the_menu_does_not_show_are_named(tmp_path):
     for name in ("10_b.json", "preset.schema.json", "notes.json", "05 spaced.json", "a.txt", "._10_b.json"):
         (tmp_path / name).touch()

@@ -1,6 +1,8 @@
 """Which device and precision a machine gets, and the reason that the start card gives; none of these machines is here."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ H100 = Hardware(("H100",), (9, 0), ("sm_75", "sm_80", "sm_90"), True, "CUDA 13.0
 T4 = Hardware(("Tesla T4",), (7, 5), ("sm_75", "sm_80"), False, "CUDA 13.0", nvidia=True)
 V100 = Hardware(("V100",), (7, 0), ("sm_70", "sm_75"), False, "CUDA 12.6", nvidia=True)
 P100 = Hardware(("P100",), (6, 0), ("sm_50", "sm_60"), False, "CUDA 12.6", nvidia=True)
-MI300 = Hardware(("MI300X",), (9, 4), ("gfx90a", "gfx942"), True, "ROCm 7.0", amd=True)
+MI300 = Hardware(("MI300X",), (9, 4), ("gfx90a", "gfx942"), True, "ROCm 7.0", amd=True, architecture="gfx942")
 MAC = Hardware(apple=True, metal=True, metal_bfloat16=True)
 
 
@@ -57,6 +59,13 @@ def here(monkeypatch):
             "cpu",
             "CUDA_VISIBLE_DEVICES hides",
         ),
+        (
+            Hardware(nvidia=True, built_for="CUDA 13.0", misnamed_by="CUDA_VISIBLE_DEVICES=7"),
+            "cpu",
+            "CUDA_VISIBLE_DEVICES=7 names none of the GPUs",
+        ),
+        (replace(H100, failure="CUDA error: unknown error"), "cpu", "H100 fails: CUDA error: unknown error"),
+        (replace(MI300, architecture="gfx1036"), "cpu", "no kernels for MI300X (gfx1036; it has gfx90a, gfx942)"),
         (Hardware(amd=True, built_for="CUDA 13.0"), "cpu", "an AMD GPU, but this torch is built without ROCm"),
         (Hardware(amd=True, built_for="ROCm 7.0"), "cpu", "groups render and video"),
         (Hardware(hidden_by="CUDA_VISIBLE_DEVICES"), "cpu", "there is no GPU"),
@@ -108,6 +117,63 @@ def test_this_machine_is_read_without_a_warning(recwarn):
     assert bool(found.gpus) == torch.cuda.is_available()
     assert found.metal == torch.backends.mps.is_available()
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.fixture
+def read_anew():
+    """What this machine has is read again in the test, and after it."""
+    hardware.cache_clear()
+    yield
+    hardware.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["7", "none", "NoDevFiles"])
+def test_a_variable_that_names_no_gpu_of_this_machine_is_named(value, read_anew, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    monkeypatch.setattr(devices, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (hardware().nvidia, hardware().misnamed_by) == (True, f"CUDA_VISIBLE_DEVICES={value}")
+
+
+@pytest.mark.parametrize(
+    ("message", "chosen"),
+    [("CUDA error: unspecified launch failure\nCompile with", "cpu"), ("CUDA out of memory. Tried to", "cuda")],
+)
+def test_a_gpu_that_is_found_and_fails_is_not_used(message, chosen, read_anew, monkeypatch):
+    """Unless another program uses its memory."""
+
+    def ones(*shape, **options):
+        raise RuntimeError(message)
+
+    facts = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_name": lambda index: "H100",
+        "get_device_properties": lambda index: SimpleNamespace(),
+        "get_device_capability": lambda: (9, 0),
+        "get_arch_list": lambda: ["sm_90"],
+        "is_bf16_supported": lambda including_emulation: True,
+    }
+    for name, fact in facts.items():
+        monkeypatch.setattr(torch.cuda, name, fact)
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert devices.device_choice().value == chosen
+    assert hardware().failure == ("" if chosen == "cuda" else "CUDA error: unspecified launch failure")
+
+
+def test_a_gpu_of_windows_is_one_inside_wsl(read_anew, monkeypatch, tmp_path):
+    (tmp_path / "libcuda.so.1").touch()
+    monkeypatch.setattr(devices, "WSL_GPU", tmp_path)
+    monkeypatch.setattr(devices, "WSL_LIBRARIES", tmp_path)
+    assert hardware().nvidia
+
+
+@pytest.mark.parametrize("name", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_what_torch_is_told_not_to_compile_is_not_said_to_be_compiled(name, monkeypatch):
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
+    monkeypatch.setenv(name, "1")
+    assert compiler.toolchain("cpu") == (False, f"{name} is set")
 
 
 def test_torchs_reason_is_kept(monkeypatch):
