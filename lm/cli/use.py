@@ -16,7 +16,7 @@ from lm.checkpoint import store
 from lm.checkpoint.archive import archived_runs
 from lm.evaluation.benchmarks import STANDARD, load_benchmarks, run_benchmarks
 from lm.export.gguf import gguf_obstacle
-from lm.export.huggingface import export
+from lm.export.huggingface import export, is_export_of
 from lm.export.upload import account, check_name, upload
 from lm.inference.canonical import Neighbours
 from lm.inference.chat import talk
@@ -79,10 +79,10 @@ def use(action: str, folder: Path) -> None:
 
 
 def push(state: dict[str, Any], run: Path, user: str) -> None:
-    """Push the export of a run, as it is by now, to a repository that `user` names, and if wanted its
-    milestones to branches there. Raises UserError."""
+    """Push the export of a run, made anew if the run went on since, to a repository that `user` names, and if
+    wanted its milestones to branches there. Raises UserError."""
     exported = run / "hf"
-    if not exported.exists():
+    if not is_export_of(exported, state):
         load_tokenizer(state, run)
         tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
     default = f"{user}/{repository_name(store.name_of(state['preset']))}"

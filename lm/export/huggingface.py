@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 
@@ -204,6 +205,16 @@ def export(state: dict[str, Any], folder: Path, out_dir: Path | None = None, *, 
         aux_heads=state["heads"] or None,
         gguf=gguf,
     )
+
+
+def is_export_of(folder: Path, state: dict[str, Any]) -> bool:
+    """Return whether the weights in `folder` are those of a checkpoint's `state`."""
+    try:
+        exported = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError):
+        return False
+    weights = exported_state(state["model"], parse_preset(state["preset"], "the checkpoint").model)
+    return exported.keys() == weights.keys() and all(torch.equal(exported[name], weights[name]) for name in weights)
 
 
 def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:

@@ -10,8 +10,9 @@ from configs.errors import UserError
 from configs.schema import parse_preset
 from data import tokenizer as bpe
 from lm.checkpoint.store import BEST
+from lm.cli import use as module
 from lm.cli.use import use
-from lm.export.huggingface import run_facts
+from lm.export.huggingface import is_export_of, run_facts
 from lm.inference.load import load_state
 from tests.lm.checkpoint.small_checkpoint import make_state, save
 from tests.lm.random_model import random_model
@@ -128,3 +129,23 @@ def test_a_checkpoint_that_does_not_fit_itself_is_neither_talked_to_nor_exported
         path.write_bytes(tokenizer)
     use("export", tmp_path)
     assert "exported to" in capsys.readouterr().out
+    assert is_export_of(tmp_path / "hf", good)
+
+
+def test_an_export_of_earlier_weights_is_made_anew_before_it_is_pushed(tmp_path, monkeypatch, capsys):
+    preset = parse_preset(json.dumps(preset_json(tmp_path, model={"seq_length": 64, "vocab_size": 300})), "test")
+    trained = bpe.train(["one two three four " * 9], 300)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    facts = {"preset": preset.to_json(), "tokenizer_sha256": bpe.fingerprint(trained), "heads": {}}
+    model = random_model(preset.model, 300)
+    pushed = []
+    monkeypatch.setattr(module, "account", lambda: "me")
+    monkeypatch.setattr(module, "upload", lambda folder, *_: pushed.append(folder) or "there")
+    monkeypatch.setattr(module, "read_line", lambda prompt: "")
+    for tokens, exports in ((5, True), (5, False), (6, True)):
+        model.norm.weight.data.fill_(1 + tokens)
+        save(tmp_path, state := {**make_state(tokens), **facts, "model": dict(model.state_dict())})
+        use("push", tmp_path)
+        assert ("exported to" in capsys.readouterr().out) is exports
+        assert is_export_of(tmp_path / "hf", state)
+    assert pushed == [tmp_path / "hf"] * 3

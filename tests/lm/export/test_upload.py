@@ -19,6 +19,7 @@ def run(tmp_path, monkeypatch, hub) -> Path:
     monkeypatch.setattr(hub_client, "RETRY_DELAYS", (0, 0))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(use.store, "load", lambda folder: ({"preset": '{"name": "my library, 2"}'}, ""))
+    monkeypatch.setattr(use, "is_export_of", lambda folder, state: folder.exists())
     exported = tmp_path / "hf"
     exported.mkdir()
     (exported / "README.md").write_text("---\nlicense: mit\n---\n# mine")
