@@ -35,6 +35,7 @@ from data.sources.hub_environment import (
     certificate_variable,
     check_environment,
     check_token,
+    how_to_send_a_token,
     prepare_environment,
     proxy_variable,
     token_in_use,
@@ -181,9 +182,10 @@ def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | No
     where, _ = token_in_use()
     if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
         page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        token = (
-            f"the account of the token in {where}" if where else "your account, and set HF_TOKEN or run `hf auth login`"
-        )
+        if where:
+            token = f"the account of the token in {where}"
+        else:
+            token = f"your account, and {how_to_send_a_token('set HF_TOKEN or run `hf auth login`')}"
         return f"is gated: accept its terms at {page} with {token}"
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
         return "has no such revision on the Hub: correct it, or remove it for the newest"
@@ -191,7 +193,7 @@ def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | No
         return f"is refused: the Hub does not know the token in {where}; set or store a new one"
     missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
     if missing or {401, 403} & {status_of(link) for link in chain}:
-        access = f"or use a token that may read it (not that in {where})" if where else "or set HF_TOKEN"
+        access = f"or use a token that may read it (not that in {where})" if where else f"or {how_to_send_a_token()}"
         return f"does not exist on the Hub or is private: check the name, {access}{_if_here(name, kind)}"
     return None
 

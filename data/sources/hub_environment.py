@@ -28,6 +28,7 @@ LONGEST_TIMEOUT = 86_400  # seconds, a day: not every number is one that the sys
 CACHE_BYTES = 2**18  # that the libraries may need in their caches: cards and file lists of datasets
 MEMORY = "HF_DATASETS_IN_MEMORY_MAX_SIZE"  # bytes
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+WITHOUT_TOKEN = "HF_HUB_DISABLE_IMPLICIT_TOKEN"  # when it is true, none is sent
 # Read by the HTTP client when it is made.
 CONNECTION = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "SSLKEYLOGFILE")
 
@@ -134,10 +135,14 @@ def _is_endpoint(address: str) -> bool:
     return whole and parts.scheme in ("http", "https") and not re.search(r"[?#\s]", address)
 
 
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def check_environment(dataset: str) -> None:
     """Raise SourceError if `dataset` cannot be asked for in this environment."""
     for name in OFFLINE:
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+        if _is_true(name):
             raise SourceError(f"{dataset} is on the Hugging Face Hub, but {name} is set; unset it")
     with _wrong_are_there:
         for name, advice in _wrong_variables().items():
@@ -165,6 +170,8 @@ def token_in_use() -> tuple[str, str]:
     As `huggingface_hub.get_token` does: from the environment, else from the file that
     `hf auth login` writes. Raises SourceError if that file cannot be read.
     """
+    if _is_true(WITHOUT_TOKEN):
+        return "", ""
     for name in TOKENS:
         if token := os.environ.get(name, "").strip():
             return name, token
@@ -179,6 +186,11 @@ def token_in_use() -> tuple[str, str]:
             f"{path}, the token of the Hub, cannot be read ({reason}): log in again, or set HF_TOKEN"
         ) from None
     return str(path) if token else "", token
+
+
+def how_to_send_a_token(otherwise: str = "set HF_TOKEN") -> str:
+    """Return what to do about requests without a token: unset the variable that forbids one, or else `otherwise`."""
+    return f"unset {WITHOUT_TOKEN}, with which no token is sent" if _is_true(WITHOUT_TOKEN) else otherwise
 
 
 def proxy_variable(url: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data.sources.hub_client import NoAnswer, causes, connect, first_line, is_request_error, status_of
-from data.sources.hub_environment import check_environment, token_in_use
+from data.sources.hub_environment import check_environment, how_to_send_a_token, token_in_use
 from lm.export.model_card import NEW_CARD
 
 # Files that the export of another run may have, and this one may lack: a chat template would make this model chat.
@@ -26,9 +26,8 @@ def account() -> str:
     check_environment("the model's repository")
     where, token = token_in_use()
     if not token:
-        raise UserError(
-            "Nobody is logged in to the Hugging Face Hub: run `hf auth login` with a token that may write, or set HF_TOKEN."
-        )
+        advice = how_to_send_a_token("run `hf auth login` with a token that may write, or set HF_TOKEN")
+        raise UserError(f"Nobody is logged in to the Hugging Face Hub: {advice}.")
     from huggingface_hub import HfApi
 
     try:

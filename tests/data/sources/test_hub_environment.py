@@ -375,6 +375,16 @@ def test_what_the_hub_refuses_is_said_alike(served, monkeypatch):
         assert str(caught.value) == f"source data: {dataset} {says}"
 
 
+def test_a_token_that_is_not_sent_is_not_accused(served, monkeypatch):
+    served.private = ("some/data",)
+    monkeypatch.setenv("HF_TOKEN", "good")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    (menu,) = probe([hf("some/data")])
+    assert menu.detail.endswith("check the name, or unset HF_HUB_DISABLE_IMPLICIT_TOKEN, with which no token is sent")
+    assert set(served.tokens) == {None}
+
+
 def test_a_revision_is_asked_for_by_its_name(served):
     assert find("dataset", "some/data", "refs/convert/parquet")["sha"] == served.revision("some/data")
     assert served.requests == ["GET /api/datasets/some/data/revision/refs/convert/parquet"]
