@@ -189,7 +189,10 @@ def explain(lines: list[Any], root: type[BaseModel], kinds: Mapping[str, type[Ba
             yield Problem(where, "is missing", allowed_values(field))
         elif kind == "extra_forbidden":
             fields = {info.alias or name: info for name, info in model.model_fields.items()}
-            close = _close(str(line["loc"][-1]), [*fields], most=3)
+            key = str(line["loc"][-1])
+            close = _close(key, [*fields], most=3)
+            # Of several keys that end alike, the first one is meant: learning_rate is matrix_learning_rate.
+            close.sort(key=lambda name: [*fields].index(name) if name.endswith(f"_{key}") else len(fields))
             taking = [name for name in close if _takes(fields[name], line["input"])]
             yield Problem(where, f"{given}: unknown key", _nearest(taking or close, [*fields]))
         elif kind == "union_tag_invalid":

@@ -5,6 +5,7 @@ here and rendered by lm/cli/menu.py. Runs on the first rank only.
 """
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import Any
 from configs.diff import changes, fixed_changes
 from configs.errors import PresetError, UserError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
-from configs.text import clip
 from data.files import set_aside
 from data.sources.hub_client import first_line, retries
 from data.sources.probe import SECONDS, Probe, answers_within, probe
@@ -46,8 +46,6 @@ def choose(folder: Path, configs: Path) -> Choice:
     person = is_terminal(sys.stdin)
     with questions_are_seen():
         size = size_of(sys.stdout)
-        if unlisted := unlisted_presets(configs):
-            tell(f"Not in the menu: {clip(', '.join(unlisted), 200)}. Give a preset a name such as 10_mine.json.\n")
         print(render_menu(menu, size))
         look_again = (lambda: gather_menu(folder, configs)) if person else None
         return ask(menu, read=read_line, say=tell, look_again=look_again, size=size)
@@ -97,6 +95,7 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
         current,
         [run for run in archived if not run.finished],
         has_model=bool(current or archived),
+        unlisted=unlisted_presets(configs),
     )
 
 
@@ -175,6 +174,7 @@ def presets_in(configs: Path) -> dict[Path, Preset | PresetError]:
 
 
 def unlisted_presets(configs: Path) -> list[str]:
-    """Return the names of JSON files that the menu does not show, because of these names."""
+    """Return the names of files that look like presets and that the menu does not show, because of these names."""
     listed = {"preset.schema.json", *(path.name for path in preset_paths(configs))}
-    return sorted(path.name for path in configs.glob("[!.]*.json") if path.name not in listed)
+    names = {path.name for path in configs.glob("*") if re.fullmatch(r"[^.].*\.json(\..+)?", path.name, re.IGNORECASE)}
+    return sorted(names - listed)

@@ -74,6 +74,7 @@ class Menu:
     current: SavedRun | None = None  # the run in checkpoints/, finished or not
     archived: list[SavedRun] = field(default_factory=list)  # unfinished archived runs
     has_model: bool = False  # whether there is a model to talk to, export and measure
+    unlisted: list[str] = field(default_factory=list)  # names of files that are no names of presets
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,20 @@ def render_menu(menu: Menu, size: Size = SMALLEST) -> str:
     lines: list[str] = []
     for lines_each, num_archived in ((3, 4), (2, 4), (1, 4), (1, 1), (1, 0)):
         entries = [line for entry in menu.entries for line in _entry_lines(entry, names, lines_each)]
-        shown = [*head, *entries, *_archived_lines(menu.archived, num_archived), *letters]
+        shown = [*head, *entries, *_archived_lines(menu.archived, num_archived), *_unlisted(menu, columns), *letters]
         lines = [clip(line, columns) for line in shown]
         if (
             len(lines) + len(wrapped(f"Enter: {below}", columns).splitlines()) < height - 1
         ):  # the prompt, and a spare line
             break
     return "\n".join(lines)
+
+
+def _unlisted(menu: Menu, columns: int) -> list[str]:
+    """Return a line about the files that are not shown because of their names, if there are any."""
+    advice = "; name presets as 10_mine.json is"
+    names = clip(", ".join(menu.unlisted), columns - len(f"Not in the menu: {advice}"))
+    return [f"Not in the menu: {names}{advice}"] if menu.unlisted else []
 
 
 def _archived_lines(archived: list[SavedRun], number: int) -> list[str]:
@@ -182,9 +190,16 @@ def _sources_in_words(sources: list[Probe]) -> list[str]:
     silent: dict[str, list[str]] = {}
     for source in sources:
         if not source.ok:
-            silent.setdefault(re.sub(r" \([^()]*\)$", "", source.detail) or "no answer", []).append(source.label)
+            silent.setdefault(_in_short(source.detail) or "no answer", []).append(source.label)
     there = [f"✓ {source.label}" for source in sources if source.ok]
     return there + [f"✗ {why}: {', '.join(labels)}" for why, labels in silent.items()]
+
+
+def _in_short(detail: str) -> str:
+    """Return a problem without what it has in brackets at its end, except for the variable that is to be corrected."""
+    short = re.sub(r" \(([^()]|\([^()]*\))*\)$", "", detail)
+    variable = re.search(r"([^,;:()]+ in \w+_\w+)\)$", detail[len(short) :])
+    return f"{short} ({variable[1].strip()})" if variable else short
 
 
 def ask(
@@ -263,6 +278,7 @@ def _understand(answer: str, menu: Menu) -> Choice:
     choices |= {f"a{index}": Choice("restore", run.folder) for index, run in enumerate(menu.archived, start=1)}
     long_forms: dict[str, str] = {
         "quit": "q",
+        "exit": "q",
         "resume": "r",
         **{action: letter for letter, (action, _) in USES.items()},
     }
@@ -285,7 +301,8 @@ def _understand(answer: str, menu: Menu) -> Choice:
             raise LookupError(f"{clip(answer, 40)!r} could be {' or '.join(entry.path.stem for entry in found)}")
     names = list(dict.fromkeys(_spellings(entry)[key] for entry in menu.entries for key in ("stem", "name")))
     close = difflib.get_close_matches(word, [*names, *long_forms], n=1, cutoff=0.5)
-    answers = [*(entry.path.stem for entry in menu.entries), *choices]
+    new = ["n"] if menu.current and menu.current.finished else []
+    answers = [*(entry.path.stem for entry in menu.entries), *new, *choices]
     nearest = f"the nearest is {close[0]!r}" if close else f"there is {', '.join(answers)}"
     raise LookupError(f"there is no {clip(answer, 40)!r}; {nearest}")
 

@@ -213,6 +213,7 @@ def test_every_problem_is_listed_at_once_with_its_place():
             {"data": {"sources": [{**TEXT, "field": "body"}]}},
             'field = "body": unknown key\n    did you mean "text_field"?',
         ),
+        ({"train": {"learning_rate": 0.01}}, 'unknown key\n    did you mean "matrix_learning_rate"?'),
         ({"data": {"sources": [{**TEXT, "field": ["a", "b"]}]}}, 'unknown key\n    did you mean "fields"?'),
     ],
 )

@@ -194,6 +194,8 @@ def test_a_wrong_name_is_asked_again_with_the_nearest():
 
 
 def test_a_wrong_name_without_a_terminal_is_an_error():
+    with pytest.raises(UserError, match="00_best_general, n, q, t, e, p, b"):
+        answer(Menu([GENERAL], FINISHED, has_model=True), "xyz", terminal=False)
     with pytest.raises(UserError, match="the nearest is 'best_general'"):
         answer(MENU, "best_genral", terminal=False)
 
@@ -201,6 +203,10 @@ def test_a_wrong_name_without_a_terminal_is_an_error():
 def test_bytes_that_are_no_text_are_a_wrong_name_and_never_enter():
     with pytest.raises(UserError, match="there is no"):
         answer(MENU, UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), terminal=False)
+
+
+def test_exit_leaves_as_quit_does():
+    assert answer(MENU, "exit")[0] == Choice("quit")
 
 
 def test_letters_that_do_not_apply_are_wrong_names():
@@ -509,9 +515,38 @@ def test_a_gpu_that_cannot_be_measured_does_not_end_the_menu(monkeypatch, tmp_pa
 
 
 def test_files_that_the_menu_does_not_show_are_named(tmp_path):
-    for name in ("10_b.json", "preset.schema.json", "notes.json", "05 spaced.json", "a.txt", "._10_b.json"):
+    misnamed = ["05 spaced.json", "11_b.JSON", "12_b.json.txt", "notes.json"]
+    for name in ("10_b.json", "preset.schema.json", "a.txt", "._10_b.json", *misnamed):
         (tmp_path / name).touch()
-    assert unlisted_presets(tmp_path) == ["05 spaced.json", "notes.json"]
+    assert unlisted_presets(tmp_path) == misnamed
+    entries = [entry(f"{n:02d}_{n}") for n in range(8)]
+    for names in (misnamed, [f"{n} {'long' * 9}.json" for n in range(9)]):
+        menu = Menu(entries, UNFINISHED, [ARCHIVED] * 9, has_model=True, unlisted=names)
+        lines = render_menu(menu).splitlines()
+        assert len(lines) + 2 <= 24  # what Enter takes, and the prompt
+        (said,) = [line for line in lines if f"Not in the menu: {names[0][:12]}" in line]
+        assert said.endswith("; name presets as 10_mine.json is")
+        assert columns(said) <= 80
+
+
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        ("the Hub cannot be reached (host: timed out)", "the Hub cannot be reached"),
+        (
+            "the Hub cannot be reached (host: timed out, through the proxy in http_proxy)",
+            "(through the proxy in http_proxy)",
+        ),
+        (
+            "the Hub cannot be reached (host: it says (404), at the address in HF_ENDPOINT)",
+            "(at the address in HF_ENDPOINT)",
+        ),
+        ("is private: use another token (not that in HF_TOKEN)", "use another token (not that in HF_TOKEN)"),
+    ],
+)
+def test_the_variable_at_fault_is_in_the_menu(detail, shown):
+    asked = dataclasses.replace(GENERAL, sources=[Probe("data", False, detail)])
+    assert f"{shown}: data" in render_menu(Menu([asked]))
 
 
 def test_preset_files_are_numbered_and_in_order(tmp_path):
