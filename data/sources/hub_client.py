@@ -237,7 +237,7 @@ def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:
             problem = str(error).rstrip(".") or type(error).__name__
         if delay is not None:
             time.sleep(delay)
-    raise no_answer(str(request.url), problem)
+    raise no_answer(str(request.url), str(problem))
 
 
 def no_answer(url: str, problem: str) -> NoAnswer:

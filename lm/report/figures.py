@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import statistics
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +30,12 @@ Record = dict[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
 SHORT = 12  # points: a line of so few shows them
+# With Chinese, Japanese, Korean and further scripts; the last one, of newer matplotlibs, has a sign for each script.
+OTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS", "Noto Sans Devanagari",
+    "Last Resort High-Efficiency",
+)  # fmt: skip
 LINES_TO_LABEL = 12  # more sources than this are drawn in one grey, without names
 
 
@@ -43,23 +51,31 @@ def _curves(records_json: str, title: str) -> bytes:
     evaluated = [record for record in records if record.get("eval")]
     named = [record["eval"]["per_source"] for record in evaluated] + [record.get("mixture") or {} for record in records]
     labels = list(dict.fromkeys(label for names in named for label in names))
-    panels = [_loss] + [_sources] * bool(evaluated) + [_mixture] * (len(_mixed(records)) > 1) + [_speed]
+    has_loss = any(_series(records, "loss")[0]) or any(record["eval"].get("loss") for record in evaluated)
+    shown = {
+        _loss: has_loss,
+        _sources: bool(evaluated),
+        _mixture: len(_mixed(records)) > 1,
+        _speed: any(_series(records, "tokens_per_second")[0]),
+    }
+    panels = [panel for panel, has_points in shown.items() if has_points] or [_loss]
     num_lines = -(-len(panels) // 2)
     figure = _figure(1 + 3.7 * num_lines, title)
     axes = figure.subplots(num_lines, 2, squeeze=False, sharex=True).ravel()
     for panel, draw_into in zip(axes, panels, strict=False):
         draw_into(panel, records, labels)
     _finish(axes, len(panels))
-    if labels and len(labels) <= LINES_TO_LABEL and len(panels) > 2:
-        axes[1].legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
+    if labels and len(labels) <= LINES_TO_LABEL and _sources in panels:
+        axes[panels.index(_sources)].legend(frameon=False, fontsize="small", ncols=1 + (len(labels) > 6))
     return _png(figure)
 
 
 def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
     _title(panel, "Loss, nats per token")
     x, y = _series(records, "loss")
-    panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
-    _line(panel, x, _running_median(y), "training (running median)", COLOURS[0])
+    if x:
+        panel.plot(x, y, color="#B8CBDD", linewidth=0.6)
+        _line(panel, x, _running_median(y), "training (running median)", COLOURS[0])
     held_out = [
         (record["tokens"], record["eval"].get("loss"), record["eval"].get("tokens"))
         for record in records
@@ -70,7 +86,8 @@ def _loss(panel: Axes, records: list[Record], labels: list[str]) -> None:
         panel.set_ylim(
             top=max([*sorted(y)[: int(len(y) * 0.97)], *(value for _, value, _ in held_out if value)]) * 1.02
         )
-    panel.legend(frameon=False)
+    if panel.lines:
+        panel.legend(frameon=False)
 
 
 def _sources(panel: Axes, records: list[Record], labels: list[str]) -> None:
@@ -179,9 +196,25 @@ def _finish(panels: Iterable[Axes], num_used: int) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_fonts())
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", facecolor="white")
+    with warnings.catch_warnings():  # labels in other scripts are boxes where no font has them; the report has them too
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(picture, format="png", facecolor="white")
     return picture.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _fonts() -> list[str]:
+    """Return matplotlib's own font and, for what it lacks, those of OTHER_FONTS that are installed."""
+    from matplotlib.font_manager import fontManager
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that one of them has no bold letters
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
 
 
 def _title(panel: Axes, text: str) -> None:
@@ -205,6 +238,7 @@ def _line(panel: Axes, x: list[int], y: list[float], label: str, colour: str, **
     if len(x) <= SHORT:  # a line of one point is invisible
         style.setdefault("marker", "_" if style.get("linestyle") == "--" else "o")
     style.setdefault("markersize", 12 if style.get("marker") == "_" else 2.5)
+    label = f" {label}" if label.startswith("_") else label  # else matplotlib keeps it out of the legend
     panel.plot(x, y, label=_plain(label), color=colour, linewidth=1.2, **style)
 
 

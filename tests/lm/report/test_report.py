@@ -121,6 +121,27 @@ def test_a_picture_has_no_panel_without_content(monkeypatch):
     assert list(with_evaluation) == ["Loss, nats per token", "Held-out bits per byte, per source", "Tokens per second"]
 
 
+def test_evaluations_alone_have_no_speed_and_no_training_curve(monkeypatch):
+    panels = drawn(monkeypatch, [evaluated(1, 9.0, 100)])
+    assert list(panels) == ["Loss, nats per token", "Held-out bits per byte, per source"]
+    assert [line.get_label() for line in panels["Loss, nats per token"].lines] == ["held-out"]
+
+
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend(monkeypatch):
+    record = evaluated(1, 9.0, 100)
+    record["eval"]["per_source"]["_notes"] = record["eval"]["per_source"]["wiki"]
+    legend = drawn(monkeypatch, [record])["Held-out bits per byte, per source"].get_legend()
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["wiki", "_notes"]
+
+
+def test_labels_in_every_script_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
+    record = evaluated(1, 9.0, 100)
+    record["eval"]["per_source"]["数据"] = record["eval"]["per_source"]["wiki"]
+    figures.draw([record], tmp_path / "report.png", "模型")
+    assert [str(warning.message) for warning in recwarn] == []
+    assert caplog.messages == []
+
+
 def test_an_evaluation_of_more_text_is_not_joined_to_those_before(monkeypatch):
     records = [evaluated(10, 4.0, 100), evaluated(20, 3.0, 100), evaluated(20, 3.5, 900)]
     panel = drawn(monkeypatch, records)["Held-out bits per byte, per source"]
