@@ -775,7 +775,9 @@ MUTATIONS = {
         "self._begins[tokens]",
         "tests/data/test_packing.py",
     ),
-    "a resume cuts lines elsewhere": Mutation("data/sources/hub.py", "else start * size)", "else start * size + 1)", HUB),
+    "a resume cuts lines elsewhere": Mutation(
+        "data/sources/hub.py", "else start * size)", "else start * size + 1)", HUB
+    ),
     "a resumed run keeps no milestone since its checkpoint": Mutation(
         "lm/train/state.py",
         'tuple(happened.get("kept_at", (checkpoint["tokens_seen"], 0)))',
