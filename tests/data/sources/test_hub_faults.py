@@ -160,7 +160,7 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     stream.consumed(num_rows)
     assert eventually(lambda: stream.rows(0, 1) and "retrying" in stream.status)
     assert re.fullmatch(r"(wiki|web|questions): 127.0.0.1: .*, retrying in \d+ s", stream.status)
-    result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={}, utilization=0.0)
+    result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={}, performance=None)
     state = SimpleNamespace(skipped_steps=0)
     labels = [source.label for source in make_preset().data.all_sources]
     bar = headline(
