@@ -6,8 +6,8 @@ a request three times, unless it uploads something, and an answer other than the
 counts as none. If all three fail it raises NoAnswer, which no library retries, and stores it as
 `last_failure` in case one catches it. Longer waiting, and reporting it, are left to data/feed.py.
 
-`find` is the first request for a dataset or a model, of the menu's probe and of the reader alike,
-and `refusal` puts an answer into words for both, so that they never disagree.
+`find` is the first request for a dataset or a model, of the menu's probe and of the reader alike
+(hub_refusal.py puts its answer into words for both), so that they never disagree.
 
 The token is sent to the own host of the endpoint, and to no other. Never written to a log: the
 token, and the presigned addresses that files are really read from.
@@ -22,12 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from pathlib import PurePath
 from typing import Any, Literal, NoReturn
 from urllib.parse import quote, urlsplit
 
 from configs.errors import SourceError
-from configs.hf_source import FORMATS
 from configs.text import clip
 from data.sources.compressed import register_zstd
 from data.sources.hub_environment import (
@@ -35,7 +33,6 @@ from data.sources.hub_environment import (
     certificate_variable,
     check_environment,
     check_token,
-    how_to_send_a_token,
     prepare_environment,
     proxy_variable,
     token_in_use,
@@ -170,42 +167,6 @@ def _refuse(response: Any, found: dict[str, Any], name: str) -> NoReturn:
         if status in (401, 403, 404):
             raise
     raise SourceError(f"{name}: the Hub refuses it ({clip(without_secrets(str(reason)), 200)})")
-
-
-def refusal(error: BaseException, name: str, kind: Kind = "dataset") -> str | None:
-    """Return what the Hub refuses and how to fix it, after the name of the dataset or model; None
-    if `error` is no refusal."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    chain, line = causes(error), first_line(error)
-    where, _ = token_in_use()
-    if any(isinstance(link, GatedRepoError) for link in chain) or "is a gated dataset" in line:
-        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        if where:
-            token = f"the account of the token in {where}"
-        else:
-            token = f"your account, and {how_to_send_a_token('set HF_TOKEN or run `hf auth login`')}"
-        return f"is gated: accept its terms at {page} with {token}"
-    if any(isinstance(link, RevisionNotFoundError) for link in chain):
-        return "has no such revision on the Hub: correct it, or remove it for the newest"
-    if where and any("Invalid credentials" in str(link) for link in chain):
-        return f"is refused: the Hub does not know the token in {where}; set or store a new one"
-    missing = any(isinstance(link, RepositoryNotFoundError) for link in chain) or "doesn't exist on the Hub" in line
-    if missing or {401, 403} & {status_of(link) for link in chain}:
-        access = f"or use a token that may read it (not that in {where})" if where else f"or {how_to_send_a_token()}"
-        return f"does not exist on the Hub or is private: check the name, {access}{_if_here(name, kind)}"
-    return None
-
-
-def _if_here(name: str, kind: Kind) -> str:
-    """Return what to write if `name` is meant as a folder or a file on this disk, or ""."""
-    if kind == "model":  # lm/start_point.py says it
-        return ""
-    if os.path.isdir(name):
-        return f'. For the folder of that name write "./{name}"'
-    form = FORMATS.get(PurePath(name).suffix)
-    return f'. For a file write "dataset": "{form}", "data_files": "{name}"' if form else ""
 
 
 def ask(send: Callable[..., Any], request: Any, **options: Any) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from configs.hf_source import FORMATS, LOCAL_FORMATS, HFSource
 from data.sources.base import in_words
 from data.sources.find import CannotBeSearched, matching_files
-from data.sources.hub_client import causes, first_line, refusal
+from data.sources.hub_client import causes, first_line
+from data.sources.hub_refusal import refusal
 
 MOST_LISTED = 10
 MOST_LOOKED_AT = 1000  # files

@@ -15,7 +15,8 @@ from typing import Any
 
 from configs.errors import SourceError, StartPointError
 from data.files import FULL
-from data.sources.hub_client import NoAnswer, causes, connect, find, first_line, refusal
+from data.sources.hub_client import NoAnswer, causes, connect, find, first_line
+from data.sources.hub_refusal import refusal
 
 
 @dataclass(frozen=True)

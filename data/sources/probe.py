@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeVar
 from configs import schema
 from configs.errors import SourceError
 from data.sources.find import PDFS, CannotBeSearched, matching_files
-from data.sources.hub_client import NoAnswer, connect, find, first_line, refusal, retries
+from data.sources.hub_client import NoAnswer, connect, find, first_line, retries
 from data.sources.hub_messages import local_problem
+from data.sources.hub_refusal import refusal
 
 Answer = TypeVar("Answer")
 SECONDS = 2.0  # as long as the menu waits
