@@ -8,11 +8,8 @@ resumes from it reads one block again and continues with exactly the next docume
 """
 
 import json
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -21,13 +18,11 @@ from configs import schema
 from configs.errors import Retryable, SourceError
 from data.heldout_choice import text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
+from data.waiting import FIRST_WAIT, Status, pause, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
-FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts when the network is down
-LONGEST_SILENCE = 20.0  # seconds until a source that neither answers nor fails is reported
 
 Encoded = TypeVar("Encoded", bound=Sized)  # a document as returned by `encode`
-Status = Callable[[str], None]  # shows a message until the next one; "" clears it
 
 
 @dataclass
@@ -219,38 +214,3 @@ def nothing_usable(label: str, skipped: Counter[str]) -> SourceError:
         f"source {label}: not one document can be used ({in_words(skipped) or 'it is empty'}); "
         "add text, or change min_text_length or the source in the preset"
     )
-
-
-@contextmanager
-def watch(label: str, status: Status) -> Iterator[Status]:
-    """Yield a function that reports trouble with a source, for code that waits for the source.
-
-    Silence is reported after LONGEST_SILENCE, whatever the source or its library waits for. On
-    exit, what was reported is cleared.
-    """
-    said = False
-
-    def say(message: str) -> None:
-        nonlocal said
-        said = True
-        timer.cancel()
-        status(message)
-
-    message = f"{label}: no text for {LONGEST_SILENCE:.0f} s, still trying"
-    timer = threading.Timer(LONGEST_SILENCE, say, (message,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield say
-    finally:
-        timer.cancel()
-        timer.join()  # it may be reporting just now
-        if said:
-            status("")
-
-
-def pause(label: str, error: Retryable, seconds: float, say: Status) -> float:
-    """Report the error and sleep for `seconds`. Return how long to sleep the next time."""
-    say(f"{label}: {error}, retrying in {seconds:.0f} s")
-    time.sleep(seconds)
-    return min(2 * seconds, LONGEST_WAIT)

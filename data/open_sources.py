@@ -7,10 +7,10 @@ from typing import Any
 from configs import schema
 from configs.errors import Retryable, SourceError, UserError
 from configs.schema import Preset
-from data.feed import FIRST_WAIT, Status, pause, watch
 from data.producer_channel import Events
 from data.sources.base import Source, in_words
 from data.sources.opening import open_source
+from data.waiting import FIRST_WAIT, Status, pause, watch
 
 OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on without the network
 

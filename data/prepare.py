@@ -24,7 +24,7 @@ from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.chat_template import OWN, TEMPLATE_FILE, ChatTemplate, template_beside
-from data.feed import FIRST_WAIT, Feed, Status, nothing_usable, pause, watch
+from data.feed import Feed, nothing_usable
 from data.heldout import HeldOut, pack
 from data.heldout_choice import (
     BYTES_PER_TOKEN,
@@ -42,6 +42,7 @@ from data.journal import HEADER, read_header
 from data.mixing import Mixer, base_weights, over_the_run
 from data.sources.base import HELD_OUT_ONE_IN, Document, Source
 from data.stream_files import HELD_OUT, Prepared, template_path, tokenizer_path
+from data.waiting import FIRST_WAIT, Status, pause, watch
 
 SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on

@@ -1,5 +1,4 @@
 import json
-import threading
 import time
 from dataclasses import asdict
 from functools import partial
@@ -9,6 +8,7 @@ import pytest
 
 from configs.errors import Retryable, SourceError
 from data import feed as feed_module
+from data import waiting
 from data.feed import Feed, Progress
 from data.prepare import reason_to_skip, texts_of
 from data.sources.base import Document, Source
@@ -105,7 +105,7 @@ def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
 
 
 def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
-    monkeypatch.setattr(feed_module, "LONGEST_SILENCE", 0.2)
+    monkeypatch.setattr(waiting, "LONGEST_SILENCE", 0.2)
 
     class Slow(Numbers):
         def documents(self, epoch, position=None):
@@ -117,10 +117,9 @@ def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
     said = []
     assert take(feed(Slow(3), repeat=1, status=said.append), 3) == take(feed(Numbers(3)), 3)
     assert said == ["numbers: no text for 0 s, still trying", ""]
-    monkeypatch.setattr(feed_module, "LONGEST_SILENCE", 5)
+    monkeypatch.setattr(waiting, "LONGEST_SILENCE", 5)
     said.clear()
     take(feed(Numbers(3), repeat=1, status=said.append), 3)
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert said == []
 
 

@@ -26,7 +26,7 @@ from huggingface_hub import HfFileSystem
 from configs.errors import Retryable, UserError
 from configs.schema import parse_preset
 from configs.sources import HFSource
-from data import feed
+from data import feed, waiting
 from data import open_sources as open_sources_module
 from data.feed import Feed
 from data.journal import JournalReader
@@ -237,12 +237,12 @@ def quick(monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
         monkeypatch.setattr(feed, "FIRST_WAIT", 0.1)
         monkeypatch.setattr(open_sources_module, "FIRST_WAIT", 0.1)
-        monkeypatch.setattr(feed, "LONGEST_SILENCE", 0.5)
-    return feed.LONGEST_SILENCE + (1 if FULL_COUNTS else 10)  # of a machine that others use as well
+        monkeypatch.setattr(waiting, "LONGEST_SILENCE", 0.5)
+    return waiting.LONGEST_SILENCE + (1 if FULL_COUNTS else 10)  # of a machine that others use as well
 
 
 def test_the_longest_silence_is_under_half_a_minute():
-    assert feed.LONGEST_SILENCE <= 25
+    assert waiting.LONGEST_SILENCE <= 25
 
 
 @pytest.mark.parametrize("fault", FAULTS)
