@@ -309,6 +309,6 @@ def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
     program.change("data/producer.py", preparation, last_words)
     result = program.run("0\n", launcher=launcher)
     assert result.code == 1
-    assert "the data process ended 3 times, code 1; it said:" in result.err
+    assert "the data process ended 3 times, code 1; its last output:" in result.err
     assert "This is a defect, or a lost machine." in result.err
     assert "another process of this job has ended" not in result.err

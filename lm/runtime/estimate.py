@@ -198,8 +198,8 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     if device == "cuda":  # captured graphs keep a step's memory; elsewhere an evaluation has what a step has released
         rows = min(num_tokens, int(EVALUATION_LOGIT_ROWS * share))
         fixed += EVALUATION_LOGIT_BYTES * rows * model.vocab_size
-    # A tied layer has the gradients of both its uses at the same time.
-    fixed += (OUTPUT_BYTES + 4 * model.tie_embeddings) * model.vocab_size * model.hidden_size
+    # A tied layer has the gradients of both its uses, and their sum, at the same time.
+    fixed += (OUTPUT_BYTES + 8 * model.tie_embeddings) * model.vocab_size * model.hidden_size
     return int(fixed + state + gradients + factor * (per_token * num_tokens + logits) + policy)
 
 
