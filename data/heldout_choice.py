@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 
+from data.chat_template import ChatTemplate
 from data.sources.base import Document
 
 BYTES_PER_TOKEN = 3.5  # an estimate, for measuring text before there is a tokenizer
@@ -35,6 +36,25 @@ def text_hash(text: str) -> bytes:
 def cell_hashes(document: Document) -> dict[int, bytes]:
     """Return for each field that is not empty a hash that another document with it has as well."""
     return {n: text_hash(f"{n}\0{cell}") for n, cell in enumerate(document.cells) if cell.strip()}
+
+
+def reason_to_skip(
+    document: Document, min_text_length: int, held_out: frozenset[bytes], template: ChatTemplate | None = None
+) -> str | None:
+    """Return why a document is not trained on, or None."""
+    if not document.text.strip():
+        return "empty"
+    if len(document.text) < min_text_length:
+        return "too short"
+    if text_hash(document.text) in held_out:
+        return "held out"
+    if not held_out.isdisjoint(cell_hashes(document).values()):
+        return "sharing a field with held-out text"
+    return "with turns that the chat template refuses" if is_refused(document, template) else None
+
+
+def is_refused(document: Document, template: ChatTemplate | None) -> bool:
+    return bool(template and document.turns and template.refuses(document.turns))
 
 
 def without_shared_cells(

@@ -7,44 +7,31 @@ has lost its stream knows what to make again, and from which revisions of its so
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from configs.errors import Retryable, UserError
+from configs.errors import UserError
 from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
 from data.chat_template import OWN, TEMPLATE_FILE, ChatTemplate, template_beside
-from data.feed import Feed, nothing_usable
+from data.feed import Feed
 from data.heldout import HeldOut, pack
-from data.heldout_choice import (
-    BYTES_PER_TOKEN,
-    MOST_UNUSABLE,
-    SHORTEST_CUT,
-    cell_hashes,
-    collect,
-    collect_of_few,
-    kept_length,
-    text_hash,
-    without_shared_cells,
-)
+from data.heldout_choice import BYTES_PER_TOKEN, kept_length, reason_to_skip
+from data.heldout_selection import choose_held_out
 from data.identity import check_paths, data_identity, path_of
 from data.journal import HEADER, read_header
 from data.mixing import Mixer, base_weights, over_the_run
-from data.sources.base import HELD_OUT_ONE_IN, Document, Source
+from data.sources.base import Document, Source
 from data.stream_files import HELD_OUT, Prepared, template_path, tokenizer_path
-from data.waiting import FIRST_WAIT, Status, pause, watch
+from data.waiting import Status
 
-SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
 Content = TypeVar("Content")
@@ -110,25 +97,6 @@ def _read_text(path: Path) -> str:
     return path.read_bytes().decode()  # read_text would change its line ends
 
 
-def reason_to_skip(
-    document: Document, min_text_length: int, held_out: frozenset[bytes], template: ChatTemplate | None = None
-) -> str | None:
-    """Return why a document is not trained on, or None."""
-    if not document.text.strip():
-        return "empty"
-    if len(document.text) < min_text_length:
-        return "too short"
-    if text_hash(document.text) in held_out:
-        return "held out"
-    if not held_out.isdisjoint(cell_hashes(document).values()):
-        return "sharing a field with held-out text"
-    return "with turns that the chat template refuses" if is_refused(document, template) else None
-
-
-def is_refused(document: Document, template: ChatTemplate | None) -> bool:
-    return bool(template and document.turns and template.refuses(document.turns))
-
-
 def prepare_stream(
     preset: Preset,
     stream_dir: Path,
@@ -147,7 +115,7 @@ def prepare_stream(
     template, eval_tokens = made_before.get("chat_template"), made_before.get("eval_tokens", preset.train.eval_tokens)
     tokenizer, chat = given_tokenizer(preset, stream_dir, template)
     status("choosing held-out text")
-    chosen, hashes, cuts = _choose_held_out(preset, sources, weights, eval_tokens, chat, status, notice)
+    chosen, hashes, cuts = choose_held_out(preset, sources, weights, eval_tokens, chat, status, notice)
     if not tokenizer:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
         kept = partial(kept_length, cuts=cuts, held_out=hashes)
@@ -181,88 +149,6 @@ def prepare_stream(
     return Prepared(header, tokenizer, held_out, chat)
 
 
-def _choose_held_out(
-    preset: Preset,
-    sources: Sequence[Callable[[], Source]],
-    weights: Sequence[float],
-    eval_tokens: int,
-    chat: ChatTemplate | None,
-    status: Status,
-    notice: Callable[[str], None],
-) -> tuple[Sequence[dict[bytes, Document]], frozenset[bytes], dict[bytes, int]]:
-    """Choose about `eval_tokens` of held-out text, shared out among the sources by `weights`, without what `chat` refuses.
-
-    Return the documents of each source by the hash of their text, the hashes of all that must not be
-    trained on, and how much of a document is kept whose end is held out. Raises UserError.
-    """
-    specs, shortest = preset.data.all_sources, preset.data.min_text_length
-    num_trained = len(preset.data.trained_sources)
-
-    def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
-        if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
-            documents = chain(held_out_of(i), head(i))
-            chosen = collect(documents, eval_tokens / num_trained, shortest)
-            if not chosen:
-                notice(f"{specs[i].label}: nothing of it can be evaluated")
-            return chosen, {}, frozenset()
-        check_usable(i)
-        wanted = eval_tokens * weights[i] / sum(weights)
-        # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
-        has_enough = len(list(islice(head(i), HELD_OUT_ONE_IN))) == HELD_OUT_ONE_IN
-        chosen, cuts = collect(held_out_of(i), wanted if has_enough else 0, shortest), dict[bytes, int]()
-        if not chosen:
-            chosen, cuts = collect_of_few(head(i), shortest)
-        has_cells = any(document.cells for document in chosen.values())
-        # From where the held-out documents are, and not the head: data may be sorted by subject.
-        others = chain.from_iterable(held_out_of(i, part) for part in range(1, HELD_OUT_ONE_IN))
-        sample = islice(others, SAMPLE_DOCUMENTS) if has_cells else ()
-        chosen, shared, too_common = without_shared_cells(chosen, sample)
-        for number in too_common:
-            field = specs[i].cell_names[number]  # type: ignore[union-attr]  # only such sources have cells
-            notice(
-                f"{specs[i].label}: documents that share {field!r} with held-out text are trained on, since more than half of "
-                "the source does"
-            )
-        return chosen, cuts, shared
-
-    def check_usable(i: int) -> None:
-        """Raise SourceError, with the reasons, if no document of the source can be used."""
-        reasons, opened = Counter[str](), list[Source]()
-
-        def documents() -> Iterator[Document]:
-            opened.append(sources[i]())
-            return (document for document, _ in opened[-1].documents(0))
-
-        for document in islice(_steadily(specs[i].label, documents, status), MOST_UNUSABLE):
-            if not (reason := reason_to_skip(document, shortest, frozenset(), chat)):
-                return
-            reasons[reason] += 1
-        if reasons.total() < MOST_UNUSABLE:
-            raise nothing_usable(specs[i].label, reasons + opened[-1].skipped)
-
-    def held_out_of(i: int, part: int = 0) -> Iterator[Document]:
-        return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part), status))
-
-    def head(i: int) -> Iterator[Document]:
-        return usable(
-            _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
-        )
-
-    def usable(documents: Iterator[Document]) -> Iterator[Document]:
-        return (Document("") if is_refused(each, chat) else each for each in documents)
-
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        chosen, cuts_of_each, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
-    if not any(chosen[:num_trained]):
-        labels = ", ".join(spec.label for spec in specs[:num_trained])
-        raise UserError(
-            f"{labels}: no document can be held out for evaluation; needed are two documents, or one of {SHORTEST_CUT} "
-            "characters, whose end can be held out"
-        )
-    hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
-    return chosen, hashes, {key: kept for each in cuts_of_each for key, kept in each.items()}
-
-
 def given_tokenizer(
     preset: Preset, stream_dir: Path, template: str | None = None
 ) -> tuple[Tokenizer | None, ChatTemplate | None]:
@@ -288,26 +174,6 @@ def _file_beside(path: Path, name: str) -> Path | None:
 
 def texts_of(documents: Sequence[Document]) -> list[str]:
     return [document.text for document in documents]
-
-
-def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
-    """Yield the documents of `read()`; after a network failure, read again from where it was."""
-    documents: Iterator[Document] | None = None
-    given = 0
-    while True:
-        wait, document = FIRST_WAIT, None
-        with watch(label, status) as say:
-            while True:
-                try:
-                    documents = documents or islice(read(), given, None)
-                    document = next(documents, None)
-                    break
-                except Retryable as error:
-                    documents, wait = None, pause(label, error, wait, say)
-        if document is None:
-            return
-        given += 1
-        yield document
 
 
 def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:

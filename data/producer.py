@@ -41,7 +41,7 @@ from data import tokenizer as bpe
 from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
-from data.heldout_choice import kept_length
+from data.heldout_choice import kept_length, reason_to_skip
 from data.identity import check_identity
 from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
@@ -49,7 +49,7 @@ from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import load_or_prepare, reason_to_skip
+from data.prepare import load_or_prepare
 from data.producer_channel import OUT_OF_MEMORY, Events, Orders
 from data.stream_files import PDF_TEXT, Prepared, set_obstacles_aside
 

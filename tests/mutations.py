@@ -224,7 +224,7 @@ MUTATIONS = {
         "data/sources/conversations.py", "    cells_of = cells_of or (", "    cells_of = () and (", TALKS
     ),
     "turns that the template refuses are trained on": Mutation(
-        "data/prepare.py", "if is_refused(document, template) else None", "if False else None", TALKS
+        "data/heldout_choice.py", "if is_refused(document, template) else None", "if False else None", TALKS
     ),
     "a model's template is looked for where the model was": Mutation(
         "data/prepare.py",
@@ -577,7 +577,7 @@ MUTATIONS = {
         "tests/data/test_mixing.py",
     ),
     "held-out text is trained on": Mutation(
-        "data/prepare.py", "if text_hash(document.text) in held_out:", "if False:", STREAM
+        "data/heldout_choice.py", "if text_hash(document.text) in held_out:", "if False:", STREAM
     ),
     "text becomes a special token": Mutation(
         "data/tokenizer.py", "tokenizer.encode_special_tokens = True", "pass", "tests/data/test_tokenizer.py"
@@ -646,7 +646,7 @@ MUTATIONS = {
         "data/feed.py", "document = document._replace(text=document.text[:kept])", "pass", STREAM
     ),
     "a category is judged by the head of the data": Mutation(
-        "data/prepare.py", "sample = islice(others, SAMPLE", "sample = islice(head(i), SAMPLE", STREAM
+        "data/heldout_selection.py", "sample = islice(others, SAMPLE", "sample = islice(head(i), SAMPLE", STREAM
     ),
     "every file's first row is held out": Mutation(
         "data/sources/hub.py",

@@ -10,9 +10,10 @@ import pytest
 from configs.errors import UserError
 from data import tokenizer as bpe
 from data.chat_template import CHATML, OWN, ChatTemplate, Turn
+from data.heldout_choice import reason_to_skip
 from data.journal import JournalReader, read_header
 from data.packing import chain_digest, row_dtype
-from data.prepare import given_tokenizer, reason_to_skip
+from data.prepare import given_tokenizer
 from data.sources.base import Document
 from tests.data.small_stream import T, check_that_kills_leave_no_trace, folder, make_preset
 

@@ -10,7 +10,8 @@ from configs.errors import Retryable, SourceError
 from data import feed as feed_module
 from data import waiting
 from data.feed import Feed, Progress
-from data.prepare import reason_to_skip, texts_of
+from data.heldout_choice import reason_to_skip
+from data.prepare import texts_of
 from data.sources.base import Document, Source
 
 pytestmark = pytest.mark.core

@@ -8,8 +8,15 @@ from configs.schema import TextSource
 from data import tokenizer as bpe
 from data.chat_template import OWN, ChatTemplate, Turn
 from data.heldout import HeldOut, pack
-from data.heldout_choice import BYTES_PER_TOKEN, collect, collect_of_few, kept_length, text_hash, without_shared_cells
-from data.prepare import reason_to_skip
+from data.heldout_choice import (
+    BYTES_PER_TOKEN,
+    collect,
+    collect_of_few,
+    kept_length,
+    reason_to_skip,
+    text_hash,
+    without_shared_cells,
+)
 from data.sources.base import Document
 from data.sources.opening import open_source
 
