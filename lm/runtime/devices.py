@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.text import clip
+from data.sources.hub_client import first_line
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 INSTALL = "install the build for it: https://pytorch.org/get-started/locally"
@@ -101,12 +102,8 @@ def _with_gpus(found: Hardware) -> Hardware:
             (torch.ones(16, device="cuda") + 1).sum().item()
     except Exception as error:  # of any kind: of the driver, of the card, of the build
         if not (found.gpus and "out of memory" in str(error).lower()):  # which another program may use
-            return replace(found, failure=_first_line(error))
+            return replace(found, failure=clip(first_line(error), 200))
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return clip((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
 
 
 def _has_nvidia_driver() -> bool:
