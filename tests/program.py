@@ -3,6 +3,8 @@
 A copy, because main.py finds presets and checkpoints beside itself. In it the budget is small; nothing else is changed.
 """
 
+import atexit
+import compileall
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from functools import cache
@@ -62,7 +65,7 @@ def preset_json(text: Path, *, name="tiny", model=(), train=(), data=(), auxilia
     shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 300}
     model = {**(shape if "init_from" not in dict(model) else {}), "seq_length": 32, **dict(model)}
     intervals = {"save_every_tokens": 4_000, "eval_every_tokens": 8_000, "sample_every_tokens": 10_000}
-    train = {"per_gpu_batch_size": 4, "accumulation_steps": 2, "eval_tokens": 2_000, **intervals, **dict(train)}
+    train = {"per_gpu_batch_size": 8, "accumulation_steps": 2, "eval_tokens": 2_000, **intervals, **dict(train)}
     data = {"sources": sources, **dict(data)}
     return {"name": name, "model": model, "train": train, "data": data, "auxiliary": dict(auxiliary), **more}
 
@@ -84,17 +87,28 @@ def measured() -> Machine:
         return measure_machine()
 
 
+@cache
+def compiled_code() -> Path:
+    """The program's code in a folder of its own, with its byte code: each copy would be compiled anew at every start."""
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name)
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.json", "__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+    compileall.compile_dir(folder, quiet=1)
+    return folder
+
+
 class Program:
     """`run` starts it, answers its questions and waits; `start` only starts it. `close` ends what still runs."""
 
     def __init__(self, folder: Path, text: Path, *, token_budget: int = BUDGET):
         self.folder, self.text, self.checkpoints = folder, text, folder / "checkpoints"
         self.environment = dict(ENVIRONMENT)
-        for name in CODE:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.json"))
-            else:
-                shutil.copy2(ROOT / name, folder / name)
+        shutil.copytree(compiled_code(), folder, dirs_exist_ok=True)
         self.change("configs/schema.py", "TOKEN_BUDGET = 100_000_000", f"TOKEN_BUDGET = {token_budget}")
         self.checkpoints.mkdir()
         save_machine(self.checkpoints, measured())  # as by an earlier start: it takes a third of a second, and torch

@@ -48,7 +48,7 @@ def trained(text, tmp_path_factory) -> Program:
     finish = {"share": 0.8, "sources": [chat]}
     program.add(
         data={"sources": [books], "finish": finish},
-        train={"eval_every_tokens": BUDGET, "accumulation_steps": 1},
+        train={"eval_every_tokens": BUDGET, "per_gpu_batch_size": 4, "accumulation_steps": 1},
         model={"seq_length": 64},
     )
     program.first = program.run()

@@ -21,7 +21,7 @@ from lm.train_step import TrainStep
 from tests.program import BUDGET, preset_json, write_text
 
 pytestmark = pytest.mark.slow
-ROWS, TOKENS = 8, 256  # of a step; a checkpoint is due every 4,000 tokens
+ROWS, TOKENS = 16, 512  # of a step; a checkpoint is due every 4,000 tokens
 
 
 @pytest.fixture
@@ -58,16 +58,16 @@ def seen(path: Path) -> int:
 
 
 def test_skipped_steps_are_counted_and_a_save_waits_for_a_sound_one(preset, poison, tmp_path, capsys):
-    due = 63
+    due = 32
     assert (due - 1) * TOKENS < 16_000 <= due * TOKENS
-    poison(40, due)
+    poison(20, due)
     main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert seen(tmp_path / "lm_current.pth") == BUDGET
     assert seen(tmp_path / "lm_prev.pth") == (due + 1) * TOKENS
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in lines if line.get("skipped_steps")] == [40, due]
+    assert [line["step"] for line in lines if line.get("skipped_steps")] == [20, due]
     assert (
-        "79 steps, 2 of them skipped (loss or gradients not finite, or too large)"
+        "40 steps, 2 of them skipped (loss or gradients not finite, or too large)"
         in (tmp_path / "report.md").read_text()
     )
     assert "steps skipped: 2" in capsys.readouterr().err  # in the bar
@@ -75,7 +75,7 @@ def test_skipped_steps_are_counted_and_a_save_waits_for_a_sound_one(preset, pois
 
 def test_five_in_a_row_end_the_run_with_advice_and_leave_its_checkpoint(preset, poison, tmp_path):
     """A save is due in the midst of them."""
-    poison(*range(30, 100))
+    poison(*range(15, 100))
     checkpoints = []
     for _ in ("a new run", "resumed"):
         with pytest.raises(UserError, match=r"5 steps in a row were skipped.*train\.matrix_learning_rate") as ended:
@@ -83,6 +83,6 @@ def test_five_in_a_row_end_the_run_with_advice_and_leave_its_checkpoint(preset, 
         assert ended.value.exit_code == 2
         checkpoints.append((tmp_path / "lm_current.pth").read_bytes())
         lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line.get("skipped_steps")]
-        assert [line["step"] for line in lines] == [30, 31, 32, 33]  # the fifth ended it
-    assert seen(tmp_path / "lm_current.pth") == 16 * TOKENS
+        assert [line["step"] for line in lines] == [15, 16, 17, 18]  # the fifth ended it
+    assert seen(tmp_path / "lm_current.pth") == 8 * TOKENS
     assert checkpoints[0] == checkpoints[1]

@@ -272,9 +272,9 @@ def test_while_the_network_is_down(make, hub):
 
 
 def test_a_long_step_is_given_up_and_done_again(make):
-    """Asked in the second of two steps of 192 micro-batches: saved after the first."""
-    step = 192 * 4 * 64
-    long = NOTHING_IS_DUE | {"accumulation_steps": 192}
+    """Asked in the second of two steps of 96 micro-batches: saved after the first."""
+    step = 96 * 4 * 64
+    long = NOTHING_IS_DUE | {"per_gpu_batch_size": 4, "accumulation_steps": 96}
     whole, program = (make(name, token_budget=2 * step, train=long) for name in ("whole", "stopped"))
     assert whole.run().code == 0
     started = Started(program)
@@ -304,7 +304,8 @@ def test_a_second_ctrl_c_leaves_at_once(make):
 
 def test_torchrun_hands_a_warning_on(make):
     """SIGUSR1, which torchrun must be told to hand on; in a step of 48 micro-batches for each of two processes."""
-    program = make(train=NOTHING_IS_DUE | {"accumulation_steps": 48}, token_budget=2**16)
+    long = NOTHING_IS_DUE | {"per_gpu_batch_size": 4, "accumulation_steps": 48}
+    program = make(train=long, token_budget=2**16)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     started = Started(program, launcher=(*torchrun, "--signals_to_handle=SIGTERM,SIGINT,SIGUSR1"))
     trains(started)

@@ -95,7 +95,7 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     assert steps[0]["learning_rates"]["matrix"] == steps[0]["lr"] < steps[0]["learning_rates"]["embedding"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
     evaluations = [line for line in lines if "eval" in line]
-    assert [line["tokens"] for line in evaluations] == [1024, 2048, 4096, 8192, 16128, BUDGET]
+    assert [line["tokens"] for line in evaluations] == [1024, 2048, 4096, 8192, 16384, BUDGET]
     for line in evaluations:
         assert line["eval"].keys() >= {"loss", "bits_per_byte", "per_source"}
         assert set(line["eval"]["per_source"]) == {"small", "large"}
