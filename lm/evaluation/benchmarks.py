@@ -85,11 +85,14 @@ def load_benchmarks(names: Sequence[str]) -> Loaded:
         try:
             loaded[name] = manager.load([name])
         except Exception as error:  # anything, from many libraries and from other people's tasks
-            message = clip(" ".join(f"{type(error).__name__}: {error}".split()), 200)
-            failed.setdefault(_why(error), []).append(f"  {name}: {message}")
+            failed.setdefault(_why(error), []).append(f"  {name}: {_in_a_line(error)}")
     if failed:
         raise UserError("\n".join("\n".join((what, *lines, advice)) for (what, advice), lines in failed.items()))
     return loaded
+
+
+def _in_a_line(error: Exception) -> str:
+    return clip(" ".join(f"{type(error).__name__}: {error}".split()), 200)
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
@@ -125,7 +128,7 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
     """Run benchmarks on the model of a checkpoint's `state`, of the run in `folder`, record the results in its
     metrics.jsonl, each when it is done, and return them: {name: {measures, items, chance, ...}}.
 
-    A benchmark that the model cannot do is reported by `say`, and is not in the results.
+    A benchmark that the model cannot do, or that fails, is reported by `say`, and is not in the results.
     """
     from lm.evaluation.harness import DoesNotFit, HarnessModel
 
@@ -149,6 +152,11 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
                 results[name] = evaluate_benchmark(harness, name, tasks)
             except DoesNotFit as error:
                 say(f"{name} is skipped: {error}.")
+                continue
+            except UserError:
+                raise
+            except Exception as error:  # of other people's tasks, on the first document that they cannot read
+                say(f"{name} is skipped, it fails: {_in_a_line(error)}")
                 continue
         if harness.num_cut:
             texts = counted(harness.num_cut, "text")
@@ -182,22 +190,20 @@ def run_listed(trainer: Trainer, state: dict[str, Any]) -> None:
 def _times(loaded: Loaded, make_harness: Callable[[], Any]) -> str:
     """Return how long each benchmark takes, in words, by the first documents of its tasks; "" if the model
     can do none. They share fewer beginnings than all do, so this is an upper estimate."""
-    from lm.evaluation.harness import DoesNotFit
-
     parts, sum_seconds = [], 0.0
     for name, tasks in loaded.items():
         instances, num_documents, num_sampled = [], 0, 0
-        for task in tasks["tasks"].values():
-            _zero_shot(task)
-            with quiet():
-                task.build_all_requests(limit=SAMPLE)
-            instances += task.instances
-            num_documents += len(task.eval_docs)
-            num_sampled += min(SAMPLE, len(task.eval_docs))
-        harness, began = make_harness(), time.perf_counter()
         try:
+            for task in tasks["tasks"].values():
+                _zero_shot(task)
+                with quiet():
+                    task.build_all_requests(limit=SAMPLE)
+                instances += task.instances
+                num_documents += len(task.eval_docs)
+                num_sampled += min(SAMPLE, len(task.eval_docs))
+            harness, began = make_harness(), time.perf_counter()
             harness.answer_all(instances)
-        except DoesNotFit:
+        except Exception:
             continue  # reported when its turn comes
         seconds = (time.perf_counter() - began) * num_documents / max(1, num_sampled)
         sum_seconds += seconds

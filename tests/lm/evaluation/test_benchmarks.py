@@ -67,6 +67,11 @@ def tasks(hub, tmp_path, monkeypatch):
         "too_long": {"kind": "loglikelihood", "context": "a", "target": '" {{long}}"', "choices": "null"},
         "own_words": {"kind": "generate_until", "context": "a", "target": "good", "choices": "null"},
         "broken": {**pairs, "context": "", "choices": '"{{[good, long[999:]]}}"'},  # a choice without a text
+        "no_birds": {
+            **pairs,
+            "context": "",
+            "choices": "\"{{[good, bad] if not good.startswith('The bird') else no.such}}\"",
+        },
         "packaged": {**pairs, "context": "", "target": "!function packaged.choice"},
     }
     folder = tmp_path / "tasks"
@@ -141,7 +146,7 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
     run, tasks, hub, monkeypatch, capsys
 ):
     state, _ = store.load(run)
-    monkeypatch.setattr("lm.cli.use.read_line", lambda _: "pairs, last_word too_long own_words")
+    monkeypatch.setattr("lm.cli.use.read_line", lambda _: "pairs, last_word too_long own_words no_birds")
     monkeypatch.setattr("lm.evaluation.scorer.NODES_IN_BATCH", {"cpu": 256})
     answer, add, written = Scorer.answer, Answers.add, []
 
@@ -178,6 +183,7 @@ def test_benchmarks_from_the_menu_are_resumed_need_no_network_and_stand_in_repor
     assert not list((run / "benchmarks").iterdir())
     assert re.search(r"benchmarks: at most about \d+ s \(pairs \d+ s, last_word \d+ s\)", out)
     assert "too_long is skipped: a text of" in out
+    assert "no_birds is skipped, it fails: UndefinedError: 'no' is undefined" in out
     assert "own_words is skipped: it needs answers in the model's own words" in out
 
     recorded = latest(read_metrics(run / "metrics.jsonl"))
