@@ -44,7 +44,7 @@ try:
     from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
     from lm.runtime.machine import is_out_of_memory
-    from lm.runtime.waiting import choose_waiting
+    from lm.runtime.openmp import choose_wait_policy
 except ModuleNotFoundError as error:
     print(f"{error.name} is not installed. In the folder of this file: python -m pip install -e .", file=sys.stderr)
     sys.exit(2)
@@ -120,7 +120,7 @@ def start(choice: Choice) -> None:
     """Do what was chosen; the choice is the first rank's, which sends it to the others."""
     if choice.action == "quit" and os.environ.get("WORLD_SIZE", "1") == "1":
         return  # without importing torch, which takes seconds
-    choose_waiting()
+    choose_wait_policy()
     gc.disable()  # a million objects are about to be made, none of them garbage
     from lm.cli.use import use
     from lm.runtime.distributed import World

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 TOKEN_BUDGET = 100_000_000  # tokens predicted in one run, as defined by the task
-MOST_WEIGHTS = 150_000  # that a run may set, all changes together: a checkpoint holds them (lm/checkpoint/outline.py)
+MOST_WEIGHTS = 150_000  # that a run may set, all changes together: a checkpoint holds them (lm/checkpoint/reader.py)
 MICRO_BATCH_TOKENS = 16_384  # default micro-batch: fills a consumer GPU, fits a laptop's memory
 LEAST_FOR_TURNS = 261  # tokens: 256 bytes, the end of text, four markers of turns
 MAX_MILESTONES = 1000  # each is a folder with all weights

@@ -30,7 +30,7 @@ from lm.runtime.machine import (
     precision_choice,
     thread_choice,
 )
-from lm.runtime.waiting import waiting_decisions
+from lm.runtime.openmp import wait_policy_decisions
 from lm.start_point import StartPoint
 from lm.train_step import TrainStep
 
@@ -70,7 +70,7 @@ class Learner:
         if self.device_type == "cpu":
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
-            self._decisions += [(f"{threads} threads", thread_reason), *waiting_decisions()]
+            self._decisions += [(f"{threads} threads", thread_reason), *wait_policy_decisions()]
         self._check_memory(compiled=self.compiled)
         if self.device_type == "cpu":
             keep_freed_memory()

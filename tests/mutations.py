@@ -345,13 +345,13 @@ MUTATIONS = {
         "tests/lm/checkpoint/test_archive.py",
     ),
     "a tensor may be larger than its bytes": Mutation(
-        "lm/checkpoint/outline.py",
+        "lm/checkpoint/reader.py",
         "if self.num_bytes > 2 * size:",
         "if False:",
         "tests/lm/checkpoint/test_hostile.py",
     ),
     "a pickle may hold whatever pickles can": Mutation(
-        "lm/checkpoint/outline.py", "opcode.name not in OPCODES or", "", "tests/lm/checkpoint/test_hostile.py"
+        "lm/checkpoint/reader.py", "opcode.name not in OPCODES or", "", "tests/lm/checkpoint/test_hostile.py"
     ),
     "the token follows a link to another host": Mutation(
         "data/sources/hub_client.py",
@@ -502,7 +502,7 @@ MUTATIONS = {
         "lm/evaluate.py", "nats = (losses - better) *", "nats = losses *", "tests/lm/test_evaluate.py"
     ),
     "threads wait awake beside other programs": Mutation(
-        "lm/runtime/waiting.py", "> BUSY_CORES", "> 99", "tests/lm/runtime/test_waiting.py"
+        "lm/runtime/openmp.py", "> BUSY_CORES", "> 99", "tests/lm/runtime/test_openmp.py"
     ),
     "a guess grows without end": Mutation(
         "lm/runtime/estimate.py", "max(SLOWEST_PACE, ", "max(0.0, ", "tests/lm/runtime/test_estimate.py"

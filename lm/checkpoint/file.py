@@ -4,7 +4,7 @@ It is a `torch.save` file of plain types and CPU tensors: `torch.load(path, weig
 opens it without an allow-list. `torch.load` does not detect damaged tensors (288 of 300 flipped
 bits went undetected), so the file, a zip archive, ends with a comment that zip readers skip: the
 SHA-256 of everything before it, which `read` checks before it reads a tensor. What the file says
-of itself is checked before that (lm/checkpoint/outline.py).
+of itself is checked before that (lm/checkpoint/reader.py).
 
 Names, generations and the handling of bad files are in lm/checkpoint/store.py. torch is imported
 only inside functions, since the menu lists runs before anything heavy is loaded.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import CheckpointError, Damaged, UserError
-from lm.checkpoint.outline import Checkpoint, open_file
+from lm.checkpoint.reader import Checkpoint, open_file
 from lm.runtime.machine import available_memory
 
 FORMAT_VERSION = 2

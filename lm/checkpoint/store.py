@@ -25,7 +25,7 @@ from typing import Any
 from configs.errors import CheckpointError, Damaged, UserError
 from data.files import bad_name, set_aside, sync_folder
 from lm.checkpoint.file import Snapshot, check_state, is_whole, name_of, read, write_file
-from lm.checkpoint.outline import Checkpoint
+from lm.checkpoint.reader import Checkpoint
 from lm.runtime.files import TEMPORARY, link_as, link_beside, same_file, temporary_name
 
 log = logging.getLogger(__name__)

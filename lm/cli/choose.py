@@ -26,8 +26,8 @@ from lm.runtime.compiler import CACHE
 from lm.runtime.devices import hardware
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import Machine, load_machine, measure_machine, save_machine
+from lm.runtime.openmp import choose_wait_policy
 from lm.runtime.terminal import is_terminal, questions_are_seen, read_line, size_of, tell
-from lm.runtime.waiting import choose_waiting
 from lm.start_point import peek
 
 
@@ -75,7 +75,7 @@ def gather_menu(folder: Path, configs: Path) -> Menu:
         thread.start()
     machine = load_machine(folder)  # measured while the sources are probed
     if machine is None:
-        choose_waiting()  # as it will be in training: measuring imports torch
+        choose_wait_policy()  # as it will be in training: measuring imports torch
         try:
             machine = measure_machine()
             if not (hardware().gpus and hardware().failure):  # a GPU that fails now may work at the next start

@@ -16,7 +16,7 @@ import torch
 from configs.errors import CheckpointError, Damaged
 from lm.checkpoint import store
 from lm.checkpoint.file import FORMAT_VERSION, write_file
-from lm.checkpoint.outline import Checkpoint, check_opcodes
+from lm.checkpoint.reader import Checkpoint, check_opcodes
 from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
 from lm.train.state import TrainState
 from tests.cpu_clock import CpuClock

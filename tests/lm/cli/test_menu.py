@@ -506,7 +506,7 @@ def test_a_gpu_that_cannot_be_measured_does_not_end_the_menu(monkeypatch, tmp_pa
 
     (tmp_path / "07_mine.json").write_text(entry("07_mine").preset.model_dump_json(by_alias=True))
     monkeypatch.setattr(choose, "probe", lambda sources: [])
-    monkeypatch.setattr(choose, "choose_waiting", lambda: None)
+    monkeypatch.setattr(choose, "choose_wait_policy", lambda: None)
     monkeypatch.setattr(choose, "measure_machine", measure)
     (mine,) = choose.gather_menu(tmp_path / "checkpoints", tmp_path).entries
     assert 0 < mine.seconds < 1e9

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lm.runtime.waiting import CPUTime
+from lm.runtime.openmp import CPUTime
 
 ROOT = Path(__file__).parents[3]
 # What the program does, with another one beside it.
 CHOOSES = """
 import subprocess, sys, time
-from lm.runtime import waiting
+from lm.runtime import openmp
 other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
 time.sleep(1)
 {chooses}
 other.kill()
-print(waiting.waiting_decisions())
+print(openmp.wait_policy_decisions())
 """
 AT_THE_MENU = """
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_what_others_use_is_all_use_but_our_own():
 )
 def test_threads_sleep_beside_another_program(environment, says):
     variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | environment
-    assert decisions(variables, "waiting.choose_waiting()").startswith(says)
+    assert decisions(variables, "openmp.choose_wait_policy()").startswith(says)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")

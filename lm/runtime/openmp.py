@@ -47,7 +47,7 @@ _start = cpu_time()
 _reason = f"{VARIABLE} is set"
 
 
-def choose_waiting() -> None:
+def choose_wait_policy() -> None:
     """Let threads sleep while they wait if other programs have used the CPU since this module was
     imported. Too late once torch is imported. Leaves OMP_WAIT_POLICY as it is, if it is set, and
     torchrun's processes, which have a thread each."""
@@ -62,6 +62,6 @@ def choose_waiting() -> None:
         _reason = f"other programs use {cores:.1f} of its {len(os.sched_getaffinity(0))} cores"
 
 
-def waiting_decisions() -> list[tuple[str, str]]:
+def wait_policy_decisions() -> list[tuple[str, str]]:
     """Return the decision for the start card and its reason, if threads sleep."""
     return [("threads sleep while they wait", _reason)] if os.environ.get(VARIABLE, "").lower() == ASLEEP else []
