@@ -21,8 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNROLL_STEPS = 3  # how far dynamics and policy look ahead
-POSITION_STRIDE = 8  # dynamics and value sample one position in eight
+from aux_heads.sizes import POSITION_STRIDE, UNROLL_STEPS
 
 
 @dataclass(frozen=True)

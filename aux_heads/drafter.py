@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aux_heads.base import UNROLL_STEPS
 from aux_heads.dynamics import Dynamics
+from aux_heads.sizes import UNROLL_STEPS
 from aux_heads.value import Value
 
 NUM_TOKENS = 4096

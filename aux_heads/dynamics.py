@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aux_heads.base import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
+from aux_heads.base import HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
+from aux_heads.sizes import UNROLL_STEPS, transition_shapes
 
 LATENT_GRADIENT_SCALE = 0.5  # per unrolled step
 
@@ -43,9 +44,9 @@ class Unrolled(NamedTuple):
 class Dynamics(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.linear = nn.Linear(2 * hidden_size, hidden_size, bias=False)
-        self.gate_up = nn.Linear(2 * hidden_size, 4 * hidden_size, bias=False)
-        self.down = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.linear, self.gate_up, self.down = (
+            nn.Linear(columns, rows, bias=False) for rows, columns in transition_shapes(hidden_size)
+        )
         nn.init.zeros_(self.down.weight)
 
     def step(self, latent: Tensor, embedding: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from configs.errors import UserError
 from configs.schema import AuxiliaryConfig
 
 MIN_SEQ_LENGTH = 2 * HORIZON
-IGNORE_INDEX = -100
 # Share of the activations that a compiled trunk keeps for its backward pass: those of many bytes
 # and few FLOPs, such as attention scores, are recomputed. At 384x5 and 512 tokens of context this
 # takes 18% less memory in all for 1% of the time. A GPU's fused attention keeps no scores.
@@ -155,7 +154,7 @@ class JointModel(nn.Module):
         if not self.heads:
             return JointOutput(total, losses_N.sum(), {}, {})
 
-        valid_BT = targets_BT != IGNORE_INDEX
+        valid_BT = targets_BT >= 0
         num_targets = valid_BT.sum()
         head_hidden_BTD = hidden_BTD.detach()
         if isinstance(trunk_gradient_scale, Tensor) or trunk_gradient_scale:

@@ -25,11 +25,10 @@ more product with W, too expensive for every step.
 import torch
 from torch import Tensor, nn
 
-from aux_heads.base import UNROLL_STEPS, HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
+from aux_heads.base import HeadInput, HeadOutput, at, masked_mean, measured_mean, scale_gradient
 from aux_heads.dynamics import Unrolled
+from aux_heads.sizes import LATENT_STRIDE, MAX_POLICY_POSITIONS, UNROLL_STEPS
 
-LATENT_STRIDE = 2  # one in two of the unrolled positions, which are one in eight of all
-MAX_POSITIONS = 2048  # bounds the memory of the logits
 # Of the gradient to the transition, and through it to the trunk if that receives any.
 GRADIENT_SCALE = 0.1
 
@@ -38,7 +37,7 @@ class Policy(nn.Module):
     def sample_positions(self, num_rows: int, num_latents: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample `policy_choices` (B, P), which of the S unrolled positions, and `policy_steps`
         (B, P), at which step 1..K."""
-        num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POSITIONS // num_rows))
+        num_blocks = max(1, min(num_latents // LATENT_STRIDE, MAX_POLICY_POSITIONS // num_rows))
         stride = num_latents // num_blocks
         offsets_BP = torch.randint(stride, (num_rows, num_blocks), generator=generator)
         return {

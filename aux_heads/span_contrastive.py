@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aux_heads.base import HeadInput, HeadOutput, at, masked_mean, measured_mean
+from aux_heads.sizes import SPAN_EMBEDDING_SIZE
 
 SPAN_LENGTH = 8  # tokens
-EMBEDDING_SIZE = 128
 MAX_CANDIDATES = 512
 
 
@@ -40,7 +40,7 @@ class SpanContrastive(nn.Module):
             nn.Sequential(
                 nn.Linear(hidden_size, 2 * hidden_size),
                 nn.GELU(),
-                nn.Linear(2 * hidden_size, EMBEDDING_SIZE, bias=False),
+                nn.Linear(2 * hidden_size, SPAN_EMBEDDING_SIZE, bias=False),
             )
             for _ in range(2)
         )
@@ -59,7 +59,7 @@ class SpanContrastive(nn.Module):
         """Scale projections (..., 128) so that a dot product is the similarity."""
         if self.l2_normalize:
             return F.normalize(projected.float(), dim=-1)
-        return projected.float() / math.sqrt(math.sqrt(EMBEDDING_SIZE))
+        return projected.float() / math.sqrt(math.sqrt(SPAN_EMBEDDING_SIZE))
 
     def coming(self, hidden: Tensor) -> Tensor:
         """Embed states (..., D) as (..., 128): the text that they expect."""

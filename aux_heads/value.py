@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from aux_heads.base import HeadInput, HeadOutput, at, masked_correlation, masked_mean, measured_mean
 from aux_heads.dynamics import Unrolled
+from aux_heads.sizes import NUM_VALUE_BINS, VALUE_INNER_SIZE
 
 HORIZON = 32  # tokens
-NUM_BINS = 64
-INNER_SIZE = 256
 MAX_NATS = 10.0
 LATENT_LOSS_WEIGHT = 0.5
 
@@ -73,11 +72,11 @@ def trailing_loss_of(x: HeadInput) -> Tensor:
 
 
 def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return (...) from logits (..., NUM_BINS) and target (...) in nats,
+    """Return (...) from logits (..., NUM_VALUE_BINS) and target (...) in nats,
     clamped to [0, MAX_NATS]."""
     log_probs = torch.log_softmax(logits, dim=-1)
-    bin_position = target.clamp(0, MAX_NATS) * ((NUM_BINS - 1) / MAX_NATS)
-    low = bin_position.floor().clamp(max=NUM_BINS - 2)
+    bin_position = target.clamp(0, MAX_NATS) * ((NUM_VALUE_BINS - 1) / MAX_NATS)
+    low = bin_position.floor().clamp(max=NUM_VALUE_BINS - 2)
     upper_share = bin_position - low
     low = low.long().unsqueeze(-1)
     low_log_prob = log_probs.gather(-1, low).squeeze(-1)
@@ -88,12 +87,12 @@ def two_hot_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 class Value(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.inner = nn.Linear(hidden_size, INNER_SIZE)
-        self.trailing_weight, self.trailing_bias = (nn.Parameter(torch.zeros(INNER_SIZE)) for _ in range(2))
-        self.outer = nn.Linear(INNER_SIZE, NUM_BINS)
+        self.inner = nn.Linear(hidden_size, VALUE_INNER_SIZE)
+        self.trailing_weight, self.trailing_bias = (nn.Parameter(torch.zeros(VALUE_INNER_SIZE)) for _ in range(2))
+        self.outer = nn.Linear(VALUE_INNER_SIZE, NUM_VALUE_BINS)
 
     def logits(self, state: Tensor, trailing: Tensor | None = None) -> Tensor:
-        """Return logits (..., NUM_BINS) of hidden states or unrolled latents (..., D), given
+        """Return logits (..., NUM_VALUE_BINS) of hidden states or unrolled latents (..., D), given
         r_t (...) where it is known."""
         inner = self.inner(F.rms_norm(state, state.shape[-1:]))
         if trailing is not None:
@@ -102,8 +101,8 @@ class Value(nn.Module):
 
     @staticmethod
     def expectation(logits: Tensor) -> Tensor:
-        """Return the predicted nats per token (...) from logits (..., NUM_BINS)."""
-        return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_BINS, device=logits.device)).sum(-1)
+        """Return the predicted nats per token (...) from logits (..., NUM_VALUE_BINS)."""
+        return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_VALUE_BINS, device=logits.device)).sum(-1)
 
     def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:
         positions_BS = x.drawn["positions"]

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from aux_heads.base import UNROLL_STEPS, HeadInput
+from aux_heads.base import HeadInput
 from aux_heads.joint import build_heads
+from aux_heads.sizes import UNROLL_STEPS
 from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
 from aux_heads.value import coming_loss, trailing_loss_of
 from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.model import ModelConfig, RopeScaling
+from lm.sizes import CPU_ATTENTION_BLOCKS
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, T, K), k and v (B, G, T, K) to sums (B, H, T, K)
-CPU_ATTENTION_BLOCKS = 4
 MASKED = -1e4  # added to masked scores: others are below a few hundred, so their exp is 0
 
 

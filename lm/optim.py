@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from configs.model import ModelConfig
 from configs.schema import TrainConfig
 from lm.model import Transformer
+from lm.sizes import NEWTON_SCHULZ_STEPS
 
 # Quintic with the steepest slope at 0 that stays near 1 (Jordan et al.).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
 BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)

@@ -11,15 +11,21 @@ T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
 import dataclasses
 import statistics
 
+from aux_heads.sizes import (
+    LATENT_STRIDE,
+    MAX_POLICY_POSITIONS,
+    NUM_VALUE_BINS,
+    POSITION_STRIDE,
+    SPAN_EMBEDDING_SIZE,
+    UNROLL_STEPS,
+    VALUE_INNER_SIZE,
+    transition_shapes,
+)
 from configs.errors import UserError
 from configs.schema import AuxiliaryConfig, ModelConfig, Preset, TrainConfig
 from lm.runtime.machine import Machine, available_memory
+from lm.sizes import CPU_ATTENTION_BLOCKS, NEWTON_SCHULZ_STEPS, chunk_rows
 
-# The heads' shapes that determine cost (aux_heads/): one position in eight, three tokens ahead.
-UNROLL_STEPS, POSITION_SHARE, POLICY_SHARE = 3, 1 / 8, 1 / 16
-TRANSITION_SQUARES = 12  # weights of dynamics, in units of D^2
-VALUE_SIZE, VALUE_BINS, SPAN_SIZE = 256, 64, 128
-POLICY_POSITIONS = 2048
 WORDS_PER_TOKEN = 0.8  # hardly ever more: English has about 0.75 with 32,768 tokens in the vocabulary
 
 # Fitted to compiled bf16 steps on a CPU: 64 to 1024 wide, 256 to 4,096 tokens of context, 1,024 to
@@ -27,10 +33,8 @@ WORDS_PER_TOKEN = 0.8  # hardly ever more: English has about 0.75 with 32,768 to
 # Bytes kept for the backward pass per token, layer and channel (a CPU recomputes some of them),
 # and per attention score. The factors apply without bf16 and without torch.compile.
 LAYER_BYTES, SCORE_BYTES = {"cpu": 50, "cuda": 38, "mps": 50}, 2.6
-# Of a chunk of the loss: logits in bf16 and their gradient. Rows in it, up to a vocabulary of that size.
-LOGIT_BYTES, LOGIT_ROWS, LOGIT_VOCAB = 4, {"cpu": 512, "cuda": 32_768, "mps": 2_048}, 32_768
-# Of a chunk of an evaluation, which is not compiled: logits, their distance from the largest, exponentials.
-EVALUATION_LOGIT_BYTES, EVALUATION_LOGIT_ROWS = 12, 1_024
+LOGIT_BYTES = 4  # of a chunk of the loss: logits in bf16 and their gradient
+EVALUATION_LOGIT_BYTES = 12  # of an evaluation, not compiled: logits, their distance from the largest, exponentials
 # Per entry of the output layer, which the loss copies: in bf16, its gradient, a chunk's part of that, and scaled.
 OUTPUT_BYTES = 12
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0, "mps": 2.75}
@@ -52,7 +56,11 @@ SLOWEST_PACE = 1 / 3
 
 def num_matrix_parameters(model: ModelConfig) -> int:
     """Return the number of parameters in the blocks' matrices, which Muon updates."""
-    return model.num_layers * sum(rows * columns for rows, columns in matrices_of_layer(model))
+    return model.num_layers * _num_weights(matrices_of_layer(model))
+
+
+def _num_weights(shapes: list[tuple[int, int]]) -> int:
+    return sum(rows * columns for rows, columns in shapes)
 
 
 def matrices_of_layer(model: ModelConfig) -> list[tuple[int, int]]:
@@ -91,11 +99,12 @@ def num_head_parameters(model: ModelConfig, auxiliary: AuxiliaryConfig) -> tuple
     """Return the numbers of parameters of the heads that are on: in matrices, in biases."""
     width, matrices, biases = model.hidden_size, 0, 0
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
-        matrices += TRANSITION_SQUARES * width**2
+        matrices += _num_weights(transition_shapes(width))
     if auxiliary.enable_value:
-        matrices, biases = matrices + VALUE_SIZE * (width + VALUE_BINS), biases + 3 * VALUE_SIZE + VALUE_BINS
+        matrices += VALUE_INNER_SIZE * (width + NUM_VALUE_BINS)
+        biases += 3 * VALUE_INNER_SIZE + NUM_VALUE_BINS
     if auxiliary.enable_span_contrastive:
-        matrices, biases = matrices + 4 * width * (width + SPAN_SIZE), biases + 4 * width
+        matrices, biases = matrices + 4 * width * (width + SPAN_EMBEDDING_SIZE), biases + 4 * width
     return matrices, biases
 
 
@@ -113,26 +122,27 @@ def flops_per_token(
     flops = 6.0 * (num_matrix_parameters(model) + vocab_size * width)
     flops += 6.0 * model.num_layers * model.num_heads * model.head_dim * model.seq_length
     if auxiliary.enable_dynamics or auxiliary.enable_policy:
-        flops += 6 * TRANSITION_SQUARES * width**2 * UNROLL_STEPS * POSITION_SHARE
+        flops += 6 * _num_weights(transition_shapes(width)) * UNROLL_STEPS / POSITION_STRIDE
     if auxiliary.enable_policy:
         # Logits of the trunk, forward; of the latent, forward and backward to the latent only.
-        flops += 6 * width * vocab_size * POLICY_SHARE
+        flops += 6 * width * vocab_size / (POSITION_STRIDE * LATENT_STRIDE)
     if auxiliary.enable_value:
-        flops += 6 * VALUE_SIZE * (width + VALUE_BINS) * (1 + UNROLL_STEPS) * POSITION_SHARE
+        flops += 6 * VALUE_INNER_SIZE * (width + NUM_VALUE_BINS) * (1 + UNROLL_STEPS) / POSITION_STRIDE
     if tokens_per_step:
-        sides = [(min(shape), max(shape)) for shape in matrices_of_layer(model)]
+        shapes = model.num_layers * matrices_of_layer(model)
+        if auxiliary.enable_dynamics or auxiliary.enable_policy:  # by far the largest matrices of the heads
+            shapes += transition_shapes(width)
+        sides = [(min(shape), max(shape)) for shape in shapes]
         orthogonalized = sum(4 * short**2 * long + 2 * short**3 for short, long in sides)
-        flops += 5 * model.num_layers * orthogonalized / tokens_per_step
-        # By far the largest matrices of the heads are those of dynamics: (D, 2D) twice, (4D, 2D).
-        if auxiliary.enable_dynamics or auxiliary.enable_policy:
-            flops += 5 * width**3 * (2 * (4 * 2 + 2) + (4 * 16 + 2 * 8)) / tokens_per_step
+        flops += NEWTON_SCHULZ_STEPS * orthogonalized / tokens_per_step
     return flops
 
 
 def scores_per_token(model: ModelConfig) -> float:
-    """Return the attention scores that a CPU computes per token: its four row blocks see 5/8 of a
-    row (lm/model.py)."""
-    return model.num_layers * model.num_heads * model.seq_length * 5 / 8
+    """Return the attention scores that a CPU computes per token: its row blocks see the keys up to their
+    own end, with four of them 5/8 of a row (lm/model.py)."""
+    share = (CPU_ATTENTION_BLOCKS + 1) / (2 * CPU_ATTENTION_BLOCKS)
+    return model.num_layers * model.num_heads * model.seq_length * share
 
 
 def checkpoint_bytes(preset: Preset) -> int:
@@ -185,18 +195,17 @@ def memory_bytes(preset: Preset, device: str = "cpu", *, low_precision: bool = T
     num_tokens = preset.train.per_gpu_batch_size * model.seq_length
     gradients = export_bytes(preset)  # fp32 as well
     per_token = channels_per_token(model) * LAYER_BYTES[device]
-    if device != "cuda":  # a GPU's fused kernel keeps no scores; our row blocks keep 5/8 of them
+    if device != "cuda":  # a GPU's fused kernel keeps no scores; our row blocks keep some
         per_token += scores_per_token(model) * SCORE_BYTES
     factor = (1 if low_precision else FP32_FACTOR) * (1 if compiled else EAGER_FACTOR[device])
-    positions = min(POLICY_POSITIONS, int(num_tokens * POLICY_SHARE)) if aux.enable_policy else 0
+    positions = min(MAX_POLICY_POSITIONS, num_tokens // (POSITION_STRIDE * LATENT_STRIDE)) if aux.enable_policy else 0
     policy = 4 * 4 * positions * model.vocab_size
     fixed, state = PROCESS_BYTES, checkpoint_bytes(preset)
     if device != "cuda":
         fixed += PRODUCER_BYTES + state  # and the copy that is being saved during training
-    share = min(1, LOGIT_VOCAB / model.vocab_size)
-    logits = LOGIT_BYTES * min(num_tokens, int(LOGIT_ROWS[device] * share)) * model.vocab_size
+    logits = LOGIT_BYTES * min(num_tokens, chunk_rows(device, model.vocab_size)) * model.vocab_size
     if device == "cuda":  # captured graphs keep a step's memory; elsewhere an evaluation has what a step has released
-        rows = min(num_tokens, int(EVALUATION_LOGIT_ROWS * share))
+        rows = min(num_tokens, chunk_rows(device, model.vocab_size, need_grad=False))
         fixed += EVALUATION_LOGIT_BYTES * rows * model.vocab_size
     # A tied layer has the gradients of both its uses, and their sum, at the same time.
     fixed += (OUTPUT_BYTES + 8 * model.tie_embeddings) * model.vocab_size * model.hidden_size

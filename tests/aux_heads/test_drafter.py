@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from aux_heads.base import UNROLL_STEPS
 from aux_heads.drafter import ASKED_EVERY, NUM_TOKENS, HeadDrafter
 from aux_heads.joint import build_heads
+from aux_heads.sizes import UNROLL_STEPS
 from configs.schema import AuxiliaryConfig, ModelConfig
 from lm.inference.decoder import Decoder
 from lm.inference.generate import Drafting, generate

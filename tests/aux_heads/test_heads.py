@@ -7,7 +7,8 @@ import torch
 
 import aux_heads.policy
 from aux_heads.base import HeadInput
-from aux_heads.value import HORIZON, MAX_NATS, NUM_BINS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
+from aux_heads.sizes import NUM_VALUE_BINS
+from aux_heads.value import HORIZON, MAX_NATS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
 from tests.aux_heads.small_trunk import (
     ALL_HEADS,
     HIDDEN_SIZE,
@@ -126,17 +127,17 @@ def test_value_learns_from_the_loss_of_the_tokens_before_where_it_is_known():
         two_hot_cross_entropy(value.logits(states, trailing), trailing).mean().backward()
         optimizer.step()
     assert (value.expectation(value.logits(states, trailing)) - trailing).abs().mean() < 0.3
-    assert value.logits(states).shape == (256, NUM_BINS)
+    assert value.logits(states).shape == (256, NUM_VALUE_BINS)
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.05, 3.21, 9.99, 10.0, 12.0])
 def test_best_answer_to_a_two_hot_target_is_the_target(nats):
     target = torch.tensor(nats)
-    logits = torch.zeros(NUM_BINS, requires_grad=True)
+    logits = torch.zeros(NUM_VALUE_BINS, requires_grad=True)
     two_hot_cross_entropy(logits, target).backward()
-    two_hot = 1 / NUM_BINS - logits.grad  # the gradient of a cross-entropy is softmax minus target
+    two_hot = 1 / NUM_VALUE_BINS - logits.grad  # the gradient of a cross-entropy is softmax minus target
     assert int((two_hot > 1e-6).sum()) <= 2
-    centres = torch.linspace(0, MAX_NATS, NUM_BINS)
+    centres = torch.linspace(0, MAX_NATS, NUM_VALUE_BINS)
     assert float(two_hot @ centres) == pytest.approx(min(nats, MAX_NATS), abs=1e-4)
     assert float(Value.expectation(two_hot.clamp(min=1e-9).log())) == pytest.approx(min(nats, MAX_NATS), abs=1e-4)
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lm import loss
 from lm.loss import IGNORE, linear_cross_entropy, mtp_targets
+from lm.sizes import CHUNK_ROWS, chunk_rows
 
 HIDDEN, VOCAB = 16, 50
 
@@ -16,7 +17,7 @@ HIDDEN, VOCAB = 16, 50
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 rows, so that tiny inputs have several of them."""
-    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 8)
+    monkeypatch.setitem(CHUNK_ROWS, "cpu", 8)
 
 
 def make_inputs(num_rows: int, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,14 +34,14 @@ def reference(hidden_ND, weight_VD, targets_N) -> torch.Tensor:
 
 
 def test_a_chunk_of_a_large_vocabulary_has_fewer_rows():
-    assert loss.chunk_rows("cpu", VOCAB) == loss.chunk_rows("cpu", 32_768) == 8
-    assert loss.chunk_rows("cuda", 151_936) * 151_936 <= 2**30 < (loss.chunk_rows("cuda", 151_936) + 1) * 151_936
-    assert loss.chunk_rows("cpu", 10**9) == 1
+    assert chunk_rows("cpu", VOCAB) == chunk_rows("cpu", 32_768) == 8
+    assert chunk_rows("cuda", 151_936) * 151_936 <= 2**30 < (chunk_rows("cuda", 151_936) + 1) * 151_936
+    assert chunk_rows("cpu", 10**9) == 1
 
 
 def test_chunks_are_small_where_no_gradient_is_wanted(monkeypatch):
     """A GPU's large ones would take gigabytes for an evaluation, beside what the training step holds."""
-    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 32_768)
+    monkeypatch.setitem(CHUNK_ROWS, "cpu", 32_768)
     hidden_ND, weight_VD, targets_N = make_inputs(2_500)
     sizes = []
 

@@ -16,7 +16,6 @@ import torch
 from aux_heads.joint import build_heads
 from configs.errors import UserError
 from configs.schema import ModelConfig, Preset, TrainConfig, load_preset, parse_preset
-from lm.loss import CHUNK_ROWS, CHUNK_ROWS_NO_GRAD, CHUNK_VOCAB
 from lm.model import Transformer
 from lm.optim import build_optimizers, peak_learning_rates
 from lm.runtime import estimate, machine
@@ -295,11 +294,6 @@ def test_guesses_learn_from_the_runs_that_were_tried(preset):
     assert estimate.seconds_to_budget(wider, two, BUDGET) == pytest.approx(3 * guess)  # and never more
     again = tried(tried(two, once, 1), twice, 1)
     assert estimate.seconds_to_budget(wider, again, BUDGET) == pytest.approx(guess)
-
-
-def test_logits_are_counted_by_the_chunk_that_the_loss_takes():
-    assert (CHUNK_ROWS, CHUNK_VOCAB) == (estimate.LOGIT_ROWS, estimate.LOGIT_VOCAB)
-    assert CHUNK_ROWS_NO_GRAD == estimate.EVALUATION_LOGIT_ROWS
 
 
 def test_a_small_step_costs_time_besides_its_tokens():
