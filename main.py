@@ -37,9 +37,8 @@ try:
     from configs.schema import TOKEN_BUDGET, Preset
     from configs.text import human_time
     from data.files import FAILING, FULL
-    from lm.checkpoint import store
     from lm.checkpoint.archive import archived_in, restore
-    from lm.cli.choose import choose, preset_of
+    from lm.cli.choose import choose, preset_and_budget
     from lm.cli.menu import USES, Choice
     from lm.runtime.compiler import CACHE, is_one_word
     from lm.runtime.files import FolderLock
@@ -135,16 +134,9 @@ def start(choice: Choice) -> None:
     elif choice.action != "quit":
         if choice.action == "restore":
             world.from_first(unarchive, choice.path)
-        preset = world.from_first(preset_of, choice, CHECKPOINTS, CONFIGS)
-        fresh = choice.action == "preset"
-        train(preset, token_budget=TOKEN_BUDGET if fresh else world.from_first(_budget), fresh=fresh)
+        preset, token_budget = world.from_first(preset_and_budget, choice, CHECKPOINTS, CONFIGS)
+        train(preset, token_budget=token_budget, fresh=choice.action == "preset")
     world.stop()
-
-
-def _budget() -> int:
-    """Return the tokens of the run in the folder: one begun from Python may have another number."""
-    run = store.inspect(CHECKPOINTS)
-    return run.token_budget if run else TOKEN_BUDGET
 
 
 def unarchive(archived: Path) -> None:

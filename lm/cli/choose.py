@@ -139,27 +139,29 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list[Probe], m
     )
 
 
-def preset_of(choice: Choice, folder: Path, configs: Path) -> Preset:
-    """Load the chosen preset; for a resumed run, the preset file of that name as it is today, or
-    else the run's own."""
+def preset_and_budget(choice: Choice, folder: Path, configs: Path) -> tuple[Preset, int]:
+    """Return the chosen preset and the tokens to train on; of a resumed run the preset file of its name
+    as it is today, or else its own, and its own budget: one begun from Python may have another."""
     if choice.action == "preset":
-        return load_preset(choice.path)
+        return load_preset(choice.path), TOKEN_BUDGET
     current = store.inspect(folder)
     assert current, "what cannot be read is never offered"
+    presets = presets_in(configs)
+    namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == current.name]
+    if len(namesakes) == 1:  # compared with the run's own when the checkpoint is loaded (lm/train/setup.py)
+        return namesakes[0], current.token_budget
     own = parse_preset(current.preset, "the checkpoint")
 
     def edits(preset: Preset) -> tuple[bool, int]:
         changed = changes(own, preset)
         return bool(fixed_changes(changed)), len(changed)
 
-    # Of several files with that name, the one that fits the run's weights is meant.
-    presets = presets_in(configs)
-    namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == own.name]
     if not namesakes:
         broken = [path.name for path, preset in presets.items() if isinstance(preset, PresetError)]
         errors = f" ({', '.join(broken)}: broken)" if broken else ""
         tell(f"No preset in {configs.name}/ is named {own.name!r}{errors}: the run resumes with its own settings.")
-    return min(namesakes, key=edits, default=own)
+    # Of several files with that name, the one that fits the run's weights is meant.
+    return min(namesakes, key=edits, default=own), current.token_budget
 
 
 def presets_in(configs: Path) -> dict[Path, Preset | PresetError]:

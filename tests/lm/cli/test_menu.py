@@ -29,6 +29,7 @@ from lm.cli.menu import (
 )
 from lm.runtime.machine import Machine
 from lm.train.start_card import StartCard, how_much, render_card
+from tests.lm.checkpoint.small_checkpoint import make_state, save
 
 pytestmark = pytest.mark.core
 
@@ -547,6 +548,27 @@ def test_files_that_the_menu_does_not_show_are_named(tmp_path):
 def test_the_variable_at_fault_is_in_the_menu(detail, shown):
     asked = dataclasses.replace(GENERAL, sources=[Probe("data", False, detail)])
     assert f"{shown}: data" in render_menu(Menu([asked]))
+
+
+def test_a_run_resumes_with_the_file_of_its_name_that_fits_its_weights(monkeypatch, tmp_path):
+    configs, folder = tmp_path / "configs", tmp_path / "checkpoints"
+    save(folder, make_state(10) | {"preset": GENERAL.preset.to_json()})
+
+    def resumed(**widths: int) -> tuple[int, int]:
+        """The width of the preset that is taken, and the budget. `widths`: of the files of the run's name."""
+        configs.mkdir(exist_ok=True)
+        for name, width in widths.items():
+            model = {"hidden_size": width, "num_layers": 2, "num_heads": 4, "seq_length": 64}
+            given = {"name": "best_general", "model": model, "data": {"sources": ["wikipedia"]}}
+            (configs / f"{name[1:]}_mine.json").write_text(json.dumps(given))
+        preset, budget = choose.preset_and_budget(Choice("resume", folder), folder, configs)
+        return preset.model.hidden_size, budget
+
+    assert resumed() == (64, 1000)  # the checkpoint's own
+    with monkeypatch.context() as patch:  # the one file is compared with the run when that is loaded, not here too
+        patch.setattr(choose, "parse_preset", None)
+        assert resumed(_00=128) == (128, 1000)
+    assert resumed(_00=128, _01=64) == (64, 1000)
 
 
 def test_preset_files_are_numbered_and_in_order(tmp_path):
