@@ -166,15 +166,15 @@ def train(
 
     world, folder = World.start(), Path(checkpoint_dir)
     show_log(world.is_first)
-    locked = FolderLock(folder) if world.is_first else nullcontext()
-    with StopRequest() as stop, watch(world, stop), locked as lock:
+    lock = FolderLock(folder)
+    with StopRequest() as stop, watch(world, stop), lock if world.is_first else nullcontext():
         preset, checkpoint, state = setup.resume_or_begin(preset, world, folder, token_budget, fresh)
         if checkpoint and state.is_trained(token_budget) and world.from_first((folder / "report.md").exists):
             return True
         preset, start = setup.with_start_point(preset, world, checkpoint)
         run = Run(preset, world, folder, token_budget)
         learner = setup.build_learner(run, state, start)
-        stream = setup.open_stream(run, state, checkpoint, fresh) if world.is_first else None
+        stream = world.only_first(setup.open_stream, run, state, checkpoint, fresh)
         try:
             machine = setup.check(run, learner, stream, state, fresh)
             info = world.from_first(setup.begin, run, stream, fresh, start)
@@ -190,7 +190,7 @@ def train(
             finally:
                 trainer.close()
         finally:
-            if stream:
+            if world.is_first:
                 stream.close()
             close_run_log()
     return finished

@@ -28,6 +28,16 @@ STEP_TIMEOUT = timedelta(minutes=10)
 FIRST_TIMEOUT = timedelta(days=1)
 
 
+class _OfFirstRank:
+    """Stands on the other ranks for what only the first one has: any use of it is a defect."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"only the first rank has this object and its {name!r}")
+
+
+_of_first_rank: Any = _OfFirstRank()
+
+
 class World:
     """The ranks of a job, seen from one of them: its rank, their number, its device."""
 
@@ -96,6 +106,11 @@ class World:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def only_first(self, make: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Call `make` on the first rank and return its result there, and on the others an object that
+        raises AttributeError when it is used."""
+        return make(*args, **kwargs) if self.is_first else _of_first_rank
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a small tensor over ranks, in place, on its device; returns it."""

@@ -14,7 +14,6 @@ from configs.schema import AuxiliaryConfig
 from data.journal import run_ahead_rows
 from data.mixing import base_weights, in_force, loss_slope, relative_loss, shares, shares_asked
 from data.order import finish_row
-from data.stream import Stream
 from lm.evaluate import Evaluation
 from lm.train.state import Measured
 from lm.train.trainer import Trainer
@@ -27,13 +26,13 @@ def first_row_of_finish(trainer: Trainer) -> int | None:
     return finish_row(preset.data.finish_share, preset.model.seq_length, trainer.token_budget)
 
 
-def source_records(trainer: Trainer, stream: Stream) -> dict[str, dict]:
+def source_records(trainer: Trainer) -> dict[str, dict]:
     """Return the progress of each source for the rows so far. The stream stores it at
     intervals, so it may include a few later rows. `asked` and `realised` are shares of tokens,
-    or of documents with round_robin."""
+    or of documents with round_robin. On the first rank only."""
     strategy = trainer.preset.data.mix_strategy
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
-    entries = stream.progress(num_rows)
+    entries = trainer.stream.progress(num_rows)
     unit = "documents" if strategy == "round_robin" else "tokens"
     realised = shares([entry[unit] for entry in entries])
     base, changes = base_weights(strategy, trainer.preset.data.weights), trainer.state.weight_changes
@@ -66,7 +65,7 @@ def adapt(trainer: Trainer, evaluation: Evaluation) -> None:
     from_row = state.tokens_seen // seq_length + run_ahead_rows(seq_length, trainer.token_budget)
     weights = [weight * factor for weight, factor in zip(base, state.factors, strict=True)]
     state.weight_changes.append((from_row, weights))
-    if trainer.stream:
+    if trainer.world.is_first:
         trainer.stream.change_weights(weights, from_row)
     finish = first_row_of_finish(trainer)
     by_source = moves[finish is not None and from_row >= finish]

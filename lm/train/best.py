@@ -33,7 +33,7 @@ def keep_if_best(trainer: Trainer, loss: float) -> None:
 
 
 def _is_best(trainer: Trainer, loss: float) -> bool:
-    if not (trainer.state.tokens_seen and trainer.stream):  # before the first step nothing is read
+    if not trainer.state.tokens_seen:  # before the first step nothing is read
         return False
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     if not any(source["epoch"] for source in trainer.stream.progress(num_rows)):

@@ -90,7 +90,7 @@ def measure(trainer: Trainer, *, everything: bool = False) -> Evaluation | None:
     if trainer.state.tokens_seen:  # before the first step nothing is read
         # What is watched comes last, and has no part in the mixture.
         line["mixture"] = dict(zip(trainer.trained_labels, shares(trainer.state.source_tokens), strict=False))
-        line["sources"] = source_records(trainer, trainer.stream) if trainer.stream else {}
+        line["sources"] = source_records(trainer) if trainer.world.is_first else {}
     if (finish := first_row_of_finish(trainer)) is not None:
         line["finish_from"] = finish * trainer.preset.model.seq_length
     line |= {"overlapping": overlapping} if overlapping else {}

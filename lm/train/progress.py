@@ -51,7 +51,7 @@ def headline(trainer: Trainer) -> str:
     parts = [f"loss {result.loss:.3f}"] if result else []
     if trainer.state.skipped_steps:
         parts.append(f"steps skipped: {trainer.state.skipped_steps}")
-    if trainer.stream:
+    if trainer.world.is_first:
         epochs = zip(trainer.labels, trainer.stream.epochs, strict=False)
         parts += [f"epoch {epoch + 1} of {label}" for label, epoch in epochs if epoch]
         parts.append(trainer.stream.status)

@@ -24,7 +24,6 @@ from data.identity import data_identity, path_of, without_null
 from data.journal import read_header
 from data.mixing import over_the_run, shares
 from data.prepare import given_tokenizer
-from data.producer_client import SourceInfo
 from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, has_remains, restore
@@ -158,19 +157,16 @@ def open_stream(run: Run, state: TrainState, checkpoint: dict[str, Any] | None, 
     )
 
 
-def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, fresh: bool) -> Machine:
+def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: bool) -> Machine:
     """Check disk, sources, memory and a real step, show the start card, and save
-    the measured speed.
-
-    `stream` is None on all ranks but the first.
-    """
+    the measured speed."""
     preset, world, folder, token_budget = run
     steps_asked_for()  # or raises, before anything is written
     sized = estimate.with_vocabulary(preset, learner.vocab_size)
     needed = estimate.disk_bytes(sized, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
-    sources = world.from_first(_opened, stream)
+    sources = world.from_first(lambda: stream.wait_opened(on_status=log.info))
     for notice in (notice for source in sources for notice in source.notices):
         log.info("%s", notice)
     compiling = " (compiling it first: up to two minutes, once per model shape)" if learner.compiled else ""
@@ -200,11 +196,6 @@ def check(run: Run, learner: Learner, stream: Stream | None, state: TrainState, 
         export_bytes=estimate.export_bytes(sized),
     )
     return world.from_first(_introduce, run, card, learner.compiled)
-
-
-def _opened(stream: Stream | None) -> list[SourceInfo]:
-    assert stream, "the first rank has it"
-    return stream.wait_opened(on_status=log.info)
 
 
 def check_benchmarks(preset: Preset) -> None:

@@ -67,26 +67,26 @@ class Pending(NamedTuple):
 
 
 class Trainer:
-    """A run: `next_step` and `train_on`, until it is `done`. `stream` is None on
-    all ranks but the first."""
+    """A run: `next_step` and `train_on`, until it is `done`. Only the first rank has the stream and
+    holds the lock."""
 
     def __init__(
         self,
         run: Run,
         learner: Learner,
-        stream: Stream | None,
+        stream: Stream,
         info: StreamInfo,
         start: StartPoint | None,
         checkpoint: dict[str, Any] | None,
         state: TrainState,
         stop: StopRequest,
-        lock: FolderLock | None,
+        lock: FolderLock,
         matmul_flops: float,
     ):
         """Load the weights of `checkpoint`, and cut the logs in the run's folder back to it.
 
         `info` was returned by `stream.begin`; `start` is the model whose weights the learner has
-        at the beginning of the run, if it starts from one; `lock` is the first rank's, of that folder;
+        at the beginning of the run, if it starts from one; `lock` is of that folder;
         `matmul_flops` is the peak of one device per second.
         Raises UserError for a checkpoint that does not fit.
         """
@@ -142,7 +142,6 @@ class Trainer:
     def _check_text(self) -> None:
         """Raise UserError unless the rows that were trained on are the stream's, those included that
         were lost and are made again now."""
-        assert self.stream, "the first rank's"
         seq_length, digest = self.preset.model.seq_length, ""
         end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
         with suppress(StreamEnded):
@@ -173,7 +172,6 @@ class Trainer:
         return step and step._replace(waited=time.perf_counter() - began)
 
     def _read(self, plan: StepPlan, on_status: Callable[[str], Any]) -> tuple[Step | None, bool]:
-        assert self.stream, "the first rank's"
         self._saver.check()
         self._check_folder()
         if self.stop():
@@ -195,7 +193,6 @@ class Trainer:
     def _check_folder(self) -> None:
         """Raise UserError if the run's files were taken away: its rows would never come, and
         another run might use the folder."""
-        assert self._lock, "the first rank's"
         is_there = (self.folder / "stream" / HEADER).exists()
         if self._lock.is_lost:
             self._check_no_other_run()
@@ -214,7 +211,6 @@ class Trainer:
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
         """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
         text trained on."""
-        assert self.stream, "the first rank's"
         try:
             return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
         except StreamDamaged as damage:
@@ -308,7 +304,6 @@ class Trainer:
         return self.world.from_first(self._saver.is_ready)
 
     def _save(self, last: bool, best_loss: float | None = None) -> None:
-        assert self._lock, "the first rank's"
         if self._lock.is_lost:
             self._lock.regain()
             self._check_no_other_run()
@@ -338,7 +333,6 @@ class Trainer:
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that a checkpoint holds (lm/checkpoint/file.py adds the
         format); on the first rank only."""
-        assert self.stream, "the first rank's"
         seq_length = self.preset.model.seq_length
         begun = self.stream.windows_begun(self.state.tokens_seen // seq_length)
         state = dataclasses.replace(self.state, windows_begun=begun, stream_header=self.stream_info.header)

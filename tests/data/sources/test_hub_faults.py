@@ -163,8 +163,9 @@ def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     result, records = SimpleNamespace(loss=2.5, heads={}), SimpleNamespace(head_measures={}, performance=None)
     state = SimpleNamespace(skipped_steps=0)
     labels = [source.label for source in make_preset().data.all_sources]
+    world = SimpleNamespace(is_first=True)
     bar = headline(
-        SimpleNamespace(labels=labels, stream=stream, state=state, records=records, result=result)
+        SimpleNamespace(world=world, labels=labels, stream=stream, state=state, records=records, result=result)
     )  # rows are left
     assert bar.endswith(f", {stream.status}")
 

@@ -72,11 +72,20 @@ def error_of(world: World) -> tuple[str, str]:
     return "nothing", ""
 
 
+def first_ranks(world: World) -> str:
+    """What a method of an object that only the first rank has returns, or that it is not here."""
+    try:
+        return world.only_first(str, "stream").upper()
+    except AttributeError as error:
+        return str(error)
+
+
 def everything(world: World) -> dict:
     return {
         "rank": world.rank,
         "is_first": world.is_first,
         "value": world.from_first(lambda: {"rank": world.rank, "rows": np.arange(3) + world.rank}),
+        "first": first_ranks(world),
         "error": error_of(world),
         "after error": world.from_first(lambda: "still together"),
         "sum": world.sum(torch.tensor([1.0, 10.0 * (world.rank + 1)], dtype=torch.float64)),
@@ -123,6 +132,12 @@ def test_what_the_first_rank_finds_reaches_all(ranks):
     for seen in ranks:
         assert seen["value"]["rank"] == 0
         assert seen["value"]["rows"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_what_only_the_first_rank_has_cannot_be_used_on_another(alone, ranks):
+    missing = "only the first rank has this object and its 'upper'"
+    assert [seen["first"] for seen in (alone, *ranks)] == ["STREAM", "STREAM", missing]
 
 
 @pytest.mark.slow
