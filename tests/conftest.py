@@ -58,6 +58,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled."""
+
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+@pytest.fixture
 def hub(request: pytest.FixtureRequest) -> HubStandIn:
     """The stand-in, serving nothing yet: `hub.add(name, files, configs)`. Use a name of its own in each test."""
     stand_in = request.config.hub

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from tests.constants import ROOT
+
 LONGEST = 600  # seconds; tests that hang have noticed
 
 

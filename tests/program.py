@@ -23,18 +23,21 @@ from unittest.mock import patch
 
 import torch
 
+from configs.schema import Preset, parse_preset
+from lm.checkpoint.store import CURRENT
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.runtime.machine import Machine, measure_machine, save_machine
 from lm.runtime.signals import processes
+from tests.constants import ROOT
 from tests.warm_start import WarmPopen
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
 READ_LATE = {"HF_ENDPOINT", "PROGRAM"}  # variables that no import of a warm start reads
 CODE = ("aux_heads", "configs", "data", "lm", *sorted(path.name for path in ROOT.glob("*.py")))
 NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
 BUDGET = 20_011
+LONG_BUDGET = 3 * BUDGET // 2  # of runs that a signal has to reach before they end
 PIECE = 1_000  # characters of a document: enough of them that some are held out
 SIZES = {
     "small": 100_000,
@@ -68,6 +71,15 @@ def preset_json(text: Path, *, name="tiny", model=(), train=(), data=(), auxilia
     train = {"per_gpu_batch_size": 8, "accumulation_steps": 2, "eval_tokens": 2_000, **intervals, **dict(train)}
     data = {"sources": sources, **dict(data)}
     return {"name": name, "model": model, "train": train, "data": data, "auxiliary": dict(auxiliary), **more}
+
+
+def tiny_preset(text: Path, **changes) -> Preset:
+    return parse_preset(json.dumps(preset_json(text, **changes)), "test")
+
+
+def state_in(folder: Path, name: str = CURRENT) -> dict:
+    """The state in a checkpoint, read as any outside program would."""
+    return torch.load(folder / name, weights_only=True)
 
 
 ALL_HEADS = {
@@ -178,8 +190,8 @@ class Program:
     def tokens_in_metrics(self) -> int:
         return max((line["tokens"] for line in read_metrics(self.checkpoints / "metrics.jsonl")), default=0)
 
-    def state(self, name: str = "lm_current.pth") -> dict:
-        return torch.load(self.checkpoints / name, weights_only=True)
+    def state(self, name: str = CURRENT) -> dict:
+        return state_in(self.checkpoints, name)
 
     def written(self) -> set[str]:
         """What a run has left in checkpoints/, by name."""

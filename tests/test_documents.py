@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Preset, parse_preset
+from tests.constants import ROOT
 from tests.mutations import MUTATIONS
 
 pytestmark = pytest.mark.core
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".github/MODEL_INSTRUCTIONS.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))

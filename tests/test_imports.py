@@ -3,13 +3,13 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.constants import ROOT
+
 pytestmark = pytest.mark.core
 
-ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "configs": {"configs"},
     "data": {"configs", "data"},

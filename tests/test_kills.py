@@ -24,6 +24,7 @@ from data.journal import run_ahead_rows
 from lm.checkpoint.store import ALIAS, CURRENT, PREVIOUS, PREVIOUS_2
 from lm.report.metrics import read_metrics
 from lm.runtime.files import same_file
+from tests.constants import FULL_COUNTS
 from tests.hf_models import save, transformers_model
 from tests.program import (
     ADAPTIVE,
@@ -38,7 +39,6 @@ from tests.program import (
     write_text,
 )
 
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 KILLS = {"any instant": 100, "a save": 60, "rotation": 40, "the end": 20}
 if not FULL_COUNTS:
     KILLS = {"any instant": 3, "a save": 1, "rotation": 1, "the end": 1}

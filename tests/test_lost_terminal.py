@@ -10,11 +10,10 @@ from threading import Thread
 
 import pytest
 
-from tests.program import BUDGET, Program, ended
+from tests.program import LONG_BUDGET, Program, ended
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="an end of a Linux terminal")]
 SECONDS = 300
-LONG_BUDGET = 3 * BUDGET  # a signal has to reach it before it ends
 
 
 @pytest.fixture

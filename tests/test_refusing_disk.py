@@ -9,7 +9,6 @@ cores. `-s` shows the figures:
 """
 
 import errno
-import os
 import re
 import shutil
 import subprocess
@@ -22,9 +21,9 @@ import pytest
 
 from lm.report.metrics import read_metrics
 from tests.anybody import AS_ANYBODY
+from tests.constants import FULL_COUNTS
 from tests.program import BUDGET, Ended, Program, fingerprint
 
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 COMPILER = shutil.which("gcc")
 pytestmark = [
     pytest.mark.slow,

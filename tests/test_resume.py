@@ -13,10 +13,9 @@ from contextlib import suppress
 import pytest
 
 from lm.report.metrics import read_metrics
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, check_logs, ended, torchrun, workers_of
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, LONG_BUDGET, Program, check_logs, ended, torchrun, workers_of
 
 pytestmark = pytest.mark.slow
-LONG_BUDGET = 3 * BUDGET // 2  # of runs that a signal has to reach before they end
 
 
 @pytest.fixture

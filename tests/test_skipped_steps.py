@@ -3,7 +3,6 @@
 The step itself, on all ranks: tests/lm/test_bad_numbers.py.
 """
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,19 @@ import torch
 import main
 from aux_heads.joint import JointModel
 from configs.errors import UserError
-from configs.schema import Preset, parse_preset
+from configs.schema import Preset
 from lm.checkpoint.saver import Saver
 from lm.report.metrics import read_metrics
 from lm.train_step import TrainStep
-from tests.program import BUDGET, preset_json, write_text
+from tests.program import BUDGET, tiny_preset, write_text
 
 pytestmark = pytest.mark.slow
 ROWS, TOKENS = 16, 512  # of a step; a checkpoint is due every 4,000 tokens
 
 
 @pytest.fixture
-def preset(tmp_path, monkeypatch) -> Preset:
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    return parse_preset(json.dumps(preset_json(write_text(tmp_path / "text"))), "test")
+def preset(tmp_path, eager) -> Preset:
+    return tiny_preset(write_text(tmp_path / "text"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import pytest
 from data.order import finish_row
 from lm.report.metrics import read_metrics
 from tests.anybody import AS_ANYBODY
+from tests.constants import FULL_COUNTS
 from tests.program import (
     ADAPTIVE,
     ALL_HEADS,
@@ -39,7 +40,6 @@ from tests.program import (
 )
 from tests.warm_start import WarmPopen
 
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 BUDGET = 50_009  # room for all that is done to one run
 STEP, SAVE_EVERY = 1_024, 4_000  # tokens: of two processes with the preset of `whole`
 FINISH = 0.3

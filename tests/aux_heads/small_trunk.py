@@ -11,12 +11,6 @@ from aux_heads.joint import JointModel, build_heads
 from configs.schema import AuxiliaryConfig
 
 HIDDEN_SIZE, SEQ_LENGTH, NUM_ROWS, VOCAB_SIZE = 64, 128, 16, 257
-ALL_HEADS = {
-    "enable_policy": True,
-    "enable_value": True,
-    "enable_dynamics": True,
-    "enable_span_contrastive": True,
-}
 
 
 class SmallTrunk(nn.Module):

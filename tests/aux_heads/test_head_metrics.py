@@ -7,7 +7,8 @@ import torch
 
 from aux_heads.base import at
 from aux_heads.metrics import MEASURES, in_brief, in_words
-from tests.aux_heads.small_trunk import ALL_HEADS, generator, joint_model, let_it_copy, text_batches
+from tests.aux_heads.small_trunk import generator, joint_model, let_it_copy, text_batches
+from tests.program import ALL_HEADS
 
 pytestmark = pytest.mark.core
 

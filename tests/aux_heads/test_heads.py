@@ -10,7 +10,6 @@ from aux_heads.base import HeadInput
 from aux_heads.sizes import NUM_VALUE_BINS
 from aux_heads.value import HORIZON, MAX_NATS, Value, coming_loss, trailing_loss_of, two_hot_cross_entropy
 from tests.aux_heads.small_trunk import (
-    ALL_HEADS,
     HIDDEN_SIZE,
     NUM_ROWS,
     SEQ_LENGTH,
@@ -20,6 +19,7 @@ from tests.aux_heads.small_trunk import (
     run,
     text_batches,
 )
+from tests.program import ALL_HEADS
 
 
 def head_input(tokens_BT1, drawn=None, seed=0, **changes) -> HeadInput:

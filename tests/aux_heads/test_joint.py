@@ -11,7 +11,6 @@ from configs.schema import AuxiliaryConfig, ModelConfig
 from lm.model import Transformer
 from lm.runtime.compiler import compile_choice
 from tests.aux_heads.small_trunk import (
-    ALL_HEADS,
     HIDDEN_SIZE,
     SEQ_LENGTH,
     generator,
@@ -20,6 +19,7 @@ from tests.aux_heads.small_trunk import (
     run,
     text_batches,
 )
+from tests.program import ALL_HEADS
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,10 @@ from configs.schema import Preset, load_preset, parse_preset
 from configs.validation import LONGEST_MESSAGE, MAX_BYTES
 from data.sources.cells import render
 from lm.cli.menu import preset_paths
+from tests.constants import FULL_COUNTS
 from tests.cpu_clock import CpuClock
 
-TIMES = 20 if os.environ.get("FULL_COUNTS") == "1" else 1
+TIMES = 20 if FULL_COUNTS else 1
 # The same examples every time, but for FULL_COUNTS: a test that fails once in a while would be run again, not looked at.
 UNHURRIED = settings(suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
 LONGEST_SECONDS = 0.5

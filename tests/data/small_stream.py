@@ -18,7 +18,6 @@ from data.journal import JournalReader
 from data.packing import row_dtype
 from data.producer_client import Stopped
 
-ROOT = Path(__file__).parents[2]
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 T = 64
 DTYPE = row_dtype(T, 512)

@@ -19,9 +19,9 @@ import pytest
 from configs.errors import ProducerDied, StreamDamaged
 from data.producer_client import Stopped
 from lm.runtime.signals import processes
+from tests.constants import ROOT
 from tests.data.small_stream import (
     DTYPE,
-    ROOT,
     T,
     check_that_kills_leave_no_trace,
     folder,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.constants import ROOT
 from tests.data.small_stream import (
     LIBRARY,
-    ROOT,
     make_preset,
 )
 from tests.hub import parquet

@@ -6,6 +6,8 @@ from torch import nn
 from configs.schema import ModelConfig
 from lm.model import Transformer
 
+LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False, "rope_theta": 500.0, "norm_eps": 1e-3}
+
 
 def random_model(config: ModelConfig, vocab_size: int, std: float = 0.3) -> Transformer:
     """The same every time, norms as they are at the beginning."""

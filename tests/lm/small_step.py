@@ -10,11 +10,12 @@ from lm.model import Transformer
 from lm.optim import build_optimizers, peak_learning_rates
 from lm.runtime.distributed import World
 from lm.train_step import TrainStep
+from tests import program
 
 VOCAB, SEQ_LENGTH, NUM_ROWS = 60, 64, 8
 ALONE = World(0, 0, 1, torch.device("cpu"))
 NO_HEADS = AuxiliaryConfig()
-ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
+ALL_HEADS = AuxiliaryConfig(**program.ALL_HEADS)
 
 
 def make_step(

@@ -21,7 +21,7 @@ from lm.model import Transformer, products, rotary_frequencies, rotary_tables, r
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
 from tests.lm.checkpoint.small_checkpoint import make_state
-from tests.lm.random_model import random_model, random_norms
+from tests.lm.random_model import LLAMA, random_model, random_norms
 from tests.lm.small_step import ALL_HEADS, NUM_ROWS, SEQ_LENGTH, VOCAB, make_step
 
 GPU = torch.cuda.is_available()
@@ -137,7 +137,6 @@ def test_what_cannot_be_captured_is_launched_as_it_is(monkeypatch):
     assert all(map(torch.equal, refused.model.parameters(), plain.model.parameters()))
 
 
-LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False}
 both_families = pytest.mark.parametrize("family", [{"num_heads": 2}, LLAMA], ids=["Qwen3", "Llama"])
 
 

@@ -1,6 +1,5 @@
 """float16 with a scaled loss: the step of float32 within rounding, nothing on numbers that went wrong, exact resume."""
 
-import json
 import math
 from functools import partial
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from configs.schema import parse_preset
 from lm import loss_scale
 from lm.checkpoint.file import Snapshot
 from lm.learner import Learner
@@ -20,7 +18,7 @@ from lm.train_step import MAX_SKIPPED_IN_A_ROW, TrainStep
 from tests.lm.checkpoint.small_checkpoint import make_state
 from tests.lm.small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
 from tests.lm.test_train_step import assert_same, rows, snapshot, whole
-from tests.program import preset_json
+from tests.program import tiny_preset
 
 FLOAT16 = partial(torch.autocast, "cpu", dtype=torch.float16)
 
@@ -133,7 +131,7 @@ def test_small_gradients_are_orthogonalised():
 def learner(folder, monkeypatch, dtype=torch.float16) -> Learner:
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     monkeypatch.setattr("lm.learner.precision_choice", lambda device: (dtype, "for this test"))
-    preset = parse_preset(json.dumps(preset_json(folder, model={"seq_length": SEQ_LENGTH})), "test")
+    preset = tiny_preset(folder, model={"seq_length": SEQ_LENGTH})
     return Learner(preset, ALONE, vocab_size=VOCAB, end_of_text=0, tokens_per_step=8 * SEQ_LENGTH)
 
 

@@ -18,10 +18,9 @@ from lm.optim import (
     peak_learning_rates,
     set_learning_rate,
 )
+from tests.lm.small_step import ALL_HEADS
 
 pytestmark = pytest.mark.core
-
-ALL_HEADS = AuxiliaryConfig(enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from data.sources import as_utf8
 from data.sources.encoding import OLDER, SAMPLE_BYTES, UNUSUAL_OLDER
 from data.sources.opening import open_source
 from data.sources.text import CHUNK
+from tests.data.sources.reading import texts
 
 pytestmark = pytest.mark.core
 
@@ -62,10 +63,6 @@ def open_files(folder, **contents: bytes):
         (folder / f"{name}.txt").write_bytes(content)
     spec = TextSource(type="text", path=str(folder), label="notes")
     return open_source(spec, cache_dir=None, seed=1)
-
-
-def texts(source, epoch=0):
-    return [document.text for document, _ in source.documents(epoch)]
 
 
 @pytest.mark.parametrize(("language", "encoding"), CASES)

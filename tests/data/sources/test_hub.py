@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -18,19 +17,16 @@ from configs.sources import HFSource
 from data.sources.base import PIECE_CHARACTERS
 from data.sources.hub_client import configure_library
 from data.sources.opening import open_source
+from tests.constants import ROOT
+from tests.data.sources.reading import texts
 from tests.hub import no_fault, parquet
 
-ROOT = Path(__file__).parents[3]
 FORMAT = {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
 
 
 def open_hub(dataset: str, pinned: dict | None = None, **keys):
     spec = HFSource(type="hf", dataset=dataset, label="hub", **keys)
     return open_source(spec, cache_dir=None, seed=1, pinned=pinned)
-
-
-def texts(source, epoch: int = 0, position=None) -> list[str]:
-    return [document.text for document, _ in source.documents(epoch, position)]
 
 
 def add_wikipedia(hub, name: str) -> None:

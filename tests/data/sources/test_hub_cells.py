@@ -15,6 +15,7 @@ from configs.errors import SourceError
 from configs.sources import HFSource
 from data.sources import cells, hub
 from data.sources.opening import open_source
+from tests.data.sources.reading import texts
 from tests.hub import parquet
 
 
@@ -33,10 +34,6 @@ def opened(tmp_path):
         return open_source(spec, cache_dir=None, seed=1)
 
     return open_files
-
-
-def texts(source, epoch: int = 0) -> list[str]:
-    return [document.text for document, _ in source.documents(epoch)]
 
 
 ROWS = [f"row {number}" for number in range(30)]

@@ -26,9 +26,9 @@ from data.sources.hub_environment import prepare_environment, token_in_use
 from data.sources.opening import open_source
 from data.sources.probe import probe
 from tests.anybody import AS_ANYBODY
+from tests.constants import ROOT
 from tests.hub import parquet
 
-ROOT = Path(__file__).parents[3]
 BOTH = """
 import json, sys
 from configs.errors import SourceError

@@ -9,7 +9,6 @@ an outage of 60 s while 80,000 tokens a second are used; `-s` shows the figures:
 import gzip
 import io
 import json
-import os
 import random
 import re
 import threading
@@ -40,9 +39,9 @@ from data.sources.hub_client import NoAnswer, configure_library
 from data.sources.opening import open_source
 from data.stream import Stream
 from lm.train.progress import headline
+from tests.constants import FULL_COUNTS
 from tests.hub import FAULTS, no_fault, parquet
 
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 READS, ROWS = (2000, 36_000) if FULL_COUNTS else (250, 1000)  # so many reads, at least, for so many rows
 FILES = 20 if FULL_COUNTS else 6  # of a dataset
 STARTS = 14 if FULL_COUNTS else 2  # of the run with faults; each asks for the metadata of every source again

@@ -10,15 +10,10 @@ from configs.errors import SourceError
 from configs.sources import HFSource, TextSource
 from data.sources.opening import open_source
 from data.sources.probe import probe
+from tests.data.sources.reading import problem_of
 from tests.hub import parquet
 
 SCRIPT = b"import datasets\n\nclass Rows(datasets.GeneratorBasedBuilder):\n    pass\n"
-
-
-def problem_of(dataset: str, **keys) -> str:
-    with pytest.raises(SourceError) as caught:
-        open_source(HFSource(type="hf", dataset=dataset, label="data", **keys), cache_dir=None, seed=1)
-    return str(caught.value).removeprefix("source data: ")
 
 
 LINES, HEAD = {"a.jsonl": b"{}"}, "the settings at the top of its README.md"

@@ -21,6 +21,7 @@ from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
 from data.sources.opening import open_source
 from data.sources.parquet import BATCH_BYTES, ParquetFiles
+from tests.data.sources.reading import open_data, problem_of, texts
 from tests.hub import parquet
 
 PATTERNS = {
@@ -33,20 +34,6 @@ PATTERNS = {
     ".*/*.jsonl": [".hidden/e.jsonl"],
     "b/__*/*.jsonl": ["b/__pycache__/f.jsonl"],
 }
-
-
-def open_data(dataset: str, seed: int = 1, **keys):
-    return open_source(HFSource(type="hf", dataset=dataset, label="data", **keys), cache_dir=None, seed=seed)
-
-
-def texts(source) -> list[str]:
-    return [document.text for document, _ in source.documents(0)]
-
-
-def problem_of(dataset: str, **keys) -> str:
-    with pytest.raises(SourceError) as caught:
-        texts(open_data(dataset, **keys))
-    return str(caught.value).removeprefix("source data: ")
 
 
 def lines(count: int, first: int = 0) -> bytes:

@@ -23,6 +23,7 @@ from data.prepare import texts_of
 from data.sources import pdf, pdf_page, pdf_worker
 from data.sources.opening import open_source
 from tests.cpu_clock import CpuClock, slowness
+from tests.data.sources.reading import texts
 from tests.pdfs import BODY, encrypted, flate, hostile, make_pdf, one_page, show, stream
 
 # A child is given its limits on its command line, so lowering them here lowers them there.
@@ -36,10 +37,6 @@ HOSTILE = hostile()
 
 def open_pdf(path: Path, cache_dir: Path | None = None):
     return open_source(PDFSource(type="pdf", path=str(path), label="papers"), cache_dir=cache_dir, seed=1)
-
-
-def texts(source, position=None) -> list[str]:
-    return [document.text for document, _ in source.documents(0, position)]
 
 
 def read(folder: Path, content: bytes) -> tuple[str, dict[str, int]]:

@@ -13,15 +13,12 @@ from data.sources.find import matching_files
 from data.sources.opening import open_source, python_roots
 from data.sources.probe import probe
 from tests.cpu_clock import CpuClock
+from tests.data.sources.reading import texts
 
 
 def open_text(path: Path, *, pinned: dict | None = None, seed: int = 1, glob: str = "**/*.txt"):
     spec = TextSource(type="text", path=str(path), glob=glob, label="notes")
     return open_source(spec, cache_dir=None, seed=seed, pinned=pinned)
-
-
-def texts(source, epoch: int = 0, position=None) -> list[str]:
-    return [document.text for document, _ in source.documents(epoch, position)]
 
 
 @pytest.fixture

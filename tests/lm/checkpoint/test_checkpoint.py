@@ -19,6 +19,7 @@ from configs.errors import CheckpointError, UserError
 from lm.checkpoint import store
 from lm.checkpoint.store import ALIAS, BEST, CURRENT, GENERATIONS, PREVIOUS
 from lm.runtime import files
+from tests.constants import ROOT
 from tests.lm.checkpoint.small_checkpoint import (
     crash_at,
     generations,
@@ -28,8 +29,6 @@ from tests.lm.checkpoint.small_checkpoint import (
     tokens_in,
     watched,
 )
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):

@@ -15,9 +15,8 @@ from configs.errors import CheckpointError
 from lm.checkpoint import store
 from lm.checkpoint.file import FORMAT_VERSION
 from lm.checkpoint.store import ALIAS, CURRENT, GENERATIONS, PREVIOUS
+from tests.constants import ROOT
 from tests.lm.checkpoint.small_checkpoint import generations, make_state, save, tokens_in
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_every_damage_is_noticed_and_answered_with_the_generation_before(tmp_path):

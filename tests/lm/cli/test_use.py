@@ -16,7 +16,7 @@ from lm.export.huggingface import is_export_of, run_facts
 from lm.inference.load import load_state
 from tests.lm.checkpoint.small_checkpoint import make_state, save
 from tests.lm.random_model import random_model
-from tests.program import preset_json
+from tests.program import preset_json, tiny_preset
 
 SOURCES = [
     "wikipedia",
@@ -29,7 +29,7 @@ SOURCES = [
 
 
 def facts(folder, **changes):
-    preset = parse_preset(json.dumps(preset_json(folder, data={"sources": SOURCES})), "test")
+    preset = tiny_preset(folder, data={"sources": SOURCES})
     state = {"tokens_seen": 100, "token_budget": 100, "exhausted": False, "facts": {"tokens": "100"}, **changes}
     return run_facts(state, preset, folder)
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_does_not_fit_itself_is_neither_talked_to_nor_exported
 
 
 def test_an_export_of_earlier_weights_is_made_anew_before_it_is_pushed(tmp_path, monkeypatch, capsys):
-    preset = parse_preset(json.dumps(preset_json(tmp_path, model={"seq_length": 64, "vocab_size": 300})), "test")
+    preset = tiny_preset(tmp_path, model={"seq_length": 64, "vocab_size": 300})
     trained = bpe.train(["one two three four " * 9], 300)
     trained.save(str(tmp_path / "tokenizer.json"))
     facts = {"preset": preset.to_json(), "tokenizer_sha256": bpe.fingerprint(trained), "heads": {}}

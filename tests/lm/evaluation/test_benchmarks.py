@@ -1,6 +1,5 @@
 """Benchmarks through lm_eval, on tiny tasks of our own from a stand-in for the Hub."""
 
-import json
 import re
 import shutil
 from functools import partial
@@ -11,7 +10,6 @@ import torch
 import main
 from benchmarks.blimp import blimp
 from configs.errors import UserError
-from configs.schema import parse_preset
 from lm.checkpoint import store
 from lm.cli import use
 from lm.evaluation import benchmarks
@@ -21,7 +19,9 @@ from lm.evaluation.scorer import Scorer
 from lm.report.metrics import read_metrics
 from lm.report.report import benchmark_tables
 from tests.hub import parquet
-from tests.program import preset_json
+from tests.program import tiny_preset
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
 NOUNS = ["cat", "dog", "bird", "fish", "child", "woman", "man", "tree"]
@@ -41,11 +41,6 @@ metric_list:
   - metric: acc
 metadata: {{version: 1.0}}
 """
-
-
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
 
 
 @pytest.fixture
@@ -97,7 +92,7 @@ def run(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
-        preset = parse_preset(json.dumps(preset_json(text, model={"seq_length": 64})), "test")
+        preset = tiny_preset(text, model={"seq_length": 64})
         main.train(preset, token_budget=2_000, checkpoint_dir=folder)
     return folder
 
@@ -299,7 +294,7 @@ def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch):
 @pytest.mark.slow
 def test_a_preset_names_the_benchmarks_of_the_end(text, tasks, hub, tmp_path, capsys):
     def preset(*names):
-        return parse_preset(json.dumps(preset_json(text, train={"benchmarks": names})), "test")
+        return tiny_preset(text, train={"benchmarks": names})
 
     folder = tmp_path / "run"
     with pytest.raises(UserError, match="no benchmark 'pears'"):

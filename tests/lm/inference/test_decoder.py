@@ -6,12 +6,9 @@ import torch
 from configs.schema import ModelConfig
 from lm.inference.decoder import Decoder
 from lm.model import Transformer
-from tests.lm.random_model import random_model, random_norms
+from tests.lm.random_model import LLAMA, random_model, random_norms
 
 VOCAB = 40
-
-
-LLAMA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": False, "rope_theta": 500.0, "norm_eps": 1e-3}
 
 
 @pytest.fixture(scope="module", params=[{"num_heads": 2}, LLAMA], ids=["Qwen3", "Llama"])

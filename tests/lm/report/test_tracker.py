@@ -3,17 +3,15 @@
 The trackers here have the three functions that wandb and trackio share: neither is among the test dependencies.
 """
 
-import json
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from configs.schema import parse_preset
 from lm.report.metrics import MetricsLog
 from lm.report.tracker import tracker_log
 from tests.lm.report.test_tensorboard import EVALUATED
-from tests.program import preset_json
+from tests.program import tiny_preset
 
 
 class Tracker(ModuleType):
@@ -46,7 +44,7 @@ class Unfit(ModuleType):
 
 
 def preset(tmp_path, package):
-    return parse_preset(json.dumps(preset_json(tmp_path, train={"report_to": package})), "test")
+    return tiny_preset(tmp_path, train={"report_to": package})
 
 
 def run(folder, package) -> None:

@@ -1,20 +1,18 @@
 """Which device and precision a machine gets, and the reason that the start card gives; none of these machines is here."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from configs.schema import parse_preset
 from lm.learner import Learner
 from lm.runtime import compiler, devices, machine
 from lm.runtime.devices import Hardware, hardware
 from lm.runtime.distributed import World
 from tests.lm.small_step import ALL_HEADS, make_step
 from tests.lm.test_train_step import rows, whole
-from tests.program import preset_json
+from tests.program import tiny_preset
 
 H100 = Hardware(("H100",), (9, 0), ("sm_75", "sm_80", "sm_90"), True, "CUDA 13.0", nvidia=True)
 T4 = Hardware(("Tesla T4",), (7, 5), ("sm_75", "sm_80"), False, "CUDA 13.0", nvidia=True)
@@ -200,7 +198,7 @@ def test_the_card_says_the_device_first(here, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     here(Hardware(nvidia=True))
     world = World.start()
-    preset = parse_preset(json.dumps(preset_json(tmp_path)), "test")
+    preset = tiny_preset(tmp_path)
     learner = Learner(preset, world, vocab_size=300, end_of_text=0, tokens_per_step=256)
     name, reason = learner.decisions[0]
     assert name.endswith("CPU")

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +19,8 @@ from lm.model import Transformer
 from lm.optim import build_optimizers, peak_learning_rates
 from lm.runtime import estimate, machine
 from lm.runtime.compiler import compile_choice
+from tests.constants import ROOT
 
-ROOT = Path(__file__).parents[3]
 SHIPPED = [
     path
     for path in sorted((ROOT / "configs").glob("[0-9]*.json"))

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from lm.runtime.compiler import is_one_word, toolchain
+from tests.constants import ROOT
 from tests.program import Program, torchrun
-
-ROOT = Path(__file__).parents[3]
 
 KEPT = """
     import sys

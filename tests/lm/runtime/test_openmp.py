@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from lm.runtime.openmp import CPUTime
+from tests.constants import ROOT
 
-ROOT = Path(__file__).parents[3]
 # What the program does, with another one beside it.
 CHOOSES = """
 import subprocess, sys, time

@@ -21,11 +21,11 @@ import pytest
 
 from lm.checkpoint.store import inspect
 from lm.runtime.signals import SIGNALS
+from tests.constants import FULL_COUNTS
 from tests.cpu_clock import slowness
 from tests.hub import no_fault, parquet
 from tests.program import ALL_HEADS, BUDGET, ROOT, Program, fingerprint
 
-FULL_COUNTS = os.environ.get("FULL_COUNTS") == "1"
 SECONDS = 10
 PERIOD = 6_000  # tokens; then the program saves, evaluates and samples, one after the other
 INTERVALS = ("save_every_tokens", "eval_every_tokens", "sample_every_tokens")

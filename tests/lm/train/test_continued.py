@@ -1,39 +1,33 @@
 """A run that starts from a model: it is evaluated first, needs that model never again, and ends in its family."""
 
-import json
 import re
 import shutil
 import sys
 
 import pytest
 import torch
-import torch._dynamo  # before TORCH_COMPILE_DISABLE is set, as in test_trainer.py
 from safetensors.torch import load_file
 
 import main
 from configs.errors import PresetError, UserError
-from configs.schema import parse_preset
 from lm.cli.choose import gather_menu
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.start_point import open_start_point
 from tests.hf_models import LLAMA_3_1, VOCAB, save, transformers_model
-from tests.lm.train.test_trainer import load, stop_at
-from tests.program import ALL_HEADS, Program, fingerprint, preset_json, torchrun
+from tests.lm.train.test_trainer import stop_at
+from tests.program import ALL_HEADS, Program, fingerprint, state_in, tiny_preset, torchrun
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 BUDGET = 9_001
-
-
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
 
 
 @pytest.fixture
 def make(text):
     def preset_of(start, name="on", model=(), **changes):
         model = {"init_from": str(start), "seq_length": 64, **dict(model)}
-        return parse_preset(json.dumps(preset_json(text, name=name, model=model, **changes)), "test")
+        return tiny_preset(text, name=name, model=model, **changes)
 
     return preset_of
 
@@ -66,8 +60,8 @@ def test_a_run_from_a_model_is_resumed_to_the_bit_without_it_and_exported_in_its
     with stop_at(BUDGET // 2):
         main.train(preset, token_budget=BUDGET, checkpoint_dir=parts)
     main.train(preset, token_budget=BUDGET, checkpoint_dir=parts)
-    state = load(whole)
-    assert fingerprint(load(parts)) == fingerprint(state)
+    state = state_in(whole)
+    assert fingerprint(state_in(parts)) == fingerprint(state)
 
     assert state["start_point"]["init_from"] == str(folder)
     assert state["start_point"]["files"].keys() >= {"config.json", "tokenizer.json"}
@@ -100,7 +94,7 @@ def test_the_first_checkpoint_is_the_model_itself(make, text, tmp_path, monkeypa
     folder = save(transformers_model("llama"), tmp_path / "model", texts=text_lines(text))
     monkeypatch.setattr("lm.train.trainer.Trainer.next_step", lambda trainer, on_status: None)
     main.train(make(folder), token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
-    state = load(tmp_path / "run")
+    state = state_in(tmp_path / "run")
     assert state["tokens_seen"] == 0
     stored = load_file(folder / "model.safetensors")
     assert torch.equal(state["model"]["output.weight"], stored["lm_head.weight"])
@@ -158,7 +152,7 @@ def test_a_model_of_the_hub_is_pinned_and_a_resumed_run_asks_for_nothing(hub, ma
     with stop_at(1):
         main.train(preset, token_budget=2_000, checkpoint_dir=tmp_path / "run")
     commit = hub.revision("some/llama")
-    assert load(tmp_path / "run")["start_point"]["commit"] == commit
+    assert state_in(tmp_path / "run")["start_point"]["commit"] == commit
     assert not any("README" in request for request in hub.requests)
     hub.repos.clear()
     hub.requests.clear()

@@ -1,30 +1,24 @@
 """Whatever ends a run, its whole steps are saved, and nothing but whole steps; also when its folder is taken away."""
 
-import json
 import shutil
 from itertools import cycle
-from pathlib import Path
 
 import pytest
-import torch
-import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before `train` sets it, for the tests after these
 
 import main
 from configs.errors import UserError
-from configs.schema import parse_preset
 from lm.checkpoint.store import CURRENT
 from lm.optim import Muon
 from lm.train.trainer import Trainer
-from tests.program import BUDGET, fingerprint, preset_json
+from tests.program import BUDGET, fingerprint, state_in, tiny_preset
 
 pytestmark = pytest.mark.slow
 SELDOM = dict.fromkeys(("save_every_tokens", "eval_every_tokens", "sample_every_tokens"), 10**9)
 
 
 @pytest.fixture
-def train(text, monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    preset = parse_preset(json.dumps(preset_json(text, train=SELDOM)), "test")
+def train(text, eager):
+    preset = tiny_preset(text, train=SELDOM)
     return lambda folder: main.train(preset, token_budget=BUDGET, checkpoint_dir=folder)
 
 
@@ -44,10 +38,6 @@ def after(monkeypatch):
         monkeypatch.setattr(Trainer, "train_on", trapped)
 
     return set_trap
-
-
-def state_in(folder: Path) -> dict:
-    return torch.load(folder / CURRENT, weights_only=True)
 
 
 def fail(*_: object) -> None:

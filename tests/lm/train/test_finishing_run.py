@@ -8,8 +8,10 @@ import main
 from data.order import finish_row
 from lm.report.metrics import read_metrics
 from lm.train.trainer import Trainer
-from tests.lm.train.test_trainer import _eager, load, make  # noqa: F401  # fixtures
-from tests.program import ADAPTIVE, BUDGET, fingerprint
+from tests.lm.train.test_trainer import make  # noqa: F401  # a fixture
+from tests.program import ADAPTIVE, BUDGET, fingerprint, state_in
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 class Killed(BaseException):
@@ -45,11 +47,11 @@ def test_a_run_killed_in_its_finish_ends_as_one_that_never_was(make, text, tmp_p
     monkeypatch.setattr(Trainer, "next_step", next_step)
     for name in ("killed", "whole"):
         main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path / name)
-    assert fingerprint(load(tmp_path / "killed")) == fingerprint(load(tmp_path / "whole"))
+    assert fingerprint(state_in(tmp_path / "killed")) == fingerprint(state_in(tmp_path / "whole"))
 
     finish = finish_row(0.25, 32, BUDGET) * 32
     assert finish == 15_008
-    position = load(tmp_path / "whole")["stream_position"]
+    position = state_in(tmp_path / "whole")["stream_position"]
     assert finish // 32 in position["windows_begun"]
     large_seen, small_seen, old_seen = position["source_tokens"]
     assert large_seen + small_seen == BUDGET  # without the rest of the last row

@@ -1,30 +1,22 @@
 """A run that has lost files, and a new one that cannot begin: nothing is written over, and what can be made again is."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
-import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before `train` sets it, for the tests after these
 
 import main
 from configs.errors import UserError
-from configs.schema import Preset, parse_preset
 from data import tokenizer as bpe
 from data.journal import JournalReader
 from data.packing import row_dtype
 from lm.checkpoint.store import ALIAS, CURRENT
 from lm.report.metrics import read_metrics
 from lm.train.trainer import Trainer
-from tests.program import BUDGET, fingerprint, preset_json
+from tests.program import BUDGET, fingerprint, state_in, tiny_preset
 
 pytestmark = pytest.mark.slow
-
-
-def preset_of(text: Path, **data) -> Preset:
-    return parse_preset(json.dumps(preset_json(text, data=data)), "test")
 
 
 def train(text: Path, folder: Path, *, tokens: int = BUDGET, fresh: bool = False, **data) -> None:
@@ -37,11 +29,7 @@ def train(text: Path, folder: Path, *, tokens: int = BUDGET, fresh: bool = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
         patch.setattr(Trainer, "next_step", until_then)
-        main.train(preset_of(text, **data), token_budget=BUDGET, checkpoint_dir=folder, fresh=fresh)
-
-
-def state_in(folder: Path) -> dict:
-    return torch.load(folder / CURRENT, weights_only=True)
+        main.train(tiny_preset(text, data=data), token_budget=BUDGET, checkpoint_dir=folder, fresh=fresh)
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,22 @@
 """The weights that a run keeps on its way."""
 
-import json
 import re
 
 import pytest
 import torch
-import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before _eager sets it, for the tests after these
 from safetensors.torch import load_file
 
 import main
-from configs.schema import Preset, parse_preset
+from configs.schema import Preset
 from lm.checkpoint.archive import archive_run
 from lm.export.huggingface import export
 from lm.report.metrics import read_metrics
 from lm.train.start_card import render_card
 from lm.train.trainer import Trainer
 from tests.lm.cli.test_menu import card
-from tests.program import preset_json
+from tests.program import state_in, tiny_preset
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 BUDGET = 5_000
 POINTS = [1_000, 1_001, 3_000, BUDGET, BUDGET + 1]
@@ -26,13 +26,8 @@ class Killed(BaseException):
     """As SIGKILL: nobody catches it."""
 
 
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
 def preset(text, **train) -> Preset:
-    return parse_preset(json.dumps(preset_json(text, train={"save_every_tokens": 1_500} | train)), "test")
+    return tiny_preset(text, train={"save_every_tokens": 1_500} | train)
 
 
 def exported(folder) -> dict:
@@ -46,7 +41,7 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monke
     whole = exported(tmp_path / "whole")
     assert set(whole) == {f"tokens_{point}" for point in POINTS if point <= BUDGET}
     assert re.search(r"milestones +4, each of \d+ kB, in checkpoints/milestones/", capsys.readouterr().out)
-    last = torch.load(tmp_path / "whole" / "lm_current.pth", weights_only=True)
+    last = state_in(tmp_path / "whole")
     assert torch.equal(whole[f"tokens_{BUDGET}"]["lm_head.weight"], last["model"]["output.weight"])
     assert not torch.equal(whole["tokens_3000"]["lm_head.weight"], last["model"]["output.weight"])
     readme = (tmp_path / "whole" / "milestones" / "tokens_1000" / "README.md").read_text()
@@ -78,7 +73,7 @@ def test_a_killed_run_keeps_what_an_uninterrupted_one_does(text, tmp_path, monke
     with pytest.raises(Killed):  # after the save of the same step
         main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
     monkeypatch.setattr("lm.train.milestones.export", export)
-    saved = torch.load(tmp_path / "killed" / "lm_current.pth", weights_only=True)
+    saved = state_in(tmp_path / "killed")
     assert saved["tokens_seen"] == 3_072
     main.train(kept, token_budget=BUDGET, checkpoint_dir=tmp_path / "killed")
     killed = exported(tmp_path / "killed")

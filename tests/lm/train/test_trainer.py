@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # reads TORCH_COMPILE_DISABLE when first imported: before _eager sets it, for the tests after these
 
 import main
 from aux_heads.metrics import MEASURES
@@ -30,7 +29,9 @@ from lm.train.adaptation import decide
 from lm.train.state import TrainState
 from lm.train.trainer import Trainer
 from tests.hub import parquet
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, preset_json
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, NOT_A_RUN, fingerprint, state_in, tiny_preset
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 CONTRACT = {
     "format_version", "preset", "tokens_seen", "model", "heads", "optimizer", "rng", "stream_position",
@@ -38,14 +39,9 @@ CONTRACT = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
 @pytest.fixture
 def make(text):
-    return lambda **changes: parse_preset(json.dumps(preset_json(text, **changes)), "test")
+    return lambda **changes: tiny_preset(text, **changes)
 
 
 @contextmanager
@@ -63,10 +59,6 @@ def stop_at(tokens: int):
         yield
 
 
-def load(folder: Path, name: str = "lm_current.pth") -> dict:
-    return torch.load(folder / name, weights_only=True)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_A_RUN)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -77,12 +69,12 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
     monkeypatch.setattr("lm.checkpoint.saver.REST", 0)  # three saves, however slow the disk
     preset = make()
     main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
-    state = load(tmp_path)
+    state = state_in(tmp_path)
     assert state["tokens_seen"] == BUDGET
     assert BUDGET % preset.model.seq_length != 0  # the last row is used in part
     assert state.keys() >= CONTRACT
-    assert load(tmp_path, "lm_prev.pth")["tokens_seen"] < BUDGET
-    assert load(tmp_path, "lm_prev2.pth")["tokens_seen"] < load(tmp_path, "lm_prev.pth")["tokens_seen"]
+    assert state_in(tmp_path, "lm_prev.pth")["tokens_seen"] < BUDGET
+    assert state_in(tmp_path, "lm_prev2.pth")["tokens_seen"] < state_in(tmp_path, "lm_prev.pth")["tokens_seen"]
     assert (tmp_path / "simple_lm_trained.pth").samefile(tmp_path / "lm_current.pth")
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
 
@@ -105,7 +97,7 @@ def test_a_run_ends_at_its_budget_and_leaves_what_the_contract_says(make, tmp_pa
         assert sum(source["tokens"] for source in line["sources"].values()) > 0.9 * line["tokens"]
 
     [speed] = json.loads((tmp_path / "machine.json").read_text())["speeds"].values()
-    assert speed == pytest.approx(BUDGET / load(tmp_path)["seconds"])  # that of the run, not of the dry run
+    assert speed == pytest.approx(BUDGET / state_in(tmp_path)["seconds"])  # that of the run, not of the dry run
     assert [section.tokens for section in read_samples(tmp_path / "samples.md")] == [10240, BUDGET]
     assert f"{BUDGET:,}" in (tmp_path / "report.md").read_text()
     assert list(tmp_path.glob("report*.png"))
@@ -181,8 +173,8 @@ def test_a_move_of_the_mixture_that_a_crash_undid_is_made_again_and_recorded_onc
     monkeypatch.setattr(Trainer, "next_step", crash_after_the_first_move)
     with pytest.raises(Killed):
         main.train(preset, token_budget=9_000, checkpoint_dir=tmp_path / "killed")
-    assert load(tmp_path / "killed")["tokens_seen"] == 4_096  # saved before the move
-    assert not load(tmp_path / "killed")["stream_position"]["weight_changes"]
+    assert state_in(tmp_path / "killed")["tokens_seen"] == 4_096  # saved before the move
+    assert not state_in(tmp_path / "killed")["stream_position"]["weight_changes"]
     monkeypatch.setattr(Trainer, "next_step", next_step)
     moves = []
     for name in ("killed", "whole"):
@@ -199,7 +191,7 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
     states = []
     for name, auxiliary in (("without", {}), ("with", with_heads)):
         main.train(make(model=model, auxiliary=auxiliary), token_budget=6_000, checkpoint_dir=tmp_path / name)
-        states.append(load(tmp_path / name))
+        states.append(state_in(tmp_path / name))
     assert fingerprint({**states[0], "optimizer": (), "heads": ()}) == fingerprint(
         {**states[1], "optimizer": (), "heads": ()}
     )
@@ -226,17 +218,17 @@ def test_heads_that_may_not_touch_the_trunk_do_not(make, tmp_path, capsys):
 def test_an_edited_learning_rate_is_said_and_in_force(make, tmp_path, capsys):
     with stop_at(6_000):
         main.train(make(), token_budget=BUDGET, checkpoint_dir=tmp_path)
-    assert 6_000 <= load(tmp_path)["tokens_seen"] < BUDGET
+    assert 6_000 <= state_in(tmp_path)["tokens_seen"] < BUDGET
     out = capsys.readouterr().out
-    assert f"Saved at {load(tmp_path)['tokens_seen']:,} tokens" in out
+    assert f"Saved at {state_in(tmp_path)['tokens_seen']:,} tokens" in out
 
     edited = make(train={"matrix_learning_rate": 0.0123})
     main.train(edited, token_budget=BUDGET, checkpoint_dir=tmp_path)
     assert "train.matrix_learning_rate: None -> 0.0123" in capsys.readouterr().out
-    assert load(tmp_path)["tokens_seen"] == BUDGET
+    assert state_in(tmp_path)["tokens_seen"] == BUDGET
     steps = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
     assert max(line["lr"] for line in steps if line["tokens"] > 7_000) == pytest.approx(0.0123)
-    assert parse_preset(load(tmp_path)["preset"], "checkpoint") == edited
+    assert parse_preset(state_in(tmp_path)["preset"], "checkpoint") == edited
 
 
 @pytest.mark.parametrize(
@@ -261,7 +253,7 @@ def unfinished(text, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
         patch.setattr(Trainer, "next_step", lambda trainer, on_status: None)  # asked to stop before the first step
-        main.train(parse_preset(json.dumps(preset_json(text)), "test"), token_budget=BUDGET, checkpoint_dir=folder)
+        main.train(tiny_preset(text), token_budget=BUDGET, checkpoint_dir=folder)
     return folder
 
 
@@ -278,7 +270,7 @@ MISFITS = {
 def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(name, unfinished, make, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unfinished, folder)
-    state = load(folder)
+    state = state_in(folder)
     MISFITS[name](state)
     checkpoint.write_file(folder / "lm_current.pth", state)
     before = (folder / "lm_current.pth").read_bytes()
@@ -292,7 +284,7 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     sources = [{"type": "text", "label": "small", "path": str(text / "small"), "repeat": 1}]
     preset = make(data={"sources": sources}, train={"per_gpu_batch_size": 32})
     main.train(preset, token_budget=10_000_000, checkpoint_dir=tmp_path)
-    state = load(tmp_path)
+    state = state_in(tmp_path)
     assert state["exhausted"]
     assert 10_000 < state["tokens_seen"] < 10_000_000
     assert "used up before the budget" in (tmp_path / "report.md").read_text()
@@ -324,7 +316,7 @@ def test_a_run_needs_the_tokenizer_that_it_was_given_only_at_its_beginning(make,
         assert not main.train(preset, token_budget=2_048, checkpoint_dir=tmp_path / "run")
     given.unlink()
     assert main.train(preset, token_budget=2_048, checkpoint_dir=tmp_path / "run")
-    assert len(load(tmp_path / "run")["model"]["embed.weight"]) == 350
+    assert len(state_in(tmp_path / "run")["model"]["embed.weight"]) == 350
 
 
 def test_the_menu_knows_which_time_was_measured(make, tmp_path):
@@ -362,7 +354,7 @@ def test_an_outage_that_outlasts_the_rows_is_shown_while_waiting_and_a_stop_save
         train={"per_gpu_batch_size": 64, "eval_every_tokens": 10**8, "sample_every_tokens": 10**8},
     )
     main.train(preset, token_budget=500_000, checkpoint_dir=tmp_path)
-    assert 0 < load(tmp_path)["tokens_seen"] < 500_000
+    assert 0 < state_in(tmp_path)["tokens_seen"] < 500_000
     said = capsys.readouterr()
     assert re.search(r"hub: 127.0.0.1: .*, retrying in \d+ s", said.err)
     assert "Saved at" in said.out
