@@ -18,7 +18,7 @@ from configs import schema
 from configs.errors import Retryable, SourceError
 from data.heldout_choice import text_hash
 from data.sources.base import Document, Position, Source, hash_key, in_words
-from data.waiting import FIRST_WAIT, Status, pause, watch
+from data.waiting import FIRST_WAIT, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
 
@@ -62,9 +62,8 @@ class Feed(Generic[Encoded]):
     """The usable documents of one source, encoded.
 
     `open_again()` returns the Source and may raise Retryable. `encode(documents)` returns one
-    `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None. `status`
-    receives messages about trouble, possibly from another thread. `before_waiting()` is called
-    between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
+    `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None.
+    `before_waiting()` is called between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
     document may be given, or was given before; None: all may. `kept_length(text)` returns how much of
     a text is used, if its end is held out (heldout_choice.py).
     """
@@ -75,7 +74,6 @@ class Feed(Generic[Encoded]):
         open_again: Callable[[], Source],
         encode: Callable[[list[Document]], Iterable[Encoded]],
         reason_to_skip: Callable[[Document], str | None],
-        status: Status,
         *,
         seed: int,
         progress: Progress | None = None,
@@ -86,7 +84,7 @@ class Feed(Generic[Encoded]):
         self.label, self.repeat, self.max_documents = spec.label, spec.repeat, spec.max_documents
         self.progress = progress or Progress()
         self._open, self._encode = open_again, encode
-        self._reason_to_skip, self._status, self._before_waiting = reason_to_skip, status, before_waiting
+        self._reason_to_skip, self._before_waiting = reason_to_skip, before_waiting
         self._seed, self._admit, self._kept_length = seed, admit, kept_length
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._blocks = self._read()
@@ -104,7 +102,7 @@ class Feed(Generic[Encoded]):
         """
         while True:
             while not self._waiting:
-                with watch(self.label, self._status) as self._say:
+                with watch(self.label) as self._wait:
                     self._waiting.extend(next(self._blocks))
             entry, progress = self._waiting.popleft(), self.progress
             progress.position, progress.given = entry.position, entry.given
@@ -205,7 +203,7 @@ class Feed(Generic[Encoded]):
             except Retryable as error:
                 self.progress.retries += 1
                 self._before_waiting()
-                wait = pause(self.label, error, wait, self._say)
+                wait = self._wait.pause(error, wait)
 
 
 def nothing_usable(label: str, skipped: Counter[str]) -> SourceError:

@@ -1,5 +1,6 @@
 """Selects held-out documents from the sources of a preset, by the rules of heldout_choice.py."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,9 @@ from data.heldout_choice import (
     without_shared_cells,
 )
 from data.sources.base import HELD_OUT_ONE_IN, Document, Source
-from data.waiting import FIRST_WAIT, Status, pause, watch
+from data.waiting import FIRST_WAIT, watch
+
+log = logging.getLogger(__name__)
 
 SAMPLE_DOCUMENTS = 1000  # of a source, to see which of its fields identify a document
 
@@ -30,8 +33,6 @@ def choose_held_out(
     weights: Sequence[float],
     eval_tokens: int,
     chat: ChatTemplate | None,
-    status: Status,
-    notice: Callable[[str], None],
 ) -> tuple[Sequence[dict[bytes, Document]], frozenset[bytes], dict[bytes, int]]:
     """Choose about `eval_tokens` of held-out text, shared out among the sources by `weights`, without what `chat` refuses.
 
@@ -46,7 +47,7 @@ def choose_held_out(
             documents = chain(held_out_of(i), head(i))
             chosen = collect(documents, eval_tokens / num_trained, shortest)
             if not chosen:
-                notice(f"{specs[i].label}: nothing of it can be evaluated")
+                log.warning("%s: nothing of it can be evaluated", specs[i].label)
             return chosen, {}, frozenset()
         wanted = eval_tokens * weights[i] / sum(weights)
         # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
@@ -60,10 +61,10 @@ def choose_held_out(
         sample = islice(others, SAMPLE_DOCUMENTS) if has_cells else ()
         chosen, shared, too_common = without_shared_cells(chosen, sample)
         for number in too_common:
-            field = specs[i].cell_names[number]  # type: ignore[union-attr]  # only such sources have cells
-            notice(
-                f"{specs[i].label}: documents that share {field!r} with held-out text are trained on, since more than half of "
-                "the source does"
+            log.warning(
+                "%s: documents that share %r with held-out text are trained on, since more than half of the source does",
+                specs[i].label,
+                specs[i].cell_names[number],  # type: ignore[union-attr]  # only such sources have cells
             )
         return chosen, cuts, shared
 
@@ -76,7 +77,7 @@ def choose_held_out(
             opened.append(sources[i]())
             return (document for document, _ in opened[-1].documents(0))
 
-        looked_at = islice(_steadily(specs[i].label, documents, status), MOST_UNUSABLE)
+        looked_at = islice(_steadily(specs[i].label, documents), MOST_UNUSABLE)
         for number, document in enumerate(looked_at, start=1):
             if reason := reason_to_skip(document, shortest, frozenset(), chat):
                 reasons[reason] += 1
@@ -89,12 +90,10 @@ def choose_held_out(
         return number >= HELD_OUT_ONE_IN
 
     def held_out_of(i: int, part: int = 0) -> Iterator[Document]:
-        return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part), status))
+        return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part)))
 
     def head(i: int) -> Iterator[Document]:
-        return usable(
-            _steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0)), status)
-        )
+        return usable(_steadily(specs[i].label, lambda: (document for document, _ in sources[i]().documents(0))))
 
     def usable(documents: Iterator[Document]) -> Iterator[Document]:
         return (Document("") if is_refused(each, chat) else each for each in documents)
@@ -111,20 +110,20 @@ def choose_held_out(
     return chosen, hashes, {key: kept for each in cuts_of_each for key, kept in each.items()}
 
 
-def _steadily(label: str, read: Callable[[], Iterator[Document]], status: Status) -> Iterator[Document]:
+def _steadily(label: str, read: Callable[[], Iterator[Document]]) -> Iterator[Document]:
     """Yield the documents of `read()`; after a network failure, read again from where it was."""
     documents: Iterator[Document] | None = None
     given = 0
     while True:
-        wait, document = FIRST_WAIT, None
-        with watch(label, status) as say:
+        seconds, document = FIRST_WAIT, None
+        with watch(label) as wait:
             while True:
                 try:
                     documents = documents or islice(read(), given, None)
                     document = next(documents, None)
                     break
                 except Retryable as error:
-                    documents, wait = None, pause(label, error, wait, say)
+                    documents, seconds = None, wait.pause(error, seconds)
         if document is None:
             return
         given += 1

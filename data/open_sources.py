@@ -10,7 +10,7 @@ from configs.schema import Preset
 from data.producer_channel import Events
 from data.sources.base import Source, in_words
 from data.sources.opening import open_source
-from data.waiting import FIRST_WAIT, Status, pause, watch
+from data.waiting import FIRST_WAIT, watch
 
 OPENING_TRIES = 3  # of a new stream; an existing one has rows to train on without the network
 
@@ -50,7 +50,7 @@ def open_sources(preset: Preset, header: dict[str, Any] | None, events: Events) 
 
     def open_one(index: int) -> str | None:
         try:
-            events.emit("source", index=index, **_describe(sources[index], events.status))
+            events.emit("source", index=index, **_describe(sources[index]))
         except UserError as error:
             return str(error)
         return None
@@ -62,10 +62,10 @@ def open_sources(preset: Preset, header: dict[str, Any] | None, events: Events) 
     return sources
 
 
-def _describe(opened: OpenSource, status: Status) -> dict:
+def _describe(opened: OpenSource) -> dict:
     """Open a source and read its first document. Return what the start card shows."""
-    label, wait, tries = opened.spec.label, FIRST_WAIT, 0
-    with watch(label, status) as say:
+    label, seconds, tries = opened.spec.label, FIRST_WAIT, 0
+    with watch(label) as wait:
         while True:
             try:
                 source = opened()
@@ -79,7 +79,7 @@ def _describe(opened: OpenSource, status: Status) -> dict:
                     raise SourceError(
                         f"source {label}: {error}; check the network, or choose another preset"
                     ) from error
-                wait = pause(label, error, wait, say)
+                seconds = wait.pause(error, seconds)
     if document is None:
         reasons = f" ({in_words(source.skipped)})" if source.skipped else ""
         raise SourceError(f"source {label}: it holds no text{reasons}; add some or take it out of the preset")

@@ -6,6 +6,7 @@ chat template itself, if the run has conversations. A checkpoint holds a copy of
 has lost its stream knows what to make again, and from which revisions of its sources.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +31,8 @@ from data.journal import HEADER, read_header
 from data.mixing import Mixer, base_weights, over_the_run
 from data.sources.base import Document, Source
 from data.stream_files import HELD_OUT, Prepared, template_path, tokenizer_path
-from data.waiting import Status
+
+log = logging.getLogger(__name__)
 
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
@@ -43,8 +45,6 @@ def load_or_prepare(
     header: dict[str, Any] | None,
     sources: Sequence[Callable[[], Source]],
     token_budget: int,
-    status: Status,
-    notice: Callable[[str], None],
 ) -> tuple[Prepared, list[str]]:
     """Return all that rows are made with, and the names of the files that had to be made again.
 
@@ -52,7 +52,7 @@ def load_or_prepare(
     or if what is lost cannot be made again.
     """
     if header is None:
-        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice)
+        prepared = prepare_stream(preset, stream_dir, sources, token_budget)
         prepared.save(stream_dir)
         return prepared, []
     check_paths(header, preset, sources)
@@ -70,7 +70,7 @@ def load_or_prepare(
     if tokenizer and held_out:
         prepared = Prepared(header, tokenizer, held_out, ChatTemplate(wanted, tokenizer) if wanted else None)
     else:
-        prepared = prepare_stream(preset, stream_dir, sources, token_budget, status, notice, header)
+        prepared = prepare_stream(preset, stream_dir, sources, token_budget, header)
         if any(prepared.header[key] != header[key] for key in ("tokenizer_sha256", "held_out")):
             raise UserError(
                 f"{stream_dir} is damaged or incomplete ({', '.join(lost)}) and cannot be made again: the sources no longer "
@@ -102,8 +102,6 @@ def prepare_stream(
     stream_dir: Path,
     sources: Sequence[Callable[[], Source]],
     token_budget: int,
-    status: Status,
-    notice: Callable[[str], None],
     made_before: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prepared:
     """Make all that a new stream needs, and write nothing; wait while the network is down.
@@ -114,22 +112,22 @@ def prepare_stream(
     weights = over_the_run(base_weights(data.mix_strategy, data.weights), len(specs), data.finish_share)
     template, eval_tokens = made_before.get("chat_template"), made_before.get("eval_tokens", preset.train.eval_tokens)
     tokenizer, chat = given_tokenizer(preset, stream_dir, template)
-    status("choosing held-out text")
-    chosen, hashes, cuts = choose_held_out(preset, sources, weights, eval_tokens, chat, status, notice)
+    log.info("choosing held-out text")
+    chosen, hashes, cuts = choose_held_out(preset, sources, weights, eval_tokens, chat)
     if not tokenizer:
         skip = partial(reason_to_skip, min_text_length=data.min_text_length, held_out=hashes)
         kept = partial(kept_length, cuts=cuts, held_out=hashes)
         # The run's mixture from its beginning; nothing is encoded yet, so shares count characters.
         feeds = [
-            Feed(spec, source, texts_of, skip, status, seed=preset.train.seed, kept_length=kept)
+            Feed(spec, source, texts_of, skip, seed=preset.train.seed, kept_length=kept)
             for spec, source in zip(specs, sources, strict=True)
         ]
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
-        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length, status)
+        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length)
         tokenizer = bpe.train(texts, preset.model.vocab_size, bpe.MARKERS if data.has_conversations else ())
         chat = ChatTemplate(template or OWN, tokenizer) if data.has_conversations else None
 
-    status("tokenizing held-out text")
+    log.info("tokenizing held-out text")
     packed = [
         pack(spec.label, list(documents.values()), tokenizer, seq_length, chat)
         for spec, documents in zip(specs, chosen, strict=True)
@@ -176,13 +174,13 @@ def texts_of(documents: Sequence[Document]) -> list[str]:
     return [document.text for document in documents]
 
 
-def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int, status: Status) -> Iterator[str]:
+def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: int) -> Iterator[str]:
     """Yield texts as the run will mix them, each source once; report progress every quarter."""
     length, said = 0, -1
     while length < num_characters and not mixer.exhausted:
         if (quarter := 4 * length // num_characters) > said:
             said = quarter
-            status(f"reading text for the tokenizer: {length / 1e6:.0f} MB of at most {num_characters / 1e6:.0f}")
+            log.info("reading text for the tokenizer: %.0f MB of at most %.0f", length / 1e6, num_characters / 1e6)
         index = mixer.choose()
         text = feeds[index].next_document()
         if text is None:
@@ -191,4 +189,4 @@ def _head_of_mixture(feeds: Sequence[Feed[str]], mixer: Mixer, num_characters: i
         mixer.charge(index, len(text))
         length += len(text)
         yield text
-    status(f"training the tokenizer on {human_bytes(length)}")
+    log.info("training the tokenizer on %s", human_bytes(length))

@@ -20,6 +20,7 @@ traceback on stderr for a defect. It never imports torch or main.
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ from data.packing import Packer, row_dtype
 from data.prepare import load_or_prepare
 from data.producer_channel import OUT_OF_MEMORY, Events, Orders
 from data.stream_files import PDF_TEXT, Prepared, set_obstacles_aside
+
+log = logging.getLogger("data.producer")  # of what is run as __main__
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
@@ -102,7 +105,6 @@ class Producer:
                 source,
                 encode,
                 skip,
-                events.status,
                 seed=preset.train.seed,
                 progress=progress,
                 before_waiting=self._append,
@@ -181,7 +183,7 @@ class Producer:
         self.last_append = time.monotonic()
         for source in self.sources:
             for notice in source.new_notices():
-                self.events.notice(notice)
+                log.warning("%s", notice)
         rows = self.packer.take()
         if len(rows):
             state = {
@@ -201,13 +203,12 @@ def prepare(
     header: dict[str, Any] | None,
     sources: list[OpenSource],
     token_budget: int,
-    events: Events,
 ) -> tuple[Prepared, list[str]]:
     """Run phase 2: afterwards the stream has its header, tokenizer and held-out text.
 
     `header`: of a resumed run. Return also the names of what was lost.
     """
-    set_obstacles_aside(stream_dir, events.notice)
+    set_obstacles_aside(stream_dir)
     found = read_header(stream_dir)
     if header is not None and found not in (None, header):
         raise UserError(
@@ -222,7 +223,7 @@ def prepare(
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / PDF_TEXT)
-    return load_or_prepare(preset, stream_dir, header, sources, token_budget, events.status, events.notice)
+    return load_or_prepare(preset, stream_dir, header, sources, token_budget)
 
 
 def give_way() -> None:
@@ -240,6 +241,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer: it saves and ends us
     give_way()
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1))
+    events.send_log()
     os.dup2(2, 1)  # output of libraries goes to stderr, not into the protocol
     try:
         request = json.loads(sys.stdin.readline())
@@ -250,7 +252,7 @@ def main() -> int:
         sources = open_sources(preset, known, events)
         events.emit("opened")
         orders.wait_for_go()
-        prepared, lost = prepare(preset, stream_dir, header, sources, budget, events)
+        prepared, lost = prepare(preset, stream_dir, header, sources, budget)
         give_back_memory()  # preparing leaves 100 MB behind
         producer = Producer(preset, stream_dir, prepared, sources, budget, request["begun"], orders, events)
         rows = producer.journal.num_rows

@@ -1,6 +1,7 @@
 """Both directions between trainer and producer: events out, orders in (see data/producer.py)."""
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -19,11 +20,23 @@ class Events:
         with self._lock:
             self._channel.write(json.dumps({"event": event, **content}) + "\n")
 
-    def status(self, message: str) -> None:
-        self.emit("status", message=message)
+    def send_log(self) -> None:
+        """Send what is logged in data/ from now on: at level INFO it is the status until the next one ("" if
+        there is none), from WARNING on a notice, to be shown once."""
+        logger = logging.getLogger("data")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.handlers = [_LogSender(self)]
 
-    def notice(self, message: str) -> None:
-        self.emit("notice", message=message)
+
+class _LogSender(logging.Handler):
+    def __init__(self, events: Events):
+        super().__init__()
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = "notice" if record.levelno >= logging.WARNING else "status"
+        self._events.emit(event, message=record.getMessage())
 
 
 class Orders:

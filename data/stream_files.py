@@ -3,8 +3,8 @@
 <checkpoints>/tokenizer.json, chat_template.jinja, stream/heldout.npz, stream/stream.json (written last)
 """
 
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from data.chat_template import TEMPLATE_FILE, ChatTemplate
 from data.files import room_on_disk, set_aside, set_aside_unless_file, write_atomically
 from data.heldout import HeldOut
 from data.journal import HEADER, ROWS, STATES, write_header
+
+log = logging.getLogger(__name__)
 
 HELD_OUT, PDF_TEXT = "heldout.npz", "pdf_text"
 
@@ -26,18 +28,18 @@ def template_path(stream_dir: Path) -> Path:
     return stream_dir.parent / TEMPLATE_FILE
 
 
-def set_obstacles_aside(stream_dir: Path, notice: Callable[[str], None]) -> None:
+def set_obstacles_aside(stream_dir: Path) -> None:
     """Set aside what has the name of a part of the stream but is none, such as a folder or a pipe
     in the place of a file, or a link in that of one that is written in place. That part is then made
     again, as if it were lost."""
     with room_on_disk(stream_dir):
         for path in (stream_dir, stream_dir / PDF_TEXT):
             if os.path.lexists(path) and not path.is_dir():
-                notice(f"{path} is no folder: it is now {set_aside(path).name}")
+                log.warning("%s is no folder: it is now %s", path, set_aside(path).name)
         files = (stream_dir / name for name in (HELD_OUT, HEADER, ROWS, STATES))
         for path in (tokenizer_path(stream_dir), template_path(stream_dir), *files):
             if new_name := set_aside_unless_file(path, or_link=path.name in (ROWS, STATES)):
-                notice(f"{path} is no file: it is now {new_name.name}")
+                log.warning("%s is no file: it is now %s", path, new_name.name)
 
 
 class Prepared(NamedTuple):

@@ -1,8 +1,13 @@
-"""Waiting for sources: how long, and what is reported meanwhile."""
+"""Waiting for sources: how long, and what is reported meanwhile.
 
+Reports are messages at level INFO: in the data process each is its status until the next one, and an
+empty one clears it (data/producer_channel.py).
+"""
+
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from configs.errors import Retryable
@@ -11,65 +16,69 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts when the ne
 LONGEST_SILENCE = 20.0  # seconds until a source that neither answers nor fails is reported
 LOOKED_EVERY = 0.1  # seconds
 
-Status = Callable[[str], None]  # shows a message until the next one; "" clears it
+log = logging.getLogger(__name__)
 
 
 @contextmanager
-def watch(label: str, status: Status) -> Iterator[Status]:
-    """Yield a function that reports trouble with a source, for code that waits for the source.
+def watch(label: str) -> Iterator["Wait"]:
+    """Yield the Wait for a source, with which its code reports failures.
 
     Silence is reported after LONGEST_SILENCE, whatever the source or its library waits for. On
     exit, what was reported is cleared.
     """
-    wait = _Wait(
-        status, f"{label}: no text for {LONGEST_SILENCE:.0f} s, still trying", time.monotonic() + LONGEST_SILENCE
-    )
+    wait = Wait(label)
     _watcher.add(wait)
     try:
-        yield wait.say
+        yield wait
     finally:
         _watcher.discard(wait)
-        with wait.lock:  # it may be reporting just now
-            if wait.said:
-                status("")
-            wait.said = True
+        wait.end()
 
 
-class _Wait:
-    """A wait for a source. `said`: there is nothing to report any more."""
+class Wait:
+    """A wait for the source `label`. `_said`: its silence is not to be reported any more."""
 
-    def __init__(self, status: Status, silence: str, due: float):
-        self.status, self.silence, self.due = status, silence, due
-        self.lock, self.said = threading.Lock(), False
+    def __init__(self, label: str):
+        self._label, self.due = label, time.monotonic() + LONGEST_SILENCE
+        self._lock, self._said = threading.Lock(), False
 
-    def say(self, message: str) -> None:
-        with self.lock:
-            self.said = True
-            self.status(message)
+    def pause(self, error: Retryable, seconds: float) -> float:
+        """Report the error and sleep for `seconds`. Return how long to sleep the next time."""
+        with self._lock:
+            self._said = True
+            log.info("%s: %s, retrying in %.0f s", self._label, error, seconds)
+        time.sleep(seconds)
+        return min(2 * seconds, LONGEST_WAIT)
 
     def report_silence(self) -> None:
-        with self.lock:
-            if not self.said:
-                self.said = True
-                self.status(self.silence)
+        with self._lock:
+            if not self._said:
+                self._said = True
+                log.info("%s: no text for %.0f s, still trying", self._label, LONGEST_SILENCE)
+
+    def end(self) -> None:
+        with self._lock:  # it may be reporting just now
+            if self._said:
+                log.info("")
+            self._said = True
 
 
 class _Watcher:
     """One thread that reports the silence of all sources: a source may be waited for as often as it has documents."""
 
     def __init__(self) -> None:
-        self._waits: set[_Wait] = set()
+        self._waits: set[Wait] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, wait: _Wait) -> None:
+    def add(self, wait: Wait) -> None:
         with self._lock:
             self._waits.add(wait)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, daemon=True)
                 self._thread.start()
 
-    def discard(self, wait: _Wait) -> None:
+    def discard(self, wait: Wait) -> None:
         with self._lock:
             self._waits.discard(wait)
 
@@ -84,10 +93,3 @@ class _Watcher:
 
 
 _watcher = _Watcher()
-
-
-def pause(label: str, error: Retryable, seconds: float, say: Status) -> float:
-    """Report the error and sleep for `seconds`. Return how long to sleep the next time."""
-    say(f"{label}: {error}, retrying in {seconds:.0f} s")
-    time.sleep(seconds)
-    return min(2 * seconds, LONGEST_WAIT)

@@ -72,7 +72,7 @@ def literal(node: ast.AST) -> str | None:
     if isinstance(node, ast.BinOp):
         return literal(node.left)
     if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
+        return re.sub(r"%(\.\d)?[dfrs]", "…", node.value) if isinstance(node.value, str) else None
     if not isinstance(node, ast.JoinedStr):
         return None
     return re.sub("…+", "…", "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))

@@ -305,7 +305,7 @@ def test_the_last_words_of_the_data_process_are_passed_on(launcher, program):
     """And not taken for those of a rank that has lost another."""
     program.add()
     last_words = 'raise ConnectionResetError("Connection reset by peer, says the Hub")'
-    preparation = "prepared, lost = prepare(preset, stream_dir, header, sources, budget, events)"
+    preparation = "prepared, lost = prepare(preset, stream_dir, header, sources, budget)"
     program.change("data/producer.py", preparation, last_words)
     result = program.run("0\n", launcher=launcher)
     assert result.code == 1

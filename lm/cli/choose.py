@@ -48,7 +48,7 @@ def choose(folder: Path, configs: Path) -> Choice:
         size = size_of(sys.stdout)
         print(render_menu(menu, size))
         look_again = (lambda: gather_menu(folder, configs)) if person else None
-        return ask(menu, read=read_line, say=tell, look_again=look_again, size=size)
+        return ask(menu, read=read_line, look_again=look_again, size=size)
 
 
 def gather_menu(folder: Path, configs: Path) -> Menu:

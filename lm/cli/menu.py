@@ -20,6 +20,7 @@ from configs.schema import Preset
 from configs.text import clip, human_bytes, human_count, human_time, wrapped
 from data.sources.probe import Probe
 from lm.checkpoint.store import SavedRun
+from lm.runtime.terminal import tell
 
 LONGEST_DEFAULT_SECONDS = 12 * 3600  # Enter never starts a longer run; a name or a number may
 Size = tuple[int, int]  # of a terminal, columns and lines
@@ -206,11 +207,10 @@ def ask(
     menu: Menu,
     *,
     read: Callable[[str], str],
-    say: Callable[[str], None],
     look_again: Callable[[], Menu] | None = None,
     size: Size = SMALLEST,
 ) -> Choice:
-    """Ask until there is an answer. `read` is `input`; `look_again`, with which a person can be
+    """Ask until there is an answer. `read` is as `input`; `look_again`, with which a person can be
     asked again on a terminal of that `size`, gathers the menu's facts as they are by now.
 
     A choice that fails is tried once more on the facts of that moment. End of file or no stdin
@@ -226,17 +226,17 @@ def ask(
     while True:
         try:
             default, reason = default_choice(menu.entries, menu.current)
-            say(f"Enter: {reason}")
+            tell(f"Enter: {reason}")
         except UserError as error:
             default, nothing_ready = None, error
             if look_again:  # otherwise it is raised below
-                say(str(error))
+                tell(str(error))
         try:
             answer = read("> ").strip()
         except UnicodeDecodeError:
             answer = "�"
         except (EOFError, RuntimeError, OSError, ValueError):  # no more input; stdin lost; unreadable; closed
-            say("no input: using the default, as with Enter")
+            tell("no input: using the default, as with Enter")
             if default is None:
                 raise nothing_ready from None
             return default
@@ -250,7 +250,7 @@ def ask(
         if look_again and answer in ("", "?"):
             menu = looked_again()
             if answer:
-                say(render_menu(menu, size))
+                tell(render_menu(menu, size))
             continue
         try:
             return _understand(answer, menu)
@@ -261,7 +261,7 @@ def ask(
         try:
             return _understand(answer, menu)
         except (LookupError, UserError) as error:
-            say(f"{error}; ? shows the menu" if isinstance(error, LookupError) else str(error))
+            tell(f"{error}; ? shows the menu" if isinstance(error, LookupError) else str(error))
 
 
 def _understand(answer: str, menu: Menu) -> Choice:

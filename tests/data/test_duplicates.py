@@ -37,7 +37,7 @@ def feeds(duplicates, *sources, stands=None, repeat=3):
     spec = SimpleNamespace(label="texts", repeat=repeat, max_documents=None)
     return [
         Feed(
-            spec, lambda source=source: source, texts_of, lambda _: None, lambda _: None, seed=1,
+            spec, lambda source=source: source, texts_of, lambda _: None, seed=1,
             admit=partial(duplicates.admit, number), progress=stands and Progress(**stands[number]),
         )
         for number, source in enumerate(sources)

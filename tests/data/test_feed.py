@@ -41,10 +41,10 @@ class Numbers(Source):
         return iter(())
 
 
-def feed(source, progress=None, *, repeat=None, max_documents=None, status=lambda _: None, min_text_length=1):
+def feed(source, progress=None, *, repeat=None, max_documents=None, min_text_length=1):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
     skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
-    return Feed(spec, lambda: source, texts_of, skip, status, seed=1, progress=progress)
+    return Feed(spec, lambda: source, texts_of, skip, seed=1, progress=progress)
 
 
 def take(feed, count):
@@ -93,35 +93,35 @@ def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
     assert len(numbers._waiting) < 12
 
 
-def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch):
+def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch, caplog):
+    caplog.set_level("INFO", "data")
     monkeypatch.setattr(feed_module, "FIRST_WAIT", 0.01)
-    said = []
-    numbers = feed(Numbers(40, breaks=[0, 7, 8, 30, 39]), repeat=1, status=said.append)
+    numbers = feed(Numbers(40, breaks=[0, 7, 8, 30, 39]), repeat=1)
     whole = feed(Numbers(40), repeat=1)
     assert take(numbers, 25) == take(whole, 25)
     assert numbers.progress.retries == 5
     assert numbers.progress.skipped == whole.progress.skipped == {"divisible": 8, "empty": 8}
-    assert said.count("numbers: connection lost, retrying in 0 s") == 5
-    assert said[-1] == ""
+    assert caplog.messages.count("numbers: connection lost, retrying in 0 s") == 5
+    assert caplog.messages[-1] == ""
 
 
-def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch):
+def test_silence_is_said_and_taken_back_when_the_source_answers(monkeypatch, caplog):
+    caplog.set_level("INFO", "data")
     monkeypatch.setattr(waiting, "LONGEST_SILENCE", 0.2)
 
     class Slow(Numbers):
         def documents(self, epoch, position=None):
             deadline = time.monotonic() + 60
-            while not said and time.monotonic() < deadline:
+            while not caplog.messages and time.monotonic() < deadline:
                 time.sleep(0.01)
             yield from super().documents(epoch, position)
 
-    said = []
-    assert take(feed(Slow(3), repeat=1, status=said.append), 3) == take(feed(Numbers(3)), 3)
-    assert said == ["numbers: no text for 0 s, still trying", ""]
+    assert take(feed(Slow(3), repeat=1), 3) == take(feed(Numbers(3)), 3)
+    assert caplog.messages == ["numbers: no text for 0 s, still trying", ""]
     monkeypatch.setattr(waiting, "LONGEST_SILENCE", 5)
-    said.clear()
-    take(feed(Numbers(3), repeat=1, status=said.append), 3)
-    assert said == []
+    caplog.clear()
+    take(feed(Numbers(3), repeat=1), 3)
+    assert caplog.messages == []
 
 
 def test_a_source_without_one_usable_document_is_an_error_with_the_reasons():

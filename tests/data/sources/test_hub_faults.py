@@ -9,6 +9,7 @@ an outage of 60 s while 80,000 tokens a second are used; `-s` shows the figures:
 import gzip
 import io
 import json
+import logging
 import random
 import re
 import threading
@@ -245,38 +246,38 @@ def test_the_longest_silence_is_under_half_a_minute():
     assert waiting.LONGEST_SILENCE <= 25
 
 
+def trouble(caplog) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "data.waiting"]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_whatever_goes_wrong_while_reading_is_said_soon(fault, hub, quick):
+def test_whatever_goes_wrong_while_reading_is_said_soon(fault, hub, quick, caplog):
     add_datasets(hub)
     hub.retry_after = 300
-    said = []
+    caplog.set_level("INFO", "data")
     spec = HFSource(type="hf", **SOURCES[0])
     source = open_source(spec, cache_dir=None, seed=1)
-    feed = Feed(spec, lambda: source, texts_of, lambda text: None, said.append, seed=1)
+    feed = Feed(spec, lambda: source, texts_of, lambda text: None, seed=1)
     hub.fault = lambda *_: fault
     began = time.monotonic()
     thread = threading.Thread(target=feed.next_document, daemon=True)
     thread.start()
-    assert eventually(lambda: said, quick)
-    print(f"\n{fault}: said after {time.monotonic() - began:.1f} s: {said[0]}")
+    assert eventually(lambda: trouble(caplog), quick)
+    print(f"\n{fault}: said after {time.monotonic() - began:.1f} s: {trouble(caplog)[0].message}")
     hub.fault = no_fault
     thread.join(120)
-    assert said[-1] == ""
+    assert trouble(caplog)[-1].message == ""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_whatever_goes_wrong_while_opening_is_said_and_ends_in_one_message(fault, hub, quick, tmp_path):
+def test_whatever_goes_wrong_while_opening_is_said_and_ends_in_one_message(fault, hub, quick, caplog):
     add_datasets(hub)
     hub.retry_after, hub.fault = 300, lambda *_: fault
-    said, began = [], time.monotonic()
-
-    class Timed(Events):
-        def emit(self, event, **content):
-            said.append((time.monotonic() - began, content["message"]))
-
+    caplog.set_level("INFO", "data")
+    began = time.time()
     with pytest.raises(UserError, match=r"source wiki: 127.0.0.1: .*; check the network, or choose another preset"):
-        open_sources(make_preset(SOURCES[:1]), None, Timed(io.StringIO()))
-    assert said[0][0] < quick
+        open_sources(make_preset(SOURCES[:1]), None, Events(io.StringIO()))
+    assert trouble(caplog)[0].created - began < quick
 
 
 @pytest.mark.parametrize("fault", FAULTS if FULL_COUNTS else ("page",))

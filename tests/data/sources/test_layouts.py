@@ -323,7 +323,7 @@ def test_a_file_is_not_skipped_because_memory_is_short(hub, monkeypatch):
         texts(source)
 
 
-def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
+def test_what_is_noticed_while_reading_is_sent_once(tmp_path, caplog):
     """A damaged file beyond the first four, and a field that says nothing about which texts are the same."""
     for file in range(8):
         label = [f"class {(n // 3 + file) % 24}" for n in range(240)]
@@ -336,18 +336,13 @@ def test_what_is_noticed_while_reading_is_sent_once(tmp_path):
         "train": {"eval_tokens": 2000},
         "data": {"sources": [{**source, "fields": ["label", "body"], "format": "{label}: {body}"}]},
     }
-    preset, stream_dir, sent = (
-        parse_preset(json.dumps(preset), "test"),
-        tmp_path / "checkpoints" / "stream",
-        io.StringIO(),
-    )
-    events = Events(sent)
+    preset, stream_dir = parse_preset(json.dumps(preset), "test"), tmp_path / "checkpoints" / "stream"
+    events = Events(io.StringIO())
     sources = open_sources(preset, None, events)
-    prepared, _ = prepare(preset, stream_dir, None, sources, 10**6, events)
+    prepared, _ = prepare(preset, stream_dir, None, sources, 10**6)
     orders = SimpleNamespace(weight_changes=[], limit=10**6)
     Producer(preset, stream_dir, prepared, sources, 10**6, 0, orders, events).run()
-    events = [json.loads(line) for line in sent.getvalue().splitlines()]
-    notices = [event["message"] for event in events if event["event"] == "notice"]
+    notices = [record.getMessage() for record in caplog.records if record.name.startswith("data.")]
     assert len(notices) == 2, notices
     assert notices[0].startswith("data: documents that share 'label' with held-out text are trained on")
     assert "6.parquet, which cannot be read" in notices[1]

@@ -215,7 +215,7 @@ def feed(folder: Path, cache: Path, progress: Progress | None = None) -> Feed:
     source, spec = open_pdf(folder, cache), SimpleNamespace(label="papers", repeat=2, max_documents=None)
     if progress is None:
         deque(source.held_out(), maxlen=0)  # a new run has read them before, a resumed one has not
-    return Feed(spec, lambda: source, texts_of, lambda _: None, lambda _: None, seed=1, progress=progress)
+    return Feed(spec, lambda: source, texts_of, lambda _: None, seed=1, progress=progress)
 
 
 def rest(feed: Feed) -> list[str | None]:

@@ -1,9 +1,11 @@
 """The menu: what Enter takes and why, what an answer means, and that everything fits the smallest terminal."""
 
 import dataclasses
+import io
 import json
 import re
 import unicodedata
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ ARCHIVED = SavedRun(Path("checkpoints/archive/best_qa-1"), "best_qa", "{}", 5_00
 
 def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True, later: Menu | None = None):
     """What `ask` makes of these answers, and everything it said. `later`: the menu when it looks again."""
-    said, waiting = [], list(answers)
+    waiting = list(answers)
 
     def read(prompt: str) -> str:
         given = waiting.pop(0)
@@ -74,9 +76,10 @@ def answer(menu: Menu, *answers: str | BaseException, terminal: bool = True, lat
             raise given
         return given
 
-    choice = ask(menu, read=read, say=said.append, look_again=(lambda: later or menu) if terminal else None)
+    with redirect_stdout(io.StringIO()) as said:
+        choice = ask(menu, read=read, look_again=(lambda: later or menu) if terminal else None)
     assert not waiting, "an answer was not read"
-    return choice, "\n".join(said)
+    return choice, said.getvalue()
 
 
 def starting(stem: str, *statuses: Probe, known: bool) -> MenuEntry:
