@@ -37,6 +37,7 @@ def train(folder: Path, text: Path, launcher: tuple[str, ...]) -> dict:
     program = Program(folder, text)
     program.add(
         model={"seq_length": 64},
+        train={"per_gpu_batch_size": 4},
         auxiliary=ALL_HEADS | ADAPTIVE,
         data={"mix_strategy": "weighted", "source_weights": [1.0, 3.0]},
     )

@@ -99,6 +99,7 @@ def run(tmp_path_factory, text):
 
 @pytest.mark.slow
 def test_scores_are_those_of_the_class_for_hugging_face_models(run, tasks):
+    pytest.importorskip("accelerate", reason="lm_eval's own class needs it")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
