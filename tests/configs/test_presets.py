@@ -69,7 +69,7 @@ def test_a_copy_with_a_name_of_its_own_is_in_the_menu(tmp_path):
     [(path, preset)] = presets_in(tmp_path).items()
     menu = Menu([MenuEntry(path, preset)])
     assert "\n07  mine " in render_menu(menu)
-    assert ask(menu, read=lambda _: "mine", say=print) == Choice("preset", path)
+    assert ask(menu, read=lambda _: "mine") == Choice("preset", path)
 
 
 @pytest.mark.parametrize("path", SHIPPED[:2], ids=lambda path: path.stem)
