@@ -21,6 +21,7 @@ from data.sources.base import Document, Position, Source, hash_key, in_words
 from data.waiting import FIRST_WAIT, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
+LARGE_LOSS, FEWEST_SEEN = 0.1, 100  # a share of the documents, once there are so many, of whose loss the user is told
 
 Encoded = TypeVar("Encoded", bound=Sized)  # a document as returned by `encode`
 
@@ -87,6 +88,7 @@ class Feed(Generic[Encoded]):
         self._reason_to_skip, self._before_waiting = reason_to_skip, before_waiting
         self._seed, self._admit, self._kept_length = seed, admit, kept_length
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
+        self._notices: list[str] = []
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
 
@@ -94,6 +96,11 @@ class Feed(Generic[Encoded]):
     def finished(self) -> bool:
         """Whether nothing is left to give; `next_document` must then not be called again."""
         return self.progress.only_copies or (self.repeat is not None and self.progress.epoch >= self.repeat)
+
+    def new_notices(self) -> list[str]:
+        """Return what the user should know and was not told yet."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def next_document(self) -> Encoded | None:
         """Return the next document, encoded, or None at the end of an epoch.
@@ -129,6 +136,7 @@ class Feed(Generic[Encoded]):
         """Yield the blocks from `progress` on, through all allowed epochs."""
         epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
         used = self.progress.epoch_documents - given  # of this epoch, before the block
+        lost, is_told = Counter[str](), used + given + epoch > 0  # a resumed run has told it
         while self.repeat is None or epoch < self.repeat:
             documents, ended = self._documents(epoch, position), False
             while not ended:
@@ -138,6 +146,13 @@ class Feed(Generic[Encoded]):
                 ended = after is None or used == self.max_documents
                 if not used:
                     raise nothing_usable(self.label, skipped)
+                lost += Counter({reason: count for reason, count in skipped.items() if reason != "held out"})
+                seen = used + lost.total()
+                if not is_told and seen >= FEWEST_SEEN and lost.total() > LARGE_LOSS * seen:
+                    self._notices.append(
+                        f"{self.label}: {lost.total():,} of its first {seen:,} documents are skipped ({in_words(lost)})"
+                    )
+                    is_told = True
                 order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
                 encoded = self._encode([block[i] for i in order])
                 entries = [
@@ -151,7 +166,7 @@ class Feed(Generic[Encoded]):
                 entries[0] = entries[0]._replace(num_bytes=num_bytes, skipped=skipped)
                 yield entries[min(given, len(block)) :]
                 position, given = after, 0
-            epoch, position, used = epoch + 1, None, 0
+            epoch, position, used, is_told = epoch + 1, None, 0, True
 
     def _read_block(
         self, documents: Iterator[tuple[Document, Position]], room: int | None

@@ -181,8 +181,8 @@ class Producer:
 
     def _append(self) -> None:
         self.last_append = time.monotonic()
-        for source in self.sources:
-            for notice in source.new_notices():
+        for reader in (*self.sources, *self.feeds):
+            for notice in reader.new_notices():
                 log.warning("%s", notice)
         rows = self.packer.take()
         if len(rows):

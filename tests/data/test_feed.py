@@ -77,6 +77,19 @@ def test_an_epoch_ends_with_none_and_everything_left_out_is_counted():
     assert numbers.progress.documents == 24
 
 
+def test_a_large_loss_is_said_once_and_not_again_by_a_resumed_run():
+    lossy = feed(Numbers(1000))
+    take(lossy, 1)
+    assert lossy.new_notices() == ["numbers: 400 of its first 1,000 documents are skipped (200 empty, 200 divisible)"]
+    take(lossy, 1500)
+    resumed = feed(Numbers(1000), Progress(**asdict(lossy.progress)))
+    take(resumed, 700)
+    assert lossy.new_notices() == resumed.new_notices() == []
+    few = feed(Numbers(90))
+    take(few, 20)
+    assert few.new_notices() == []
+
+
 def test_documents_are_shuffled_by_blocks_and_all_there(monkeypatch):
     monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 100)
     numbers = [int(text[2:]) for text in take(feed(Numbers(1000)), 600)]
