@@ -29,7 +29,7 @@ def preset_json(model: Path, watched: Path, tokens: int, share: str) -> str:
         {
             "name": f"continued_{share}",
             "model": {**shape, "seq_length": 512},
-            "train": {**STEP, **intervals, "eval_tokens": 100_000},
+            "train": {**STEP, **intervals, "eval_tokens": 20_000},
             "data": {
                 "sources": [{"type": "python", "label": "python"}],
                 "watch": [{"type": "text", "path": str(watched), "glob": "**/*.txt", "label": "watched"}],

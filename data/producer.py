@@ -181,9 +181,9 @@ class Producer:
 
     def _append(self) -> None:
         self.last_append = time.monotonic()
-        for reader in (*self.sources, *self.feeds):
-            for notice in reader.new_notices():
-                log.warning("%s", notice)
+        readers: list[OpenSource | Feed] = [*self.sources, *self.feeds]
+        for notice in (notice for reader in readers for notice in reader.new_notices()):
+            log.warning("%s", notice)
         rows = self.packer.take()
         if len(rows):
             state = {

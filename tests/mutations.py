@@ -393,6 +393,9 @@ MUTATIONS = {
     "an error ends a run unsaved": Mutation(
         "main.py", "trainer.save_at_once()", "pass", "tests/lm/train/test_ended_runs.py"
     ),
+    "a large loss is not said": Mutation(
+        "data/feed.py", "lost.total() > LARGE_LOSS * seen", "False", "tests/data/test_feed.py"
+    ),
     "a run is saved over another": Mutation(
         "lm/train/trainer.py",
         "if store.latest_exists(self.folder) and",
@@ -662,7 +665,7 @@ MUTATIONS = {
         "data/identity.py", "if path_of(spec) != entry", "if False and path_of(spec) != entry", LOST
     ),
     "text made again from other sources is trained on": Mutation(
-        "lm/train/trainer.py", "if digest != self.state.text_digest:", "if False:", LOST
+        "lm/train/rows.py", "if digest != self._state.text_digest:", "if False:", LOST
     ),
     "whatever the Hub answers is data": Mutation(
         "data/sources/hub_client.py",

@@ -1,5 +1,4 @@
-"""The trainer of a run: it reads rows from the stream, runs step after step,
-keeps the state and saves it.
+"""The trainer of a run: it runs step after step, keeps the state and saves it.
 
 Launching a step and collecting its result are separate: on a GPU the result is collected one step
 later, so that the GPU never waits for the program.
@@ -13,19 +12,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs.errors import StreamDamaged, UserError
+from configs.errors import UserError
 from data import tokenizer as bpe
 from data.chat_template import ChatTemplate
 from data.journal import HEADER
 from data.packing import chain_digest
-from data.producer_client import Stopped
-from data.stream import Rows, Stream, StreamEnded, StreamInfo
+from data.stream import Stream, StreamInfo
 from data.words import WordCounter
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
@@ -38,6 +35,7 @@ from lm.schedule import StepPlan, plan_step
 from lm.start_point import StartPoint
 from lm.train.facts import facts_of
 from lm.train.records import Records
+from lm.train.rows import RowReader, Step
 from lm.train.run import Run
 from lm.train.state import TrainState
 from lm.train_step import Launched, StepResult, targets_of
@@ -45,17 +43,8 @@ from lm.train_step import Launched, StepResult, targets_of
 log = logging.getLogger(__name__)
 
 STEPS_THAT_TELL = 20  # the speed of a run; the first ones wait for rows
-ROWS_AT_ONCE = 1024  # when the text trained on is checked
 # Steps launched but not yet collected: a GPU gets the next one before it ends one.
 STEPS_AHEAD = {"cpu": 0, "cuda": 1, "mps": 0}
-
-
-class Step(NamedTuple):
-    plan: StepPlan
-    tokens: np.ndarray  # (rows, T + 1) token ids
-    source: np.ndarray  # (rows, T + 1) source index of each token
-    learnt: np.ndarray | None  # (rows, T + 1) whether the loss counts each token; None: all
-    waited: float = 0.0  # seconds spent waiting for them
 
 
 class Pending(NamedTuple):
@@ -93,6 +82,7 @@ class Trainer:
         self.preset, self.world, self.folder, self.token_budget = preset, world, folder, _ = run
         self.stop = stop
         self.learner, self.stream, self.stream_info, self.state = learner, stream, info, state
+        self._rows = RowReader(run, stream, state, stop)
         self.labels = [source.label for source in preset.data.all_sources]
         self.trained_labels = self.labels[: len(preset.data.trained_sources)]
         self.watched_labels = self.labels[len(self.trained_labels) :]
@@ -105,7 +95,7 @@ class Trainer:
         self.start_point: dict[str, Any] = start.pinned if start else {}  # the model that the run starts from
         if checkpoint:
             learner.load_state(checkpoint)
-            world.from_first(self._check_text)
+            world.from_first(self._rows.check)
             self.start_point = checkpoint.get("start_point", {})
         tokens_per_step = state.global_batch_rows * preset.model.seq_length
         self._flops_per_token = flops_per_token(preset.model, learner.vocab_size, preset.auxiliary, tokens_per_step)
@@ -139,23 +129,6 @@ class Trainer:
         known = bpe.token_bytes(self.tokenizer)
         return np.pad(known, (0, self.learner.vocab_size - len(known)))
 
-    def _check_text(self) -> None:
-        """Raise UserError unless the rows that were trained on are the stream's, those included that
-        were lost and are made again now."""
-        seq_length, digest = self.preset.model.seq_length, ""
-        end = -(-self.state.tokens_seen // seq_length)  # the last row of a budget may be seen in part
-        with suppress(StreamEnded):
-            for first in range(0, end, ROWS_AT_ONCE):
-                tokens, _, learnt = self.stream.rows(first, min(ROWS_AT_ONCE, end - first), self.stop, log.info)
-                digest = chain_digest(digest, tokens, self.state.tokens_seen - first * seq_length, learnt)
-        if digest != self.state.text_digest:
-            self.stream.take_back()
-            raise UserError(
-                f"{self.folder / 'stream'} does not hold the text that this run was trained on: it is another run's, or it was "
-                "damaged and its sources have changed. Restore these and start again, copy stream/ from where the run was "
-                "before, or start a new run: this one is archived, not lost."
-            )
-
     # ---- steps ----------------------------------------------------------------------------------
 
     @property
@@ -176,19 +149,7 @@ class Trainer:
         self._check_folder()
         if self.stop():
             return None, False
-        self.stream.consumed(plan.first_row)
-        for notice in self.stream.take_notices():
-            log.info("%s", notice)
-        try:
-            return Step(plan, *self._rows(plan, on_status)), False
-        except Stopped:
-            return None, False
-        except StreamEnded as end:
-            num_rows = end.num_rows - plan.first_row
-            if num_rows <= 0:
-                return None, True
-            plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self.preset.model.seq_length)
-            return Step(plan, *self._rows(plan, on_status)), False
+        return self._rows.read(plan, on_status)
 
     def _check_folder(self) -> None:
         """Raise UserError if the run's files were taken away: its rows would never come, and
@@ -207,17 +168,6 @@ class Trainer:
     def _check_no_other_run(self) -> None:
         if store.latest_exists(self.folder) and store.run_id_in(self.folder) != self.state.run_id:
             raise UserError(f"{self.folder} contains another run now, which is not overwritten.")
-
-    def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
-        """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
-        text trained on."""
-        try:
-            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
-        except StreamDamaged as damage:
-            log.warning("%s", damage)
-            self.stream.make_again(self.stop, log.info)
-            self._check_text()
-            return self.stream.rows(plan.first_row, plan.num_rows, self.stop, on_status)
 
     def train_on(self, step: Step) -> bool:
         """Train on a step. Returns False, with the run unchanged, if asked
