@@ -35,7 +35,7 @@ class HeadInput:
     valid_BT: Tensor  # bool: targets that count
     embedding_VD: Tensor
     output_VD: Tensor
-    drawn: dict[str, Tensor]  # the sampled positions of this micro-batch, see JointModel.sample_positions
+    sampled: dict[str, Tensor]  # positions in this micro-batch, see JointModel.sample_positions
     end_of_text: int  # token id
 
     def inside_document_BT(self) -> Tensor:
@@ -51,7 +51,7 @@ class HeadOutput(NamedTuple):
     measures: dict[str, Tensor]
 
 
-def draw_positions(num_rows: int, seq_length: int, generator: torch.Generator) -> Tensor:
+def sample_positions(num_rows: int, seq_length: int, generator: torch.Generator) -> Tensor:
     """Sample positions (B, S) with t + UNROLL_STEPS still in the row: one of every eight at
     random, so none comes twice."""
     num_blocks = (seq_length - UNROLL_STEPS) // POSITION_STRIDE

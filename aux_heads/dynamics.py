@@ -61,7 +61,7 @@ class Dynamics(nn.Module):
         return self.linear(z) + self.down(F.silu(gate) * up)
 
     def unroll(self, x: HeadInput) -> Unrolled:
-        positions_BS = x.drawn["positions"]
+        positions_BS = x.sampled["positions"]
         inside_BT = x.inside_document_BT()
         latent_BSD = at(x.hidden_BTD, positions_BS).float()
         reached_BS = torch.ones_like(positions_BS, dtype=torch.bool)
@@ -76,7 +76,7 @@ class Dynamics(nn.Module):
 
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
         """Return the latent loss and its measures."""
-        positions_BS = x.drawn["positions"]
+        positions_BS = x.sampled["positions"]
         hidden_BTD = x.hidden_BTD.detach()
         targets_KBSD = torch.stack([at(hidden_BTD, positions_BS + k) for k in range(1, UNROLL_STEPS + 1)]).float()
         latents_KBSD, reached_KBS = unrolled.latents_KBSD[1:], unrolled.reached_KBS[1:]

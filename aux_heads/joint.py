@@ -22,7 +22,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from aux_heads.base import HeadInput, draw_positions, scale_gradient
+from aux_heads.base import HeadInput, sample_positions, scale_gradient
 from aux_heads.dynamics import Dynamics
 from aux_heads.policy import Policy
 from aux_heads.span_contrastive import SpanContrastive
@@ -126,26 +126,26 @@ class JointModel(nn.Module):
     def sample_positions(self, num_rows: int, seq_length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Sample the positions of one micro-batch on the CPU, as a function of the shapes
         and of `generator` alone."""
-        drawn = {}
+        sampled = {}
         if "dynamics" in self.heads or "value" in self.heads:
-            drawn["positions"] = draw_positions(num_rows, seq_length, generator)
+            sampled["positions"] = sample_positions(num_rows, seq_length, generator)
         if "policy" in self.heads:
-            drawn |= self.heads["policy"].sample_positions(num_rows, drawn["positions"].shape[1], generator)
+            sampled |= self.heads["policy"].sample_positions(num_rows, sampled["positions"].shape[1], generator)
         if "span_contrastive" in self.heads:
-            drawn |= self.heads["span_contrastive"].sample_positions(num_rows, seq_length, generator)
-        return drawn
+            sampled |= self.heads["span_contrastive"].sample_positions(num_rows, seq_length, generator)
+        return sampled
 
     def forward(
         self,
         tokens_BT1: Tensor,
         targets_BT: Tensor,
-        drawn: dict[str, Tensor],
+        sampled: dict[str, Tensor],
         trunk_gradient_scale: float | Tensor = 0.0,
         further: Further = (),
     ) -> JointOutput:
         """Compute the losses of one micro-batch.
 
-        `targets_BT` is tokens_BT1[:, 1:], with -100 where there is no target; `drawn` is returned
+        `targets_BT` is tokens_BT1[:, 1:], with -100 where there is no target; `sampled` is returned
         by `sample_positions`; `further` holds MTP targets (B * T,) with their weights.
         """
         hidden_BTD = self.trunk_forward(tokens_BT1[:, :-1])
@@ -166,7 +166,7 @@ class JointModel(nn.Module):
             valid_BT,
             self.trunk.embed.weight.detach(),
             output_VD.detach(),
-            drawn,
+            sampled,
         )
         head_total = sum(self.weights[name] * loss for name, loss in losses.items())
         total = total + num_targets * head_total
@@ -185,7 +185,7 @@ class JointModel(nn.Module):
         if not self.heads:
             return {}
         num_rows, seq_length = valid_BT.shape
-        drawn = self.sample_positions(num_rows, seq_length, generator)
+        sampled = self.sample_positions(num_rows, seq_length, generator)
         losses, measures = self.heads_eagerly(
             hidden_BTD,
             tokens_BT1,
@@ -193,7 +193,7 @@ class JointModel(nn.Module):
             valid_BT,
             self.trunk.embed.weight,
             self.trunk.output.weight,
-            {name: positions.to(tokens_BT1.device) for name, positions in drawn.items()},
+            {name: positions.to(tokens_BT1.device) for name, positions in sampled.items()},
         )
         return {f"{name}/loss": loss for name, loss in losses.items()} | measures
 
@@ -205,12 +205,12 @@ class JointModel(nn.Module):
         valid_BT: Tensor,
         embedding_VD: Tensor,
         output_VD: Tensor,
-        drawn: dict[str, Tensor],
+        sampled: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (losses by head, measures by "head/measure"): one graph
         from tensors to tensors."""
         x = HeadInput(
-            hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, drawn, self.end_of_text
+            hidden_BTD, tokens_BT1, token_losses_BT, valid_BT, embedding_VD, output_VD, sampled, self.end_of_text
         )
         unrolled = self.heads["dynamics"].unroll(x) if "dynamics" in self.heads else None
         inputs = {"dynamics": (x, unrolled), "policy": (x, unrolled), "value": (x, unrolled), "span_contrastive": (x,)}

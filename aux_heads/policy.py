@@ -46,11 +46,11 @@ class Policy(nn.Module):
         }
 
     def forward(self, x: HeadInput, unrolled: Unrolled) -> HeadOutput:
-        choices_BP, steps_BP = x.drawn["policy_choices"], x.drawn["policy_steps"]
+        choices_BP, steps_BP = x.sampled["policy_choices"], x.sampled["policy_steps"]
         rows_B1 = torch.arange(choices_BP.shape[0], device=choices_BP.device)[:, None]
         latent_BPD = scale_gradient(unrolled.latents_KBSD[steps_BP, rows_B1, choices_BP], GRADIENT_SCALE)
         reached_BP = unrolled.reached_KBS[steps_BP, rows_B1, choices_BP]
-        teacher_BPD = at(x.hidden_BTD.detach(), at(x.drawn["positions"], choices_BP) + steps_BP)
+        teacher_BPD = at(x.hidden_BTD.detach(), at(x.sampled["positions"], choices_BP) + steps_BP)
 
         log_q_BPV = torch.log_softmax((latent_BPD @ x.output_VD.T).float(), dim=-1)
         log_p_BPV = torch.log_softmax((teacher_BPD @ x.output_VD.T).float(), dim=-1)

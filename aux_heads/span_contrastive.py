@@ -70,7 +70,7 @@ class SpanContrastive(nn.Module):
         return self.embed(self.target(F.rms_norm(mean_embedding, mean_embedding.shape[-1:])))
 
     def forward(self, x: HeadInput) -> HeadOutput:
-        anchors_BN = x.drawn["span_anchors"]
+        anchors_BN = x.sampled["span_anchors"]
         offsets_L = torch.arange(SPAN_LENGTH, device=anchors_BN.device)
         places_BNL = anchors_BN.unsqueeze(-1) + offsets_L
         flat_places = places_BNL.flatten(1)

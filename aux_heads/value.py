@@ -105,7 +105,7 @@ class Value(nn.Module):
         return (logits.softmax(-1) * torch.linspace(0, MAX_NATS, NUM_VALUE_BINS, device=logits.device)).sum(-1)
 
     def forward(self, x: HeadInput, unrolled: Unrolled | None) -> HeadOutput:
-        positions_BS = x.drawn["positions"]
+        positions_BS = x.sampled["positions"]
         y_BT, counts_BT = coming_loss(x)
         y_BS, counts_BS = at(y_BT, positions_BS), at(counts_BT, positions_BS)
         trailing_BS = at(trailing_loss_of(x), positions_BS)

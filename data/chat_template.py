@@ -51,10 +51,10 @@ class TurnsRefused(ValueError):
 
 
 class _Special(NamedTuple):
-    """A special token of a rendering; `learnt`: it ends an assistant's turn."""
+    """A special token of a rendering."""
 
     token: int
-    learnt: bool
+    ends_answer: bool  # an assistant's turn
 
 
 class _Plain(NamedTuple):
@@ -111,7 +111,7 @@ class ChatTemplate:
         """Yield for each conversation what `encode` returns; all are tokenized together, which is faster."""
         runs_of_all = [self._form(turns, generation_prompt) for turns in conversations]
         plain = [
-            [(_text(turns[part]) if isinstance(part, int) else part, learnt) for part, learnt in run.parts]
+            [(_text(turns[part]) if isinstance(part, int) else part, is_answer) for part, is_answer in run.parts]
             for turns, runs in zip(conversations, runs_of_all, strict=True)
             for run in runs
             if isinstance(run, _Plain)
@@ -122,17 +122,17 @@ class ChatTemplate:
         parts_of_all = iter(plain)
         for runs in runs_of_all:
             tokens: list[int] = []
-            learnt: list[bool] = []
+            loss_mask: list[bool] = []
             for run in runs:
                 if isinstance(run, _Special):
                     tokens.append(run.token)
-                    learnt.append(run.learnt)
+                    loss_mask.append(run.ends_answer)
                 else:
                     encoding = next(encodings)
                     tokens += encoding.ids
-                    learnt += _learnt(next(parts_of_all), encoding)
+                    loss_mask += _loss_mask(next(parts_of_all), encoding)
             first = int(tokens[:1] == [self._end_of_text])
-            yield np.array(tokens[first:], dtype=np.uint32), np.array(learnt[first:], dtype=bool)
+            yield np.array(tokens[first:], dtype=np.uint32), np.array(loss_mask[first:], dtype=bool)
 
     def refuses(self, turns: Sequence[Turn]) -> str:
         """Return why a conversation cannot be trained on in this form, or ""."""
@@ -193,7 +193,7 @@ class ChatTemplate:
         found = set[int]()
         for num_answers in (1, 2):
             runs = self._runs_of(("user", "assistant") * num_answers, False)
-            ends = [run.token for run in runs if isinstance(run, _Special) and run.learnt]
+            ends = [run.token for run in runs if isinstance(run, _Special) and run.ends_answer]
             if len(ends) < num_answers:
                 raise Unusable("it does not end an answer with a special token of the tokenizer")
             found.update(ends)
@@ -276,12 +276,12 @@ def _plain(runs: Runs) -> _Plain:
     return last
 
 
-def _learnt(parts: Sequence[tuple[str, bool]], encoding: Encoding) -> list[bool]:
-    """Return for each token whether it has a character of a part that is learnt."""
-    kinds = {learnt for _, learnt in parts}
+def _loss_mask(parts: Sequence[tuple[str, bool]], encoding: Encoding) -> list[bool]:
+    """Return for each token whether it has a character of an answer."""
+    kinds = {is_answer for _, is_answer in parts}
     if len(kinds) == 1:  # as a rule; offsets take longer than all the rest
         return [*kinds] * len(encoding.ids)
-    characters = np.repeat([learnt for _, learnt in parts], [len(text) for text, _ in parts])
+    characters = np.repeat([is_answer for _, is_answer in parts], [len(text) for text, _ in parts])
     before = np.append(0, np.cumsum(characters))
     found, end = [], 0
     for start, stop in encoding.offsets:  # those of a token of spaces may be empty, and lie behind it

@@ -18,7 +18,7 @@ class Encoded:
     """The tokens of a document (n,), and whether the loss counts each (n,); None: it counts all."""
 
     tokens: np.ndarray
-    learnt: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

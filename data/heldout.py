@@ -210,11 +210,11 @@ def pack(
     answer: list[bool] = []
     counts: list[bool] = []
     starts: list[int] = []
-    for ids, of_answer, learnt in _encoded(documents, tokenizer, template):
+    for ids, of_answer, loss_mask in _encoded(documents, tokenizer, template):
         starts.append(len(tokens))
         tokens += [end, *ids]
         answer += [False, *of_answer]
-        counts += [True, *learnt]
+        counts += [True, *loss_mask]
     if tokens:
         tokens.append(end)
     num_targets = max(0, len(tokens) - 1)
@@ -242,8 +242,8 @@ def _encoded(
     each = encode_each(partial(encode_with_offsets, tokenizer), template, documents)
     for document, encoded in zip(documents, each, strict=True):
         if document.turns:
-            tokens, learnt = (array.tolist() for array in encoded)
-            yield tokens, learnt, learnt
+            tokens, loss_mask = (array.tolist() for array in encoded)
+            yield tokens, loss_mask, loss_mask
         else:
             first = document.answer_start
             answer = [first is not None and stop > first for _, stop in encoded.offsets]

@@ -6,7 +6,7 @@ token of the stream is predicted once.
 
 Shapes: a record is {"tokens": (T+1) uint16 or uint32, "source": (T+1) uint8}; `source` is the
 index of each token's source (the end-of-text token belongs to the document that it opens). A stream
-with conversations has {"learnt": (T+1) bool} as well: whether the loss counts each token.
+with conversations has {"loss_mask": (T+1) bool} as well: whether the loss counts each token.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 
-def row_dtype(seq_length: int, vocab_size: int, *, learnt: bool = False) -> np.dtype:
-    """Return the dtype of one row in the journal; `learnt`: of a stream with conversations."""
+def row_dtype(seq_length: int, vocab_size: int, *, loss_mask: bool = False) -> np.dtype:
+    """Return the dtype of one row in the journal; `loss_mask`: of a stream with conversations."""
     token = np.uint16 if vocab_size <= 2**16 else np.uint32
-    fields = [("tokens", token), ("source", np.uint8), *([("learnt", np.bool_)] if learnt else [])]
+    fields = [("tokens", token), ("source", np.uint8), *([("loss_mask", np.bool_)] if loss_mask else [])]
     return np.dtype([(name, kind, (seq_length + 1,)) for name, kind in fields])
 
 
@@ -46,15 +46,15 @@ class Packer:
     def num_rows(self) -> int:
         return self._taken + self.waiting
 
-    def add(self, tokens: np.ndarray, source: int, learnt: np.ndarray | None = None) -> None:
+    def add(self, tokens: np.ndarray, source: int, loss_mask: np.ndarray | None = None) -> None:
         """Append one document (without its end-of-text token) from source number `source`.
 
-        `learnt` (n,): whether the loss counts each token; default: all. It always counts the end-of-text token.
+        `loss_mask` (n,): whether the loss counts each token; default: all. It always counts the end-of-text token.
         """
         length = len(tokens) + 1
         fields = {"tokens": np.append(self.end_of_text, tokens), "source": np.full(length, source, dtype=np.uint8)}
-        if "learnt" in self._parts:
-            fields["learnt"] = np.ones(length, dtype=bool) if learnt is None else np.append(True, learnt)
+        if "loss_mask" in self._parts:
+            fields["loss_mask"] = np.ones(length, dtype=bool) if loss_mask is None else np.append(True, loss_mask)
         self._append(fields)
 
     def _append(self, fields: Mapping[str, Any]) -> None:
@@ -103,17 +103,17 @@ class Packer:
         self._append(state)
 
 
-def chain_digest(before: str, tokens: np.ndarray, num_tokens: int, learnt: np.ndarray | None = None) -> str:
+def chain_digest(before: str, tokens: np.ndarray, num_tokens: int, loss_mask: np.ndarray | None = None) -> str:
     """Return the digest `before` chained with rows (B, T+1) of which `num_tokens` are predicted.
 
     It is SHA-256 over all text trained on in its order, however that was cut into steps, and over what
-    of it the loss counts, `learnt` (B, T+1), if that is not everything.
+    of it the loss counts, `loss_mask` (B, T+1), if that is not everything.
     """
     seq_length = tokens.shape[1] - 1
     for number, row in enumerate(tokens):
         length = min(seq_length, num_tokens - number * seq_length) + 1
         seen = row[:length].astype("<u4").tobytes()
-        if learnt is not None:
-            seen += learnt[number, :length].tobytes()
+        if loss_mask is not None:
+            seen += loss_mask[number, :length].tobytes()
         before = hashlib.sha256(before.encode() + seen).hexdigest()
     return before

@@ -80,7 +80,7 @@ class Producer:
         self.sources, self.orders, self.events = sources, orders, events
         self.num_rows = max(-(-token_budget // seq_length), begun)  # to produce
         self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
-        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), learnt=preset.data.has_conversations)
+        dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), loss_mask=preset.data.has_conversations)
         self.duplicates, self.finishing = Duplicates(), False
         with room_on_disk(stream_dir):
             self.journal = JournalWriter(stream_dir, dtype, self._saw)
@@ -171,7 +171,7 @@ class Producer:
         feed = self.feeds[index]
         document = feed.next_document()
         if document is not None:
-            self.packer.add(document.tokens, index, document.learnt)
+            self.packer.add(document.tokens, index, document.loss_mask)
             self.mixer.charge(index, len(document) + 1)  # plus the end-of-text token that opens it
             self._enter_part()
         elif feed.finished:

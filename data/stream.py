@@ -37,7 +37,7 @@ class StreamEnded(Exception):
 class Rows(NamedTuple):
     tokens: np.ndarray  # (B, T+1) uint16 or uint32
     source: np.ndarray  # (B, T+1) uint8
-    learnt: np.ndarray | None  # (B, T+1) bool; None: the loss counts all, as in every run without conversations
+    loss_mask: np.ndarray | None  # (B, T+1) bool; None: the loss counts all, as in every run without conversations
 
 
 class StreamInfo(NamedTuple):
@@ -85,7 +85,7 @@ class Stream:
         fresh: bool = False,
     ):
         self.seq_length = preset.model.seq_length
-        self._has_learnt = preset.data.has_conversations
+        self._has_loss_mask = preset.data.has_conversations
         self.run_ahead_rows = run_ahead_rows(self.seq_length, token_budget)
         num_rows = -(-token_budget // self.seq_length)
         finish = finish_row(preset.data.finish_share, self.seq_length, token_budget)
@@ -164,7 +164,7 @@ class Stream:
         self._ready = ready
         if ready["lost"]:
             self._intact_rows = min(self._intact_rows, ready["rows"])
-        dtype = row_dtype(self.seq_length, ready["vocab_size"], learnt=self._has_learnt)
+        dtype = row_dtype(self.seq_length, ready["vocab_size"], loss_mask=self._has_loss_mask)
         self._reader = JournalReader(self.stream_dir, dtype)
         self._windows = {}
         self._process.num_rows = self._reader.num_rows
@@ -213,7 +213,7 @@ class Stream:
         self._windows = windows  # those of the last rows: training reads on in them
         records = np.concatenate(parts)
         tokens, source = np.ascontiguousarray(records["tokens"]), np.ascontiguousarray(records["source"])
-        return Rows(tokens, source, np.ascontiguousarray(records["learnt"]) if self._has_learnt else None)
+        return Rows(tokens, source, np.ascontiguousarray(records["loss_mask"]) if self._has_loss_mask else None)
 
     def consumed(self, row: int) -> None:
         """Report rows before `row` as trained on: the producer may run ahead of it."""

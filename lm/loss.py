@@ -128,16 +128,16 @@ def mtp_targets(targets_BT: Tensor, weights: Sequence[float | Tensor]) -> list[t
     ]
 
 
-def padded(rows: np.ndarray, learnt: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: np.ndarray, loss_mask: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Pad rows (n, T + 1) to a batch of `batch_rows`, so that all batches have one shape.
 
     Returns tokens (B, T + 1) and targets (B, T), which are `IGNORE` in padding rows and where
-    `learnt` (n, T) is False.
+    `loss_mask` (n, T) is False.
     """
     tokens = np.zeros((batch_rows, rows.shape[1]), dtype=np.int64)
-    targets = np.full((batch_rows, learnt.shape[1]), IGNORE, dtype=np.int64)
+    targets = np.full((batch_rows, loss_mask.shape[1]), IGNORE, dtype=np.int64)
     tokens[: len(rows)] = rows
-    targets[: len(rows)] = np.where(learnt, tokens[: len(rows), 1:], IGNORE)
+    targets[: len(rows)] = np.where(loss_mask, tokens[: len(rows), 1:], IGNORE)
     return tokens, targets
 
 

@@ -50,16 +50,16 @@ class MicroBatch(NamedTuple):
     first_row: int  # in the stream: seeds the sampling of the heads' positions
 
 
-def targets_of(plan: StepPlan, seq_length: int, learnt: np.ndarray | None, rows: slice = slice(None)) -> np.ndarray:
+def targets_of(plan: StepPlan, seq_length: int, loss_mask: np.ndarray | None, rows: slice = slice(None)) -> np.ndarray:
     """Return which tokens of some rows (n, T) of a step are targets of the loss; of those that the plan has,
-    only where `learnt` (num_rows, T + 1) is True."""
+    only where `loss_mask` (num_rows, T + 1) is True."""
     first_tokens = np.arange(plan.num_rows)[rows] * seq_length
     seen = np.arange(seq_length) < np.clip(plan.num_tokens - first_tokens, 0, seq_length)[:, None]
-    return seen if learnt is None else seen & learnt[rows, 1:]
+    return seen if loss_mask is None else seen & loss_mask[rows, 1:]
 
 
 def micro_batches(
-    tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int, learnt: np.ndarray | None = None
+    tokens: np.ndarray, plan: StepPlan, world: World, batch_rows: int, loss_mask: np.ndarray | None = None
 ) -> Iterator[MicroBatch]:
     """Yield this rank's part of a step, given the rows (num_rows, T + 1) of the whole step;
     at least one micro-batch."""
@@ -67,7 +67,7 @@ def micro_batches(
     seq_length = tokens.shape[1] - 1
     for first in range(part.start, max(part.stop, part.start + 1), batch_rows):
         last = min(first + batch_rows, part.stop)
-        counted = targets_of(plan, seq_length, learnt, slice(first, last))
+        counted = targets_of(plan, seq_length, loss_mask, slice(first, last))
         rows, targets = padded(tokens[first:last], counted, batch_rows)
         yield MicroBatch(_to(rows, world.device), _to(targets, world.device), plan.first_row + first)
 
@@ -132,10 +132,10 @@ class TrainStep:
         tokens: np.ndarray,
         plan: StepPlan,
         should_stop: Callable[[], bool] = lambda: False,
-        learnt: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
     ) -> StepResult | None:
         """Launch a step (see `launch`) and wait for its result."""
-        launched = self.launch(tokens, plan, should_stop, learnt)
+        launched = self.launch(tokens, plan, should_stop, loss_mask)
         return launched and self.result_of(launched)
 
     def launch(
@@ -143,24 +143,24 @@ class TrainStep:
         tokens: np.ndarray,
         plan: StepPlan,
         should_stop: Callable[[], bool] = lambda: False,
-        learnt: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
     ) -> Launched | None:
         """Launch a step over the rows (num_rows, T + 1) of the whole step, the same on every rank.
 
-        `learnt` (num_rows, T + 1): whether the loss counts each token; None: all.
+        `loss_mask` (num_rows, T + 1): whether the loss counts each token; None: all.
         This never waits for a GPU; results are collected one step later, so that the GPU never
         waits for the program. Returns None, with nothing changed, if `should_stop` returned True
         on any rank.
         """
         set_learning_rate(self.optimizers, plan.learning_rate_factor)
-        accumulated = self.accumulate(tokens, plan, should_stop, learnt)
+        accumulated = self.accumulate(tokens, plan, should_stop, loss_mask)
         if accumulated is None:
             self.clear()
             return None
         loss_sum, heads = accumulated
         num_targets = plan.num_tokens
-        if learnt is not None:
-            num_targets = int(targets_of(plan, tokens.shape[1] - 1, learnt).sum())
+        if loss_mask is not None:
+            num_targets = int(targets_of(plan, tokens.shape[1] - 1, loss_mask).sum())
         values = self.update((torch.stack([loss_sum, *heads.values()]), self.numbers(max(1, num_targets))))
         self.clear()
         values, arrived = values.to("cpu", non_blocking=self.world.device.type == "cuda"), None
@@ -229,7 +229,7 @@ class TrainStep:
         tokens: np.ndarray,
         plan: StepPlan,
         should_stop: Callable[[], bool] = lambda: False,
-        learnt: np.ndarray | None = None,
+        loss_mask: np.ndarray | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """Run forward and backward over this rank's micro-batches; gradients are then those
         of the step's mean loss.
@@ -238,7 +238,7 @@ class TrainStep:
         measures; None if asked to stop.
         """
         measured = []
-        *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows, learnt)
+        *batches, last = micro_batches(tokens, plan, self.world, self.batch_rows, loss_mask)
         for batch in batches:
             if should_stop():
                 break
@@ -259,12 +259,12 @@ class TrainStep:
         names. The heads' sampled positions are a function of seed and row.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch.first_row)
-        drawn = self.sample_positions(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
-        positions = [_to(positions.numpy(), self.world.device) for positions in drawn.values()]
+        sampled = self.sample_positions(len(batch.tokens_BT1), batch.targets_BT.shape[1], generator)
+        positions = [_to(positions.numpy(), self.world.device) for positions in sampled.values()]
         # DDP averages over ranks; the mean is over the whole step's tokens, hence the world size.
         numbers = self.numbers(self.world.size / plan.num_tokens, plan.trunk_gradient, *plan.multi_token_weights)
         inputs = [batch.tokens_BT1, batch.targets_BT, numbers, *positions]
-        return self.forward_backward(inputs, list(drawn), plan.trunk_gradient != 0)
+        return self.forward_backward(inputs, list(sampled), plan.trunk_gradient != 0)
 
     def forward_backward(self, inputs: Sequence[Tensor], positions: Sequence[str], heads_reach_trunk: bool) -> Tensor:
         """Run forward and backward over what `run_micro_batch` has prepared, and return what `run_micro_batch` returns.
@@ -272,7 +272,7 @@ class TrainStep:
         `inputs`: tokens, targets, numbers, and a tensor for each of the names of `positions`; what
         may differ between two steps of one shape comes in a tensor, so that a step can be captured.
         """
-        tokens_BT1, targets_BT, numbers, *drawn = inputs
+        tokens_BT1, targets_BT, numbers, *sampled = inputs
         share, trunk_gradient, *weights = numbers.unbind()
         if self.loss_scale:
             share = share * self.loss_scale.scale
@@ -281,7 +281,7 @@ class TrainStep:
             output = self.model(
                 tokens_BT1,
                 targets_BT,
-                dict(zip(positions, drawn, strict=True)),
+                dict(zip(positions, sampled, strict=True)),
                 trunk_gradient if heads_reach_trunk else 0.0,
                 further,
             )

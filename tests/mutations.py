@@ -189,10 +189,10 @@ MUTATIONS = {
         "data/chat_template.py", "            if times[number] != 1:", "            if False:", HOSTILE_TEMPLATE
     ),
     "a step learns what the user says": Mutation(
-        "lm/train_step.py", "return seen if learnt is None else seen & learnt[rows, 1:]", "return seen", STEP
+        "lm/train_step.py", "return seen if loss_mask is None else seen & loss_mask[rows, 1:]", "return seen", STEP
     ),
     "the loss shown is of all tokens": Mutation(
-        "lm/train_step.py", "num_targets = int(targets_of(plan, tokens.shape[1] - 1, learnt).sum())", "pass", STEP
+        "lm/train_step.py", "num_targets = int(targets_of(plan, tokens.shape[1] - 1, loss_mask).sum())", "pass", STEP
     ),
     "a line weighs its steps by all they read": Mutation(
         "lm/report/metrics.py",
@@ -208,7 +208,7 @@ MUTATIONS = {
     ),
     "what is learnt is no part of the digest": Mutation(
         "data/packing.py",
-        "        if learnt is not None:\n            seen +=",
+        "        if loss_mask is not None:\n            seen +=",
         "        if False:\n            seen +=",
         TALKS,
     ),
@@ -219,7 +219,7 @@ MUTATIONS = {
         "data/stream_files.py", "template_path(stream_dir).unlink(missing_ok=True)", "pass", TALKS
     ),
     "held-out questions are scored": Mutation(
-        "data/heldout.py", "counts += [True, *learnt]", "counts += [True] * (len(ids) + 1)", TALKS
+        "data/heldout.py", "counts += [True, *loss_mask]", "counts += [True] * (len(ids) + 1)", TALKS
     ),
     "a conversation like a held-out one is trained on": Mutation(
         "data/sources/conversations.py", "    cells_of = cells_of or (", "    cells_of = () and (", TALKS

@@ -145,9 +145,9 @@ def _results(run: RunFacts) -> list[EvalResult]:
 
 def _usage(preset: Preset, end_of_text: str, chats: bool) -> str:
     kind = "A small chat model: it answers, and continues text" if chats else "A base language model: it continues text"
-    learnt = "Every document of this run" if preset.model.init_from else "Every training document"
+    documents = "Every document of this run" if preset.model.init_from else "Every training document"
     return f"""{kind}. Architecture `{CLASSES[family(preset.model)]}`, context {preset.model.seq_length} tokens.
-{_CHAT if chats else ""}{learnt} began with `{end_of_text}`; the tokenizer puts that token before a text
+{_CHAT if chats else ""}{documents} began with `{end_of_text}`; the tokenizer puts that token before a text
 by itself:
 
 ```python

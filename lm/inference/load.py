@@ -103,8 +103,8 @@ def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokeni
     heads = load_heads(state)
     if "policy" not in heads:
         return None
-    learnt = parse_preset(state["preset"], "the checkpoint").data.has_conversations
-    dtype = row_dtype(model.config.seq_length, bpe.vocab_size(tokenizer), learnt=learnt)
+    loss_mask = parse_preset(state["preset"], "the checkpoint").data.has_conversations
+    dtype = row_dtype(model.config.seq_length, bpe.vocab_size(tokenizer), loss_mask=loss_mask)
     tokens = newest_tokens(folder, dtype)
     embedding_VD, output_VD = model.embed.weight.detach(), model.output.weight.detach()
     counts_V = torch.from_numpy(np.bincount(tokens, minlength=len(output_VD))) if len(tokens) else None

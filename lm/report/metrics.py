@@ -109,7 +109,7 @@ class Interval:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.num_steps = self._tokens = self._skipped = 0
-        self._learnt = self._bytes = 0  # of steps that were not skipped, as are the two below
+        self._num_targets = self._bytes = 0  # of steps that were not skipped, as are the two below
         self._nats = self._norm = 0.0
         self._waited = 0.0
 
@@ -125,7 +125,7 @@ class Interval:
         if result.skipped:
             self._skipped += 1
             return
-        self._learnt += num_targets
+        self._num_targets += num_targets
         self._bytes += num_bytes
         self._nats += result.loss * num_targets
         self._norm += result.gradient_norm
@@ -134,7 +134,7 @@ class Interval:
         """Return the means over the steps (None if all were skipped) and their speed."""
         sound = self.num_steps - self._skipped
         record = {
-            "loss": self._nats / max(1, self._learnt) if sound else None,
+            "loss": self._nats / max(1, self._num_targets) if sound else None,
             "bits_per_byte": self._nats / math.log(2) / max(1, self._bytes) if sound else None,
             "tokens_per_second": self._tokens / self.seconds,
             "data_wait_fraction": self._waited / self.seconds,

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     plan: StepPlan
     tokens: np.ndarray  # (rows, T + 1) token ids
     source: np.ndarray  # (rows, T + 1) source index of each token
-    learnt: np.ndarray | None  # (rows, T + 1) whether the loss counts each token; None: all
+    loss_mask: np.ndarray | None  # (rows, T + 1) whether the loss counts each token; None: all
     waited: float = 0.0  # seconds spent waiting for them
 
 
@@ -73,8 +73,8 @@ class RowReader:
         end = -(-self._state.tokens_seen // self._seq_length)  # the last row of a budget may be seen in part
         with suppress(StreamEnded):
             for first in range(0, end, ROWS_AT_ONCE):
-                tokens, _, learnt = self._stream.rows(first, min(ROWS_AT_ONCE, end - first), self._stop, log.info)
-                digest = chain_digest(digest, tokens, self._state.tokens_seen - first * self._seq_length, learnt)
+                tokens, _, loss_mask = self._stream.rows(first, min(ROWS_AT_ONCE, end - first), self._stop, log.info)
+                digest = chain_digest(digest, tokens, self._state.tokens_seen - first * self._seq_length, loss_mask)
         if digest != self._state.text_digest:
             self._stream.take_back()
             raise UserError(

@@ -174,10 +174,10 @@ class Trainer:
         to stop during the step."""
         began = time.perf_counter()
         plan, state = step.plan, self.state
-        launched = self.learner.train_step.launch(step.tokens, plan, self.stop, step.learnt)
+        launched = self.learner.train_step.launch(step.tokens, plan, self.stop, step.loss_mask)
         if launched is None:
             return False
-        state.text_digest = chain_digest(state.text_digest, step.tokens, plan.num_tokens, step.learnt)
+        state.text_digest = chain_digest(state.text_digest, step.tokens, plan.num_tokens, step.loss_mask)
         state.tokens_seen += plan.num_tokens
         state.words_seen += self._count_words(step.tokens, plan.num_tokens)
         state.num_steps += 1
@@ -189,7 +189,7 @@ class Trainer:
         line = None
         if self.records.line_is_due(state.tokens_seen) or self.done:
             self.records.last_line, line = state.tokens_seen, self._line()
-        counted = targets_of(plan, self.preset.model.seq_length, step.learnt)
+        counted = targets_of(plan, self.preset.model.seq_length, step.loss_mask)
         num_bytes = int((self.token_bytes[step.tokens[:, 1:]] * counted).sum())
         self._pending.append(Pending(launched, num_bytes, line))
         self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)

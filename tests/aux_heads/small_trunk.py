@@ -72,5 +72,5 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def run(model: JointModel, tokens_BT1: Tensor, seed: int = 0, **options):
-    drawn = model.sample_positions(len(tokens_BT1), tokens_BT1.shape[1] - 1, generator(seed))
-    return model(tokens_BT1, tokens_BT1[:, 1:], drawn, **options)
+    sampled = model.sample_positions(len(tokens_BT1), tokens_BT1.shape[1] - 1, generator(seed))
+    return model(tokens_BT1, tokens_BT1[:, 1:], sampled, **options)

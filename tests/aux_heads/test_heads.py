@@ -22,7 +22,7 @@ from tests.aux_heads.small_trunk import (
 from tests.program import ALL_HEADS
 
 
-def head_input(tokens_BT1, drawn=None, seed=0, **changes) -> HeadInput:
+def head_input(tokens_BT1, sampled=None, seed=0, **changes) -> HeadInput:
     """Random states and losses over given tokens."""
     rng = generator(seed)
     num_rows, seq_length = tokens_BT1[:, 1:].shape
@@ -33,14 +33,14 @@ def head_input(tokens_BT1, drawn=None, seed=0, **changes) -> HeadInput:
         "valid_BT": torch.ones(num_rows, seq_length, dtype=torch.bool),
         "embedding_VD": torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=rng),
         "output_VD": torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=rng) * 0.1,
-        "drawn": drawn,
+        "sampled": sampled,
         "end_of_text": 0,
     }
     return HeadInput(**(fields | changes))
 
 
 def all_losses(model, x: HeadInput) -> dict[str, torch.Tensor]:
-    fields = (x.hidden_BTD, x.tokens_BT1, x.token_losses_BT, x.valid_BT, x.embedding_VD, x.output_VD, x.drawn)
+    fields = (x.hidden_BTD, x.tokens_BT1, x.token_losses_BT, x.valid_BT, x.embedding_VD, x.output_VD, x.sampled)
     return model.heads_forward(*fields)[0]
 
 
@@ -50,21 +50,21 @@ def test_nothing_after_the_end_of_a_document_matters(document_ends):
     end = 70
     model = joint_model(**ALL_HEADS)
     torch.nn.init.normal_(model.heads["dynamics"].down.weight, std=0.1)
-    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
-    drawn["positions"] = torch.cat((torch.arange(20, 35), torch.arange(end - 16, end))).expand(NUM_ROWS, -1)
-    drawn["policy_choices"] = torch.tensor([3, 30]).expand(NUM_ROWS, -1)
-    drawn["policy_steps"] = torch.tensor([2, 3]).expand(NUM_ROWS, -1)
-    drawn["span_anchors"] = torch.tensor([10, end - 4]).expand(NUM_ROWS, -1)
+    sampled = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
+    sampled["positions"] = torch.cat((torch.arange(20, 35), torch.arange(end - 16, end))).expand(NUM_ROWS, -1)
+    sampled["policy_choices"] = torch.tensor([3, 30]).expand(NUM_ROWS, -1)
+    sampled["policy_steps"] = torch.tensor([2, 3]).expand(NUM_ROWS, -1)
+    sampled["span_anchors"] = torch.tensor([10, end - 4]).expand(NUM_ROWS, -1)
     tokens = torch.randint(1, VOCAB_SIZE, (NUM_ROWS, SEQ_LENGTH + 1), generator=generator(1))
     tokens[:, end] = 0 if document_ends else 5
-    x = head_input(tokens, drawn)
+    x = head_input(tokens, sampled)
 
-    other = head_input(tokens.clone(), drawn, seed=2)
+    other = head_input(tokens.clone(), sampled, seed=2)
     other_tokens = tokens.clone()
     other_tokens[:, end + 1 :] = other_tokens[:, end + 1 :] % (VOCAB_SIZE - 1) + 1
     for mine, theirs in ((x.hidden_BTD, other.hidden_BTD), (x.token_losses_BT, other.token_losses_BT)):
         theirs[:, :end] = mine[:, :end]
-    changed = head_input(other_tokens, drawn, hidden_BTD=other.hidden_BTD, token_losses_BT=other.token_losses_BT)
+    changed = head_input(other_tokens, sampled, hidden_BTD=other.hidden_BTD, token_losses_BT=other.token_losses_BT)
 
     before, after = all_losses(model, x), all_losses(model, changed)
     for name, loss in before.items():
@@ -76,10 +76,10 @@ def test_targets_and_tables_are_detached():
     """Through dynamics and policy, a state gets a gradient only where it is read, never where it is the target."""
     model = joint_model(enable_dynamics=True, enable_policy=True)
     tokens = torch.ones(NUM_ROWS, SEQ_LENGTH + 1, dtype=torch.long)
-    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
+    sampled = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator())
     hidden = torch.randn(NUM_ROWS, SEQ_LENGTH, HIDDEN_SIZE, generator=generator(), requires_grad=True)
-    sum(all_losses(model, head_input(tokens, drawn, hidden_BTD=hidden)).values()).backward()
-    is_read = torch.zeros(NUM_ROWS, SEQ_LENGTH, dtype=torch.bool).scatter(1, drawn["positions"], True)
+    sum(all_losses(model, head_input(tokens, sampled, hidden_BTD=hidden)).values()).backward()
+    is_read = torch.zeros(NUM_ROWS, SEQ_LENGTH, dtype=torch.bool).scatter(1, sampled["positions"], True)
     assert torch.equal(hidden.grad.abs().sum(-1) > 0, is_read)
 
 
@@ -144,20 +144,20 @@ def test_best_answer_to_a_two_hot_target_is_the_target(nats):
 
 def test_positions_are_a_function_of_the_generator_and_stay_in_the_row():
     model = joint_model(**ALL_HEADS, span_mask_fraction=0.25)
-    drawn = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(4))
+    sampled = model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(4))
     again, other = (
         model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(4)),
         model.sample_positions(NUM_ROWS, SEQ_LENGTH, generator(5)),
     )
-    for name, indices in drawn.items():
+    for name, indices in sampled.items():
         assert torch.equal(indices, again[name])
         assert not torch.equal(indices, other[name])
-    positions, anchors = drawn["positions"], drawn["span_anchors"]
+    positions, anchors = sampled["positions"], sampled["span_anchors"]
     assert (positions.diff(dim=1) > 0).all()
     assert positions.min() >= 0
     assert positions.max() + 3 < SEQ_LENGTH
     assert positions.shape[1] == pytest.approx(SEQ_LENGTH / 8, abs=1)
-    assert drawn["policy_choices"].numel() == pytest.approx(positions.numel() / 2, rel=0.2)
+    assert sampled["policy_choices"].numel() == pytest.approx(positions.numel() / 2, rel=0.2)
     assert anchors.min() >= 0
     assert anchors.max() + 8 <= SEQ_LENGTH
     assert (anchors.diff(dim=1) >= 8).all()  # spans do not overlap

@@ -42,16 +42,16 @@ def chat_preset(talks):
 
 
 def rows_of(checkpoints, num_rows):
-    return JournalReader(checkpoints / "stream", row_dtype(T, 512, learnt=True)).rows(0, num_rows)
+    return JournalReader(checkpoints / "stream", row_dtype(T, 512, loss_mask=True)).rows(0, num_rows)
 
 
 def documents(rows):
-    """(tokens, learnt, source) of each whole document."""
+    """(tokens, loss_mask, source) of each whole document."""
     flat = {name: np.append(rows[name][:, :-1].ravel(), rows[name][-1, -1]) for name in rows.dtype.names}
     ends = np.flatnonzero(flat["tokens"] == 0)
-    assert flat["learnt"][ends].all()
+    assert flat["loss_mask"][ends].all()
     for a, b in itertools.pairwise(ends):
-        yield flat["tokens"][a + 1 : b], flat["learnt"][a + 1 : b], int(flat["source"][a])
+        yield flat["tokens"][a + 1 : b], flat["loss_mask"][a + 1 : b], int(flat["source"][a])
 
 
 def test_of_conversations_the_answers_are_learnt_of_text_everything_and_a_resumed_stream_is_the_same(
@@ -66,27 +66,27 @@ def test_of_conversations_the_answers_are_learnt_of_text_everything_and_a_resume
     template = ChatTemplate(OWN, tokenizer)
     seen = {0: 0, 1: 0}
     questions = set()
-    for tokens, learnt, source in documents(written):
+    for tokens, loss_mask, source in documents(written):
         seen[source] += 1
         text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
         if source == 1:
-            assert learnt.all()
+            assert loss_mask.all()
             continue
         parts = [part.split("|>", 1) for part in text.removesuffix("<|end|>").split("<|end|>")]
         turns = [Turn(role.removeprefix("<|"), said) for role, said in parts]
         questions.add(next(turn.text for turn in turns if turn.role == "user"))
         expected = template.encode(turns)
         np.testing.assert_array_equal(expected[0], tokens)
-        np.testing.assert_array_equal(expected[1], learnt)
+        np.testing.assert_array_equal(expected[1], loss_mask)
     assert min(seen.values()) > 5
     # What training reads are these rows, in another order.
-    np.testing.assert_array_equal(sorted(rows.learnt.sum(1)), sorted(written["learnt"].sum(1)))
-    assert rows.learnt.dtype == np.bool_
+    np.testing.assert_array_equal(sorted(rows.loss_mask.sum(1)), sorted(written["loss_mask"].sum(1)))
+    assert rows.loss_mask.dtype == np.bool_
 
     # Held out: whole conversations, whose answers count, and nothing that begins like one is trained on.
     talks_held, text_held = whole.held_out.sources
-    learnt = talks_held.valid.sum() - len(talks_held.starts)  # the end of each document counts too
-    assert talks_held.answer.sum() == learnt > 0
+    num_counted = talks_held.valid.sum() - len(talks_held.starts)  # the end of each document counts too
+    assert talks_held.answer.sum() == num_counted > 0
     assert (talks_held.answer <= talks_held.valid).all()
     assert not text_held.answer.any()
     assert (text_held.valid.ravel()[: text_held.num_tokens]).all()
@@ -129,7 +129,7 @@ def test_a_run_without_conversations_has_no_template_and_rows_as_ever(tmp_path, 
     (tmp_path / "chat_template.jinja").write_text("another run's")
     stream = started(make_preset(sources=["json"], weights=None), tmp_path, 100 * T)
     info = stream.begin()
-    assert stream.rows(0, 100).learnt is None
+    assert stream.rows(0, 100).loss_mask is None
     assert "chat_template" not in info.header
     assert not (tmp_path / "chat_template.jinja").exists()
     assert bpe.special_tokens(bpe.load(info.tokenizer_path)) == {bpe.END_OF_TEXT: 0}
@@ -174,13 +174,13 @@ def test_turns_that_the_template_refuses_are_skipped_with_their_reason():
 
 
 def test_what_was_learnt_is_part_of_the_digest_of_the_text_trained_on():
-    tokens, learnt = np.arange(18).reshape(2, 9), np.arange(18).reshape(2, 9) % 3 > 0
-    digest = chain_digest("", tokens, 12, learnt)
+    tokens, loss_mask = np.arange(18).reshape(2, 9), np.arange(18).reshape(2, 9) % 3 > 0
+    digest = chain_digest("", tokens, 12, loss_mask)
     assert digest != chain_digest("", tokens, 12)
-    assert chain_digest(chain_digest("", tokens[:1], 8, learnt[:1]), tokens[1:], 4, learnt[1:]) == digest
-    other = learnt.copy()
+    assert chain_digest(chain_digest("", tokens[:1], 8, loss_mask[:1]), tokens[1:], 4, loss_mask[1:]) == digest
+    other = loss_mask.copy()
     other[1, 4] ^= True
     assert chain_digest("", tokens, 12, other) != digest
-    other[1] = learnt[1]
+    other[1] = loss_mask[1]
     other[1, 5] ^= True  # after the last token that was seen
     assert chain_digest("", tokens, 12, other) == digest

@@ -67,19 +67,19 @@ def written(tokenizer, tokens):
 
 def answers(tokenizer, encoded):
     """What of a conversation the loss counts, one string for each stretch of it."""
-    tokens, learnt = encoded
-    stretches = np.split(tokens, np.flatnonzero(np.diff(learnt)) + 1)
-    return [written(tokenizer, part) for part in stretches[0 if learnt[0] else 1 :: 2]]
+    tokens, loss_mask = encoded
+    stretches = np.split(tokens, np.flatnonzero(np.diff(loss_mask)) + 1)
+    return [written(tokenizer, part) for part in stretches[0 if loss_mask[0] else 1 :: 2]]
 
 
 def test_our_own_template_writes_turns_between_markers_and_the_loss_counts_what_the_assistant_says(tokenizer):
     template = ChatTemplate(OWN, tokenizer)
-    tokens, learnt = template.encode(
+    tokens, loss_mask = template.encode(
         [Turn("system", "Be brief."), Turn("user", " Sure?\n"), Turn("assistant", "Yes!\n")]
     )
     assert written(tokenizer, tokens) == "<|system|>Be brief.<|end|><|user|>Sure?<|end|><|assistant|>Yes!<|end|>"
     assert tokens.dtype == np.uint32
-    assert written(tokenizer, tokens[learnt]) == "Yes!<|end|>"
+    assert written(tokenizer, tokens[loss_mask]) == "Yes!<|end|>"
     assert template.end_tokens == (tokenizer.token_to_id("<|end|>"),)
     question, _ = template.encode(TALK[:1], generation_prompt=True)
     assert written(tokenizer, question) == "<|user|>What is two and two?<|end|><|assistant|>"
@@ -93,15 +93,15 @@ def test_what_is_said_never_becomes_a_marker(tokenizer):
     for source in (OWN, CHATML, MISTRAL):
         template = ChatTemplate(source, tokenizer)
         plain, _ = template.encode(TALK[:2])
-        tokens, learnt = template.encode([Turn("user", hostile), Turn("assistant", "{{ 1/0 }}" + hostile)])
+        tokens, loss_mask = template.encode([Turn("user", hostile), Turn("assistant", "{{ 1/0 }}" + hostile)])
         specials = set(bpe.special_tokens(tokenizer).values())
         assert [int(t) for t in tokens if t in specials] == [int(t) for t in plain if t in specials]
         assert written(tokenizer, tokens).count(hostile) == 2
-        assert "{{ 1/0 }}" + hostile in written(tokenizer, tokens[learnt])
+        assert "{{ 1/0 }}" + hostile in written(tokenizer, tokens[loss_mask])
 
 
 @pytest.mark.parametrize(
-    ("source", "text", "learnt"),
+    ("source", "text", "expected"),
     [
         (
             CHATML,
@@ -122,11 +122,11 @@ def test_what_is_said_never_becomes_a_marker(tokenizer):
         (SMOLLM2, "<|im_start|>system\nBe brief.<|im_end|>\n", ["Four.<|im_end|>", "Yes!<|im_end|>"]),
     ],
 )
-def test_templates_of_well_known_models(tokenizer, source, text, learnt):
+def test_templates_of_well_known_models(tokenizer, source, text, expected):
     template = ChatTemplate(source, tokenizer)
     encoded = template.encode(GUIDED)
     assert written(tokenizer, encoded[0]).startswith(text)
-    assert answers(tokenizer, encoded) == learnt
+    assert answers(tokenizer, encoded) == expected
     # A conversation continues what was asked: the prompt for an answer is the beginning of the conversation with it.
     prompt, _ = template.encode(GUIDED[:-1], generation_prompt=True)
     assert written(tokenizer, encoded[0]).startswith(written(tokenizer, prompt))
@@ -189,9 +189,9 @@ def test_a_tokenizer_that_changes_text_still_tells_the_answer_from_the_rest():
         "{% for m in messages %}{{ ('[I] ' if m.role == 'user' else ' ') + m.content }}"
         "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
     )
-    tokens, learnt = ChatTemplate(source, foreign).encode([Turn("user", "NO"), Turn("assistant", "YES")])
+    tokens, loss_mask = ChatTemplate(source, foreign).encode([Turn("user", "NO"), Turn("assistant", "YES")])
     assert tokens.tolist() == [1, 2, 6, 7, 8, 0]
-    assert learnt.tolist() == [False] * 4 + [True] * 2
+    assert loss_mask.tolist() == [False] * 4 + [True] * 2
 
 
 def test_a_space_that_a_tokenizer_puts_before_the_first_word_of_a_text_is_put_nowhere_in_a_conversation():
@@ -249,8 +249,8 @@ def test_the_tokens_that_a_template_names_are_written_into_it_and_change_nothing
 
 
 def test_a_lone_surrogate_and_an_empty_text_are_encoded(tokenizer):
-    tokens, learnt = ChatTemplate(OWN, tokenizer).encode(
+    tokens, loss_mask = ChatTemplate(OWN, tokenizer).encode(
         [Turn("user", json.loads('"a\\ud800"')), Turn("assistant", " ")]
     )
     assert written(tokenizer, tokens) == "<|user|>a?<|end|><|assistant|><|end|>"
-    assert learnt.tolist() == [False] * (len(tokens) - 1) + [True]
+    assert loss_mask.tolist() == [False] * (len(tokens) - 1) + [True]

@@ -49,17 +49,19 @@ def test_rows_are_the_stream_without_gap_or_loss_however_often_it_is_interrupted
 
 @given(documents, st.data())
 def test_what_the_loss_counts_goes_with_its_tokens_however_often_it_is_interrupted(docs, data):
-    dtype = row_dtype(T, 2**16, learnt=True)
+    dtype = row_dtype(T, 2**16, loss_mask=True)
     packer, rows, expected = Packer(dtype, END), [], []
     for ids, source in docs:
-        learnt = data.draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
-        packer.add(np.array(ids, dtype=np.uint32), source, None if learnt is None else np.array(learnt, dtype=bool))
-        expected += [True, *([True] * len(ids) if learnt is None else learnt)]
+        loss_mask = data.draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
+        packer.add(
+            np.array(ids, dtype=np.uint32), source, None if loss_mask is None else np.array(loss_mask, dtype=bool)
+        )
+        expected += [True, *([True] * len(ids) if loss_mask is None else loss_mask)]
         if data.draw(st.booleans()):
             rows.append(packer.take())
             packer = resumed(packer)
     rows = np.concatenate([*rows, packer.take()])
-    assert rows["learnt"][:, 1:].ravel().tolist() == expected[1 : len(rows) * T + 1]
+    assert rows["loss_mask"][:, 1:].ravel().tolist() == expected[1 : len(rows) * T + 1]
     assert rows["tokens"][:, 1:].ravel().tolist() == stream_of(docs)[0][1 : len(rows) * T + 1]
 
 

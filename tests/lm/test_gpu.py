@@ -72,7 +72,7 @@ def train(captured: bool) -> tuple[list[float], list[bool], list[torch.Tensor]]:
         if index == FORGOTTEN:  # as when a run begins after its dry run, or is resumed
             step.reset()
         some = np.random.default_rng(index).random((num_rows, SEQ_LENGTH + 1)) < 0.5  # as in conversations
-        result = step(rows_of(index)[:num_rows], plan, learnt=some if index % 3 == 1 else None)
+        result = step(rows_of(index)[:num_rows], plan, loss_mask=some if index % 3 == 1 else None)
         step.bounds.copy_(bounds)
         assert result.skipped == all(map(torch.equal, before, step.model.parameters()))
         losses.append(result.loss)

@@ -233,8 +233,8 @@ def test_saved_state_continues_identically():
 
     def train(model: JointModel, optimizers: list[torch.optim.Optimizer], batches: torch.Tensor) -> None:
         for index, batch in enumerate(batches):
-            drawn = model.sample_positions(4, 64, torch.Generator().manual_seed(index))
-            model(batch, batch[:, 1:], drawn).total.backward()
+            sampled = model.sample_positions(4, 64, torch.Generator().manual_seed(index))
+            model(batch, batch[:, 1:], sampled).total.backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

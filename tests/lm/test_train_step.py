@@ -36,7 +36,7 @@ def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
     batch_rows, seq_length, accumulation, world_size, token_budget
 ):
     """Token i of this stream is the number i, so the targets of a whole run must be 1, 2, ... token_budget."""
-    seen, learnt = 0, []
+    seen, targets = 0, []
     while seen < token_budget:
         plan = rows_of_step(seen, token_budget, batch_rows * accumulation * world_size, seq_length)
         assert plan.first_row * seq_length == seen
@@ -51,10 +51,10 @@ def test_a_run_learns_every_token_once_in_order_and_ends_at_its_budget(
                 valid = batch.targets_BT != IGNORE
                 assert torch.equal(batch.targets_BT[valid], batch.tokens_BT1[:, 1:][valid])
                 assert not valid.any() or batch.tokens_BT1[0, 0] == batch.first_row * seq_length
-                learnt += batch.targets_BT[valid].tolist()
+                targets += batch.targets_BT[valid].tolist()
         seen += plan.num_tokens
     assert seen == token_budget
-    assert learnt == list(range(1, token_budget + 1))
+    assert targets == list(range(1, token_budget + 1))
 
 
 @given(num_rows=st.integers(0, 50), world_size=st.integers(1, 8))
@@ -134,19 +134,19 @@ def test_tokens_further_ahead_are_trained_on_as_much_as_the_plan_says_and_not_re
         assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
 
 
-def some_learnt(num_rows: int = NUM_ROWS) -> np.ndarray:
+def some_loss_mask(num_rows: int = NUM_ROWS) -> np.ndarray:
     """A third of the tokens, and none in the first row."""
-    learnt = np.random.default_rng(4).random((num_rows, SEQ_LENGTH + 1)) < 0.33
-    learnt[0] = False
-    return learnt
+    loss_mask = np.random.default_rng(4).random((num_rows, SEQ_LENGTH + 1)) < 0.33
+    loss_mask[0] = False
+    return loss_mask
 
 
 @pytest.mark.parametrize("batch_rows", [8, 3])
 def test_only_what_is_learnt_is_a_target_and_every_target_of_a_run_weighs_the_same(batch_rows):
     """In conversations: the gradient is divided by all tokens of the step, the loss shown by its targets."""
-    step, tokens, learnt = make_step(batch_rows=batch_rows), rows(), some_learnt()
+    step, tokens, loss_mask = make_step(batch_rows=batch_rows), rows(), some_loss_mask()
     num_tokens = 7 * SEQ_LENGTH + 5
-    counted = torch.from_numpy(learnt[:, 1:]).flatten() & (torch.arange(8 * SEQ_LENGTH) < num_tokens)
+    counted = torch.from_numpy(loss_mask[:, 1:]).flatten() & (torch.arange(8 * SEQ_LENGTH) < num_tokens)
     trunk = step.model.trunk
     logits = (trunk(torch.from_numpy(tokens[:, :-1])) @ trunk.output.weight.T).transpose(1, 2)
     targets = torch.where(counted.view(8, SEQ_LENGTH), torch.from_numpy(tokens[:, 1:]), IGNORE)
@@ -155,12 +155,12 @@ def test_only_what_is_learnt_is_a_target_and_every_target_of_a_run_weighs_the_sa
     )
     expected = torch.autograd.grad((one + 0.75 * two) / num_tokens, list(trunk.parameters()))
     plan = StepPlan(0, 8, num_tokens, multi_token_weights=(0.75,))
-    loss_sum, _ = step.accumulate(tokens, plan, learnt=learnt)
+    loss_sum, _ = step.accumulate(tokens, plan, loss_mask=loss_mask)
     assert loss_sum.item() == pytest.approx(one.item(), rel=1e-6)
     for (name, parameter), grad in zip(trunk.named_parameters(), expected, strict=True):
         assert (parameter.grad - grad).norm() <= 1e-5 * grad.norm(), name
     step.clear()
-    assert step(tokens, plan, learnt=learnt).loss == pytest.approx(one.item() / int(counted.sum()), rel=1e-6)
+    assert step(tokens, plan, loss_mask=loss_mask).loss == pytest.approx(one.item() / int(counted.sum()), rel=1e-6)
 
 
 def test_what_is_not_learnt_changes_nothing_with_every_head_on():
@@ -168,12 +168,12 @@ def test_what_is_not_learnt_changes_nothing_with_every_head_on():
     step, tokens = make_step(ALL_HEADS), rows()
     nothing = np.zeros((NUM_ROWS, SEQ_LENGTH + 1), dtype=bool)
     before = snapshot(step)["model"]
-    result = step(tokens, whole()._replace(multi_token_weights=(0.5,)), learnt=nothing)
+    result = step(tokens, whole()._replace(multi_token_weights=(0.5,)), loss_mask=nothing)
     assert (result.loss, result.gradient_norm, result.skipped) == (0.0, 0.0, False)
     assert {value for name, value in result.heads.items() if name.endswith("/loss")} == {0.0}
     assert not [name for name in result.heads if not name.endswith("/loss")]
     assert before.keys() == snapshot(step)["model"].keys()
-    everything = make_step(ALL_HEADS)(tokens, whole(), learnt=~nothing)
+    everything = make_step(ALL_HEADS)(tokens, whole(), loss_mask=~nothing)
     assert everything == make_step(ALL_HEADS)(tokens, whole())
 
 

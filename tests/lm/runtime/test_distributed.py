@@ -21,7 +21,7 @@ PLANS = {
     "single": StepPlan(35, 1, 20),  # nothing for the first rank
     "answers": StepPlan(0, 8, 8 * SEQ_LENGTH),  # the end of each row is learnt, of the last rank's less
 }
-LEARNT = {"answers": np.arange(SEQ_LENGTH + 1) > 4 * np.arange(8)[:, None]}
+LOSS_MASKS = {"answers": np.arange(SEQ_LENGTH + 1) > 4 * np.arange(8)[:, None]}
 
 
 def same_step(world: World) -> TrainStep:
@@ -41,7 +41,7 @@ def gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
     """By plan: the gradients of every parameter, and the step's loss under "loss"."""
     step, found = same_step(world), {}
     for key, plan in PLANS.items():
-        loss_sum, _ = step.accumulate(rows_of(plan), plan, learnt=LEARNT.get(key))
+        loss_sum, _ = step.accumulate(rows_of(plan), plan, loss_mask=LOSS_MASKS.get(key))
         found[key] = {name: parameter.grad.clone() for name, parameter in named(step)}
         found[key]["loss"] = world.sum(loss_sum) / plan.num_tokens
         step.clear()
@@ -52,7 +52,7 @@ def train(world: World) -> dict:
     """Two steps on the `whole` plan, one of all and one of some targets: what they report, and the parameters after
     them."""
     step, plan = same_step(world), PLANS["whole"]
-    results = [step(rows_of(plan), plan, learnt=learnt) for learnt in (None, LEARNT["answers"])]
+    results = [step(rows_of(plan), plan, loss_mask=loss_mask) for loss_mask in (None, LOSS_MASKS["answers"])]
     return {
         "losses": [result.loss for result in results],
         "norms": [result.gradient_norm for result in results],
