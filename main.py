@@ -237,7 +237,8 @@ def end_run(trainer: Trainer) -> bool:
     """Finish a run: save first, then evaluate on all held-out text, export and report. Returns False
     if it was asked to stop before the report."""
     from lm.train.best import keep_if_best
-    from lm.train.events import PERIODIC_EVAL_TOKENS, measure, sample
+    from lm.train.events import sample
+    from lm.train.held_out import PERIODIC_EVAL_TOKENS, measure
     from lm.train.milestones import keep_milestones
 
     state = trainer.state

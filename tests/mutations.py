@@ -396,6 +396,12 @@ MUTATIONS = {
     "a large loss is not said": Mutation(
         "data/feed.py", "lost.total() > LARGE_LOSS * seen", "False", "tests/data/test_feed.py"
     ),
+    "samples hold tokens that no text has in a row": Mutation(
+        "lm/train/events.py", "            neighbours=trainer.neighbours,\n", "", "tests/lm/train/test_events.py"
+    ),
+    "canonical tokens save the share of the others": Mutation(
+        "lm/train/held_out.py", "-torch.log1p(-lost_N)", "lost_N", "tests/lm/train/test_held_out.py"
+    ),
     "a run is saved over another": Mutation(
         "lm/train/trainer.py",
         "if store.latest_exists(self.folder) and",

@@ -9,7 +9,7 @@ which `eval` leaves out), `lr, tokens_per_second, data_wait_fraction, grad_norm,
 (estimated), `mfu` (model FLOPs as a share of this machine's measured matmul peak),
 `peak_memory_bytes`; lines of evaluations have `eval`
 (`Evaluation.to_json`), `mixture` {source: share}, with a finish `finish_from` (tokens before it), the last
-with `overlapping` (lm/train/events.py),
+with `overlapping` and `canonical` (lm/train/held_out.py),
 `sources` {source: {documents, tokens, bytes, epoch, retries, skipped, asked, realised}} and
 `heads` {"head/measure": value}, on held-out text like `eval`. A line with `resumed` (when, on what
 machine) marks a resume, one with `adapted` new weights and their reasons, one with `benchmarks`

@@ -49,6 +49,15 @@ class Overlapping(WithAndWithout):
     per_source: Annotated[dict[str, WithAndWithout], Field(max_length=1_000)]
 
 
+class Canonical(TypedDict):
+    """Bits per byte, and how many of them are saved where tokens that no text has get no probability."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    tokens: Count
+    bits_per_byte: Value
+    saved: Value
+
+
 class SourceRead(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
     documents: Count
@@ -99,6 +108,7 @@ class MetricsRecord(TypedDict, total=False):
     benchmarks: Annotated[dict[str, BenchmarkResult], Field(max_length=1_000)]
     best: BestCheckpoint
     overlapping: Overlapping | None
+    canonical: Canonical | None
     finish_from: Count
 
 

@@ -99,7 +99,7 @@ def held_out_table(records: Sequence[Record]) -> list[str]:
         for label, values in (everything | evaluation["per_source"]).items()
     ]
     heading = f"## Held-out text after {last['tokens']:,} tokens"
-    return [heading, table(header, rows), *_overlapping(last), *_choice(records)]
+    return [heading, table(header, rows), *_overlapping(last), *_canonical(last), *_choice(records)]
 
 
 def _choice(records: Sequence[Record]) -> list[str]:
@@ -119,6 +119,18 @@ def _overlapping(record: Record) -> list[str]:
         f"With overlapping windows, so that at least {found['context']} tokens come before each, on {found['tokens']:,} "
         "of these tokens:",
         table(("source", "bits per byte", "without overlap"), rows),
+    ]
+
+
+def _canonical(record: Record) -> list[str]:
+    """Return what canonical tokens save; [] if it was not measured."""
+    found = record.get("canonical")
+    if not found or found["saved"] is None or not found["bits_per_byte"]:
+        return []
+    share = found["saved"] / found["bits_per_byte"]
+    return [
+        f"Without the tokens that no text has after the one before, which `t` and the samples never write, {share:.2%} fewer "
+        f"bits per byte, on {found['tokens']:,} of these tokens."
     ]
 
 

@@ -2,7 +2,7 @@
 
 On resume the logs are cut back to the checkpoint: steps after its tokens, and events after the
 last of their kind that it includes, are removed and then repeated. Never here: measuring
-(lm/train/events.py), the files themselves (metrics.py, samples.py).
+(lm/train/events.py and held_out.py), the files themselves (metrics.py, samples.py).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from data.stream import Stream, StreamInfo
 from data.words import WordCounter
 from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
+from lm.inference.canonical import Neighbours
 from lm.learner import Learner
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.files import FolderLock
@@ -122,6 +123,11 @@ class Trainer:
         """The tokens that end an answer, in a run with conversations."""
         template = self.stream_info.header.get("chat_template")
         return ChatTemplate(template, self.tokenizer).end_tokens if template else ()
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Which tokens may follow each other."""
+        return Neighbours(self.tokenizer)
 
     def _token_bytes(self) -> np.ndarray:
         """Return the bytes of each token id (V,). A tokenizer trained on little text has fewer

@@ -122,7 +122,7 @@ NO_RECORDS = [
     f'{{"tokens": 1, "more": {DEEP}}}', DEEP, '{"tokens": 1, "loss": "low"}', '{"tokens": 1, "loss": 1e300}',
     '{"tokens": 1, "loss": NaN}', '{"tokens": 1, "eval": []}', '{"tokens": 1, "eval": {"loss": 1}}',
     '{"tokens": 1, "eval": {"loss": 1, "per_source": {"a": 7}}}', '{"tokens": 1, "mixture": {"a": "b"}}',
-    '{"tokens": 1, "overlapping": true}', '{"tokens": 1, "finish_from": "x"}',
+    '{"tokens": 1, "overlapping": true}', '{"tokens": 1, "canonical": {}}', '{"tokens": 1, "finish_from": "x"}',
     '{"tokens": 1, "heads": [1]}', '{"tokens": 1, "sources": {"a": {}}}', '{"tokens": 1, "resumed": {"when": 1}}',
 ]  # fmt: skip
 ALL_THERE_IS = [  # as little as records may hold

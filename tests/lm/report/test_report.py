@@ -160,10 +160,12 @@ def test_the_mixture_shows_where_the_finish_begins_and_not_what_is_only_watched(
     assert len(panels["Held-out bits per byte, per source"].lines) == 3
     both = {"bits_per_byte": 0.9, "plain": 1.0}
     record["overlapping"] = {"context": 24, "tokens": 50, **both, "per_source": {"wiki": both}}
-    _, sources, explained, overlapping = held_out_table([record])
+    record["canonical"] = {"tokens": 50, "bits_per_byte": 1.0, "saved": 0.003}
+    _, sources, explained, overlapping, canonical = held_out_table([record])
     assert "| old (only watched) |" in sources
     assert "at least 24 tokens" in explained
     assert "| wiki | 0.9000 | 1.0000 |" in overlapping
+    assert "0.30% fewer bits per byte, on 50 of these" in canonical
 
 
 def test_a_single_point_of_a_baseline_is_seen(monkeypatch):

@@ -80,6 +80,10 @@ def test_a_run_killed_in_its_finish_ends_as_one_that_never_was(make, text, tmp_p
     assert overlapping["tokens"] == line["eval"]["tokens"]
     assert overlapping["bits_per_byte"] != overlapping["plain"]
     assert set(overlapping["per_source"]) == set(measured)
+    canonical = line["canonical"]
+    assert canonical["tokens"] == line["eval"]["tokens"]
+    assert canonical["bits_per_byte"] == pytest.approx(line["eval"]["bits_per_byte"])
+    assert 0 < canonical["saved"] < canonical["bits_per_byte"]
     report = (tmp_path / "whole" / "report.md").read_text()
     assert re.search(r"\| text:old \(only watched\) \| \d", report)
     assert "| sources | large, small |" in report
