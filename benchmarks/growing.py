@@ -47,11 +47,11 @@ def preset_of(width: int, length: int, vocab_size: int) -> Preset:
 def measure(shape: Shape) -> dict[str, float]:
     from benchmarks.step import learner_of
 
-    learner, tokens, plan = learner_of(preset_of(*shape))
+    learner, tokens, plan_at = learner_of(preset_of(*shape))
     seconds = []
     for _ in range(WARM_STEPS + STEPS):
         began = time.perf_counter()
-        learner.train_step(tokens, plan, 0.5)
+        learner.train_step(tokens, plan_at(3))
         seconds.append(time.perf_counter() - began)
     return {"seconds": statistics.median(seconds[WARM_STEPS:]) / TOKENS, "memory": peak_memory(device())}
 
