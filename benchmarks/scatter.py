@@ -14,7 +14,7 @@ import numpy as np
 
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
-from lm.train.trainer import Step
+from lm.train.rows import Step
 
 SEQ_LENGTH, STEPS = 512, 30
 TOKENS = (32_768, 524_288)  # a step
@@ -31,6 +31,7 @@ def measure(world: World, tokens: int) -> str:
         StepPlan(0, rows, tokens),
         np.random.default_rng(0).integers(2**13, size=(rows, SEQ_LENGTH + 1)).astype(np.uint16),
         np.zeros((rows, SEQ_LENGTH + 1), dtype=np.uint8),
+        None,
     )
     world.from_first(lambda: step)
     bytes_before, began, cpu = loopback_bytes(), time.perf_counter(), time.process_time()
