@@ -80,7 +80,9 @@ def _scaled(number: float, units: list[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Remove control characters except line breaks and tabs: text must not drive the terminal."""
+    """Remove control characters except line breaks and tabs: text must not drive the terminal. Lone surrogates, which
+    names of files may hold and no output takes, become U+FFFD."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
     return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in BIDI_CONTROLS))
 
 

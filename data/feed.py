@@ -88,6 +88,7 @@ class Feed(Generic[Encoded]):
         self._reason_to_skip, self._before_waiting = reason_to_skip, before_waiting
         self._seed, self._admit, self._kept_length = seed, admit, kept_length
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
+        self._lost: Counter[str] = Counter()  # documents skipped in all blocks, but those held out
         self._notices: list[str] = []
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
@@ -136,7 +137,7 @@ class Feed(Generic[Encoded]):
         """Yield the blocks from `progress` on, through all allowed epochs."""
         epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
         used = self.progress.epoch_documents - given  # of this epoch, before the block
-        lost, is_told = Counter[str](), used + given + epoch > 0  # a resumed run has told it
+        is_told = used + given + epoch > 0  # by the run that is resumed
         while self.repeat is None or epoch < self.repeat:
             documents, ended = self._documents(epoch, position), False
             while not ended:
@@ -146,11 +147,11 @@ class Feed(Generic[Encoded]):
                 ended = after is None or used == self.max_documents
                 if not used:
                     raise nothing_usable(self.label, skipped)
-                lost += Counter({reason: count for reason, count in skipped.items() if reason != "held out"})
-                seen = used + lost.total()
-                if not is_told and seen >= FEWEST_SEEN and lost.total() > LARGE_LOSS * seen:
+                num_lost = self._lost.total()
+                seen = used + num_lost
+                if not is_told and seen >= FEWEST_SEEN and num_lost > LARGE_LOSS * seen:
                     self._notices.append(
-                        f"{self.label}: {lost.total():,} of its first {seen:,} documents are skipped ({in_words(lost)})"
+                        f"{self.label}: {num_lost:,} of its first {seen:,} documents are skipped ({in_words(self._lost)})"
                     )
                     is_told = True
                 order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
@@ -186,6 +187,7 @@ class Feed(Generic[Encoded]):
             document = document._replace(text=read.decode())
             if reason := self._reason_to_skip(document):
                 skipped[reason] += 1
+                self._lost[reason] += reason != "held out"
                 continue
             if (kept := self._kept_length(document.text)) == 0:
                 skipped["held out"] += 1
@@ -209,16 +211,21 @@ class Feed(Generic[Encoded]):
                 seen = source.skipped.copy()
                 for document, after in source.documents(epoch, position):
                     if source.skipped.total() > seen.total():
-                        self._skipped += source.skipped - seen
+                        self._count_skipped(source, seen)
                         seen = source.skipped.copy()
                     yield document, after
                     position, wait = after, FIRST_WAIT
-                self._skipped += source.skipped - seen
+                self._count_skipped(source, seen)
                 return
             except Retryable as error:
                 self.progress.retries += 1
                 self._before_waiting()
                 wait = self._wait.pause(error, wait)
+
+    def _count_skipped(self, source: Source, before: Counter[str]) -> None:
+        self._skipped += source.skipped - before
+        if source.skips_documents:
+            self._lost += source.skipped - before
 
 
 def nothing_usable(label: str, skipped: Counter[str]) -> SourceError:

@@ -69,25 +69,26 @@ def choose_held_out(
         return chosen, cuts, shared
 
     def has_a_twentieth(i: int) -> bool:
-        """Return whether the source has so many documents that one in twenty is not all of them. Raises
-        SourceError, with the reasons, if none of its documents can be used."""
-        reasons, opened, number, is_usable = Counter[str](), list[Source](), 0, False
+        """Return whether the source has so many documents that can be used that one in twenty is not all of
+        them. Raises SourceError, with the reasons, if none of its documents can be used."""
+        reasons, opened, num_usable = Counter[str](), list[tuple[Source, Counter[str]]](), 0
 
         def documents() -> Iterator[Document]:
-            opened.append(sources[i]())
-            return (document for document, _ in opened[-1].documents(0))
+            opened.append((sources[i](), sources[i]().skipped.copy()))
+            return (document for document, _ in opened[-1][0].documents(0))
 
         looked_at = islice(_steadily(specs[i].label, documents), MOST_UNUSABLE)
-        for number, document in enumerate(looked_at, start=1):
+        for document in looked_at:
             if reason := reason_to_skip(document, shortest, frozenset(), chat):
                 reasons[reason] += 1
             else:
-                is_usable = True
-            if is_usable and number >= HELD_OUT_ONE_IN:
+                num_usable += 1
+            if num_usable == HELD_OUT_ONE_IN:
                 break
-        if not is_usable and number < MOST_UNUSABLE:
-            raise nothing_usable(specs[i].label, reasons + opened[-1].skipped)
-        return number >= HELD_OUT_ONE_IN
+        if not num_usable and reasons.total() < MOST_UNUSABLE:
+            source, counted_before = opened[-1]
+            raise nothing_usable(specs[i].label, reasons + (source.skipped - counted_before))
+        return num_usable == HELD_OUT_ONE_IN
 
     def held_out_of(i: int, part: int = 0) -> Iterator[Document]:
         return usable(_steadily(specs[i].label, lambda: sources[i]().held_out(part)))

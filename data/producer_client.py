@@ -63,6 +63,7 @@ class ProducerProcess:
     def __init__(self, request: dict[str, Any]):
         self.status = ""
         self.notices: list[str] = []
+        self._noticed: set[str] = set()
         self.num_rows: Callable[[], int] = lambda: 0
         self._request = request
         self._deaths, self._rows_at_death = 0, -1
@@ -134,7 +135,9 @@ class ProducerProcess:
                 case "status":
                     self.status = event["message"]
                 case "notice":
-                    self.notices.append(event["message"])
+                    if event["message"] not in self._noticed:  # a process that was restarted repeats some
+                        self._noticed.add(event["message"])
+                        self.notices.append(event["message"])
                 case "exhausted":
                     self.exhausted = True
                 case "error":
@@ -184,15 +187,15 @@ class ProducerProcess:
     ) -> Found:
         """Poll `found_by()` until it finds something, and return that.
 
-        Sleeps are short, so that signal handlers run. `on_status` receives every status once.
+        Sleeps are short, so that signal handlers run. `on_status` receives every status once, and "" when one is over.
         Raises the error that the producer reported, ProducerDied or Stopped.
         """
         poll, said = SHORTEST_POLL, ""
         while True:
             self.handle_events()
-            if self.status not in (said, ""):
-                on_status(self.status)
+            if self.status != said:
                 said = self.status
+                on_status(said)
             if found := found_by():
                 return found
             if self._error:

@@ -61,11 +61,13 @@ class Document(NamedTuple):
 class Source(ABC):
     """One source of documents. `pinned`: JSON to be passed back to see the same data again."""
 
+    skips_documents = True  # what `skipped` counts; else files or pages
+
     def __init__(self, label: str):
         self.label = label
         self.pinned: dict = {}
         self.notices: list[str] = []  # sentences the user should read once
-        self.skipped: Counter[str] = Counter()  # documents skipped, by reason
+        self.skipped: Counter[str] = Counter()  # by reason
         self.text_bytes: int | None = None  # size of all text, where it is known without reading
 
     @abstractmethod

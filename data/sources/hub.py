@@ -41,10 +41,11 @@ from data.sources.hub_client import (
     is_request_error,
     last_failure,
 )
-from data.sources.hub_files import DataFile, Group, open_files
+from data.sources.hub_files import DataFile, Group, digest_of_files, open_files
 from data.sources.hub_listing import IN_REPOSITORY
 from data.sources.hub_messages import advice_for, remedy
 from data.sources.parquet import ParquetFiles
+from data.sources.text import CHANGED
 
 HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
@@ -73,8 +74,15 @@ class HubSource(Source):
         self._num_files = len(self._files)
         self._groups: dict[int, tuple[int | str, list[Group]]] = {}  # file -> (epoch, order of its groups)
         self.pinned["files"] = self._num_files
+        if spec.is_local and (pinned is None or "digest" in pinned):  # streams of older versions have none
+            self.pinned["digest"] = digest_of_files(file.name for file in self._files)
         if pinned and pinned["files"] != self._num_files:
             self.notices.append(f"{self.label}: has {self._num_files} files now, {pinned['files']} when this run began")
+        elif pinned and pinned.get("digest") != self.pinned.get("digest"):
+            self.notices.append(
+                f"{self.label}: {CHANGED}; it goes on after as many rows, of which some may come "
+                "twice or not at all, or be text that is held out"
+            )
         self._unreadable: set[int] = set()  # files that a notice names
         self._schemas = self._look_at_files()
         self._columns = find_columns(self.spec, self._schemas, self.notices)  # field -> column, or field inside of one

@@ -146,7 +146,9 @@ def check_environment(dataset: str) -> None:
             raise SourceError(f"{dataset} is on the Hugging Face Hub, but {name} is set; unset it")
     with _wrong_are_there:
         for name, advice in _wrong_variables().items():
-            raise SourceError(f"{name} is {os.environ[name][:80]!r} in the environment: {advice}, or unset it")
+            value = os.environ[name]
+            shown = "an address with a password" if "@" in value else repr(value[:80])
+            raise SourceError(f"{name} is {shown} in the environment: {advice}, or unset it")
     check_token()
 
 

@@ -6,8 +6,12 @@ each format that `data_files` names is read, and each tabular one in a folder on
 not read of the others is said.
 """
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from configs.errors import SourceError
@@ -18,6 +22,7 @@ from data.sources.hub_listing import ALL, check_patterns, choose_tables, files_i
 from data.sources.hub_messages import format_of
 from data.sources.parquet import ParquetFiles
 
+PART_OF_FILE = 2**16  # bytes at its beginning, and at its end, that tell whether it has changed
 COUNTED_AT_ONCE = 16  # files whose rows are counted for a slice
 MOST_COUNTED = 500  # files; more take minutes on the Hub
 
@@ -87,6 +92,21 @@ class LibraryFiles:
             yield from (table for _, table in tables())
         else:
             yield from dataset.with_format("arrow")  # row by row, of formats such as WebDataset
+
+
+def digest_of_files(names: Iterable[str]) -> str:
+    """Return a digest of files on this disk: of their names, sizes, beginnings and ends. Of others, such as those in
+    an archive, of the name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        path = Path(name)
+        digest.update(path.name.encode("utf-8", "surrogateescape"))
+        with suppress(OSError, ValueError), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f" {size} ".encode() + file.read(PART_OF_FILE))
+            file.seek(max(0, size - PART_OF_FILE))
+            digest.update(file.read(PART_OF_FILE))
+    return digest.hexdigest()
 
 
 def open_files(spec: HFSource, revision: str | None, listed: list[str], notices: list[str]) -> list[DataFile]:

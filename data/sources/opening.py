@@ -13,7 +13,7 @@ from configs.errors import SourceError
 from data.sources.base import Source
 from data.sources.find import find_files, folder_to_stay_in
 from data.sources.hub_messages import local_problem
-from data.sources.text import FileSource
+from data.sources.text import CHANGED, FileSource
 
 
 def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinned: dict | None = None) -> Source:
@@ -34,7 +34,8 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
         return PDFSource(spec, cache_dir=cache_dir, seed=seed, pinned=pinned)
     if spec.type == "python":
         source = FileSource(spec.label, python_files(), seed=seed, pinned=pinned)
-        source.notices.clear()  # about files that are not the user's to change; the start card counts them
+        # Files of uncertain encoding are not the user's to change; the start card counts them.
+        source.notices[:] = [notice for notice in source.notices if CHANGED in notice]
         return source
     files = find_files(spec, spec.glob)
     return FileSource(spec.label, files, seed=seed, pinned=pinned, inside=folder_to_stay_in(spec))

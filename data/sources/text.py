@@ -34,6 +34,7 @@ _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
 LINKED = "linked from outside"
+CHANGED = "its files changed since this run began"  # in a notice
 CHUNK = 1 << 20  # bytes
 LARGEST_HOLE = 1 << 24  # bytes that are all 0
 MOST_NAMED = 5  # files in a notice
@@ -48,6 +49,7 @@ class FileSource(Source):
     """
 
     noun = "files"
+    skips_documents = False
     is_text = True  # and not bytes that `read_ahead` makes text of
 
     def __init__(
@@ -87,7 +89,7 @@ class FileSource(Source):
         self.pinned = {"files": len(self._files), "digest": everything}
         if pinned and pinned["digest"] != everything:
             self.notices.append(
-                f"{label}: its files changed since this run began ({pinned['files']:,} then, {len(self._files):,} now); "
+                f"{label}: {CHANGED} ({pinned['files']:,} then, {len(self._files):,} now); "
                 "it goes on where it was in their order, where a few documents may come twice or not at all, and what was "
                 "moved within a file may be text that is held out"
             )

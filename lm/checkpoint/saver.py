@@ -40,6 +40,7 @@ class Saver:
         A failure to write it is logged, and training continues until `check` raises.
         """
         self.wait()
+        self._defect = None  # of an earlier save, which `check` has raised
         snapshot = store.Snapshot(state)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="saver")
         self._thread.start()
@@ -82,7 +83,7 @@ class Saver:
     @property
     def has_failed(self) -> bool:
         """Whether the last save that ended could not be written."""
-        return bool(self._failures)
+        return bool(self._failures or self._defect)
 
     def save_last(self, state: dict[str, Any]) -> None:
         """Save `state` and wait; if the disk refuses, try again, MAX_FAILURES times in all.

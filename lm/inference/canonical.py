@@ -45,7 +45,12 @@ class Neighbours:
     def __init__(self, tokenizer: Tokenizer):
         text, size = tokenizer.to_str(), bpe.vocab_size(tokenizer)
         rules, ours = bpe.rules_of(text), bpe.rules_of(bpe.train([], 0).to_str())
-        self.known = all(rules[part] == ours[part] for part in ("normalizer", "pre_tokenizer", "model"))
+        alphabet = {character: byte for byte, character in byte_alphabet().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        tokens = {token: number for token, number in tokenizer.get_vocab().items() if number not in added}
+        self.known = all(rules[part] == ours[part] for part in ("normalizer", "pre_tokenizer", "model")) and all(
+            token and alphabet.keys() >= set(token) for token in tokens
+        )
         self._possible = lru_cache(NUM_KEPT)(lambda token: ~self._impossible(token))
         self._everything = np.ones(size, dtype=bool)
         if not self.known:
@@ -61,14 +66,11 @@ class Neighbours:
         self._texts: dict[int, bytes] = {}
         self._last: dict[int, Symbols] = {}
         first: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        alphabet = {character: byte for byte, character in byte_alphabet().items()}
-        added = tokenizer.get_added_tokens_decoder()
-        for token, number in described["model"]["vocab"].items():
-            if number not in added:
-                self._texts[number] = bytes(alphabet[character] for character in token)
-                symbols, self._last[number] = ends_while_merged(token, ranks)
-                for symbol, birth, death in symbols:
-                    first[symbol].append((number, birth, death))
+        for token, number in tokens.items():
+            self._texts[number] = bytes(alphabet[character] for character in token)
+            symbols, self._last[number] = ends_while_merged(token, ranks)
+            for symbol, birth, death in symbols:
+                first[symbol].append((number, birth, death))
         self._first = {symbol: np.array(tokens).T for symbol, tokens in first.items()}
         self._begins = {name: self._where(lambda text: text[0] in KINDS[name]) for name in KINDS}  # noqa: B023
         self._blank = self._where(lambda text: len(text) > 1 and set(text) <= SPACE)

@@ -23,6 +23,12 @@ _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _LOGGER = logging.getLogger("lm")
 
 
+def log_status(status: str) -> None:
+    """Log what is waited for; "", when the wait is over, is nothing to log."""
+    if status:
+        _LOGGER.info("%s", status)
+
+
 class _Terminal(logging.Handler):
     """A handler that writes lines to stdout, above a progress bar if there is one."""
 

@@ -36,10 +36,10 @@ def dry_run(learner: Learner, num_rows: int) -> float:
     does without. Raises UserError with a batch size that fits.
     """
     world = learner.world
-    if learner.compiled and world.gradients:
-        # A rank whose compiler fails would leave the others waiting for its gradients.
-        problem = _problem_of_compiler(learner, num_rows)
-        if world.any(bool(problem)):
+    if world.gradients:
+        # A rank whose compiler fails, or that has none, would leave the others waiting for its gradients.
+        problem = _problem_of_compiler(learner, num_rows) if learner.compiled else "this process has no compiler"
+        if world.any(bool(problem)) and learner.compiled:
             learner.stop_compiling(problem or "the compiler of another process fails")
     seconds, is_new = None, False  # the compiler's cache
     while True:

@@ -21,7 +21,8 @@ from lm.train.trainer import Trainer
 
 PERIODIC_EVAL_TOKENS = 100_000  # of a fixed subset; watched sources have as many on top
 OVERLAPPING_EVAL_TOKENS = 250_000  # with four passes over each: as much work as the default train.eval_tokens
-CANONICAL_EVAL_TOKENS = 50_000  # each with all probabilities of its place
+CANONICAL_EVAL_TOKENS = 50_000
+AT_ONCE = 256  # of these, with all probabilities of their places
 
 log = logging.getLogger(__name__)
 
@@ -147,16 +148,18 @@ class CanonicalMass:
         self.sums = torch.zeros(2, dtype=torch.float64)  # nats saved, bytes of the text
 
     def observe(self, tokens_BT1: Tensor, valid_BT: Tensor, hidden_BTD: Tensor, losses_BT: Tensor) -> None:
-        for tokens_T1, valid_T, hidden_TD in zip(tokens_BT1, valid_BT, hidden_BTD, strict=True):
-            before_N, target_N = tokens_T1[:-1][valid_T].cpu(), tokens_T1[1:][valid_T].cpu()
-            if not len(target_N):
-                continue
-            possible = np.stack([self.trainer.neighbours.after(token) for token in before_N.tolist()])
-            probabilities_NV = self.trainer.learner.trunk.output(hidden_TD[valid_T]).float().softmax(-1)
-            impossible_NV = torch.from_numpy(~possible).to(probabilities_NV.device)  # V: of the tokenizer, or fewer
-            lost_N = (probabilities_NV[:, : impossible_NV.shape[1]] * impossible_NV).sum(-1).double().cpu()
-            num_bytes = int(self.trainer.token_bytes[target_N.numpy()].sum())
-            self.sums += torch.tensor([-torch.log1p(-lost_N).sum(), num_bytes], dtype=torch.float64)
+        num_bytes_BT = torch.from_numpy(self.trainer.token_bytes[tokens_BT1[:, 1:].cpu().numpy()])
+        num_bytes_BT *= valid_BT.cpu()
+        has_text_BT = num_bytes_BT > 0  # special tokens count in no bits per byte
+        before_N = tokens_BT1[:, :-1].cpu()[has_text_BT]
+        hidden_ND = hidden_BTD[has_text_BT.to(hidden_BTD.device)]
+        for before, hidden in zip(before_N.split(AT_ONCE), hidden_ND.split(AT_ONCE), strict=True):
+            possible = np.stack([self.trainer.neighbours.after(token) for token in before.tolist()])
+            probabilities_NV = self.trainer.learner.trunk.output(hidden).float().softmax(-1)
+            impossible_NV = torch.from_numpy(~possible).to(hidden.device)  # V: of the tokenizer, perhaps fewer
+            lost_N = (probabilities_NV[:, : impossible_NV.shape[1]] * impossible_NV).sum(-1)
+            self.sums[0] -= torch.log1p(-lost_N.double().cpu()).sum()
+        self.sums[1] += num_bytes_BT.sum()
 
     def bits_per_byte(self) -> float:
         """Return the bits per byte that are saved, over all ranks."""

@@ -96,7 +96,7 @@ class LogLines:
         """Set the end of the line. `refresh` means that the next step is waiting for something:
         the text is printed at once."""
         self.postfix = text
-        if refresh:
+        if refresh and text:
             print(text, file=sys.stderr, flush=True)
 
     def _say(self) -> None:

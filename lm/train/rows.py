@@ -13,6 +13,7 @@ from configs.errors import StreamDamaged, UserError
 from data.packing import chain_digest
 from data.producer_client import Stopped
 from data.stream import Rows, Stream, StreamEnded
+from lm.runtime.log import log_status
 from lm.runtime.signals import StopRequest
 from lm.schedule import StepPlan
 from lm.train.run import Run
@@ -31,6 +32,12 @@ class Step(NamedTuple):
     waited: float = 0.0  # seconds spent waiting for them
 
 
+def log_notices(stream: Stream) -> None:
+    """Log what the data process noticed since the last call, such as a file that it skips."""
+    for notice in stream.take_notices():
+        log.info("%s", notice)
+
+
 class RowReader:
     """Reads the rows of a run; on the first rank only, which alone has the stream."""
 
@@ -42,8 +49,6 @@ class RowReader:
         """Return the rows of a step, fewer than planned where the sources end, or None if asked to stop
         or if there are none; and whether the sources ran out."""
         self._stream.consumed(plan.first_row)
-        for notice in self._stream.take_notices():
-            log.info("%s", notice)
         try:
             return Step(plan, *self._rows(plan, on_status)), False
         except Stopped:
@@ -54,6 +59,8 @@ class RowReader:
                 return None, True
             plan = plan._replace(num_rows=num_rows, num_tokens=num_rows * self._seq_length)
             return Step(plan, *self._rows(plan, on_status)), False
+        finally:  # also of what then ended the data process
+            log_notices(self._stream)
 
     def _rows(self, plan: StepPlan, on_status: Callable[[str], Any]) -> Rows:
         """Return what Stream.rows does. Damaged rows are made again, once, and compared with the
@@ -62,7 +69,7 @@ class RowReader:
             return self._stream.rows(plan.first_row, plan.num_rows, self._stop, on_status)
         except StreamDamaged as damage:
             log.warning("%s", damage)
-            self._stream.make_again(self._stop, log.info)
+            self._stream.make_again(self._stop, log_status)
             self.check()
             return self._stream.rows(plan.first_row, plan.num_rows, self._stop, on_status)
 
@@ -73,7 +80,7 @@ class RowReader:
         end = -(-self._state.tokens_seen // self._seq_length)  # the last row of a budget may be seen in part
         with suppress(StreamEnded):
             for first in range(0, end, ROWS_AT_ONCE):
-                tokens, _, loss_mask = self._stream.rows(first, min(ROWS_AT_ONCE, end - first), self._stop, log.info)
+                tokens, _, loss_mask = self._stream.rows(first, min(ROWS_AT_ONCE, end - first), self._stop, log_status)
                 digest = chain_digest(digest, tokens, self._state.tokens_seen - first * self._seq_length, loss_mask)
         if digest != self._state.text_digest:
             self._stream.take_back()

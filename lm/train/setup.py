@@ -31,10 +31,12 @@ from lm.evaluation.benchmarks import load_benchmarks
 from lm.learner import Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
+from lm.runtime.log import log_status
 from lm.runtime.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
 from lm.runtime.profiler import steps_asked_for
 from lm.start_point import StartPoint, open_start_point
 from lm.train.dry_run import dry_run
+from lm.train.rows import log_notices
 from lm.train.run import Run
 from lm.train.start_card import StartCard, render_card
 from lm.train.state import TrainState
@@ -166,7 +168,7 @@ def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: 
     needed = estimate.disk_bytes(sized, token_budget)
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
-    sources = world.from_first(lambda: stream.wait_opened(on_status=log.info))
+    sources = world.from_first(lambda: stream.wait_opened(on_status=log_status))
     for notice in (notice for source in sources for notice in source.notices):
         log.info("%s", notice)
     compiling = " (compiling it first: up to two minutes, once per model shape)" if learner.compiled else ""
@@ -251,7 +253,7 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
             write_atomically(folder / "tokenizer.json", start.tokenizer.encode())
             if start.chat_template:
                 write_atomically(folder / TEMPLATE_FILE, start.chat_template.encode())
-        return stream.begin(on_status=log.info)
+        return stream.begin(on_status=log_status)
     except Exception:
         if archived:  # without what this start has written
             shutil.rmtree(folder / "stream", ignore_errors=True)
@@ -260,6 +262,8 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
             restore(folder, archived)
             log.info("It is back: nothing of the new run was kept.")
         raise
+    finally:
+        log_notices(stream)
 
 
 def _stream_of_another(run: Run, start: StartPoint | None) -> bool:

@@ -247,9 +247,9 @@ class Trainer:
         """Write a new checkpoint in the background. A failure is logged, and `next_step` raises
         the third in a row; the `last` save before the program ends is waited for and tried
         again, and its failure raised. With a `best_loss`, on held-out text, it is also the best."""
-        self.saved_at = self.state.tokens_seen
         self.collect_results()
         self.world.from_first(self._save, last, best_loss)
+        self.saved_at = self.state.tokens_seen
 
     def wait_for_save(self) -> None:
         """Wait until nothing is being written."""
@@ -274,8 +274,9 @@ class Trainer:
         call acts.
         """
         self._saver.wait()
-        saved = self.saved_at == self.state.tokens_seen and not self._saver.has_failed
-        if not self.world.is_first or saved or self._leaving or self.learner.train_step.is_updating:
+        if not self.world.is_first or self._leaving or self.learner.train_step.is_updating:
+            return
+        if self.saved_at == self.state.tokens_seen and not self._saver.has_failed and not self._lock.is_lost:
             return
         self._leaving = True
         try:

@@ -85,6 +85,11 @@ def test_a_large_loss_is_said_once_and_not_again_by_a_resumed_run():
     resumed = feed(Numbers(1000), Progress(**asdict(lossy.progress)))
     take(resumed, 700)
     assert lossy.new_notices() == resumed.new_notices() == []
+    files = Numbers(1000)
+    files.skips_documents = False  # 200 that are "divisible" are files
+    by_file = feed(files)
+    take(by_file, 1)
+    assert by_file.new_notices() == ["numbers: 200 of its first 800 documents are skipped (200 empty)"]
     few = feed(Numbers(90))
     take(few, 20)
     assert few.new_notices() == []

@@ -1,10 +1,11 @@
+import json
 import random
 from itertools import count
 
 import numpy as np
 import pytest
 
-from configs.schema import TextSource
+from configs.schema import TextSource, parse_preset
 from data import tokenizer as bpe
 from data.chat_template import OWN, ChatTemplate, Turn
 from data.heldout import HeldOut, pack
@@ -17,6 +18,7 @@ from data.heldout_choice import (
     text_hash,
     without_shared_cells,
 )
+from data.heldout_selection import choose_held_out
 from data.sources.base import Document
 from data.sources.opening import open_source
 
@@ -261,6 +263,21 @@ def test_of_a_copy_with_other_spaces_nothing_is_trained_on_as_its_end_begins_els
 def test_a_source_with_hardly_a_usable_document_is_not_read_for_ever():
     endless = (Document(f"short {n}") for n in count())
     assert not collect(endless, 1000, min_text_length=100)
+
+
+def test_the_only_text_that_can_be_used_is_never_held_out_as_a_whole(tmp_path):
+    """However many documents there are that cannot be used, and wherever it is among them."""
+    for number in range(24):
+        (tmp_path / f"{number}.txt").write_text(f"short {number}")
+    (tmp_path / "essay.txt").write_text("It was a dark and stormy night. " * 20)
+    data = {"sources": [{"type": "text", "path": str(tmp_path)}], "min_text_length": 50}
+    model = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 32}
+    preset = parse_preset(json.dumps({"name": "essay", "model": model, "data": data}), "test")
+    for seed in range(100):
+        source = open_source(preset.data.all_sources[0], cache_dir=None, seed=seed)
+        [chosen], _, cuts = choose_held_out(preset, [lambda source=source: source], [1.0], 1_000, None)
+        assert len(cuts) == len(chosen) == 1
+        assert min(cuts.values()) > 500
 
 
 def test_of_a_few_questions_one_is_held_out_as_a_whole():

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -182,6 +185,26 @@ def test_files_on_this_disk_need_no_hub(hub, tmp_path):
     (tmp_path / "set" / "data" / "train.parquet").write_bytes(parquet(text=["three", "four"]))
     assert texts(open_hub(str(tmp_path / "set"))) == ["three", "four"]
     assert hub.requests == []
+
+
+def test_files_on_this_disk_that_change_under_a_run_are_said_and_a_copy_of_them_is_not(tmp_path):
+    def opened(folder: Path, pinned=None):
+        spec = HFSource(type="hf", dataset="json", label="data", data_files=str(folder / "*.jsonl"))
+        return open_source(spec, cache_dir=None, seed=1, pinned=pinned)
+
+    lines = [json.dumps({"text": f"row {number}"}) + "\n" for number in range(100)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rows.jsonl").write_text("".join(lines))
+    pinned = opened(tmp_path / "a").pinned
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    os.utime(tmp_path / "b" / "rows.jsonl", (0, 0))
+    assert opened(tmp_path / "b", pinned).notices == []
+    (tmp_path / "b" / "rows.jsonl").write_text("".join(lines[10:]))
+    [notice] = opened(tmp_path / "b", pinned).notices
+    assert "data: its files changed since this run began; it goes on after as many rows" in notice
+    assert (
+        opened(tmp_path / "b", {name: pinned[name] for name in ("revision", "files")}).notices == []
+    )  # an older stream
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,11 @@ def test_a_user_without_a_home_gets_no_folder_named_tilde(monkeypatch, tmp_path)
         ("HF_HUB_OFFLINE", "yes", "is on the Hugging Face Hub, but HF_HUB_OFFLINE is set; unset it"),
         ("TRANSFORMERS_OFFLINE", "True", "but TRANSFORMERS_OFFLINE is set"),
         ("HF_ENDPOINT", "hf-mirror.com", "HF_ENDPOINT is 'hf-mirror.com' in the environment: write an address such as"),
+        (
+            "HF_ENDPOINT",
+            "https://me:hunter2@hub.local/?x",
+            "HF_ENDPOINT is an address with a password in the environment: write an",
+        ),
         ("HF_ENDPOINT", "https://", "HF_ENDPOINT is 'https:' in the environment: write an address"),
         ("HF_ENDPOINT", "http://127.0.0.1:99999", "HF_ENDPOINT is 'http://127.0.0.1:99999' in the environment: write"),
         ("HF_ENDPOINT", "http://[::1", "HF_ENDPOINT is 'http://[::1' in the environment: write an address"),

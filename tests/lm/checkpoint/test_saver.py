@@ -73,6 +73,28 @@ def test_a_defect_in_the_thread_is_raised_to_the_program(tmp_path, monkeypatch):
         saver.save_last(make_state(1))
 
 
+def test_a_defect_that_was_raised_is_no_defect_of_the_next_save(tmp_path, monkeypatch):
+    """A moment without memory: the last steps are saved, and this is what is said."""
+    write, calls = store.write, []
+
+    def short_of_memory_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        write(*arguments)
+
+    monkeypatch.setattr("lm.checkpoint.store.write", short_of_memory_once)
+    saver = Saver(tmp_path)
+    saver.save(make_state(1))
+    saver.wait()
+    assert saver.has_failed
+    with pytest.raises(MemoryError):
+        saver.check()
+    saver.save_last(make_state(2))
+    assert not saver.has_failed
+    assert (tmp_path / CURRENT).exists()
+
+
 def test_failures_are_logged_and_the_third_in_a_row_is_raised(tmp_path, monkeypatch):
     saver, said = Saver(tmp_path), []
     monkeypatch.setattr("lm.checkpoint.saver.log.error", lambda form, error: said.append(error))

@@ -99,6 +99,13 @@ def test_of_a_tokenizer_with_other_rules_every_pair_is_allowed(tokenizer):
     assert not Neighbours(tokenizer).after(300).all()
 
 
+@pytest.mark.parametrize("token", ["我", "a b", ""])
+def test_of_a_vocabulary_with_what_is_no_bytes_every_pair_is_allowed(token, tokenizer):
+    described = json.loads(tokenizer.to_str())
+    described["model"]["vocab"][token] = len(described["model"]["vocab"])
+    assert Neighbours(Tokenizer.from_str(json.dumps(described))).after(300).all()
+
+
 def test_an_added_token_may_be_anywhere(tokenizer):
     with_word = Tokenizer.from_str(tokenizer.to_str())
     with_word.add_tokens(["a b"])

@@ -110,7 +110,13 @@ def test_the_null_log_takes_everything_and_writes_nothing(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("a\tb\nc", "a\tb\nc"), ("\x1b[31mred\x00\x7f", "[31mred"), ("é漢😀", "é漢😀")]
+    ("text", "expected"),
+    [
+        ("a\tb\nc", "a\tb\nc"),
+        ("\x1b[31mred\x00\x7f", "[31mred"),
+        ("é漢😀", "é漢😀"),
+        ("caf\udce9.txt", "caf\ufffd.txt"),
+    ],
 )
 def test_printable(text, expected):
     assert printable(text) == expected

@@ -1,5 +1,6 @@
 """Two processes under a real torchrun (gloo, CPU) do what one does: values, errors, sums, gradients, steps."""
 
+import json
 import socket
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.schema import parse_preset
+from lm.learner import Learner
 from lm.runtime.distributed import World
 from lm.schedule import StepPlan
+from lm.train import dry_run
 from lm.train_step import TrainStep
 from tests.lm import two_ranks
 from tests.lm.small_step import ALL_HEADS, ALONE, SEQ_LENGTH, VOCAB, make_step
@@ -80,8 +84,25 @@ def first_ranks(world: World) -> str:
         return str(error)
 
 
+def dry_run_with_one_compiler(world: World) -> bool:
+    """Whether a rank that alone has a compiler still means to use it after the dry run."""
+    train = {"per_gpu_batch_size": 2, "accumulation_steps": 1}
+    model = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 32, "vocab_size": 300}
+    given = {"name": "tiny", "model": model, "train": train, "data": {"sources": ["python_source"]}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.learner.compile_choice", lambda device: (False, "for this test"))
+        patch.setattr(dry_run, "_problem_of_compiler", lambda *_: "")
+        learner = Learner(
+            parse_preset(json.dumps(given), "test"), world, vocab_size=300, end_of_text=0, tokens_per_step=64
+        )
+        learner.compiled = world.is_first
+        dry_run.dry_run(learner, 2 * world.size)
+    return learner.compiled
+
+
 def everything(world: World) -> dict:
     return {
+        "compiled": dry_run_with_one_compiler(world),
         "rank": world.rank,
         "is_first": world.is_first,
         "value": world.from_first(lambda: {"rank": world.rank, "rows": np.arange(3) + world.rank}),
@@ -123,6 +144,11 @@ def test_without_torchrun_there_is_one_process(alone, monkeypatch):
     assert (alone["rank"], alone["is_first"], alone["value"]["rank"]) == (0, True, 0)
     assert alone["error"] == ("UserError", "rank 0 found no sources")
     assert alone["sum"].tolist() == [1, 10]
+
+
+@pytest.mark.slow
+def test_where_one_rank_has_no_compiler_none_uses_one(alone, ranks):
+    assert [alone["compiled"], *(seen["compiled"] for seen in ranks)] == [True, False, False]
 
 
 @pytest.mark.slow

@@ -81,6 +81,23 @@ def test_a_folder_that_is_removed_or_emptied_gets_the_weights_and_the_run_is_res
     assert state_in(tmp_path / "run")["tokens_seen"] == BUDGET
 
 
+def test_a_folder_that_is_removed_after_a_save_gets_the_weights(text, eager, tmp_path, monkeypatch):
+    """While milestones, evaluation or samples take their time: no step was taken since."""
+    taken = []
+
+    def take_away(trainer: Trainer) -> None:
+        if trainer.saved_at == trainer.state.tokens_seen >= 5_000 and not taken:
+            taken.append(trainer.saved_at)
+            trainer.wait_for_save()
+            shutil.rmtree(trainer.folder)
+
+    monkeypatch.setattr("lm.train.events.keep_milestones", take_away)
+    preset = tiny_preset(text, train=SELDOM | {"save_every_tokens": 5_000})
+    with pytest.raises(UserError, match="was removed, moved or emptied"):
+        main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path / "run")
+    assert taken == [state_in(tmp_path / "run")["tokens_seen"]]
+
+
 def test_a_lock_that_is_deleted_is_taken_again(train, after, tmp_path):
     after(5_000, lambda trainer: (trainer.folder / ".lock").unlink())
     assert train(tmp_path / "run")
