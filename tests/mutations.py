@@ -400,7 +400,25 @@ MUTATIONS = {
         "lm/train/events.py", "            neighbours=trainer.neighbours,\n", "", "tests/lm/train/test_events.py"
     ),
     "canonical tokens save the share of the others": Mutation(
-        "lm/train/held_out.py", "-torch.log1p(-lost_N)", "lost_N", "tests/lm/train/test_held_out.py"
+        "lm/train/held_out.py",
+        "torch.log1p(-lost_N.double().cpu())",
+        "-lost_N.double().cpu()",
+        "tests/lm/train/test_held_out.py",
+    ),
+    "a folder that is removed after a save gets nothing": Mutation(
+        "lm/train/trainer.py", " and not self._lock.is_lost", "", "tests/lm/train/test_ended_runs.py"
+    ),
+    "a dataset on this disk may change": Mutation(
+        "data/sources/hub.py",
+        "elif pinned and pinned.get(",
+        "elif False and pinned.get(",
+        "tests/data/sources/test_hub.py",
+    ),
+    "the only text that can be used is held out as a whole": Mutation(
+        "data/heldout_selection.py",
+        "if num_usable == HELD_OUT_ONE_IN:",
+        "if num_usable + reasons.total() >= HELD_OUT_ONE_IN:",
+        "tests/data/test_heldout.py",
     ),
     "a run is saved over another": Mutation(
         "lm/train/trainer.py",
