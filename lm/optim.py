@@ -27,7 +27,7 @@ MUON_MOMENTUM = 0.95
 BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
-CONTINUED_SHARE = 0.05  # of the default rates, for a model that is trained already; not tuned yet
+CONTINUED_SHARE = 0.05  # of the default rates, for a model that is trained already (docs/start-from-a-model.md)
 
 
 def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
