@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled."""
-
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """torch.compile compiles, also if a test that switched it off was the first to import it: it looks only then."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(disable=False):
+        yield
 
 
 @pytest.fixture

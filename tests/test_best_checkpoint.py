@@ -3,6 +3,7 @@
 The real program. A small model knows the text by heart after a while, and its held-out loss rises.
 """
 
+import heapq
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ from lm.checkpoint.store import BEST, CURRENT
 from lm.inference.load import load_state
 from lm.report.metrics import read_metrics
 from lm.runtime.files import same_file
-from tests.program import ROOT, Program, fingerprint
+from tests.constants import ROOT
+from tests.program import Program, fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +39,7 @@ TRAIN = {
 def program(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
-    (text / "mine.txt").write_text((ROOT / "lm" / "loss.py").read_text()[:3_000])
+    (text / "mine.txt").write_text(Path(heapq.__file__).read_text()[:3_000])
     made = Program(tmp_path / "program", text, token_budget=BUDGET)
     made.add(model=MODEL, train=TRAIN, data={"sources": [{"type": "text", "label": "mine", "path": str(text)}]})
     yield made

@@ -173,7 +173,7 @@ needs_compiler = pytest.mark.skipif(not CAN_COMPILE, reason=WHY_NOT)
 @pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow(60), needs_compiler])]
 )
-def test_compiled_heads_equal_eager_ones(backend):
+def test_compiled_heads_equal_eager_ones(backend, compiler):
     eager, compiled = joint_model(**ALL_HEADS), joint_model(**ALL_HEADS)
     compiled.load_state_dict(eager.state_dict())
     compiled.compile_trunk_and_heads(backend=backend)
@@ -188,7 +188,7 @@ def test_compiled_heads_equal_eager_ones(backend):
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_keeps_no_scores_of_its_attention():
+def test_a_compiled_trunk_keeps_no_scores_of_its_attention(compiler):
     """They grow with the square of the context, and would be most of what a long row needs."""
     rows, length, num_heads = 2, 1024, 2
     config = ModelConfig(hidden_size=32, num_layers=2, num_heads=num_heads, seq_length=length, vocab_size=300)

@@ -138,7 +138,7 @@ def test_one_product_without_gradients_and_three_with_them(weights):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TORCH_COMPILE_DISABLE") == "1", reason="torch.compile is switched off")
-def test_traces_as_one_graph_with_and_without_gradients():
+def test_traces_as_one_graph_with_and_without_gradients(compiler):
     """`aot_eager` is torch.compile without its code generator: it needs no C++ compiler."""
     hidden_ND, weight_VD, _ = inputs = make_inputs(16)
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
