@@ -64,9 +64,10 @@ class Feed(Generic[Encoded]):
 
     `open_again()` returns the Source and may raise Retryable. `encode(documents)` returns one
     `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None.
-    `before_waiting()` is called between two documents when the network is down. `admit(text_hash, epoch)` returns whether a
-    document may be given, or was given before; None: all may. `kept_length(text)` returns how much of
-    a text is used, if its end is held out (heldout_choice.py).
+    `before_waiting()` is called between two documents when the network is down.
+    `admit(text_hash, epoch)` returns whether a document may be given, or was given before; None: all
+    may. `kept_length(text)` returns how much of a text is used, if its end is held out
+    (heldout_choice.py).
     """
 
     def __init__(
@@ -147,13 +148,7 @@ class Feed(Generic[Encoded]):
                 ended = after is None or used == self.max_documents
                 if not used:
                     raise nothing_usable(self.label, skipped)
-                num_lost = self._lost.total()
-                seen = used + num_lost
-                if not is_told and seen >= FEWEST_SEEN and num_lost > LARGE_LOSS * seen:
-                    self._notices.append(
-                        f"{self.label}: {num_lost:,} of its first {seen:,} documents are skipped ({in_words(self._lost)})"
-                    )
-                    is_told = True
+                is_told = is_told or self._notice_loss(used)
                 order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
                 encoded = self._encode([block[i] for i in order])
                 entries = [
@@ -168,6 +163,17 @@ class Feed(Generic[Encoded]):
                 yield entries[min(given, len(block)) :]
                 position, given = after, 0
             epoch, position, used, is_told = epoch + 1, None, 0, True
+
+    def _notice_loss(self, num_used: int) -> bool:
+        """Make a notice of it if many of the first documents are skipped. Return whether there are so many."""
+        num_lost = self._lost.total()
+        seen = num_used + num_lost
+        if seen < FEWEST_SEEN or num_lost <= LARGE_LOSS * seen:
+            return False
+        self._notices.append(
+            f"{self.label}: {num_lost:,} of its first {seen:,} documents are skipped ({in_words(self._lost)})"
+        )
+        return True
 
     def _read_block(
         self, documents: Iterator[tuple[Document, Position]], room: int | None
@@ -223,9 +229,10 @@ class Feed(Generic[Encoded]):
                 wait = self._wait.pause(error, wait)
 
     def _count_skipped(self, source: Source, before: Counter[str]) -> None:
-        self._skipped += source.skipped - before
+        skipped = source.skipped - before
+        self._skipped += skipped
         if source.skips_documents:
-            self._lost += source.skipped - before
+            self._lost += skipped
 
 
 def nothing_usable(label: str, skipped: Counter[str]) -> SourceError:

@@ -38,8 +38,8 @@ def dry_run(learner: Learner, num_rows: int) -> float:
     world = learner.world
     if world.gradients:
         # A rank whose compiler fails, or that has none, would leave the others waiting for its gradients.
-        problem = _problem_of_compiler(learner, num_rows) if learner.compiled else "this process has no compiler"
-        if world.any(bool(problem)) and learner.compiled:
+        problem = _problem_of_compiler(learner, num_rows) if learner.compiled else ""
+        if world.any(bool(problem) or not learner.compiled) and learner.compiled:
             learner.stop_compiling(problem or "the compiler of another process fails")
     seconds, is_new = None, False  # the compiler's cache
     while True:
