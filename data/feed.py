@@ -1,10 +1,12 @@
 """One source as the mixer sees it: usable documents, shuffled and encoded, for the allowed epochs.
 
-Documents are read, shuffled and encoded in blocks: neighbours in a source (questions about one
-paragraph, pages of one book) do not meet in one batch, and encoding many texts at once is several
-times faster. Blocks and their order depend only on the seed and the source's own order. `progress`
-is always the state after the last document returned, never after those still queued; a run that
-resumes from it reads one block again and continues with exactly the next document.
+Documents are read and shuffled in blocks: neighbours in a source (questions about one paragraph,
+pages of one book) do not meet in one batch. The first block is small, so that training begins soon,
+and each is twice as large as the one before, up to what memory allows: the more books a block
+holds, the more like the whole source is each part of it (benchmarks/order.py). Blocks and their
+order depend only on the seed and the source's own order. `progress` is always the state after the
+last document returned, never after those still queued; a run that resumes from it reads one block
+again and continues with exactly the next document.
 """
 
 import json
@@ -17,11 +19,13 @@ from typing import Generic, NamedTuple, TypeVar
 from configs import schema
 from configs.errors import Retryable, SourceError
 from data.heldout_choice import text_hash
-from data.sources.base import Document, Position, Source, hash_key, in_words
+from data.sources.base import Document, Position, Role, Source, Turn, hash_key, in_words
 from data.waiting import FIRST_WAIT, watch
 
-BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # a block ends with the document that reaches either
+BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # the first block ends with the document that reaches either
+ENCODED_BYTES = 2**20  # of text encoded at once, which is several times faster than one document at a time
 LARGE_LOSS, FEWEST_SEEN = 0.1, 100  # a share of the documents, once there are so many, of whose loss the user is told
+NOTHING: Counter[str] = Counter()
 
 Encoded = TypeVar("Encoded", bound=Sized)  # a document as returned by `encode`
 
@@ -31,13 +35,15 @@ class Progress:
     """The progress of a source. `asdict` makes it JSON.
 
     `position`: start of the current block of `epoch` (counted from 0). `given`: documents of that
-    block used so far. `bytes`: size of all text read, in UTF-8. `epoch_documents` includes copies
-    that were dropped; `only_copies`: an epoch had nothing else.
+    block used so far. `blocks`: how many the run has read before it. `bytes`: size of all text read,
+    in UTF-8. `epoch_documents` includes copies that were dropped; `only_copies`: an epoch had nothing
+    else.
     """
 
     epoch: int = 0
     position: Position = None
     given: int = 0
+    blocks: int = 0
     epoch_documents: int = 0
     epoch_given: int = 0
     only_copies: bool = False
@@ -54,9 +60,42 @@ class Entry(NamedTuple, Generic[Encoded]):
     document: Encoded | None
     position: Position
     given: int
+    blocks: int
+    num_bytes: int
+    skipped: Mapping[str, int]
+    text_hash: bytes = b""
+
+
+class Held(NamedTuple):
+    """A document that waits in a block, as UTF-8: Python takes four bytes a letter where there is one emoji.
+
+    Of a conversation only the `turns`.
+    """
+
+    text: bytes
+    turns: tuple[tuple[Role, bytes], ...]
+    text_hash: bytes
+
+    @classmethod
+    def of(cls, document: Document, text_hash: bytes) -> "Held":
+        turns = tuple((role, text.encode("utf-8", "replace")) for role, text in document.turns)
+        return cls(b"" if turns else document.text.encode(), turns, text_hash)
+
+    def document(self) -> Document:
+        return Document(self.text.decode(), turns=tuple(Turn(role, text.decode()) for role, text in self.turns))
+
+    def num_bytes(self) -> int:
+        return len(self.text) + sum(len(text) for _, text in self.turns)
+
+
+class Block(NamedTuple):
+    """Usable documents that were read together, and what was read to find them. `after`: the start of
+    the next block, or None at the end of the epoch."""
+
+    documents: list[Held]
     num_bytes: int
     skipped: Counter[str]
-    text_hash: bytes = b""
+    after: Position
 
 
 class Feed(Generic[Encoded]):
@@ -64,7 +103,8 @@ class Feed(Generic[Encoded]):
 
     `open_again()` returns the Source and may raise Retryable. `encode(documents)` returns one
     `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None.
-    `before_waiting()` is called between two documents when the network is down.
+    `before_waiting()` is called between two documents when the network is down or a block is read.
+    `largest_block`: bytes of text in a block at most, but for its last document.
     `admit(text_hash, epoch)` returns whether a document may be given, or was given before; None: all
     may. `kept_length(text)` returns how much of a text is used, if its end is held out
     (heldout_choice.py).
@@ -78,6 +118,7 @@ class Feed(Generic[Encoded]):
         reason_to_skip: Callable[[Document], str | None],
         *,
         seed: int,
+        largest_block: int = BLOCK_BYTES,
         progress: Progress | None = None,
         before_waiting: Callable[[], None] = lambda: None,
         admit: Callable[[bytes, int], bool] | None = None,
@@ -88,6 +129,7 @@ class Feed(Generic[Encoded]):
         self._open, self._encode = open_again, encode
         self._reason_to_skip, self._before_waiting = reason_to_skip, before_waiting
         self._seed, self._admit, self._kept_length = seed, admit, kept_length
+        self._largest_block = max(BLOCK_BYTES, largest_block)
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
         self._lost: Counter[str] = Counter()  # documents skipped in all blocks, but those held out
         self._notices: list[str] = []
@@ -114,7 +156,7 @@ class Feed(Generic[Encoded]):
                 with watch(self.label) as self._wait:
                     self._waiting.extend(next(self._blocks))
             entry, progress = self._waiting.popleft(), self.progress
-            progress.position, progress.given = entry.position, entry.given
+            progress.position, progress.given, progress.blocks = entry.position, entry.given, entry.blocks
             progress.bytes += entry.num_bytes
             self._count(entry.skipped)
             if entry.document is None:
@@ -135,34 +177,57 @@ class Feed(Generic[Encoded]):
                 self.progress.skipped[reason] = self.progress.skipped.get(reason, 0) + count
 
     def _read(self) -> Iterator[list[Entry[Encoded]]]:
-        """Yield the blocks from `progress` on, through all allowed epochs."""
+        """Yield what follows on `progress`, some documents at a time, through all allowed epochs."""
         epoch, position, given = self.progress.epoch, self.progress.position, self.progress.given
+        number = self.progress.blocks
         used = self.progress.epoch_documents - given  # of this epoch, before the block
         is_told = used + given + epoch > 0  # by the run that is resumed
         while self.repeat is None or epoch < self.repeat:
             documents, ended = self._documents(epoch, position), False
             while not ended:
+                self._before_waiting()
                 room = None if self.max_documents is None else self.max_documents - used
-                block, hashes, num_bytes, skipped, after = self._read_block(documents, room)
-                used += len(block)
-                ended = after is None or used == self.max_documents
+                block = self._read_block(documents, room, number)
+                used += len(block.documents)
+                ended = block.after is None or used == self.max_documents
                 if not used:
-                    raise nothing_usable(self.label, skipped)
+                    raise nothing_usable(self.label, block.skipped)
                 is_told = is_told or self._notice_loss(used)
-                order = sorted(range(len(block)), key=partial(hash_key, self._seed, epoch, json.dumps(position)))
-                encoded = self._encode([block[i] for i in order])
-                entries = [
-                    Entry(each, position, given_after, 0, Counter(), hashes[i])
-                    for given_after, (i, each) in enumerate(zip(order, encoded, strict=True), start=1)
-                ]
-                if ended:
-                    entries.append(Entry(None, None, 0, 0, Counter()))
-                else:
-                    entries[-1] = entries[-1]._replace(position=after, given=0)
-                entries[0] = entries[0]._replace(num_bytes=num_bytes, skipped=skipped)
-                yield entries[min(given, len(block)) :]
-                position, given = after, 0
+                yield from self._entries(block, epoch, position, given, number, ended)
+                position, given, number = block.after, 0, number + 1
             epoch, position, used, is_told = epoch + 1, None, 0, True
+
+    def _entries(
+        self, block: Block, epoch: int, position: Position, given: int, number: int, ended: bool
+    ) -> Iterator[list[Entry[Encoded]]]:
+        """Yield the documents of a block in their shuffled order, some at a time, from number `given` on.
+
+        They are taken out of the block, so that its memory is free before the next is read.
+        """
+        order = sorted(
+            range(len(block.documents)), key=partial(hash_key, self._seed, epoch, json.dumps(position)), reverse=True
+        )
+        waiting = [block.documents[i] for i in order]
+        block.documents.clear()
+        num_documents = len(waiting)
+        del waiting[num_documents - given :]
+        num_bytes, skipped = (0, NOTHING) if given else (block.num_bytes, block.skipped)  # the first entry counts them
+        while waiting:
+            batch, size = [], 0
+            while waiting and size < ENCODED_BYTES:
+                batch.append(waiting.pop())
+                size += batch[-1].num_bytes()
+            encoded = self._encode([held.document() for held in batch])
+            entries = []
+            for held, each in zip(batch, encoded, strict=True):
+                given += 1
+                entries.append(Entry(each, position, given, number, num_bytes, skipped, held.text_hash))
+                num_bytes, skipped = 0, NOTHING
+            if not waiting and not ended:
+                entries[-1] = entries[-1]._replace(position=block.after, given=0, blocks=number + 1)
+            yield entries
+        if ended:
+            yield [Entry(None, None, 0, number + 1, num_bytes, skipped)]
 
     def _notice_loss(self, num_used: int) -> bool:
         """Make a notice of it if many of the first documents are skipped. Return whether there are so many."""
@@ -175,16 +240,11 @@ class Feed(Generic[Encoded]):
         )
         return True
 
-    def _read_block(
-        self, documents: Iterator[tuple[Document, Position]], room: int | None
-    ) -> tuple[list[Document], list[bytes], int, Counter[str], Position]:
-        """Read one block of at most `room` usable documents.
-
-        Return (documents, hashes of their texts, bytes read, documents skipped, start of the next block or None at the end of
-        the epoch).
-        """
-        block: list[Document] = []
-        hashes: list[bytes] = []
+    def _read_block(self, documents: Iterator[tuple[Document, Position]], room: int | None, number: int) -> Block:
+        """Read block `number` of the run, of at most `room` usable documents."""
+        most_bytes = min(BLOCK_BYTES << min(number, 32), self._largest_block)
+        most_documents = BLOCK_DOCUMENTS * most_bytes // BLOCK_BYTES
+        block: list[Held] = []
         size, num_bytes = 0, 0  # bytes in the block; bytes of all text read
         skipped = self._skipped = Counter()
         for document, after in documents:
@@ -199,12 +259,11 @@ class Feed(Generic[Encoded]):
                 skipped["held out"] += 1
                 continue
             document = document._replace(text=document.text[:kept])
-            block.append(document)
-            hashes.append(text_hash(document.text) if self._admit else b"")
+            block.append(Held.of(document, text_hash(document.text) if self._admit else b""))
             size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
-            if len(block) in (BLOCK_DOCUMENTS, room) or size >= BLOCK_BYTES:
-                return block, hashes, num_bytes, skipped, after
-        return block, hashes, num_bytes, skipped, None
+            if len(block) in (most_documents, room) or size >= most_bytes:
+                return Block(block, num_bytes, skipped, after)
+        return Block(block, num_bytes, skipped, None)
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
         """Yield the documents of one epoch; retry without limit while the network is down."""
@@ -219,6 +278,7 @@ class Feed(Generic[Encoded]):
                     if source.skipped.total() > seen.total():
                         self._count_skipped(source, seen)
                         seen = source.skipped.copy()
+                    self._wait.answered()
                     yield document, after
                     position, wait = after, FIRST_WAIT
                 self._count_skipped(source, seen)

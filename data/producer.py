@@ -57,6 +57,7 @@ from data.stream_files import PDF_TEXT, Prepared, set_obstacles_aside
 log = logging.getLogger("data.producer")  # of what is run as __main__
 
 FIRST_APPEND, LARGEST_APPEND = 2**14, 2**17  # tokens in one append; small after each start, so that training can begin
+LARGEST_BLOCKS = 2**26  # bytes of text that all sources together read ahead to shuffle it (feed.py)
 APPEND_SECONDS = 2.0  # rows of a slow source wait no longer than this
 
 
@@ -106,6 +107,7 @@ class Producer:
                 encode,
                 skip,
                 seed=preset.train.seed,
+                largest_block=LARGEST_BLOCKS // len(specs),
                 progress=progress,
                 before_waiting=self._append,
                 admit=partial(self.duplicates.admit, index) if preset.data.drops_duplicates(spec) else None,

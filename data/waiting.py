@@ -56,6 +56,13 @@ class Wait:
                 self._said = True
                 log.info("%s: no text for %.0f s, still trying", self._label, LONGEST_SILENCE)
 
+    def answered(self) -> None:
+        """Take back what was reported, since there is text again. Silence counts from now on."""
+        self.due = time.monotonic() + LONGEST_SILENCE
+        if self._said:
+            self.end()
+            self._said = False
+
     def end(self) -> None:
         with self._lock:  # it may be reporting just now
             if self._said:

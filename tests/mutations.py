@@ -644,7 +644,13 @@ MUTATIONS = {
         "tests/data/test_packing.py",
     ),
     "a place in a block forgotten": Mutation(
-        "data/feed.py", "yield entries[min(given, len(block)) :]", "yield entries", "tests/data/test_feed.py"
+        "data/feed.py", "del waiting[num_documents - given :]", "", "tests/data/test_feed.py"
+    ),
+    "a resumed source begins with small blocks": Mutation(
+        "data/feed.py", "number = self.progress.blocks", "number = 0", "tests/data/test_feed.py"
+    ),
+    "blocks stay small": Mutation(
+        "data/feed.py", "BLOCK_BYTES << min(number, 32)", "BLOCK_BYTES", "tests/data/test_feed.py"
     ),
     "a torn append is kept": Mutation(
         "data/journal.py", "            file.truncate(size)\n", "", "tests/data/test_journal.py"

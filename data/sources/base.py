@@ -23,12 +23,13 @@ PIECE_CHARACTERS = 16_384
 HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
 
 Position = Any  # a JSON value; None is the beginning of an epoch
+Role = Literal["system", "user", "assistant"]
 
 
 class Turn(NamedTuple):
     """What one side of a conversation says; `system` comes before both."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     text: str
 
 

@@ -2,6 +2,7 @@ import json
 import time
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -41,10 +42,10 @@ class Numbers(Source):
         return iter(())
 
 
-def feed(source, progress=None, *, repeat=None, max_documents=None, min_text_length=1):
+def feed(source, progress=None, *, repeat=None, max_documents=None, min_text_length=1, largest_block=0):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
     skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
-    return Feed(spec, lambda: source, texts_of, skip, seed=1, progress=progress)
+    return Feed(spec, lambda: source, texts_of, skip, seed=1, progress=progress, largest_block=largest_block)
 
 
 def take(feed, count):
@@ -52,14 +53,17 @@ def take(feed, count):
 
 
 def test_what_is_saved_after_any_document_leads_to_the_next(monkeypatch):
-    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 4)  # an epoch ends inside a block, and at the end of one
-    whole = feed(Numbers(23), max_documents=13)
+    # Blocks of 4 and then 8 documents, some of them encoded at once: an epoch ends inside a block, and at the end of one.
+    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 4)
+    monkeypatch.setattr(feed_module, "ENCODED_BYTES", 8)
+    numbers = partial(feed, max_documents=13, largest_block=2 * feed_module.BLOCK_BYTES)
+    whole = numbers(Numbers(23))
     expected = take(whole, 60)
     for count in range(50):
-        first = feed(Numbers(23), max_documents=13)
+        first = numbers(Numbers(23))
         take(first, count)
         saved = Progress(**json.loads(json.dumps(asdict(first.progress))))
-        resumed = feed(Numbers(23), saved, max_documents=13)
+        resumed = numbers(Numbers(23), saved)
         assert take(resumed, 10) == expected[count : count + 10]
         assert take(resumed, 60 - count - 10) == expected[count + 10 :]
         assert resumed.progress == whole.progress
@@ -95,13 +99,14 @@ def test_a_large_loss_is_said_once_and_not_again_by_a_resumed_run():
     assert few.new_notices() == []
 
 
-def test_documents_are_shuffled_by_blocks_and_all_there(monkeypatch):
-    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 100)
-    numbers = [int(text[2:]) for text in take(feed(Numbers(1000)), 600)]
-    for first in range(0, 600, 100):
-        block, expected = numbers[first : first + 100], sorted(numbers)[first : first + 100]
+def test_documents_are_shuffled_by_blocks_that_grow_and_all_there(monkeypatch):
+    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 40)
+    numbers = [int(text[2:]) for text in take(feed(Numbers(1000), largest_block=4 * feed_module.BLOCK_BYTES), 600)]
+    for first, end in pairwise([0, 40, 120, 280, 440, 600]):
+        block, expected = numbers[first:end], sorted(numbers)[first:end]
         assert block != expected
         assert sorted(block) == expected
+        assert first == 0 or sorted(block[:40]) != expected[:40]
 
 
 def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
@@ -109,6 +114,22 @@ def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
     numbers = feed(Numbers(1000))
     take(numbers, 1)
     assert len(numbers._waiting) < 12
+
+
+def test_rows_so_far_are_written_before_a_block_is_read(monkeypatch):
+    monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 4)
+    written = []
+    spec = SimpleNamespace(label="numbers", repeat=None, max_documents=None)
+    numbers = Feed(
+        spec,
+        lambda: Numbers(40),
+        texts_of,
+        lambda _: None,
+        seed=1,
+        before_waiting=lambda: written.append(numbers.progress.documents),
+    )
+    take(numbers, 13)
+    assert written == [0, 4, 8, 12]
 
 
 def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch, caplog):
