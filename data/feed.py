@@ -10,6 +10,7 @@ again and continues with exactly the next document.
 """
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from typing import Generic, NamedTuple, TypeVar
 from configs import schema
 from configs.errors import Retryable, SourceError
 from data.heldout_choice import text_hash
-from data.sources.base import Document, Position, Role, Source, Turn, hash_key, in_words
+from data.sources.base import BETWEEN_TURNS, Document, Position, Role, Source, Turn, hash_key, in_words
 from data.waiting import FIRST_WAIT, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # the first block ends with the document that reaches either
+OBJECT_BYTES = 200  # of what Python keeps beside the text of a document, or of a turn
+BLOCK_SECONDS = 2.0  # for which rows wait while a block is read
 ENCODED_BYTES = 2**20  # of text encoded at once, which is several times faster than one document at a time
 LARGE_LOSS, FEWEST_SEEN = 0.1, 100  # a share of the documents, once there are so many, of whose loss the user is told
 NOTHING: Counter[str] = Counter()
@@ -69,23 +72,27 @@ class Entry(NamedTuple, Generic[Encoded]):
 class Held(NamedTuple):
     """A document that waits in a block, as UTF-8: Python takes four bytes a letter where there is one emoji.
 
-    Of a conversation only the `turns`.
+    `turns`: of a conversation, whose turn has how many characters.
     """
 
     text: bytes
-    turns: tuple[tuple[Role, bytes], ...]
+    turns: tuple[tuple[Role, int], ...]
     text_hash: bytes
 
     @classmethod
     def of(cls, document: Document, text_hash: bytes) -> "Held":
-        turns = tuple((role, text.encode("utf-8", "replace")) for role, text in document.turns)
-        return cls(b"" if turns else document.text.encode(), turns, text_hash)
+        return cls(document.text.encode(), tuple((role, len(text)) for role, text in document.turns), text_hash)
 
     def document(self) -> Document:
-        return Document(self.text.decode(), turns=tuple(Turn(role, text.decode()) for role, text in self.turns))
+        text, turns, start = self.text.decode(), [], 0
+        for role, length in self.turns:
+            turns.append(Turn(role, text[start : start + length]))
+            start += length + len(BETWEEN_TURNS)
+        return Document(text, turns=tuple(turns))
 
     def num_bytes(self) -> int:
-        return len(self.text) + sum(len(text) for _, text in self.turns)
+        """Return about how much memory it takes."""
+        return len(self.text) + OBJECT_BYTES * (1 + len(self.turns))
 
 
 class Block(NamedTuple):
@@ -103,8 +110,9 @@ class Feed(Generic[Encoded]):
 
     `open_again()` returns the Source and may raise Retryable. `encode(documents)` returns one
     `Encoded` for each. `reason_to_skip(document)` returns why it is not used, or None.
-    `before_waiting()` is called between two documents when the network is down or a block is read.
-    `largest_block`: bytes of text in a block at most, but for its last document.
+    `before_waiting()` is called between two documents when the network is down, and every BLOCK_SECONDS
+    while a block is read.
+    `largest_block`: bytes that a block takes at most, but for its last document.
     `admit(text_hash, epoch)` returns whether a document may be given, or was given before; None: all
     may. `kept_length(text)` returns how much of a text is used, if its end is held out
     (heldout_choice.py).
@@ -185,7 +193,6 @@ class Feed(Generic[Encoded]):
         while self.repeat is None or epoch < self.repeat:
             documents, ended = self._documents(epoch, position), False
             while not ended:
-                self._before_waiting()
                 room = None if self.max_documents is None else self.max_documents - used
                 block = self._read_block(documents, room, number)
                 used += len(block.documents)
@@ -210,7 +217,7 @@ class Feed(Generic[Encoded]):
         waiting = [block.documents[i] for i in order]
         block.documents.clear()
         num_documents = len(waiting)
-        del waiting[num_documents - given :]
+        del waiting[max(0, num_documents - given) :]  # fewer are there if files were changed
         num_bytes, skipped = (0, NOTHING) if given else (block.num_bytes, block.skipped)  # the first entry counts them
         while waiting:
             batch, size = [], 0
@@ -247,7 +254,11 @@ class Feed(Generic[Encoded]):
         block: list[Held] = []
         size, num_bytes = 0, 0  # bytes in the block; bytes of all text read
         skipped = self._skipped = Counter()
+        due = time.monotonic() + BLOCK_SECONDS
         for document, after in documents:
+            if time.monotonic() > due:
+                self._before_waiting()
+                due = time.monotonic() + BLOCK_SECONDS
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
             document = document._replace(text=read.decode())
@@ -260,7 +271,7 @@ class Feed(Generic[Encoded]):
                 continue
             document = document._replace(text=document.text[:kept])
             block.append(Held.of(document, text_hash(document.text) if self._admit else b""))
-            size += len(read)  # not characters: an emoji may be four tokens of 100 bytes each
+            size += block[-1].num_bytes()  # not characters: an emoji may be four tokens of 100 bytes each
             if len(block) in (most_documents, room) or size >= most_bytes:
                 return Block(block, num_bytes, skipped, after)
         return Block(block, num_bytes, skipped, None)

@@ -24,6 +24,7 @@ HELD_OUT_ONE_IN = 20  # one piece in 20 may be held out: 5%
 
 Position = Any  # a JSON value; None is the beginning of an epoch
 Role = Literal["system", "user", "assistant"]
+BETWEEN_TURNS = "\n\n"  # in the text of a conversation
 
 
 class Turn(NamedTuple):
@@ -38,7 +39,7 @@ class Document(NamedTuple):
 
     `answer_start`: character offset of the answer (the last of several rendered fields), if any.
     `cells`: the fields that the text was made of, in the preset's order, if there are several; of a
-    conversation, what it begins with. `turns`: of a conversation, whose `text` is what all of them say.
+    conversation, what it begins with. `turns`: of a conversation, whose `text` is theirs, joined by BETWEEN_TURNS.
     """
 
     text: str

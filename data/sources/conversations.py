@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from data.sources import cells
-from data.sources.base import PIECE_CHARACTERS, Document, Turn
+from data.sources.base import BETWEEN_TURNS, PIECE_CHARACTERS, Document, Turn
 
 ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value", "text")
 ROLES: dict[str, Any] = {
@@ -204,4 +204,4 @@ def _length(turns: Sequence[Turn]) -> int:
 
 
 def _document(turns: tuple[Turn, ...], cells_of: tuple[str, ...]) -> Document:
-    return Document("\n\n".join(turn.text for turn in turns), None, cells_of, turns)
+    return Document(BETWEEN_TURNS.join(turn.text for turn in turns), None, cells_of, turns)

@@ -63,6 +63,7 @@ def test_of_conversations_the_answers_are_learnt_of_text_everything_and_a_resume
     written = rows_of(tmp_path / "whole", NUM_ROWS)
     tokenizer = bpe.load(info.tokenizer_path)
     assert [tokenizer.id_to_token(number) for number in range(5)] == [bpe.END_OF_TEXT, *bpe.MARKERS]
+    assert all(len(tokenizer.encode(" " + word).ids) == 1 for word in WORDS)  # it has been trained on what they say
     template = ChatTemplate(OWN, tokenizer)
     seen = {0: 0, 1: 0}
     questions = set()

@@ -13,7 +13,7 @@ from data import waiting
 from data.feed import Feed, Progress
 from data.heldout_choice import reason_to_skip
 from data.prepare import texts_of
-from data.sources.base import Document, Source
+from data.sources.base import BETWEEN_TURNS, Document, Source, Turn
 
 pytestmark = pytest.mark.core
 
@@ -116,20 +116,49 @@ def test_a_block_ends_with_the_bytes_it_may_hold(monkeypatch):
     assert len(numbers._waiting) < 12
 
 
-def test_rows_so_far_are_written_before_a_block_is_read(monkeypatch):
+def test_rows_so_far_are_written_while_a_block_takes_long_to_read(monkeypatch):
     monkeypatch.setattr(feed_module, "BLOCK_DOCUMENTS", 4)
     written = []
     spec = SimpleNamespace(label="numbers", repeat=None, max_documents=None)
-    numbers = Feed(
-        spec,
-        lambda: Numbers(40),
-        texts_of,
-        lambda _: None,
-        seed=1,
-        before_waiting=lambda: written.append(numbers.progress.documents),
-    )
-    take(numbers, 13)
-    assert written == [0, 4, 8, 12]
+
+    def given_before_each_read(seconds):
+        monkeypatch.setattr(feed_module, "BLOCK_SECONDS", seconds)
+        written.clear()
+        numbers = Feed(
+            spec,
+            lambda: Numbers(40),
+            texts_of,
+            lambda _: None,
+            seed=1,
+            before_waiting=lambda: written.append(numbers.progress.documents),
+        )
+        take(numbers, 13)
+        return written
+
+    assert set(given_before_each_read(-1)) == {0, 4, 8, 12}
+    assert given_before_each_read(60) == []  # an append for each block of a small source would be one for each epoch
+
+
+def test_a_source_that_shrank_gives_nothing_again():
+    whole = feed(Numbers(20))
+    given = take(whole, 8)
+    rest = feed(Numbers(8), whole.progress)  # five are usable
+    assert rest.next_document() is None
+    assert len(given) == len(set(given))
+
+
+def test_a_conversation_is_the_same_after_waiting_in_a_block():
+    turns = (Turn("system", "Sé bre\n\nve. 😀"), Turn("user", ""), Turn("assistant", "\n\n"), Turn("user", "x\ud800"))
+    conversation = Document(BETWEEN_TURNS.join(turn.text for turn in turns), cells=("Sé",), turns=turns)
+
+    class Talk(Numbers):
+        def documents(self, epoch, position=None):
+            yield conversation, 1
+
+    spec = SimpleNamespace(label="talk", repeat=1, max_documents=None)
+    [given] = take(Feed(spec, lambda: Talk(1), list, lambda _: None, seed=1), 1)
+    assert given.turns == (*turns[:3], Turn("user", "x?"))
+    assert given.text == BETWEEN_TURNS.join(turn.text for turn in given.turns)
 
 
 def test_a_broken_connection_loses_and_doubles_nothing(monkeypatch, caplog):
