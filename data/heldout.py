@@ -106,17 +106,26 @@ class HeldOut:
         return sum(source.num_tokens for source in self.sources)
 
     def documents(self, count: int) -> list[tuple[str, list[int], int]]:
-        """Return (label, tokens, tokens before the answer) of up to `count` documents.
+        """Return (label, tokens, tokens before the answer) of up to `count` documents, each once.
 
-        They come from the sources round-robin, spread over each; see `SourceRows.document`.
+        They come from the sources round-robin, spread over each, or from the first, the last and those spread
+        between them if there are more sources than documents; see `SourceRows.document`.
         """
         sources = [source for source in self.sources if len(source.starts)]
-        count = min(count, sum(len(source.starts) for source in sources))
-        found = []
-        for number in range(count):
-            source = sources[number % len(sources)]
-            found.append((source.label, *source.document((2 * number + 1) * len(source.starts) // (2 * count))))
+        if len(sources) > count:
+            sources = [sources[number * (len(sources) - 1) // max(1, count - 1)] for number in range(count)]
+        most = max((len(source.starts) for source in sources), default=0)
+        turns = [source for turn in range(most) for source in sources if turn < len(source.starts)][:count]
+        in_all, given, found = Counter(source.label for source in turns), Counter[str](), []
+        for source in turns:
+            place = (2 * given[source.label] + 1) * len(source.starts) // (2 * in_all[source.label])
+            given[source.label] += 1
+            found.append((source.label, *source.document(place)))
         return found
+
+    def without(self, labels: Collection[str]) -> "HeldOut":
+        """Return that of the other sources."""
+        return HeldOut([source for source in self.sources if source.label not in labels], self.hashes, self.cuts)
 
     def beginnings(self, count: int, length: int, longest_question: int = 0) -> list[tuple[str, list[int]]]:
         """Return (label, first tokens) of `count` documents, to be continued.

@@ -27,6 +27,7 @@ from configs.errors import Damaged
 MOST_OPCODES = 300_000
 LARGEST_PICKLE = 4 * 2**20  # bytes
 LARGEST_DIRECTORY = 2**19  # bytes, of the archive
+MOST_DIMENSIONS, SMALL = 8, 2**20  # of a tensor
 DEEPEST = 20  # containers inside of containers
 # What a pickle of plain values and tensors is made of. Integers have at most 64 bits.
 OPCODES = {
@@ -222,6 +223,9 @@ def _tensor_outline(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
         raise Damaged("damaged: a tensor has no shape")
     if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
         raise Damaged("damaged: a tensor's shape has other than numbers")
+    # Of those that torch cannot compute with, some have no element.
+    if len(shape) > MOST_DIMENSIONS or max((*shape, *stride), default=0) > max(storage.num_elements, SMALL):
+        raise Damaged("damaged: a tensor has a shape that its bytes cannot have")
     return TensorOutline(storage, offset, shape, stride)
 
 

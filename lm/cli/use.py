@@ -63,6 +63,10 @@ def use(action: str, folder: Path) -> None:
     seen, budget = state["tokens_seen"], state["token_budget"]
     tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     template = load_chat_template(state, tokenizer)
+    drafter = load_drafter(state, run, model, tokenizer) if len(model.layers) >= DRAFTING_PAYS_FROM else None
+    state = {
+        name: state[name] for name in ("preset", "stream_position")
+    }  # its tensors take three times the model's memory
     torch.set_num_threads(thread_choice()[0])
     with interruptible():
         talk(
@@ -71,7 +75,7 @@ def use(action: str, folder: Path) -> None:
             decode=tokenizer.decode,
             conversation=Conversation(template, end_of_text, model.config.seq_length) if template else None,
             stop_tokens=[end_of_text, *(template.end_tokens if template else ())],
-            drafter=load_drafter(state, run, model, tokenizer) if len(model.layers) >= DRAFTING_PAYS_FROM else None,
+            drafter=drafter,
             neighbours=Neighbours(tokenizer),
             load_recall=partial(load_recall, state, run, model, tokenizer),
             ask=read_line,

@@ -75,9 +75,12 @@ def load_benchmarks(names: Sequence[str]) -> Loaded:
         raise UserError(f"Benchmarks need lm_eval, which is not installed. In the folder of main.py: {INSTALL}")
     configure_library()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
+    try:
+        from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+        manager = TaskManager()
+    except Exception as error:  # anything, from other versions of its many libraries
+        raise UserError(f"lm_eval cannot be used: {_in_a_line(error)}\n{NO_PACKAGE[1]}") from error
     if unknown := [name for name in dict.fromkeys(names) if name not in manager.task_index]:
         raise UserError("\n".join(_unknown(name, manager.all_tasks) for name in unknown))
     loaded, failed = {}, dict[tuple[str, str], list[str]]()

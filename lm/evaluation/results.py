@@ -64,7 +64,7 @@ def score_rows(records: Sequence[Record]) -> Rows:
     for name, (tokens, result) in latest(records).items():
         for measure, (value, stderr) in result["measures"].items():
             is_share = measure in ACCURACIES
-            form = ".2%" if is_share else ",.4f" if abs(value) < 10 else ",.2f"  # bits per byte, F1; perplexity
+            form = ".2%" if is_share else ",.4f" if abs(value or 0) < 10 else ",.2f"  # bits per byte, F1; perplexity
             shown = ("" if number is None else format(number, form) for number in (value, stderr))
             rows.append(
                 (name, measure, *shown, _chance(result) if is_share else "", f"{result['items']:,}", f"{tokens:,}")

@@ -30,13 +30,19 @@ from data import tokenizer as bpe
 from data.chat_template import TEMPLATE_FILE, ChatTemplate
 from data.files import room_on_disk, set_aside, sync_folder
 from lm.export.gguf import ENCODINGS, write_gguf
-from lm.export.model_card import CARD, NEW_CARD, RunFacts, SourceFacts, is_edited, write_model_card
+from lm.export.model_card import CARD, FIGURE, NEW_CARD, RunFacts, SourceFacts, is_edited, write_model_card
 from lm.export.ollama import modelfile
 from lm.families import exported_config, exported_state
 from lm.inference.load import load_chat_template
 from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
+
+# All that an export may write: the rest of the folder is the user's.
+WRITTEN = {
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", TEMPLATE_FILE, "Modelfile"),
+    *("model.safetensors", "aux_heads.safetensors", *ENCODINGS.values(), CARD, NEW_CARD, FIGURE),
+}
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +98,7 @@ def export_huggingface(
         for file in temporary.iterdir():
             # safetensors lets only the owner read its files.
             file.chmod((temporary / "config.json").stat().st_mode)
+        keep_other_files(out_dir, temporary)
     return out_dir
 
 
@@ -101,6 +108,24 @@ def keep_edited_card(earlier: Path, new: Path) -> None:
         (new / CARD).rename(new / NEW_CARD)
         shutil.copy(earlier / CARD, new / CARD)
         log.info("%s was edited and is kept: the card of this export is %s beside it.", earlier / CARD, NEW_CARD)
+
+
+def keep_other_files(earlier: Path, new: Path) -> None:
+    """Put what others have added to the `earlier` export (a licence, adapters, quantized files) into the new one."""
+    if not earlier.is_dir() or earlier.is_symlink():
+        return
+    for path in earlier.iterdir():
+        if path.name not in WRITTEN and path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+        elif path.name not in WRITTEN:
+            _link(path, new / path.name)
+
+
+def _link(path: Path | str, new: Path | str) -> None:
+    try:
+        os.link(path, new, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(path, new, follow_symlinks=False)
 
 
 @contextmanager
@@ -128,8 +153,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             except SafetensorError as error:  # hides the system's number of the error in its text
                 raise OSError(errno.EIO, str(error)) from error
             for file in temporary.iterdir():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
             sync_folder(temporary)
             if os.path.lexists(old):  # and cannot be removed
                 set_aside(old)

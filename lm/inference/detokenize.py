@@ -2,18 +2,27 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+CONTEXT = 16  # tokens
+
 
 def text_pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[tuple[int, str]]:
     """Yield (number of tokens so far, the text that they add) as tokens arrive. A character
-    whose bytes are incomplete (decoded as U+FFFD) is held back."""
-    seen: list[int] = []
-    text, shown = "", 0
+    whose bytes are incomplete (decoded as U+FFFD) is held back.
+
+    Only the last tokens are decoded again, behind some that were shown: SentencePiece drops the space before a text.
+    """
+    number, recent, text, shown = 0, list[int](), "", 0
     for token in tokens:
-        seen.append(token)
-        text = decode(seen)
+        number += 1
+        recent.append(token)
+        text = decode(recent)
         complete = len(text.rstrip("\ufffd"))
         if complete > shown:
-            yield len(seen), text[shown:complete]
+            yield number, text[shown:complete]
             shown = complete
+        if len(recent) >= 2 * CONTEXT and shown == len(text):
+            del recent[:-CONTEXT]
+            text = decode(recent)
+            shown = len(text)
     if len(text) > shown:
-        yield len(seen), text[shown:]
+        yield number, text[shown:]

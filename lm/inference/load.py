@@ -122,7 +122,9 @@ def load_recall(
     header = state["stream_position"].get("header")
     if not held_out or held_out.digest() != (header if isinstance(header, dict) else {}).get("held_out"):
         return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
-    return fit_recall(model, held_out, bpe.token_bytes(tokenizer))
+    data = parse_preset(state["preset"], "the checkpoint").data
+    watched = {source.label for source in data.all_sources[len(data.trained_sources) :]}
+    return fit_recall(model, held_out.without(watched), bpe.token_bytes(tokenizer))
 
 
 def newest_tokens(folder: Path, dtype: np.dtype) -> np.ndarray:

@@ -147,19 +147,20 @@ class Recall:
 
 @torch.inference_mode()
 def fit_recall(model: Transformer, held_out: HeldOut, token_bytes: np.ndarray) -> tuple[Recall | None, str]:
-    """Return a Recall fitted on every other of FIT_DOCUMENTS documents, or None if it does not help
-    on the rest, and what it does there in words."""
-    rows = [
-        _describe(model, tokens[: model.config.seq_length + 1], token_bytes)
-        for _, tokens, _ in held_out.documents(FIT_DOCUMENTS)
-        if len(tokens) > SHORTEST
-    ]
-    if len(rows) < 2:
+    """Return a Recall fitted on every other of FIT_DOCUMENTS documents of each source, or None if it
+    does not help on the rest, and what it does there in words."""
+    of_each: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    for label, tokens, _ in held_out.documents(FIT_DOCUMENTS):
+        if len(tokens) > SHORTEST:
+            described = _describe(model, tokens[: model.config.seq_length + 1], token_bytes)
+            of_each.setdefault(label, []).append(described)
+    fitted_on, judged_by = ([rows for each in of_each.values() for rows in each[half::2]] for half in (0, 1))
+    if not judged_by:
         return None, "too few documents are held out to fit /recall"
-    inputs, present, targets, size = (np.concatenate(column) for column in zip(*rows[::2], strict=True))
+    inputs, present, targets, size = (np.concatenate(column) for column in zip(*fitted_on, strict=True))
     with torch.inference_mode(False), torch.enable_grad():
         gate = fit_gate(inputs, present, targets)
-    inputs, present, targets, size = (np.concatenate(column) for column in zip(*rows[1::2], strict=True))
+    inputs, present, targets, size = (np.concatenate(column) for column in zip(*judged_by, strict=True))
     mixed = (gate.shares(inputs, present) * targets).sum(1)
     before, after = (-np.log(p[size > 0]).sum() / max(1, size.sum()) / math.log(2) for p in (targets[:, 0], mixed))
     words = f"{before:.4f} bits per byte without, {after:.4f} with it, on held-out documents"

@@ -58,11 +58,12 @@ class NgramBlocker:
 
 
 def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:
-    """Mask banned tokens, unless all are banned: a repeated n-gram is better than no text."""
+    """Mask banned tokens, unless no token would be left: a repeated n-gram is better than no text."""
     known = sorted({token for token in banned if token < len(logits_V)})
-    if not 0 < len(known) < len(logits_V):
+    if not known:
         return logits_V
-    return logits_V.index_fill(0, torch.tensor(known), float("-inf"))
+    left_V = logits_V.index_fill(0, torch.tensor(known), float("-inf"))
+    return left_V if left_V.max() > float("-inf") else logits_V
 
 
 def process_logits(logits_V: Tensor, banned: Collection[int], temperature: float, top_p: float) -> Tensor:

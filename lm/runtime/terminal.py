@@ -95,7 +95,7 @@ def read_line(prompt: str) -> str:
     """
     global _settings
     if not is_terminal(sys.stdin):
-        return input(prompt)
+        return _piped_line(prompt)
     if not _can_edit():
         print(prompt, end="", flush=True)
         _wait_for_input()
@@ -112,6 +112,17 @@ def read_line(prompt: str) -> str:
         return input(prompt.rpartition("\n")[2])
     finally:
         restore_terminal()
+
+
+def _piped_line(prompt: str) -> str:
+    """Read a line that no person types. What cannot be decoded costs its own line: `input` decodes what follows with it."""
+    if not isinstance(sys.stdin, io.TextIOWrapper):
+        return input(prompt)
+    print(prompt, end="", flush=True)
+    line = sys.stdin.buffer.readline()
+    if not line:
+        raise EOFError
+    return line.decode(sys.stdin.encoding).rstrip("\r\n")
 
 
 def restore_terminal() -> None:

@@ -84,7 +84,7 @@ def sample(trainer: Trainer) -> None:
     longest = trainer.preset.model.seq_length // 2
     decode = partial(trainer.tokenizer.decode, skip_special_tokens=False)  # the markers of turns are a part of the text
     for number, (label, prompt) in enumerate(
-        trainer.held_out.beginnings(SAMPLES, min(PROMPT_TOKENS, longest), longest)
+        trainer.held_out.without(trainer.watched_labels).beginnings(SAMPLES, min(PROMPT_TOKENS, longest), longest)
     ):
         generator = torch.Generator().manual_seed(trainer.preset.train.seed + number)
         tokens = []

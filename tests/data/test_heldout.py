@@ -76,14 +76,24 @@ def test_starts_are_where_documents_begin(held_out, tokenizer):
 @pytest.mark.parametrize("count", [4, 60, 1000])
 def test_beginnings_are_of_the_sources_in_turn_and_from_all_over_each(held_out, tokenizer, count):
     found = held_out.beginnings(count, 8)
-    assert [label for label, _ in found] == [("qa", "prose")[number % 2] for number in range(min(count, 70))]
+    in_turn = ["qa", "prose"] * len(PROSE) + ["qa"] * (len(ANSWERED) - len(PROSE))
+    assert [label for label, _ in found] == in_turn[:count]
+    assert count < 1000 or len({(label, *tokens) for label, tokens in found}) > 60  # some begin alike; none comes twice
     numbers = []
     for label, tokens in found:
         assert 1 < len(tokens) <= 8
         text, documents = tokenizer.decode(tokens[1:]), {"qa": ANSWERED, "prose": PROSE}[label]
         assert tokens[0] == 0
         numbers.append(next(number for number, document in enumerate(documents) if document.text.startswith(text)))
-    assert numbers[0] < 6 < 24 < numbers[-1]
+    early, late = (11, 20) if count == 4 else (6, 24)  # two of a source: from the middles of its halves
+    assert numbers[0] < early < late < numbers[-1]
+
+
+def test_few_documents_are_of_sources_from_first_to_last(tokenizer):
+    sources = [pack(label, PROSE, tokenizer, T) for label in "0123456"]
+    for number, labels in {1: "0", 2: "06", 3: "036", 6: "012346", 8: "01234560"}.items():
+        assert [label for label, _, _ in HeldOut(sources, frozenset()).documents(number)] == list(labels)
+    assert [label for label, _, _ in HeldOut(sources, frozenset()).without({"0", "6"}).documents(3)] == ["1", "3", "5"]
 
 
 def test_a_beginning_leaves_the_answer_or_the_second_half_to_the_model(tokenizer):

@@ -124,6 +124,8 @@ REFUSED = {
     "types": ({"tokens_seen": "999", "preset": 7}, "wrong preset, tokens_seen"),
     "a flag": ({"tokens_seen": True}, "wrong tokens_seen"),
     "a list": ({"model": [torch.ones(2)]}, "wrong model"),
+    "dimensions": ({"model": {"weight": torch.ones([1] * 70)}}, "a shape that its bytes cannot have"),
+    "no element": ({"model": {"weight": torch.empty(0, 2**40)}}, "a shape that its bytes cannot have"),
     "missing": ({"rng": None, "model": None}, "wrong model, rng"),
 }
 

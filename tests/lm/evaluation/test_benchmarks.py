@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from functools import partial
 
 import pytest
@@ -251,12 +252,14 @@ def test_published_scores_stand_beside_with_their_sources():
 
 def test_what_is_no_share_has_the_digits_that_tell_models_apart():
     measures = {"bits_per_byte": [1.52871, None], "word_perplexity": [1120.1234, 3.1], "acc": [0.25, 0.01]}
+    measures["perplexity"] = [None, None]  # it was not finite
     result = {"measures": measures, "items": 62, "chance": None}
     shown = [row[1:4] for row in score_rows([{"tokens": 36, "benchmarks": {"wikitext": result}}])]
     assert shown == [
         ("bits_per_byte", "1.5287", ""),
         ("word_perplexity", "1,120.12", "3.10"),
         ("acc", "25.00%", "1.00%"),
+        ("perplexity", "", ""),
     ]
 
 
@@ -289,6 +292,12 @@ def test_what_cannot_be_loaded_is_one_message_with_the_reasons(tasks):
 def test_without_lm_eval_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'lm_eval, which is not installed.*pip install -e "\.\[benchmarks\]"'):
+        benchmarks.load_benchmarks(["blimp"])
+
+
+def test_an_lm_eval_that_does_not_work_is_a_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)  # so that importing it fails
+    with pytest.raises(UserError, match=r"lm_eval cannot be used: .*lm_eval.tasks.*\n.*pip install"):
         benchmarks.load_benchmarks(["blimp"])
 
 

@@ -272,6 +272,22 @@ def test_a_model_card_that_was_edited_is_kept_beside_the_new_one(tmp_path, token
     assert "license: other" in (tmp_path / "hf" / "README.new.md").read_text()
 
 
+def test_what_others_have_put_into_the_export_stays_there(tmp_path, tokenizer_path):
+    preset, folder = make_preset(), tmp_path / "hf"
+    export(model_of(preset, 300), preset, tokenizer_path, folder, gguf=True)
+    theirs = {"LICENSE": "MIT", "model-Q4_K_M.gguf": "quantized", "lora/adapter.json": "{}"}
+    (folder / "lora").mkdir()
+    for name, content in theirs.items():
+        (folder / name).write_text(content)
+    (folder / "link").symlink_to("LICENSE")
+    for _ in range(2):
+        export(model_of(preset, 300), preset, tokenizer_path, folder)
+        assert {name: (folder / name).read_text() for name in theirs} == theirs
+        assert (folder / "link").is_symlink()
+        assert not (folder / "model.gguf").exists()  # of the weights before
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_a_link_in_place_of_the_export_is_replaced_and_its_target_left_alone(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine").write_text("mine")

@@ -57,6 +57,19 @@ def test_a_character_is_shown_when_all_its_bytes_are_there(text):
     assert texts(text.encode()[:-1] if text == "😀" else b"") in ([], ["\ufffd"])
 
 
+def test_the_time_of_a_token_does_not_grow_with_the_text():
+    text, lengths = "naïve 漢字 😀! " * 40, []
+
+    def decode(tokens: list[int]) -> str:
+        lengths.append(len(tokens))
+        return decode_bytes(tokens)
+
+    pieces = list(text_pieces(text.encode(), decode))
+    assert "".join(piece for _, piece in pieces) == text
+    assert pieces[-1][0] == len(text.encode())
+    assert max(lengths) < 50
+
+
 def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
     assert "".join(texts(b"a\xff\xffb")) == "a\ufffd\ufffdb"
 

@@ -1,5 +1,6 @@
 """What is loaded beside a model: the text that tells which tokens a drafter should know."""
 
+import json
 import random
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.lm.inference.test_memory import LENGTH, document, held_out
 from tests.lm.random_model import random_model
 
 DTYPE = row_dtype(4, 1000)
+SHAPE = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": LENGTH, "mlp_size": 64}
 
 
 def test_the_newest_text_of_a_run_if_it_is_there(tmp_path, monkeypatch):
@@ -32,9 +34,11 @@ def test_the_newest_text_of_a_run_if_it_is_there(tmp_path, monkeypatch):
 
 def test_recall_is_fitted_on_the_held_out_text_of_the_run_and_no_other(tmp_path):
     tokenizer, chance = bpe.train(["a few words"], 300), random.Random(1)
-    config = ModelConfig(hidden_size=32, num_layers=1, num_heads=2, seq_length=LENGTH, mlp_size=64)
+    config = ModelConfig(**SHAPE)
     model, path = random_model(config, 300), tmp_path / "stream" / HELD_OUT
-    state = {"stream_position": {}}
+    sources = [{"type": "text", "path": label, "label": label} for label in "01"]
+    preset = {"name": "x", "model": SHAPE, "data": {"sources": sources[:1], "watch": sources[1:]}}
+    state = {"stream_position": {}, "preset": json.dumps(preset)}
     assert "missing or damaged" in load.load_recall(state, tmp_path, model, tokenizer)[1]
     path.parent.mkdir()
     texts = held_out([document(chance, 12) for _ in range(8)])
@@ -43,8 +47,13 @@ def test_recall_is_fitted_on_the_held_out_text_of_the_run_and_no_other(tmp_path)
     recall, words = load.load_recall(state, tmp_path, model, tokenizer)
     assert recall
     assert "bits per byte" in words
+    watched = held_out([document(chance, 12)], [document(chance, 12) for _ in range(8)])
+    watched.save(path)
+    state["stream_position"]["header"] = {"held_out": watched.digest()}
+    assert "too few" in load.load_recall(state, tmp_path, model, tokenizer)[1]
     others = held_out([document(chance, 12) for _ in range(8)])
     others.save(path)
+    state["stream_position"]["header"] = {"held_out": texts.digest()}
     write_header(path.parent, {"held_out": others.digest()})  # another run, since this chat began
     assert load.load_recall(state, tmp_path, model, tokenizer)[0] is None
     texts.save(path)

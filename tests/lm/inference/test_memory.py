@@ -79,12 +79,16 @@ def test_drafts_change_nothing_of_what_is_recalled(model):
     assert 0 < drafting.kept.total() < drafting.drafted.total()
 
 
-def held_out(documents: list[list[int]]) -> HeldOut:
+def held_out(*sources: list[list[int]]) -> HeldOut:
+    return HeldOut([rows_of(documents, str(number)) for number, documents in enumerate(sources)], frozenset())
+
+
+def rows_of(documents: list[list[int]], label: str) -> SourceRows:
     tokens = np.array([token for document in documents for token in [0, *document]] + [0])
     places = np.arange(len(documents))[:, None] * LENGTH + np.arange(LENGTH + 1)
     valid = np.ones((len(documents), LENGTH), dtype=bool)
     starts = np.stack([np.arange(len(documents)), np.zeros(len(documents), dtype=int)], 1)
-    return HeldOut([SourceRows("text", tokens[places], valid, ~valid, starts)], frozenset())
+    return SourceRows(label, tokens[places], valid, ~valid, starts)
 
 
 def document(chance: random.Random, period: int) -> list[int]:
@@ -107,6 +111,9 @@ def test_recall_is_offered_only_if_it_helps_on_documents_it_was_not_fitted_on(mo
     recall, words = fit_recall(model, held_out(alternately), size)
     assert recall is None
     assert "does not help" in words
+
+    recall, _ = fit_recall(model, held_out(repeated, [pairs] * 20), size)  # half of each source is fitted on
+    assert recall
 
     recall, words = fit_recall(model, held_out(repeated[:1]), size)
     assert recall is None

@@ -51,6 +51,8 @@ def test_banned_tokens_have_no_mass_unless_all_are_banned():
         process_logits(logits, [1], 1.0, 1.0), torch.softmax(torch.tensor([3, -torch.inf, 1]), -1)
     )
     torch.testing.assert_close(process_logits(logits, [0, 1, 2], 1.0, 1.0), torch.softmax(logits, -1))
+    impossible = torch.tensor([3.0, -torch.inf, 1.0])  # such as a token that no text has here
+    torch.testing.assert_close(process_logits(impossible, [0, 2], 1.0, 1.0), torch.softmax(impossible, -1))
     assert logits.tolist() == [3.0, 2.0, 1.0]  # the model's logits stay as they were
 
 

@@ -79,6 +79,19 @@ with interruptible():
 """
 
 
+def test_piped_bytes_that_are_no_text_cost_their_own_line():
+    code = READS_LINES.replace("except KeyboardInterrupt:", "except UnicodeDecodeError:")
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        input=b"one\r\ncaf\xe9\nna\xc3\xafve\nlast",
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    lines = [line for line in said.stdout.decode().splitlines() if line not in ("", "> ")]
+    assert [line.removeprefix("> ") for line in lines] == ["read 'one'", "interrupted", "read 'naïve'", "read 'last'"]
+
+
 def typed(*keys: bytes | Callable[[int], None], code: str = READS_LINES) -> tuple[list[str], bool]:
     """Type at each prompt of a program in a terminal of its own, or do something to it; what it printed, and whether it
     left the terminal as it was."""

@@ -40,13 +40,15 @@ def samples(model: Transformer, prompt: list[int], n: int = 0, neighbours=None) 
     """The tokens of each sample, of which no n in a row come twice."""
     written = []
     train = SimpleNamespace(seed=1, sample_no_repeat_ngram=n)
+    held_out = SimpleNamespace(beginnings=lambda count, *lengths: [("notes", prompt)] * count)
     trainer = SimpleNamespace(
         collect_results=lambda: None,
         state=SimpleNamespace(sampled=0, tokens_seen=1),
         world=SimpleNamespace(is_first=True),
         learner=SimpleNamespace(trunk=model, heads={}),
         preset=SimpleNamespace(train=train, model=model.config),
-        held_out=SimpleNamespace(beginnings=lambda count, *lengths: [("notes", prompt)] * count),
+        held_out=SimpleNamespace(without=lambda labels: held_out),
+        watched_labels=[],
         end_tokens=(),
         stop=lambda: False,
         tokenizer=SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens))),
