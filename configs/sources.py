@@ -59,7 +59,10 @@ class TextSource(FilesSource):
 
     type: Literal["text"] = Field(description="Text files.")
     path: FilePath = Field(description="A text file or a folder; ~ and relative paths work.")
-    glob: Name = Field(default="**/*.txt", description="Which files of the folder; ** is any depth.")
+    glob: Name = Field(
+        default="**/*.txt",
+        description="Which files of the folder; ** is any depth. Hidden ones need a dot in the pattern.",
+    )
 
     @field_validator("glob")
     @classmethod

@@ -94,8 +94,8 @@ MUTATIONS = {
     ),
     "recall is judged on the documents that it was fitted on": Mutation(
         "lm/inference/memory.py",
-        "zip(*rows[1::2], strict=True)",
-        "zip(*rows[::2], strict=True)",
+        "zip(*judged_by, strict=True)",
+        "zip(*fitted_on, strict=True)",
         "tests/lm/inference/test_memory.py",
     ),
     "what recall adds is not taken from anything": Mutation(
@@ -648,6 +648,15 @@ MUTATIONS = {
     ),
     "a resumed source begins with small blocks": Mutation(
         "data/feed.py", "number = self.progress.blocks", "number = 0", "tests/data/test_feed.py"
+    ),
+    "hidden files are read": Mutation(
+        "data/sources/find.py", 'if name.startswith("."):', "if False:", "tests/data/sources/test_sources.py"
+    ),
+    "an export throws away what others have put there": Mutation(
+        "lm/export/huggingface.py",
+        "        keep_other_files(out_dir, temporary)\n",
+        "",
+        "tests/lm/export/test_huggingface.py",
     ),
     "conversations have no text for the tokenizer": Mutation(
         "data/feed.py",

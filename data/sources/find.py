@@ -15,7 +15,7 @@ from configs.schema import PDFSource, TextSource
 from configs.text import clip
 from data.sources.base import in_words
 
-PDFS = "**/*.[pP][dD][fF]"
+PDFS = "**/*.pdf"
 MOST_ENTRIES = 1_000_000  # under one path; at 640 bytes a file, more would not fit into the producer
 MOST_LISTED, MOST_NAMED = 1_000, 5  # other files looked at, and kinds of them named, if none matches
 
@@ -47,7 +47,7 @@ def find_files(
     if not os.access(root, os.R_OK | os.X_OK):
         raise SourceError(f"{where} cannot be read; give this user permission to read the folder")
     try:
-        files = list(matching_files(root, pattern, follow_links=spec.follow_links))
+        files = list(matching_files(root, pattern, follow_links=spec.follow_links, any_case=True))
     except CannotBeSearched as error:
         raise SourceError(f"{where} cannot be searched: {error}") from None
     if not files:
@@ -62,17 +62,19 @@ def find_files(
     return files
 
 
-def matching_files(root: Path, pattern: str, *, follow_links: bool = False) -> Iterator[Path]:
+def matching_files(root: Path, pattern: str, *, follow_links: bool = False, any_case: bool = False) -> Iterator[Path]:
     """Yield what is under `root`, matches the glob `pattern` and is no folder.
 
     Every entry is visited once, whatever the pattern (those of pathlib may take for ever), and
-    MOST_ENTRIES at most. Linked folders are entered with `follow_links` alone, each once. Raises
-    CannotBeSearched.
+    MOST_ENTRIES at most. What is hidden (.git, .env) only matches a part that begins with a dot, as in
+    a shell. Linked folders are entered with `follow_links` alone, each once. `any_case`: letters match
+    small and capital ones. Raises CannotBeSearched.
     """
     parts = Path(pattern).parts
     if not parts or any("**" in part and part != "**" for part in parts):
         raise CannotBeSearched(f"{pattern!r} is no glob pattern; write one such as '**/*.txt'")
-    matches = [None if part == "**" else re.compile(fnmatch.translate(part)).match for part in parts]
+    flags = re.IGNORECASE if any_case else 0
+    matches = [None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts]
 
     @cache
     def reached(places: frozenset[int]) -> frozenset[int]:
@@ -84,7 +86,8 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False) -> I
                 found.add(place := place + 1)
         return frozenset(found)
 
-    waiting, num_entries, entered = [(root, reached(frozenset([0])))], 0, set()
+    itself = root.stat()
+    waiting, num_entries, entered = [(root, reached(frozenset([0])))], 0, {(itself.st_dev, itself.st_ino)}
     while waiting:
         folder, places = waiting.pop()
         steps = [(place, matches[place]) for place in places if place < len(matches)]
@@ -97,7 +100,10 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False) -> I
             raise CannotBeSearched(f"there are more than {MOST_ENTRIES:,} files and folders; name a smaller folder")
         for entry in entries:
             name = entry.name
-            taken = [place if match is None else place + 1 for place, match in steps if match is None or match(name)]
+            if name.startswith("."):
+                taken = [place + 1 for place, match in steps if match and parts[place].startswith(".") and match(name)]
+            else:
+                taken = [place if match is None else place + 1 for place, match in steps if not match or match(name)]
             left = reached(frozenset(taken))
             if not left:
                 continue

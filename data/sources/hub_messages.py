@@ -44,6 +44,8 @@ def local_problem(spec: HFSource) -> str:
         for path in chain.from_iterable((spec.files_by_split or {}).values()):
             if not glob.has_magic(path) and "://" not in path:  # the library reads patterns and addresses
                 paths.append(("`data_files`", os.path.join(spec.data_dir or "", path)))
+            elif "[" in path and os.path.exists(os.path.join(spec.data_dir or "", os.path.expanduser(path))):
+                return f"`data_files`: {path}: [ and ] in a path are read as a pattern; rename it, or write ? for each"
         missing = (f"{key}: {_missing(path)}" for key, path in paths if not os.path.exists(os.path.expanduser(path)))
         return next(missing, "")
     if os.path.isfile(spec.folder):
@@ -128,7 +130,7 @@ def how_to_read_pdfs(spec: HFSource) -> str:
 
 def _kinds(folder: Path) -> str:
     """Return how many files of which suffixes are in a folder."""
-    files = (path for path in islice(matching_files(folder, "**/*"), MOST_LOOKED_AT) if not path.name.startswith("."))
+    files = islice(matching_files(folder, "**/*"), MOST_LOOKED_AT)
     return in_words(dict(Counter(path.suffix or "without suffix" for path in files).most_common(MOST_LISTED)))
 
 

@@ -82,7 +82,7 @@ def path_problem(spec: schema.TextSource | schema.PDFSource, pattern: str) -> st
     if not os.path.exists(root):
         return f"{spec.path} does not exist"
     try:
-        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=spec.follow_links))
+        found = not root.is_dir() or any(matching_files(root, pattern, follow_links=spec.follow_links, any_case=True))
     except CannotBeSearched as error:
         return str(error)
     return "" if found else f"no file in {spec.path} matches {pattern}"

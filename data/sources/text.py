@@ -121,8 +121,8 @@ class FileSource(Source):
                     if encoding != UTF_8:
                         self._encodings[digest] = encoding
                     return
-        except OSError:
-            reason = "unreadable"
+        except OSError as error:
+            reason = "unreadable" if error.errno else "damaged"  # which gzip and bz2 say without a number
         except ERRORS:
             reason = "damaged"
         self._left_out[reason] += 1

@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from configs.schema import Preset
+from configs.schema import Preset, Source
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
 from data.heldout_choice import BYTES_PER_TOKEN
 from data.mixing import shares
 from data.order import finish_row
 from data.producer_client import SourceInfo
+from data.sources.base import PIECE_CHARACTERS
 from lm.runtime.estimate import num_milestones
 
 WIDTH = 80  # columns
@@ -40,14 +41,32 @@ class StartCard:
         return self.rows_per_step * self.preset.model.seq_length
 
 
-def num_readings(source: SourceInfo, share: float, token_budget: int) -> float:
+def tokens_of(source: SourceInfo, max_documents: int | None = None) -> float:
+    """Return about how many tokens one reading of a source has; 0 if its size is not known."""
+    most = max_documents * PIECE_CHARACTERS if max_documents else math.inf
+    return min(source.text_bytes, most) / BYTES_PER_TOKEN if source.text_bytes else 0.0
+
+
+def num_readings(source: SourceInfo, share: float, token_budget: int, max_documents: int | None = None) -> float:
     """Return how often a source is read for `share` of the budget, about; 0 if its size is not known."""
-    return share * token_budget * BYTES_PER_TOKEN / source.text_bytes if source.text_bytes else 0.0
+    tokens = tokens_of(source, max_documents)
+    return share * token_budget / tokens if tokens else 0.0
 
 
-def how_much(source: SourceInfo, share: float, token_budget: int, repeat: int | None = None) -> str:
-    """Return how much a source has, and how often it is read: for `share` of the budget, or `repeat` times."""
-    times = num_readings(source, share, token_budget)
+def tokens_until_the_end(card: StartCard) -> int:
+    """Return about how many tokens the run has: fewer than the budget if every source ends before."""
+    data = card.preset.data
+    trained = list(zip(card.sources, data.all_sources, strict=True))[: len(data.trained_sources)]
+    in_all = sum(
+        tokens_of(source, spec.max_documents) * spec.repeat or math.inf if spec.repeat else math.inf
+        for source, spec in trained
+    )
+    return card.token_budget if data.finish or in_all >= card.token_budget else max(card.tokens_seen, int(in_all))
+
+
+def how_much(source: SourceInfo, share: float, token_budget: int, spec: Source) -> str:
+    """Return how much a source has, and how often it is read: for `share` of the budget, or its `repeat` times."""
+    times, repeat = num_readings(source, share, token_budget, spec.max_documents), spec.repeat
     if repeat and times > repeat:
         return (
             f"{source.size}, to be read {repeat:,} times (repeat)" if repeat > 1 else f"{source.size}, to be read once"
@@ -59,7 +78,7 @@ def _readings(card: StartCard) -> list[tuple[str, str]]:
     """Return what it means that a source is read so often, unless its `repeat` ends it."""
     each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
     unlimited = [
-        (num_readings(source, share, card.token_budget), source.label)
+        (num_readings(source, share, card.token_budget, spec.max_documents), source.label)
         for source, share, spec in each
         if not spec.repeat
     ]
@@ -131,7 +150,8 @@ def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
 def render_card(card: StartCard) -> str:
     """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
-    remaining = card.token_budget - card.tokens_seen
+    end = tokens_until_the_end(card)
+    remaining = end - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
     layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
     if model.num_kv_heads != model.num_heads:
@@ -143,11 +163,16 @@ def render_card(card: StartCard) -> str:
     rows = [("run", card.preset.name + went_on)]
     each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
     for index, (source, share, spec) in enumerate(each):
-        size = how_much(source, share, card.token_budget, spec.repeat)
+        size = how_much(source, share, card.token_budget, spec)
         rows.append(("sources" if index == 0 else "", f"{clip(source.label, width):<{width}}  {size}"))
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))
     rows += [
         *_readings(card),
+        *(
+            [("", f"ends after about {human_count(end)} tokens, with the last reading")]
+            if end < card.token_budget
+            else []
+        ),
         *_parts(card.preset, card.token_budget),
         ("tokenizer", card.tokenizer),
         (

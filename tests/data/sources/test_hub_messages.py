@@ -176,6 +176,7 @@ def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, 
         (tmp_path / folder).mkdir()
     (tmp_path / "rows.csv.gz").touch()
     (tmp_path / "a [b]" / "rows.jsonl").touch()
+    (tmp_path / "rows [1].csv").write_text("text\na row\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     for keys, says in (
         ({"dataset": "./rows.csv.gz"}, './rows.csv.gz is a file: write "dataset": "csv", "data_files": "rows.csv.gz"'),
@@ -188,12 +189,20 @@ def test_paths_on_this_disk_are_said_by_the_menu_and_the_reader_alike(tmp_path, 
         ({"dataset": "./" + 300 * "x"}, "xxx (in"),
         ({"dataset": "rows.csv.gz"}, 'rows.csv.gz is a file: write "dataset": "csv", "data_files": "rows.csv.gz"'),
         ({"dataset": "jsonl", "data_files": "a.jsonl"}, 'jsonl is no dataset: write "dataset": "json", and the paths'),
+        (
+            {"dataset": "csv", "data_files": "rows [1].csv"},
+            "[ and ] in a path are read as a pattern; rename it, or write ?",
+        ),
         ({"dataset": "JSON"}, 'JSON is no dataset: write "dataset": "json", and the paths in "data_files"'),
     ):
         found = problem_of(**keys)
         assert says in found
         assert probe([HFSource(type="hf", label="data", **keys)]) == [("data", False, found)]
     (tmp_path / "rows.jsonl").write_text('{"text": "a row"}\n')
-    for keys in ({"data_files": "~/rows.jsonl"}, {"data_dir": "~", "data_files": ["rows.jsonl"]}):
+    for keys in (
+        {"data_files": "~/rows.jsonl"},
+        {"data_dir": "~", "data_files": ["rows.jsonl"]},
+        {"data_files": "r?ws.jsonl"},
+    ):
         source = HFSource(type="hf", dataset="json", label="data", **keys)
         assert [document.text for document, _ in open_source(source, cache_dir=None, seed=1).documents(0)] == ["a row"]

@@ -22,7 +22,7 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
     specs = [
         PythonSource(type="python", label="python"),
         TextSource(type="text", path=str(tmp_path), glob="*.TXT", label="text"),
-        TextSource(type="text", path=str(tmp_path), label="no text"),
+        TextSource(type="text", path=str(tmp_path), glob="*.md", label="no text"),
         PDFSource(type="pdf", path=str(tmp_path), label="pdf"),
         PDFSource(type="pdf", path=str(tmp_path / "gone"), label="no pdf"),
         hf("some/data"),
@@ -34,7 +34,7 @@ def test_each_kind_answers_for_itself(hub, tmp_path):
     answers = probe(specs, seconds=60)
     assert [answer.label for answer in answers] == [spec.label for spec in specs]
     assert [answer.ok for answer in answers] == [True, True, False, True, False, True, False, True, True, False]
-    assert "matches **/*.txt" in answers[2].detail
+    assert "matches *.md" in answers[2].detail
     assert "does not exist" in answers[4].detail
     assert "check the name, or set HF_TOKEN" in answers[6].detail
 

@@ -174,6 +174,36 @@ def open_in_time(path: Path, seconds: float = 1.0, **changes) -> tuple[list[str]
     return sorted(found), source.size()
 
 
+def test_what_is_hidden_is_read_only_where_the_pattern_says_so_and_capital_letters_are_the_same(tmp_path):
+    for name in (".git/hooks/a.txt", ".env.txt", "notes/.trash/b.txt", "notes/c.TXT", ".mine/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(open_text(tmp_path)) == ["notes/c.TXT"]
+    assert texts(open_text(tmp_path, glob="**/*.*")) == ["notes/c.TXT"]
+    assert texts(open_text(tmp_path, glob=".mine/*.txt")) == [".mine/d.txt"]
+    assert sorted(texts(open_text(tmp_path, glob="**/.*/**/*.txt"))) == [
+        ".git/hooks/a.txt",
+        ".mine/d.txt",
+        "notes/.trash/b.txt",
+    ]
+    assert texts(open_text(tmp_path / ".mine")) == [".mine/d.txt"]
+
+
+def test_a_link_to_the_folder_itself_is_not_entered(tmp_path):
+    for name, content in (("a.txt", "text"), ("empty.txt", "")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "self").symlink_to(tmp_path)
+    spec = TextSource(type="text", path=str(tmp_path), label="notes", follow_links=True)
+    assert open_source(spec, cache_dir=None, seed=1).size().endswith("skipped: 1 empty")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_a_compressed_file_that_is_none_is_damaged_and_not_forbidden(tmp_path, suffix):
+    (tmp_path / f"a.txt.{suffix}").write_bytes(b"no archive at all, but some text")
+    with pytest.raises(SourceError, match=r"\(1 damaged\).*; add files with text in them"):
+        open_text(tmp_path, glob=f"**/*.{suffix}")
+
+
 def test_links_that_leave_the_folder_are_followed_only_if_the_preset_says_so(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     (inside / "deep").mkdir(parents=True)
@@ -246,4 +276,7 @@ def test_patterns_mean_what_they_mean_to_pathlib(tmp_path, pattern):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     meant = f"{pattern}/*" if pattern.endswith("**") else pattern  # all that is below, as from Python 3.13 on
-    assert set(matching_files(tmp_path, pattern)) == {path for path in tmp_path.glob(meant) if path.is_file()}
+    seen = {
+        path for path in tmp_path.glob(meant) if path.is_file() and "/." not in str(path.relative_to(tmp_path.parent))
+    }
+    assert set(matching_files(tmp_path, pattern)) == seen

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.schema import DataConfig, load_preset, parse_preset
+from configs.schema import DataConfig, TextSource, load_preset, parse_preset
 from configs.text import clip, counted, human_bytes, human_count, human_time, wrapped
 from data.producer_client import SourceInfo
 from data.sources.probe import Probe
@@ -584,11 +584,15 @@ def test_text_that_will_be_read_again_and_again_is_said():
     small, large, unknown = (
         SourceInfo("notes", "3 files", "", [], text_bytes) for text_bytes in (700_000, 700_000_000, None)
     )
-    assert how_much(small, 0.5, 100_000_000) == "3 files, to be read about 250 times"
-    assert how_much(large, 0.5, 100_000_000) == "3 files"
-    assert how_much(unknown, 0.5, 100_000_000) == "3 files"
-    assert how_much(small, 0.5, 100_000_000, repeat=4) == "3 files, to be read 4 times (repeat)"
-    assert how_much(small, 0.5, 100_000_000, repeat=300) == "3 files, to be read about 250 times"
+
+    def shown(source: SourceInfo, **settings) -> str:
+        return how_much(source, 0.5, 100_000_000, TextSource(type="text", path="notes", **settings))
+
+    assert shown(small) == "3 files, to be read about 250 times"
+    assert shown(large) == shown(unknown) == "3 files"
+    assert shown(small, repeat=4) == "3 files, to be read 4 times (repeat)"
+    assert shown(small, repeat=300) == "3 files, to be read about 250 times"
+    assert shown(large, max_documents=10) == "3 files, to be read about 1,068 times"
 
 
 def test_the_card_says_what_it_means_that_a_small_text_is_read_again_and_again():
@@ -609,7 +613,11 @@ def test_the_card_says_what_it_means_that_a_small_text_is_read_again_and_again()
     for num_bytes, source in ((350_000_000, {}), (1_000_000, {"repeat": 4})):
         assert "heart" not in shown(num_bytes, **source)
         assert '"repeat"' not in shown(num_bytes, **source)
-    assert "a file, to be read 4 times (repeat)" in shown(1_000_000, repeat=4)
+    ends = shown(1_000_000, repeat=4)  # of 3.5 bytes a token
+    assert "a file, to be read 4 times (repeat) “Dear” ends after about 1.1M tokens, with the last reading" in ends
+    assert "35 steps" in ends  # of 32,768 tokens
+    assert "20.0k tokens/s, 57 s to go" in ends
+    assert "ends after" not in shown(100_000_000, repeat=4) + shown(1_000_000)
     assert "A few readings teach nearly as much as new text." in shown(120_000_000)
 
 
