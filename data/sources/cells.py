@@ -128,7 +128,8 @@ def follow(cell: Any, path: list[str]) -> Any:
 
 
 def cell_text(cell: Any) -> str | None:
-    """Return a cell as text; None if it holds none. A time of midnight is left out of a date."""
+    """Return a cell as text; None if it holds none. A time of midnight is left out of a date, and ".0" of a
+    number: whole numbers become fractions where one of their column is one, or is missing."""
     match cell:
         case str():
             return cell
@@ -139,8 +140,12 @@ def cell_text(cell: Any) -> str | None:
                 return None
         case Decimal():
             return f"{cell:f}"
-        case bool() | int() | float():
-            return str(cell) if cell == cell else None  # NaN is how pandas writes "nothing"
+        case bool() | int():
+            return str(cell)
+        case float():
+            if cell != cell:  # NaN is how pandas writes "nothing"
+                return None
+            return str(int(cell)) if abs(cell) < 2**53 and cell == int(cell) else str(cell)
         case datetime():
             return str(cell).removesuffix(" 00:00:00")
         case date() | time():

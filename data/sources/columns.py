@@ -46,7 +46,7 @@ def find_columns(spec: HFSource, files: dict[str, Any], notices: list[str]) -> d
             others = (
                 "" if texts == there else f" ({what} {'is' if what == 'text' else 'are'} in {listed(texts) or 'none'})"
             )
-            marks = [mark for mark in ";\t|" if len(there) == 1 and field in there[0].split(mark)[:-1]]
+            marks = [mark for mark in ";\t|" if len(there) == 1 and field in there[0].split(mark) != there]
             advice = f'write "delimiter": {json.dumps(marks[0])}' if marks else "name one of them in the preset"
             if "__key__" in there:
                 advice = "these are the suffixes of the files in tar archives: name one, or unpack the archives"
