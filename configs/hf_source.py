@@ -29,11 +29,15 @@ LOCAL_FORMATS = tuple(dict.fromkeys(FORMATS.values()))
 MOST_FIELDS = 64
 MOST_ROWS_PUT_TOGETHER = 10_000  # rows in one document
 # What is written for `messages`, and how that is put.
-WRITTEN_FOR_MESSAGES = {
+WRITTEN_FOR_OTHERS = {  # keys that people write, and what is meant
     "conversations": '"messages": "conversations", the column with the turns',
     "conversation": '"messages": "conversation", the column with the turns',
     "prompt": '"messages": ["prompt", "completion"], the columns of a question and its answer',
     "completion": '"messages": ["prompt", "completion"], the columns of a question and its answer',
+    "path": '"dataset", a name on the Hub or a folder',
+    "name": '"dataset", a name on the Hub or a folder; which of its configurations is "config"',
+    "subset": '"config"',
+    "column": '"text_field", the column with the text',
 }
 
 
@@ -185,6 +189,14 @@ class HFSource(SourceSpec):
         parse_split(split)
         return split
 
+    @field_validator("delimiter")
+    @classmethod
+    def _delimits_something(cls, delimiter: str | None, info: ValidationInfo) -> str | None:
+        dataset = info.data.get("dataset")
+        if delimiter and dataset in LOCAL_FORMATS and dataset != "csv":
+            raise ValueError(f"is for CSV files, and dataset is {dataset!r}; remove it")
+        return delimiter
+
     @field_validator("data_files")
     @classmethod
     def _some_files(cls, files: Any, info: ValidationInfo) -> Any:
@@ -200,8 +212,8 @@ class HFSource(SourceSpec):
     @classmethod
     def _text_by_default(cls, given: Any) -> Any:
         alternatives = ("text_field", "fields", "format", "messages")
-        if isinstance(given, dict) and (written := next((key for key in WRITTEN_FOR_MESSAGES if key in given), None)):
-            raise ValueError(f"no key {clip(written, 20)!r}: write {WRITTEN_FOR_MESSAGES[written]}")
+        if isinstance(given, dict) and (written := next((key for key in WRITTEN_FOR_OTHERS if key in given), None)):
+            raise ValueError(f"no key {clip(written, 20)!r}: write {WRITTEN_FOR_OTHERS[written]}")
         if isinstance(given, dict) and all(given.get(key) is None for key in alternatives):
             return {**given, "text_field": "text"}
         match given:

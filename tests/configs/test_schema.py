@@ -489,6 +489,9 @@ def test_conversations_stand_alone_in_their_source_and_what_people_write_for_the
         "the column with the list of turns": {"messages": []},
         'write "messages": "conversations", the column': {"conversations": "conversations"},
         'write "messages": ["prompt", "completion"]': {"prompt": "prompt", "completion": "completion"},
+        "no key 'path': write \"dataset\"": {"path": "a/b"},
+        "no key 'subset': write \"config\"": {"subset": "en"},
+        "is for CSV files, and dataset is 'json'": {"dataset": "json", "data_files": "a.jsonl", "delimiter": ";"},
     }.items():
         assert keys in refusal(data={"sources": [{**chat, **words}]})
 
