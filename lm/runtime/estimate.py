@@ -39,7 +39,7 @@ EVALUATION_LOGIT_BYTES = 12  # of an evaluation, not compiled: logits, their dis
 OUTPUT_BYTES = 12
 FP32_FACTOR, EAGER_FACTOR = 1.7, {"cpu": 2.75, "cuda": 2.0, "mps": 2.75}
 PROCESS_BYTES = 500_000_000  # Python, torch and compiler, or CUDA context
-PRODUCER_BYTES = 400_000_000
+PRODUCER_BYTES = 460_000_000  # with blocks of documents (data/producer.py: LARGEST_BLOCKS)
 MEMORY_TOLERANCE = 1.3  # an estimate above free memory by this factor may fit: the dry run decides
 
 # Shares of the matmul peak; the eager one includes the rest of a step.
