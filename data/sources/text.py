@@ -5,6 +5,7 @@ Never decides which files a preset means, and never reads the text of other form
 
 import hashlib
 import io
+import mimetypes
 import os
 import re
 import stat
@@ -62,6 +63,7 @@ class FileSource(Source):
         self._stamps: dict[str, tuple[int, int]] = {}  # content digest -> size and time of the last change
         self._encodings: dict[str, str] = {}  # content digest -> codec, if the file is not UTF-8
         self._uncertain: list[Path] = []
+        self._no_text: list[Path] = []  # that should be text, by their names
         self._left_out: Counter[str] = Counter()  # files skipped while opening, by reason
         self._num_bytes = 0
         for path in files:
@@ -70,6 +72,8 @@ class FileSource(Source):
             advice = "add files with text in them"
             if self._uncertain:
                 advice = "save them as UTF-8"
+            elif self._no_text:
+                advice = "remove the bytes that no text has, such as NUL"
             elif self._left_out[LINKED]:
                 advice = 'name the folder that the links lead to, or set "follow_links": true'
             elif self._left_out["unreadable"]:
@@ -78,11 +82,14 @@ class FileSource(Source):
                 f"source {label}: none of its files can be read ({in_words(self._left_out)}), {path} among them; {advice}"
             )
         if self._uncertain:
-            named = ", ".join(map(str, self._uncertain[:MOST_NAMED]))
-            more = ", ..." if len(self._uncertain) > MOST_NAMED else ""
             self.notices.append(
                 f"{label}: skipped {counted(len(self._uncertain), 'file')} whose encoding is not certain, since a wrong "
-                f"guess would be trained on: {named}{more}; save as UTF-8 what should be read"
+                f"guess would be trained on: {_named(self._uncertain)}; save as UTF-8 what should be read"
+            )
+        if self._no_text:
+            self.notices.append(
+                f"{label}: skipped {counted(len(self._no_text), 'file')} with bytes that no text has, such as NUL: "
+                f"{_named(self._no_text)}; remove them from what should be read"
             )
         self.text_bytes = self._num_bytes
         everything = hashlib.blake2b("".join(sorted(self._files)).encode(), digest_size=16).hexdigest()
@@ -115,6 +122,8 @@ class FileSource(Source):
                     reason = "empty"
                 elif encoding == "":
                     reason = "binary"
+                    if (mimetypes.guess_type(path.name)[0] or "").startswith("text/"):
+                        self._no_text.append(path)
                 else:
                     self._files[digest], self._stamps[digest] = path, (status.st_size, status.st_mtime_ns)
                     self._num_bytes += num_bytes
@@ -230,3 +239,7 @@ def split(stream: io.TextIOBase) -> Iterator[str]:
 def is_binary(text: str) -> bool:
     """Return whether there is a NUL, or more than one control character in a hundred."""
     return "\0" in text or len(_CONTROL.findall(text)) * 100 > len(text)
+
+
+def _named(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths[:MOST_NAMED])) + (", ..." if len(paths) > MOST_NAMED else "")

@@ -104,6 +104,12 @@ def test_nothing_in_a_folder_stops_the_run(tmp_path):
     assert texts(source) == ["Good text."]
     assert texts(source, 1) == ["Good text."]
     assert source.skipped == {"binary": 2, "empty": 2, "unreadable": 2, "not a regular file": 1}
+    (notice,) = source.notices
+    assert "skipped 2 files with bytes that no text has, such as NUL" in notice
+    assert "picture.txt" in notice
+    (tmp_path / "photo.jpg").write_bytes(bytes(100))
+    assert len(open_text(tmp_path, glob="**/*.*").notices) == 1
+    assert "photo" not in open_text(tmp_path, glob="**/*.*").notices[0]
 
 
 def test_a_file_that_vanishes_while_running_is_counted(folder):
