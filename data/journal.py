@@ -87,10 +87,16 @@ class JournalWriter:
     `num_rows`: rows in the journal. `state`: the state of the last append, or None. `damaged`:
     whether committed rows were cut. `seen(state)` is called for every append that is there. The
     constructor waits for another writer to end: one whose trainer was killed may live a moment
-    longer.
+    longer. From the first append on of which `is_wanted(first row, end, state)` is False, all are cut.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype, seen: Callable[[dict[str, Any]], Any] = lambda state: None):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: np.dtype,
+        seen: Callable[[dict[str, Any]], Any] = lambda state: None,
+        is_wanted: Callable[[int, int, dict[str, Any]], bool] = lambda first, end, state: True,
+    ):
         self.folder, self.dtype = folder, dtype
         self._rows = _open_in_place(folder / ROWS)
         fcntl.flock(self._rows, fcntl.LOCK_EX)
@@ -99,15 +105,19 @@ class JournalWriter:
         self.num_rows, self.damaged, self._states_size = 0, False, 0
         self.state: dict[str, Any] | None = None
         self._check = _header_check(read_header(folder))
-        self._read_appends(seen)
+        self._read_appends(seen, is_wanted)
         self._cut()
 
-    def _read_appends(self, seen: Callable[[dict[str, Any]], Any]) -> None:
+    def _read_appends(
+        self, seen: Callable[[dict[str, Any]], Any], is_wanted: Callable[[int, int, dict[str, Any]], bool]
+    ) -> None:
         with (self.folder / STATES).open("rb") as lines:
             for line in lines:
                 entry = _from_line(line, self._check)
                 if entry is None or not self._has_rows(entry):
                     self.damaged = line.endswith(b"\n")  # a crash leaves a torn line, which is no damage
+                    return
+                if not is_wanted(self.num_rows, entry["rows"], entry["state"]):
                     return
                 seen(entry["state"])
                 self.num_rows, self.state, self._check = entry["rows"], entry["state"], entry["check"]

@@ -111,6 +111,7 @@ def prepare_stream(
     data, specs, seq_length = preset.data, preset.data.all_sources, preset.model.seq_length
     weights = over_the_run(base_weights(data.mix_strategy, data.weights), len(specs), data.finish_share)
     template, eval_tokens = made_before.get("chat_template"), made_before.get("eval_tokens", preset.train.eval_tokens)
+    token_budget = made_before.get("token_budget", token_budget)
     tokenizer, chat = given_tokenizer(preset, stream_dir, template)
     log.info("choosing held-out text")
     chosen, hashes, cuts = choose_held_out(preset, sources, weights, eval_tokens, chat)
@@ -138,6 +139,7 @@ def prepare_stream(
         "tokenizer_sha256": bpe.fingerprint(tokenizer),
         "held_out": held_out.digest(),
         "eval_tokens": eval_tokens,
+        "token_budget": token_budget,  # by which the text is chosen that a tokenizer is trained on
         **({"chat_template": chat.source} if chat else {}),
         "sources": [
             {"label": spec.label, "path": path_of(spec), "pinned": source().pinned}

@@ -84,7 +84,7 @@ class Producer:
         dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), loss_mask=preset.data.has_conversations)
         self.duplicates, self.finishing = Duplicates(), False
         with room_on_disk(stream_dir):
-            self.journal = JournalWriter(stream_dir, dtype, self._saw)
+            self.journal = JournalWriter(stream_dir, dtype, self._saw, partial(self._is_wanted, begun))
         self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(tokenizer))
         self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
@@ -116,6 +116,11 @@ class Producer:
             for index, (spec, source, progress) in enumerate(zip(specs, sources, progress_of_each, strict=True))
         ]
         self._enter_part()
+
+    def _is_wanted(self, begun: int, first: int, end: int, state: dict[str, Any]) -> bool:
+        """Return whether rows of an earlier budget are those of this one: if it is smaller, the finish may begin before
+        them. Those of a window that training has begun stay."""
+        return self.finish is None or first < begun or end <= self.finish or state["finishing"]
 
     def _saw(self, state: dict[str, Any]) -> None:
         """Take over the documents of a state of the journal; of the states before in their order."""

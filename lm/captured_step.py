@@ -54,6 +54,7 @@ class CapturedTrainStep(TrainStep):
         self._forward_backward = Graph(forward_backward, inputs, self.clear, self._pool)
         unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
         self._update = Graph(super().update, (unsound, self.numbers(1)), self.clear, self._pool)
+        self.is_updating = False  # what was captured has changed nothing
 
     def clear(self) -> None:
         """Set the gradients to zero, where they are."""

@@ -71,7 +71,12 @@ class Learner:
             threads, thread_reason = thread_choice()
             torch.set_num_threads(threads)
             self._decisions += [(f"{threads} threads", thread_reason), *wait_policy_decisions()]
-        self._check_memory(compiled=self.compiled)
+        too_large: UserError | None = None
+        try:
+            self._check_memory(compiled=self.compiled)
+        except UserError as error:
+            too_large = error
+        world.raise_on_all(too_large)
         if self.device_type == "cpu":
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 on hardware that supports it
@@ -83,6 +88,7 @@ class Learner:
         loss = compiled_linear_cross_entropy() if self.compiled else linear_cross_entropy
         self.joint = JointModel(self.trunk, self.heads, aux, loss, end_of_text)
         if self.compiled:
+            torch._dynamo.reset()  # else a fifth run of one process has no room for its graphs, and runs eagerly
             self.joint.compile_trunk_and_heads()
         self.peak_rates = peak_learning_rates(train, model, tokens_per_step)
         self.optimizers = build_optimizers(self.trunk, self.heads, self.peak_rates, train.weight_decay, self.dtype)

@@ -101,7 +101,7 @@ class Scorer:
             greedy.append(asked_E == largest_N[row_E])
             total_N = logits_NV.sub_(largest_N[:, None]).exp_().sum(-1).log_().add_(largest_N)
             log_probabilities.append(asked_E - total_N[row_E])
-        return torch.cat(log_probabilities).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
+        return torch.cat(log_probabilities).cpu().double().numpy(), torch.cat(greedy).cpu().numpy()
 
 
 def _starts(found: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:

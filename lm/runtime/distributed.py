@@ -107,6 +107,15 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def raise_on_all(self, error: UserError | None) -> None:
+        """Raise the `error` of the first rank that has one, on every rank. All call it, at one place."""
+        errors: list[UserError | None] = [error]
+        if self.objects is not None:
+            errors *= self.size
+            dist.all_gather_object(errors, error, group=self.objects)
+        if first := next(filter(None, errors), None):
+            raise first
+
     def only_first(self, make: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Call `make` on the first rank and return its result there, and on the others an object that
         raises AttributeError when it is used."""

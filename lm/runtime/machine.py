@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     import torch
 
 
-# Messages of torch's CPU allocator, of oneDNN, and of the loader of libraries.
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a ", "failed to map segment")
+# Messages of torch's CPU allocator, of oneDNN, of the loader of libraries, of GPUs (CUDA, HIP, MPS) and of cuBLAS.
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "could not create a ", "failed to map segment"),
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
 LARGEST_FILE = 1_000_000  # bytes of machine.json
 Rate = Annotated[float, Field(gt=0, lt=1e30)]
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from configs.errors import UserError
+from configs.errors import ErrorOfOneRank, UserError
 from data.memory import give_back_memory
 from lm.evaluate import row_losses
 from lm.learner import Learner
@@ -58,8 +58,8 @@ def dry_run(learner: Learner, num_rows: int) -> float:
                 )
             else:
                 learner.stop_compiling(words_of_compiler(error))
-    if seconds is None:
-        raise UserError(_too_large(learner))
+    if seconds is None:  # the others may have enough memory, and wait for this rank in their step
+        raise (ErrorOfOneRank if world.size > 1 else UserError)(_too_large(learner))
     for optimizer in learner.optimizers:
         optimizer.state.clear()
     if learner.train_step.loss_scale:

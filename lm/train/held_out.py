@@ -158,7 +158,7 @@ class CanonicalMass:
             probabilities_NV = self.trainer.learner.trunk.output(hidden).float().softmax(-1)
             impossible_NV = torch.from_numpy(~possible).to(hidden.device)  # V: of the tokenizer, perhaps fewer
             lost_N = (probabilities_NV[:, : impossible_NV.shape[1]] * impossible_NV).sum(-1)
-            self.sums[0] -= torch.log1p(-lost_N.double().cpu()).sum()
+            self.sums[0] -= torch.log1p(-lost_N.cpu().double()).sum()
         self.sums[1] += num_bytes_BT.sum()
 
     def bits_per_byte(self) -> float:

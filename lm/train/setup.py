@@ -244,7 +244,7 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
         is_in_the_way = fresh
     else:
         remains = has_remains(folder, run.preset.train.save_every_tokens)
-        is_in_the_way = remains or (fresh and _stream_of_another(run, start))
+        is_in_the_way = remains or (fresh and _stream_of_another(run, start)) or _stream_of_another_budget(run)
     if is_in_the_way:
         archived = archive_run(folder)
         log.info("%s", archived_in(archived))
@@ -264,6 +264,12 @@ def begin(run: Run, stream: Stream, fresh: bool, start: StartPoint | None = None
         raise
     finally:
         log_notices(stream)
+
+
+def _stream_of_another_budget(run: Run) -> bool:
+    """Return whether a run killed before its first checkpoint left a stream for another number of tokens."""
+    header = read_header(run.folder / "stream") or {}
+    return header.get("token_budget", run.token_budget) != run.token_budget
 
 
 def _stream_of_another(run: Run, start: StartPoint | None) -> bool:

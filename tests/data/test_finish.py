@@ -10,6 +10,7 @@ from configs.errors import UserError
 from data import tokenizer as bpe
 from data.journal import JournalReader
 from data.order import finish_row, window_edges
+from data.producer import LARGEST_APPEND
 from data.stream import StreamEnded
 from tests.data.small_stream import (
     DTYPE,
@@ -79,6 +80,25 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     from_finish = [not (source[a:b, 1:] == 1).any() for a, b in ((0, 1500), (1500, 2000), (2000, 3000), (3000, 4000))]
     assert from_finish == [False, True, False, True]
     assert {1500, 3000} <= set(longer.windows_begun(4000))
+
+
+def test_a_run_with_a_smaller_budget_finishes_earlier(tmp_path, started):
+    stream = started(finishing(), tmp_path, 8000 * T)
+    read_all(stream, 1000)
+    begun = stream.windows_begun(1000)
+    stream.rows(1000, 3000)  # beyond the beginning of the finish to be
+    stream.close()
+    for start_row in (1000, 1100):  # and the same again when that is resumed
+        shorter = started(finishing(), tmp_path, 4000 * T, start_row=start_row, begun_windows=begun)
+        shorter.begin()
+        _, source, _ = shorter.rows(0, 4000)
+        shorter.close()
+        # The append that has the end of the window begun is kept whole.
+        kept = max(3000, begun[-1] + LARGEST_APPEND // T)
+        assert begun[-1] < 3000 <= kept < 3500
+        assert (source[:3000, 1:] == 1).any()
+        assert not (source[kept:, 1:] == 1).any()
+        assert (source[kept:, 1:] == 2).any()
 
 
 def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_run(tmp_path, started):

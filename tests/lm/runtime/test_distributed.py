@@ -76,6 +76,16 @@ def error_of(world: World) -> tuple[str, str]:
     return "nothing", ""
 
 
+def error_of_the_last(world: World) -> str:
+    """What the ranks say of an error that only the last one has, and then of none."""
+    try:
+        world.raise_on_all(UserError(f"rank {world.rank} is too small") if world.rank == world.size - 1 else None)
+    except UserError as error:
+        world.raise_on_all(None)
+        return str(error)
+    return "nothing"
+
+
 def first_ranks(world: World) -> str:
     """What a method of an object that only the first rank has returns, or that it is not here."""
     try:
@@ -108,6 +118,7 @@ def everything(world: World) -> dict:
         "value": world.from_first(lambda: {"rank": world.rank, "rows": np.arange(3) + world.rank}),
         "first": first_ranks(world),
         "error": error_of(world),
+        "error of the last": error_of_the_last(world),
         "after error": world.from_first(lambda: "still together"),
         "sum": world.sum(torch.tensor([1.0, 10.0 * (world.rank + 1)], dtype=torch.float64)),
         "gradients": gradients(world),
@@ -171,6 +182,12 @@ def test_an_error_of_the_first_rank_is_raised_on_all_and_leaves_them_together(ra
     for seen in ranks:
         assert seen["error"] == ("UserError", "rank 0 found no sources")
         assert seen["after error"] == "still together"
+
+
+@pytest.mark.slow
+def test_an_error_of_any_rank_is_raised_on_all(alone, ranks):
+    said = [seen["error of the last"] for seen in (alone, *ranks)]
+    assert said == ["rank 0 is too small", "rank 1 is too small", "rank 1 is too small"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What is done to the machine's memory is done; a compiler that fails costs speed and not the run."""
 
+import errno
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lm.runtime.compiler import is_one_word, toolchain
+from lm.runtime.machine import is_out_of_memory
 from tests.constants import ROOT
 from tests.program import Program, torchrun
 
@@ -103,3 +105,20 @@ def test_a_compiler_that_fails_on_the_model_alone_is_done_without(num_processes,
     assert "out of registers" in words
     assert '"compiled": false' in (program.checkpoints / "machine.json").read_text()
     assert program.state()["tokens_seen"] == 4_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, other allocations: 1 GB, max allowed: 10 GB)"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("HIP error: out of memory"),
+        RuntimeError("could not create a primitive"),
+    ],
+)
+def test_every_library_says_in_its_own_words_that_memory_is_short(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from configs.errors import UserError
 from configs.schema import parse_preset
@@ -24,6 +26,7 @@ from tests.program import ADAPTIVE, ALL_HEADS, ENVIRONMENT, NOT_A_RUN, ROOT, pre
 COMPILED = """
 import functools, json, sys
 import torch
+from torch._dynamo.utils import counters
 from torch._dynamo.utils import counters
 import lm.learner, main
 from configs.schema import parse_preset
@@ -44,6 +47,7 @@ print(json.dumps(graphs))
 
 TOO_LITTLE = """
 import resource, sys
+from functools import partial
 from pathlib import Path
 import lm.learner, main
 from configs.errors import UserError
@@ -61,6 +65,7 @@ except UserError as error:
 
 CACHED = """
 import sys
+from functools import partial
 from pathlib import Path
 from configs.schema import parse_preset
 from lm.learner import Learner
@@ -100,6 +105,20 @@ def test_a_damaged_cache_of_the_compiler_is_made_anew(tmp_path):
         assert "no torch.compile" not in run.stdout
         said.append("compiling again" in run.stdout)
     assert said == [False, True, False]
+
+
+def test_each_of_many_runs_of_a_process_is_compiled(compiler, monkeypatch, tmp_path):
+    monkeypatch.setattr("lm.learner.compile_choice", lambda device: (True, "for this test"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    preset, learners, graphs = parse_preset(json.dumps(preset_json(tmp_path)), "test"), [], []
+    for _ in range(6):
+        learners.append(Learner(preset, World.start(), vocab_size=300, end_of_text=0, tokens_per_step=256))
+        before = counters["stats"]["unique_graphs"]
+        dry_run(learners[-1], 8)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert graphs == [graphs[0]] * 6
+    assert graphs[0] > 1
+    assert all(learner.compiled for learner in learners)
 
 
 @pytest.mark.slow

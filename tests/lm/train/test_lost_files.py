@@ -9,7 +9,7 @@ import pytest
 import main
 from configs.errors import UserError
 from data import tokenizer as bpe
-from data.journal import JournalReader
+from data.journal import JournalReader, read_header
 from data.packing import row_dtype
 from lm.checkpoint.store import ALIAS, CURRENT
 from lm.report.metrics import read_metrics
@@ -19,7 +19,7 @@ from tests.program import BUDGET, fingerprint, state_in, tiny_preset
 pytestmark = pytest.mark.slow
 
 
-def train(text: Path, folder: Path, *, tokens: int = BUDGET, fresh: bool = False, **data) -> None:
+def train(text: Path, folder: Path, *, tokens: int = BUDGET, budget: int = BUDGET, fresh: bool = False, **data) -> None:
     """As far as `tokens`, and then as if stopped."""
     next_step = Trainer.next_step
 
@@ -29,7 +29,7 @@ def train(text: Path, folder: Path, *, tokens: int = BUDGET, fresh: bool = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_COMPILE_DISABLE", "1")
         patch.setattr(Trainer, "next_step", until_then)
-        main.train(tiny_preset(text, data=data), token_budget=BUDGET, checkpoint_dir=folder, fresh=fresh)
+        main.train(tiny_preset(text, data=data), token_budget=budget, checkpoint_dir=folder, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,18 @@ def test_a_stream_without_a_checkpoint_is_taken_only_with_the_tokenizer_that_it_
     assert bpe.fingerprint(bpe.load(run / "tokenizer.json")) == bpe.fingerprint(small)
     assert [path.name for path in (run / "archive").iterdir()]
     assert 4_000 <= state_in(run)["tokens_seen"] < BUDGET
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_stream_without_a_checkpoint_is_for_its_number_of_tokens(fresh, text, tmp_path):
+    """Its tokenizer was trained on as much text as so many tokens take."""
+    run = tmp_path / "run"
+    train(text, run, tokens=4_000, budget=BUDGET // 2)
+    for path in run.glob("*.pth"):
+        path.unlink()
+    train(text, run, tokens=4_000, fresh=fresh)
+    assert [path.name for path in (run / "archive").iterdir()]
+    assert read_header(run / "stream")["token_budget"] == BUDGET
 
 
 @pytest.mark.parametrize("left", [["hf", "report.md"], ["metrics.jsonl", "samples.md"]])
