@@ -154,8 +154,9 @@ def train(
     """Train one whole run of `token_budget` tokens, or the rest of the unfinished one in
     `checkpoint_dir`, without questions.
 
-    Returns whether the run is finished: False if it was asked to stop. With `fresh`, an existing run is
-    archived first. Raises PresetError if the unfinished run's weights do not fit the preset, UserError for everything
+    Returns whether the run is finished: False if it was asked to stop, and saved. With `fresh`, an existing run is
+    archived first. Raises KeyboardInterrupt if it is asked where there is nothing to save, before the first step and
+    while the report is made; PresetError if the unfinished run's weights do not fit the preset, UserError for everything
     else that the user can fix, such as a larger budget for a run that ended within a row.
     """
     from lm.runtime.distributed import World
@@ -226,9 +227,14 @@ def training_loop(trainer: Trainer) -> bool:
         raise
     if not trainer.done:
         trainer.record()
-        trainer.save(last=True)
-        seen = trainer.state.tokens_seen
-        log.info("Saved at %s tokens. `python main.py` and Enter continue there.", f"{seen:,}")
+        if trainer.is_sound:
+            trainer.save(last=True)
+            where = f"Saved at {trainer.state.tokens_seen:,} tokens. `python main.py` and Enter continue there."
+        else:
+            where = (
+                "Not saved: the last step was skipped. `python main.py` and Enter continue from the last checkpoint."
+            )
+        log.info("%s", where)
         return False
     return end_run(trainer)
 

@@ -16,6 +16,7 @@ from configs.errors import UserError
 from configs.schema import Preset
 from lm.checkpoint.saver import Saver
 from lm.report.metrics import read_metrics
+from lm.train.trainer import Trainer
 from lm.train_step import TrainStep
 from tests.program import BUDGET, tiny_preset, write_text
 
@@ -69,6 +70,21 @@ def test_skipped_steps_are_counted_and_a_save_waits_for_a_sound_one(preset, pois
         in (tmp_path / "report.md").read_text()
     )
     assert "steps skipped: 2" in capsys.readouterr().err  # in the bar
+
+
+def test_a_stop_after_a_skipped_step_saves_nothing(preset, poison, tmp_path, monkeypatch, capsys):
+    poison(20)
+    next_step = Trainer.next_step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer,
+            "next_step",
+            lambda trainer, say: None if trainer.state.num_steps == 20 else next_step(trainer, say),
+        )
+        assert not main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
+    assert "Not saved: the last step was skipped" in capsys.readouterr().out
+    assert seen(tmp_path / "lm_current.pth") == 16 * TOKENS
+    assert main.train(preset, token_budget=BUDGET, checkpoint_dir=tmp_path)
 
 
 def test_five_in_a_row_end_the_run_with_advice_and_leave_its_checkpoint(preset, poison, tmp_path):

@@ -26,6 +26,7 @@ SIGNALS = [
 ]
 
 HANDLED_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
+IS_OURS = threading.Event()  # set where the program is main.py, and not a script that calls its `train`
 LEAVING = threading.Lock()  # acquired by the thread that ends the program, and never released
 
 
@@ -36,6 +37,7 @@ def leave_on_signals() -> None:
     for a user or another process. A handler does it too, since the thread may be scheduled only
     after a run has begun to handle signals itself.
     """
+    IS_OURS.set()
     received, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -75,7 +77,8 @@ class StopRequest:
     to save and leave; it is called often.
 
     `farewell`: while it is not None, there is nothing to lose: a signal prints it and ends the
-    program at once, even during compilation. While it is None, the first signal requests a stop,
+    program at once, even during compilation; a script that calls `train` gets a KeyboardInterrupt
+    with these words. While it is None, the first signal requests a stop,
     and a second Ctrl-C leaves at once with the last checkpoint.
     """
 
@@ -105,6 +108,8 @@ class StopRequest:
     def ask(self) -> None:
         """Do what a signal does; also called when another process of the job received one."""
         if self.farewell is not None:
+            if not IS_OURS.is_set():
+                raise KeyboardInterrupt(self.farewell)
             leave(self.farewell)
         elif not self.asked:
             say_once("Stopping as soon as it is safe, saving first. Ctrl-C again leaves at once.")

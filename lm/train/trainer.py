@@ -292,7 +292,9 @@ class Trainer:
         format); on the first rank only."""
         seq_length = self.preset.model.seq_length
         begun = self.stream.windows_begun(self.state.tokens_seen // seq_length)
-        state = dataclasses.replace(self.state, windows_begun=begun, stream_header=self.stream_info.header)
+        seconds = self.state.seconds + self.records.interval.seconds  # of steps that have no line yet, too
+        header = self.stream_info.header
+        state = dataclasses.replace(self.state, windows_begun=begun, stream_header=header, seconds=seconds)
         return {
             "preset": self.preset.to_json(),
             "token_budget": self.token_budget,

@@ -234,6 +234,25 @@ def test_just_before_others_hear_it(hears, number):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "\nStopped.\n")
 
 
+IN_A_SCRIPT = """
+    import os, signal, time
+    from lm.runtime.signals import StopRequest
+    try:
+        with StopRequest():
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(5)
+    except KeyboardInterrupt as error:
+        print("caught:", error)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_that_trains_is_not_ended(number):
+    script = textwrap.dedent(IN_A_SCRIPT.format(name=number.name))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "caught: Stopped before the first step: nothing new to save.\n")
+
+
 # ---- what takes long --------------------------------------------------------------------------------------------
 
 
