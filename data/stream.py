@@ -120,6 +120,11 @@ class Stream:
         notices, self._process.notices = self._process.notices, []
         return notices
 
+    @property
+    def sources(self) -> list[SourceInfo]:
+        """The sources that are open, in the order of the preset."""
+        return [info for _, info in sorted(self._process.sources.items())]
+
     def wait_opened(
         self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore
     ) -> list[SourceInfo]:
@@ -128,7 +133,7 @@ class Stream:
         Raises UserError naming all that cannot be used.
         """
         self._process.wait(lambda: self._process.opened, should_stop, on_status)
-        return [info for _, info in sorted(self._process.sources.items())]
+        return self.sources
 
     def begin(self, should_stop: Callable[[], bool] = never, on_status: Callable[[str], Any] = ignore) -> StreamInfo:
         """Let the producer write into the checkpoint folder from here on.

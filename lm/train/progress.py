@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aux_heads.metrics import in_brief
 from configs.text import human_bytes, human_count, human_time
 from lm.runtime.terminal import is_terminal
+from lm.train.start_card import tokens_until_the_end
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,11 +30,17 @@ def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
 
     if not trainer.world.is_first:
         return Silent()
+    end, seen = (
+        tokens_until_the_end(trainer.preset, trainer.stream.sources, trainer.token_budget),
+        trainer.state.tokens_seen,
+    )
+    if end <= seen:  # a wrong guess
+        end = trainer.token_budget
     if not is_terminal(sys.stderr):
-        return LogLines(trainer.token_budget, trainer.state.tokens_seen)
+        return LogLines(end, seen)
     return tqdm(
-        total=trainer.token_budget,
-        initial=trainer.state.tokens_seen,
+        total=end,
+        initial=seen,
         unit="tok",
         unit_scale=True,
         dynamic_ncols=True,
@@ -103,7 +110,7 @@ class LogLines:
         now = time.monotonic()
         speed = (self.seen - self._last_seen) / max(now - self._last_time, 1e-9)
         self._last_seen, self._last_time = self.seen, now
-        left = human_time((self.total - self.seen) / max(speed, 1e-9))
+        left = human_time(max(0, self.total - self.seen) / max(speed, 1e-9))
         line = (
             f"{human_count(self.seen)} of {human_count(self.total)} tokens, {human_count(speed)} tokens/s, {left} left"
         )

@@ -1,6 +1,7 @@
 """The start card: everything decided before the first step, in at most 80 columns; text only."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.schema import Preset, Source
@@ -53,15 +54,15 @@ def num_readings(source: SourceInfo, share: float, token_budget: int, max_docume
     return share * token_budget / tokens if tokens else 0.0
 
 
-def tokens_until_the_end(card: StartCard) -> int:
-    """Return about how many tokens the run has: fewer than the budget if every source ends before."""
-    data = card.preset.data
-    trained = list(zip(card.sources, data.all_sources, strict=True))[: len(data.trained_sources)]
+def tokens_until_the_end(preset: Preset, sources: Sequence[SourceInfo], token_budget: int) -> int:
+    """Return about how many tokens a run has: fewer than its budget if every source ends before."""
+    data = preset.data
+    trained = list(zip(sources, data.all_sources, strict=True))[: len(data.trained_sources)]
     in_all = sum(
         tokens_of(source, spec.max_documents) * spec.repeat or math.inf if spec.repeat else math.inf
         for source, spec in trained
     )
-    return card.token_budget if data.finish or in_all >= card.token_budget else max(card.tokens_seen, int(in_all))
+    return token_budget if data.finish or in_all >= token_budget else int(in_all)
 
 
 def how_much(source: SourceInfo, share: float, token_budget: int, spec: Source) -> str:
@@ -150,7 +151,7 @@ def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
 def render_card(card: StartCard) -> str:
     """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
-    end = tokens_until_the_end(card)
+    end = max(card.tokens_seen, tokens_until_the_end(card.preset, card.sources, card.token_budget))
     remaining = end - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
     layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
