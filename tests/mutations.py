@@ -401,8 +401,8 @@ MUTATIONS = {
     ),
     "canonical tokens save the share of the others": Mutation(
         "lm/train/held_out.py",
-        "torch.log1p(-lost_N.double().cpu())",
-        "-lost_N.double().cpu()",
+        "torch.log1p(-lost_N.cpu().double())",
+        "-lost_N.cpu().double()",
         "tests/lm/train/test_held_out.py",
     ),
     "a folder that is removed after a save gets nothing": Mutation(
