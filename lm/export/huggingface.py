@@ -2,8 +2,8 @@
 `LlamaForCausalLM`, open without custom code.
 
 The trunk already has that architecture: exporting renames tensors and splits our fused matrices,
-bit for bit (lm/families.py). The folder is written beside an older one and replaces it as a whole. Never here:
-loading checkpoints, uploading, changing weights.
+bit for bit (lm/families.py). The folder is written beside an older one and replaces it as a whole, with
+what others have put there. Never here: loading checkpoints, uploading, changing weights.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def export_huggingface(
     `model_state` is the `state_dict` of the unwrapped `Transformer`; the model card is made from `run`; with a
     `chat_template` of the run, other programs chat with the model; `aux_heads` are written beside
     the weights, in a file that other readers ignore; with `gguf`, GGUF files and Ollama's Modelfile
-    are too. An earlier export is replaced once the new one is complete and on the disk. Raises
-    DiskError, which leaves the earlier one.
+    are too. An earlier export is replaced once the new one is complete and on the disk; files that no export
+    writes stay. Raises DiskError, which leaves the earlier one.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     end_of_text, tokenizer_id = bpe.end_name(tokenizer), bpe.end_of_text(tokenizer)  # begins each document
