@@ -19,12 +19,12 @@ from typing import Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
+from data.block import Block, Held
 from data.heldout_choice import text_hash
-from data.sources.base import BETWEEN_TURNS, Document, Position, Role, Source, Turn, hash_key, in_words
+from data.sources.base import Document, Position, Source, hash_key, in_words
 from data.waiting import FIRST_WAIT, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # the first block ends with the document that reaches either
-OBJECT_BYTES = 200  # of what Python keeps beside the text of a document, or of a turn
 BLOCK_SECONDS = 2.0  # for which rows wait while a block is read
 ENCODED_BYTES = 2**20  # of text encoded at once, which is several times faster than one document at a time
 LARGE_LOSS, FEWEST_SEEN = 0.1, 100  # a share of the documents, once there are so many, of whose loss the user is told
@@ -67,42 +67,6 @@ class Entry(NamedTuple, Generic[Encoded]):
     num_bytes: int
     skipped: Mapping[str, int]
     text_hash: bytes = b""
-
-
-class Held(NamedTuple):
-    """A document that waits in a block, as UTF-8: Python takes four bytes a letter where there is one emoji.
-
-    `turns`: of a conversation, whose turn has how many characters.
-    """
-
-    text: bytes
-    turns: tuple[tuple[Role, int], ...]
-    text_hash: bytes
-
-    @classmethod
-    def of(cls, document: Document, text_hash: bytes) -> "Held":
-        return cls(document.text.encode(), tuple((role, len(text)) for role, text in document.turns), text_hash)
-
-    def document(self) -> Document:
-        text, turns, start = self.text.decode(), [], 0
-        for role, length in self.turns:
-            turns.append(Turn(role, text[start : start + length]))
-            start += length + len(BETWEEN_TURNS)
-        return Document(text, turns=tuple(turns))
-
-    def num_bytes(self) -> int:
-        """Return about how much memory it takes."""
-        return len(self.text) + OBJECT_BYTES * (1 + len(self.turns))
-
-
-class Block(NamedTuple):
-    """Usable documents that were read together, and what was read to find them. `after`: the start of
-    the next block, or None at the end of the epoch."""
-
-    documents: list[Held]
-    num_bytes: int
-    skipped: Counter[str]
-    after: Position
 
 
 class Feed(Generic[Encoded]):

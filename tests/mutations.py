@@ -659,7 +659,7 @@ MUTATIONS = {
         "tests/lm/export/test_huggingface.py",
     ),
     "conversations have no text for the tokenizer": Mutation(
-        "data/feed.py",
+        "data/block.py",
         "return Document(text, turns=tuple(turns))",
         'return Document("" if turns else text, turns=tuple(turns))',
         "tests/data/test_chat_stream.py",
