@@ -36,6 +36,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.hf_home, ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the tests of pure logic alone (-m core), only the files that have some are imported."""
+    if config.option.markexpr != "core" or not collection_path.name.startswith("test_"):
+        return None
+    return "mark.core" not in collection_path.read_text(encoding="utf-8") or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first: a worker that begins one last would be alone with it for minutes."""
     seconds = Counter()
