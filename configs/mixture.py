@@ -145,6 +145,11 @@ class DataConfig(Section):
         ]
 
     @property
+    def watched_labels(self) -> list[str]:
+        """The labels of sources that are evaluated and never trained on."""
+        return [spec.label for spec in self.all_sources[len(self.trained_sources) :]]
+
+    @property
     def finish_share(self) -> float | None:
         return self.finish.share if self.finish else None
 

@@ -650,7 +650,7 @@ MUTATIONS = {
         "data/feed.py", "number = self.progress.blocks", "number = 0", "tests/data/test_feed.py"
     ),
     "hidden files are read": Mutation(
-        "data/sources/find.py", 'if name.startswith("."):', "if False:", "tests/data/sources/test_sources.py"
+        "data/sources/find.py", 'shown * (part[0] != ".")', "''", "tests/data/sources/test_sources.py"
     ),
     "an export throws away what others have put there": Mutation(
         "lm/export/huggingface.py",

@@ -74,7 +74,11 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False, any_
     if not parts or any("**" in part and part != "**" for part in parts):
         raise CannotBeSearched(f"{pattern!r} is no glob pattern; write one such as '**/*.txt'")
     flags = re.IGNORECASE if any_case else 0
-    matches = [None if part == "**" else re.compile(fnmatch.translate(part), flags).match for part in parts]
+    shown = r"(?!\.)"  # what a part that begins with no dot may match
+    matches = [
+        None if part == "**" else re.compile(shown * (part[0] != ".") + fnmatch.translate(part), flags).match
+        for part in parts
+    ]
 
     @cache
     def reached(places: frozenset[int]) -> frozenset[int]:
@@ -100,10 +104,11 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False, any_
             raise CannotBeSearched(f"there are more than {MOST_ENTRIES:,} files and folders; name a smaller folder")
         for entry in entries:
             name = entry.name
-            if name.startswith("."):
-                taken = [place + 1 for place, match in steps if match and parts[place].startswith(".") and match(name)]
-            else:
-                taken = [place if match is None else place + 1 for place, match in steps if not match or match(name)]
+            taken = [
+                place if match is None else place + 1
+                for place, match in steps
+                if (match(name) if match else name[0] != ".")
+            ]
             left = reached(frozenset(taken))
             if not left:
                 continue

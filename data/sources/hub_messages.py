@@ -42,9 +42,10 @@ def local_problem(spec: HFSource) -> str:
     if spec.folder is None:
         paths = [("`data_dir`", spec.data_dir)] if spec.data_dir else []
         for path in chain.from_iterable((spec.files_by_split or {}).values()):
+            below = os.path.join(spec.data_dir or "", path)
             if not glob.has_magic(path) and "://" not in path:  # the library reads patterns and addresses
-                paths.append(("`data_files`", os.path.join(spec.data_dir or "", path)))
-            elif "[" in path and os.path.exists(os.path.join(spec.data_dir or "", os.path.expanduser(path))):
+                paths.append(("`data_files`", below))
+            elif "[" in path and os.path.exists(os.path.expanduser(below)):
                 return f"`data_files`: {path}: [ and ] in a path are read as a pattern; rename it, or write ? for each"
         missing = (f"{key}: {_missing(path)}" for key, path in paths if not os.path.exists(os.path.expanduser(path)))
         return next(missing, "")

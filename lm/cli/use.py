@@ -64,9 +64,8 @@ def use(action: str, folder: Path) -> None:
     tell(f"{clip(store.name_of(state['preset']), 40)}: {human_count(seen)} of {human_count(budget)} tokens seen.")
     template = load_chat_template(state, tokenizer)
     drafter = load_drafter(state, run, model, tokenizer) if len(model.layers) >= DRAFTING_PAYS_FROM else None
-    state = {
-        name: state[name] for name in ("preset", "stream_position")
-    }  # its tensors take three times the model's memory
+    # The tensors of the state take three times the model's memory.
+    state = {name: state[name] for name in ("preset", "stream_position")}
     torch.set_num_threads(thread_choice()[0])
     with interruptible():
         talk(

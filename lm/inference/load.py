@@ -122,8 +122,7 @@ def load_recall(
     header = state["stream_position"].get("header")
     if not held_out or held_out.digest() != (header if isinstance(header, dict) else {}).get("held_out"):
         return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
-    data = parse_preset(state["preset"], "the checkpoint").data
-    watched = {source.label for source in data.all_sources[len(data.trained_sources) :]}
+    watched = parse_preset(state["preset"], "the checkpoint").data.watched_labels
     return fit_recall(model, held_out.without(watched), bpe.token_bytes(tokenizer))
 
 

@@ -30,12 +30,8 @@ def progress_bar(trainer: Trainer) -> tqdm | LogLines | Silent:
 
     if not trainer.world.is_first:
         return Silent()
-    end, seen = (
-        tokens_until_the_end(trainer.preset, trainer.stream.sources, trainer.token_budget),
-        trainer.state.tokens_seen,
-    )
-    if end <= seen:  # a wrong guess
-        end = trainer.token_budget
+    seen = trainer.state.tokens_seen
+    end = tokens_until_the_end(trainer.preset, trainer.stream.sources, trainer.token_budget, seen)
     if not is_terminal(sys.stderr):
         return LogLines(end, seen)
     return tqdm(

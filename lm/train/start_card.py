@@ -42,32 +42,29 @@ class StartCard:
         return self.rows_per_step * self.preset.model.seq_length
 
 
-def tokens_of(source: SourceInfo, max_documents: int | None = None) -> float:
-    """Return about how many tokens one reading of a source has; 0 if its size is not known."""
-    most = max_documents * PIECE_CHARACTERS if max_documents else math.inf
-    return min(source.text_bytes, most) / BYTES_PER_TOKEN if source.text_bytes else 0.0
+def tokens_of(source: SourceInfo, spec: Source) -> float:
+    """Return about how many tokens one reading of a source has; infinity if its size is not known."""
+    most = spec.max_documents * PIECE_CHARACTERS if spec.max_documents else math.inf
+    return min(source.text_bytes, most) / BYTES_PER_TOKEN if source.text_bytes else math.inf
 
 
-def num_readings(source: SourceInfo, share: float, token_budget: int, max_documents: int | None = None) -> float:
+def num_readings(source: SourceInfo, share: float, token_budget: int, spec: Source) -> float:
     """Return how often a source is read for `share` of the budget, about; 0 if its size is not known."""
-    tokens = tokens_of(source, max_documents)
-    return share * token_budget / tokens if tokens else 0.0
+    return share * token_budget / tokens_of(source, spec)
 
 
-def tokens_until_the_end(preset: Preset, sources: Sequence[SourceInfo], token_budget: int) -> int:
-    """Return about how many tokens a run has: fewer than its budget if every source ends before."""
+def tokens_until_the_end(preset: Preset, sources: Sequence[SourceInfo], token_budget: int, tokens_seen: int) -> int:
+    """Return about how many tokens a run has: fewer than its budget if every source ends before. The guess
+    is wrong, and does not count, if the run has seen as many."""
     data = preset.data
     trained = list(zip(sources, data.all_sources, strict=True))[: len(data.trained_sources)]
-    in_all = sum(
-        tokens_of(source, spec.max_documents) * spec.repeat or math.inf if spec.repeat else math.inf
-        for source, spec in trained
-    )
-    return token_budget if data.finish or in_all >= token_budget else int(in_all)
+    in_all = sum((spec.repeat or math.inf) * tokens_of(source, spec) for source, spec in trained)
+    return token_budget if data.finish or not tokens_seen < in_all < token_budget else int(in_all)
 
 
 def how_much(source: SourceInfo, share: float, token_budget: int, spec: Source) -> str:
     """Return how much a source has, and how often it is read: for `share` of the budget, or its `repeat` times."""
-    times, repeat = num_readings(source, share, token_budget, spec.max_documents), spec.repeat
+    times, repeat = num_readings(source, share, token_budget, spec), spec.repeat
     if repeat and times > repeat:
         return (
             f"{source.size}, to be read {repeat:,} times (repeat)" if repeat > 1 else f"{source.size}, to be read once"
@@ -79,7 +76,7 @@ def _readings(card: StartCard) -> list[tuple[str, str]]:
     """Return what it means that a source is read so often, unless its `repeat` ends it."""
     each = zip(card.sources, card.shares, card.preset.data.all_sources, strict=True)
     unlimited = [
-        (num_readings(source, share, card.token_budget, spec.max_documents), source.label)
+        (num_readings(source, share, card.token_budget, spec), source.label)
         for source, share, spec in each
         if not spec.repeat
     ]
@@ -131,7 +128,7 @@ def _milestones(card: StartCard) -> list[tuple[str, str]]:
 def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
     """Return the rows about weights that have no effect, a finish, and sources that are only watched."""
     data = preset.data
-    labels, num_trained = [source.label for source in data.all_sources], len(data.trained_sources)
+    labels = [source.label for source in data.all_sources]
     rows = []
     if data.source_weights and data.mix_strategy != "weighted":
         rows.append(("mixed", 'source_weights has no effect without mix_strategy "weighted"'))
@@ -143,7 +140,7 @@ def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
         rows.append(
             ("finish", f"from {first:,} tokens on, the last {100 * data.finish.share:.3g}%: {', '.join(mixed)}")
         )
-    if watched := labels[num_trained:]:
+    if watched := data.watched_labels:
         rows.append(("watched", f"{', '.join(watched)}: evaluated, never trained on"))
     return rows
 
@@ -151,7 +148,8 @@ def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
 def render_card(card: StartCard) -> str:
     """Render everything decided before the first step, in at most 80 columns."""
     model, train = card.preset.model, card.preset.train
-    end = max(card.tokens_seen, tokens_until_the_end(card.preset, card.sources, card.token_budget))
+    end = tokens_until_the_end(card.preset, card.sources, card.token_budget, card.tokens_seen)
+    ends_early = [("", f"ends after about {human_count(end)} tokens, with the last reading")]
     remaining = end - card.tokens_seen
     processes = "process" if card.world_size == 1 else "processes"
     layers, heads = counted(model.num_layers, "layer"), counted(model.num_heads, "head")
@@ -169,11 +167,7 @@ def render_card(card: StartCard) -> str:
         rows.append(("", f"  “{clip(source.first_line, 60)}”"))
     rows += [
         *_readings(card),
-        *(
-            [("", f"ends after about {human_count(end)} tokens, with the last reading")]
-            if end < card.token_budget
-            else []
-        ),
+        *(ends_early if end < card.token_budget else []),
         *_parts(card.preset, card.token_budget),
         ("tokenizer", card.tokenizer),
         (

@@ -86,7 +86,7 @@ class Trainer:
         self._rows = RowReader(run, stream, state, stop)
         self.labels = [source.label for source in preset.data.all_sources]
         self.trained_labels = self.labels[: len(preset.data.trained_sources)]
-        self.watched_labels = self.labels[len(self.trained_labels) :]
+        self.watched_labels = preset.data.watched_labels
         self.held_out = info.held_out
         self.trained_held_out = info.held_out.sources[: len(self.trained_labels)]  # without what is only watched
         self.num_held_out = sum(source.num_tokens for source in self.trained_held_out)  # tokens of it
