@@ -266,4 +266,4 @@ class HFSource(SourceSpec):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.folder.name if self.folder else self.dataset, f"{self.dataset}/{self.config}"
+        return (self.folder and self.folder.name) or self.dataset, f"{self.dataset}/{self.config}"

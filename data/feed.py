@@ -21,7 +21,7 @@ from configs import schema
 from configs.errors import Retryable, SourceError
 from data.block import Block, Held
 from data.heldout_choice import text_hash
-from data.sources.base import Document, Position, Source, hash_key, in_words
+from data.sources.base import HELD_OUT_ONE_IN, Document, Position, Source, hash_key, in_words
 from data.waiting import FIRST_WAIT, watch
 
 BLOCK_DOCUMENTS, BLOCK_BYTES = 1024, 2**20  # the first block ends with the document that reaches either
@@ -103,7 +103,7 @@ class Feed(Generic[Encoded]):
         self._seed, self._admit, self._kept_length = seed, admit, kept_length
         self._largest_block = max(BLOCK_BYTES, largest_block)
         self._skipped: Counter[str] = Counter()  # of this block, by the source or this feed
-        self._lost: Counter[str] = Counter()  # documents skipped in all blocks, but those held out
+        self._lost: Counter[str] = Counter()  # documents skipped in all blocks
         self._notices: list[str] = []
         self._blocks = self._read()
         self._waiting: deque[Entry[Encoded]] = deque()
@@ -204,7 +204,8 @@ class Feed(Generic[Encoded]):
         """Make a notice of it if many of the first documents are skipped. Return whether there are so many."""
         num_lost = self._lost.total()
         seen = num_used + num_lost
-        if seen < FEWEST_SEEN or num_lost <= LARGE_LOSS * seen:
+        held_out_as_meant = min(self._lost["held out"], seen // HELD_OUT_ONE_IN)
+        if seen < FEWEST_SEEN or num_lost - held_out_as_meant <= LARGE_LOSS * seen:
             return False
         self._notices.append(
             f"{self.label}: {num_lost:,} of its first {seen:,} documents are skipped ({in_words(self._lost)})"
@@ -228,10 +229,11 @@ class Feed(Generic[Encoded]):
             document = document._replace(text=read.decode())
             if reason := self._reason_to_skip(document):
                 skipped[reason] += 1
-                self._lost[reason] += reason != "held out"
+                self._lost[reason] += 1
                 continue
             if (kept := self._kept_length(document.text)) == 0:
                 skipped["held out"] += 1
+                self._lost["held out"] += 1
                 continue
             document = document._replace(text=document.text[:kept])
             block.append(Held.of(document, text_hash(document.text) if self._admit else b""))

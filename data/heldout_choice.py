@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
+from typing import NamedTuple
 
 from data.chat_template import ChatTemplate
 from data.sources.base import Document
@@ -57,26 +58,36 @@ def is_refused(document: Document, template: ChatTemplate | None) -> bool:
     return bool(template and document.turns and template.refuses(document.turns))
 
 
-def without_shared_cells(
-    chosen: Mapping[bytes, Document], sample: Iterable[Document]
-) -> tuple[dict[bytes, Document], frozenset[bytes], list[int]]:
-    """Return those of the `chosen` documents that are held out; hashes of their fields: what shares one
-    is not trained on; and the numbers of the fields that are not used, since that would cost too much.
+class HeldOutCells(NamedTuple):
+    """`documents`: those that are held out. `shared`: hashes of their fields; what shares one is not trained on.
+    `ordinary`: hashes of fields that say nothing about a document of this source, in whatever other source they are
+    held out. `too_common`: numbers of the fields that are not used, since that would cost too much."""
+
+    documents: dict[bytes, Document]
+    shared: frozenset[bytes]
+    ordinary: frozenset[bytes]
+    too_common: list[int]
+
+
+def without_shared_cells(chosen: Mapping[bytes, Document], sample: Iterable[Document]) -> HeldOutCells:
+    """Choose which of the `chosen` documents are held out, and what must then not be trained on.
 
     If a question about a paragraph is held out, training must not see the paragraph, nor another
     question with that answer. `sample`: documents of the source, which show what a field is: a
     value that many of them have ("yes") says nothing about a document, and a field by which most of
     them would be lost is a category. Where paragraphs have many questions each, fewer are held out.
     """
-    seen = list(map(cell_hashes, sample))
-    counts = Counter(value for hashes in seen for value in hashes.values())
+    counts, long_values, seen = Counter[bytes](), set[bytes](), list[dict[int, bytes]]()
+    for document in sample:
+        seen.append(values := cell_hashes(document))
+        counts.update(values.values())
+        long_values |= passages_of(document, values)
     instruction = min(FEW_QUESTIONS, LARGEST_LOSS * len(seen))  # if more have it
     held_out, shared, lost = dict[bytes, Document](), set[bytes](), 0
     fields: dict[int, set[bytes]] = {}
     for key, document in chosen.items():
         values = cell_hashes(document)
-        long = {value for number, value in values.items() if len(document.cells[number]) >= PASSAGE_LENGTH}
-        passages = {value for value in long - shared if counts[value] <= instruction}
+        passages = {value for value in passages_of(document, values) - shared if counts[value] <= instruction}
         lost += (cost := sum(counts[value] for value in passages))
         if held_out and lost > PASSAGE_LOSS * len(seen):
             lost -= cost
@@ -93,22 +104,44 @@ def without_shared_cells(
             shared |= telling
         else:
             too_common.append(number)
-    return held_out, frozenset(shared), too_common
+    ordinary = {value for value, n in counts.items() if n > (instruction if value in long_values else common)}
+    ordinary |= {values[number] for values in seen for number in too_common if number in values}
+    return HeldOutCells(held_out, frozenset(shared), frozenset(ordinary), too_common)
 
 
-def collect(documents: Iterable[Document], num_tokens: float, min_text_length: int) -> dict[bytes, Document]:
-    """Return documents of about `num_tokens` in all, each text once, by their hashes."""
-    chosen, wanted, unusable = {}, num_tokens * BYTES_PER_TOKEN, 0
+def passages_of(document: Document, values: Mapping[int, bytes]) -> set[bytes]:
+    """Return those of the hashes `values` of its fields that are of passages."""
+    return {value for number, value in values.items() if len(document.cells[number]) >= PASSAGE_LENGTH}
+
+
+def collect(
+    documents: Iterable[Document], num_tokens: float, min_text_length: int, *, repeated: bool = True
+) -> dict[bytes, Document]:
+    """Return documents of about `num_tokens` in all, each text once, by their hashes.
+
+    Without `repeated`, no text that comes twice: of one document in twenty, such a text ("Yes.") is one that the
+    source has many times, and none of its copies could be trained on.
+    """
+    chosen, left_out = dict[bytes, Document](), set[bytes]()
+    wanted, unusable = num_tokens * BYTES_PER_TOKEN, 0
     for document in documents:
         if wanted <= 0 or unusable == MOST_UNUSABLE:
             break
         key = text_hash(document.text)
-        if key in chosen or len(document.text) < min_text_length or not document.text.strip():
+        if key in chosen and not repeated:
+            left_out.add(key)
+            wanted += size_of(chosen.pop(key))
+        elif key in chosen or key in left_out or len(document.text) < min_text_length or not document.text.strip():
             unusable += 1
-            continue
-        chosen[key], unusable = document, 0
-        wanted -= len(document.text.encode("utf-8", "replace"))
+        else:
+            chosen[key], unusable = document, 0
+            wanted -= size_of(document)
     return chosen
+
+
+def size_of(document: Document) -> int:
+    """Return the size of its text in bytes."""
+    return len(document.text.encode("utf-8", "replace"))
 
 
 def collect_of_few(

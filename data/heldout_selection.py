@@ -13,6 +13,7 @@ from data.feed import nothing_usable
 from data.heldout_choice import (
     MOST_UNUSABLE,
     SHORTEST_CUT,
+    HeldOutCells,
     collect,
     collect_of_few,
     is_refused,
@@ -42,31 +43,32 @@ def choose_held_out(
     specs, shortest = preset.data.all_sources, preset.data.min_text_length
     num_trained = len(preset.data.trained_sources)
 
-    def choose(i: int) -> tuple[dict[bytes, Document], dict[bytes, int], frozenset[bytes]]:
+    def choose(i: int) -> tuple[HeldOutCells, dict[bytes, int]]:
         if i >= num_trained:  # watched: not a twentieth, but all of it may be evaluated
             documents = chain(held_out_of(i), head(i))
             chosen = collect(documents, eval_tokens / num_trained, shortest)
             if not chosen:
                 log.warning("%s: nothing of it can be evaluated", specs[i].label)
-            return chosen, {}, frozenset()
+            return HeldOutCells(chosen, frozenset(), frozenset(), []), {}
         wanted = eval_tokens * weights[i] / sum(weights)
         # Of fewer documents none must be selected as a whole, which might be half of the text, or all of it.
         has_enough = has_a_twentieth(i)
-        chosen, cuts = collect(held_out_of(i), wanted if has_enough else 0, shortest), dict[bytes, int]()
+        chosen = collect(held_out_of(i), wanted if has_enough else 0, shortest, repeated=False)
+        cuts = dict[bytes, int]()
         if not chosen:
             chosen, cuts = collect_of_few(head(i), shortest)
         has_cells = any(document.cells for document in chosen.values())
         # From where the held-out documents are, and not the head: data may be sorted by subject.
         others = chain.from_iterable(held_out_of(i, part) for part in range(1, HELD_OUT_ONE_IN))
         sample = islice(others, SAMPLE_DOCUMENTS) if has_cells else ()
-        chosen, shared, too_common = without_shared_cells(chosen, sample)
-        for number in too_common:
+        found = without_shared_cells(chosen, sample)
+        for number in found.too_common:
             log.warning(
                 "%s: documents that share %r with held-out text are trained on, since more than half of the source does",
                 specs[i].label,
                 specs[i].cell_names[number],  # type: ignore[union-attr]  # only such sources have cells
             )
-        return chosen, cuts, shared
+        return found, cuts
 
     def has_a_twentieth(i: int) -> bool:
         """Return whether the source has so many documents that can be used that one in twenty is not all of
@@ -100,14 +102,17 @@ def choose_held_out(
         return (Document("") if is_refused(each, chat) else each for each in documents)
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        chosen, cuts_of_each, shared = zip(*pool.map(choose, range(len(specs))), strict=True)
+        found_in_each, cuts_of_each = zip(*pool.map(choose, range(len(specs))), strict=True)
+    chosen = [found.documents for found in found_in_each]
     if not any(chosen[:num_trained]):
         labels = ", ".join(spec.label for spec in specs[:num_trained])
         raise UserError(
             f"{labels}: no document can be held out for evaluation; needed are two documents, or one of {SHORTEST_CUT} "
             "characters, whose end can be held out"
         )
-    hashes = frozenset(key for documents in chosen for key in documents).union(*shared)
+    shared = frozenset[bytes]().union(*(found.shared for found in found_in_each))
+    shared = shared.difference(*(found.ordinary for found in found_in_each))
+    hashes = shared.union(*chosen)
     return chosen, hashes, {key: kept for each in cuts_of_each for key, kept in each.items()}
 
 

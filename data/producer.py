@@ -118,9 +118,11 @@ class Producer:
         self._enter_part()
 
     def _is_wanted(self, begun: int, first: int, end: int, state: dict[str, Any]) -> bool:
-        """Return whether rows of an earlier budget are those of this one: if it is smaller, the finish may begin before
-        them. Those of a window that training has begun stay."""
-        return self.finish is None or first < begun or end <= self.finish or state["finishing"]
+        """Return whether rows of an earlier budget are those of this one, whose finish may begin elsewhere. Those of a
+        window that training has begun stay."""
+        if self.finish is None or first < begun:
+            return True
+        return first >= self.finish if state["finishing"] else end <= self.finish
 
     def _saw(self, state: dict[str, Any]) -> None:
         """Take over the documents of a state of the journal; of the states before in their order."""
@@ -141,16 +143,17 @@ class Producer:
     def _enter_part(self) -> None:
         """Begin the finish once there are the rows before it, with a mixture of its own.
 
-        The document that reaches beyond them is cut there. In a run resumed with a larger budget,
-        the finish may also end again.
+        The document that reaches beyond them is cut there, and so is the append (`_is_wanted`). In a
+        run resumed with a larger budget, the finish may also end again.
         """
         if self.finish is None or (self.packer.num_rows >= self.finish) == self.finishing:
             return
-        self._begin_part(not self.finishing)
-        self.mixer = Mixer(self.strategy, self.weights())
-        if self.finishing:
+        if not self.finishing:
             for source, dropped in enumerate(np.bincount(self.packer.cut(self.finish))):
                 self.feeds[source].progress.tokens -= int(dropped)
+            self._append()
+        self._begin_part(not self.finishing)
+        self.mixer = Mixer(self.strategy, self.weights())
         for index, feed in enumerate(self.feeds):
             self.mixer.active[index] &= not feed.finished
 

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.hub import HubStandIn, no_fault
+from tests.warm_start import start_data_warm
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -29,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.hf_home = tempfile.mkdtemp()
     os.environ |= {"HF_ENDPOINT": config.hub.url, "HF_HOME": config.hf_home}
     os.environ["OMP_NUM_THREADS"] = "1"  # on shared cores, threads that wait for each other take four times as long
+    if sys.platform == "linux":
+        start_data_warm()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -241,9 +241,30 @@ MUTATIONS = {
     ),
     "pieces lose their system prompt": Mutation(
         "data/sources/conversations.py",
-        "yield _document((*system, *piece), cells_of)",
-        "yield _document(tuple(piece), cells_of)",
+        'system = tuple(turns[:1]) if turns[0].role == "system" else ()',
+        "system = ()",
         "tests/data/sources/test_conversations.py",
+    ),
+    "what is rare in one source is lost to those that have it often": Mutation(
+        "data/heldout_selection.py",
+        "shared = shared.difference(*(found.ordinary for found in found_in_each))",
+        "pass",
+        "tests/data/test_heldout.py",
+    ),
+    "lines that a source has often are held out": Mutation(
+        "data/heldout_selection.py", "shortest, repeated=False)", "shortest)", "tests/data/test_heldout.py"
+    ),
+    "a finish written ahead stays in a longer run": Mutation(
+        "data/producer.py",
+        'return first >= self.finish if state["finishing"] else end <= self.finish',
+        'return end <= self.finish or state["finishing"]',
+        "tests/data/test_finish.py",
+    ),
+    "a PDF that was changed is read": Mutation(
+        "data/sources/pdf.py",
+        "if status != os.EX_NOINPUT and self._has_changed():",
+        "if False:",
+        "tests/data/sources/test_pdf.py",
     ),
     "a chat template from elsewhere has no limits": Mutation(
         "data/chat_template.py", "render if source in (OWN, CHATML) else render_with_limits", "render", HOSTILE_TEMPLATE

@@ -1,5 +1,6 @@
 """Starts of main.py that cost 1 s in place of 5: forks of a process that has imported torch and other libraries, and
-nothing of this program. Starts of torchrun too, and what any of them starts in turn: torchrun's workers, the data process.
+nothing of this program. Starts of torchrun too, and what any of them starts in turn: torchrun's workers, the data process;
+and that of a test, which is forked from another process, without torch.
 
 Each is a process like any other: a child of the one that started it, in a session of its own, with its own command and
 environment in /proc, running its script from the first line. The fork is made by a grandchild, so that the process that
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +27,8 @@ LIBRARIES = (
     "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "pydantic", "safetensors.torch", "tokenizers",
     "torch._dynamo", "torch.distributed.run", "torch.utils.tensorboard",
 )  # fmt: skip
+DATA_LIBRARIES = ("charset_normalizer", "datasets", "jinja2", "pyarrow.parquet", "pydantic", "tokenizers")
+DATA_PROCESS = ["-P", "-m", "data.producer"]
 REQUEST = 2**18  # bytes at most, of paths and environment
 ROOM = 2**14  # bytes for the command of a fork, and for its environment, where the kernel looks for them
 ARGUMENTS, ENVIRONMENT = (
@@ -36,15 +40,15 @@ execute_cold = subprocess.Popen._execute_child
 
 
 class Starter:
-    """A process that forks: it begins with the first fork, whose environment is then what libraries read when they are
+    """A process that forks: it begins with the first fork, whose environment is then what `libraries` read when they are
     imported, and ends when the last that may ask it has ended."""
 
-    def __init__(self, asked: socket.socket | None = None):
-        self.asked = asked
+    def __init__(self, libraries: tuple[str, ...] = LIBRARIES, asked: socket.socket | None = None):
+        self.libraries, self.asked = libraries, asked
 
     def begin(self, environment: dict[str, str]) -> None:
         self.asked, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, __file__, str(theirs.fileno()), " " * ROOM]
+        command = [sys.executable, __file__, str(theirs.fileno()), ",".join(self.libraries), " " * ROOM]
         environment = {**environment, "PROGRAM": "", "ROOM": " " * ROOM}  # it is no process of a program's
         how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "pass_fds": [theirs.fileno()]}
         with theirs:
@@ -89,10 +93,25 @@ def start_warm(starter: Starter) -> None:
     """Let this process start torchrun's workers and the data process warm too."""
 
     def execute(process, args, *rest):
-        warm = [*args][1:2] == ["-u"] or [*args][1:] == ["-P", "-m", "data.producer"]
+        warm = [*args][1:2] == ["-u"] or [*args][1:] == DATA_PROCESS
         (starter.execute if warm else execute_cold)(process, args, *rest)
 
     subprocess.Popen._execute_child = execute
+
+
+def start_data_warm() -> None:
+    """Let this process start the data process warm, unless a test has changed the environment: libraries have read it."""
+    starter, environment = Starter(DATA_LIBRARIES), without_test(os.environ)
+
+    def execute(process, args, *rest):
+        unchanged = without_test(os.environ) == environment
+        (starter.execute if unchanged and [*args][1:] == DATA_PROCESS else execute_cold)(process, args, *rest)
+
+    subprocess.Popen._execute_child = execute
+
+
+def without_test(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 def serve(requests: socket.socket) -> tuple[dict, socket.socket]:
@@ -173,9 +192,9 @@ def show(words: list[str], place: slice) -> None:
 
 
 if __name__ == "__main__":
-    for name in LIBRARIES:
+    for name in sys.argv[2].split(","):
         importlib.import_module(name)
     gc.freeze()
     request, asked = serve(socket.socket(fileno=int(sys.argv[1])))
-    start_warm(Starter(asked))
+    start_warm(Starter(asked=asked))
     become(**request)

@@ -109,7 +109,10 @@ def as_written(cell: Any, kind: pa.DataType) -> Any:
     if cell is None:
         return None
     if isinstance(kind, pa.JsonType):
-        return json.loads(cell)
+        try:
+            return json.loads(cell)
+        except RecursionError:
+            return None
     if types.is_float32(kind) or types.is_float16(kind):
         return float(str(kind.to_pandas_dtype()(cell)))
     if is_list(kind):
@@ -128,7 +131,15 @@ def follow(cell: Any, path: list[str]) -> Any:
 
 
 def cell_text(cell: Any) -> str | None:
-    """Return a cell as text; None if it holds none. A time of midnight is left out of a date, and ".0" of a
+    """Return a cell as text; None if it holds none, or lists in lists without end."""
+    try:
+        return _text_of(cell)
+    except RecursionError:
+        return None
+
+
+def _text_of(cell: Any) -> str | None:
+    """Return what `cell_text` does. A time of midnight is left out of a date, and ".0" of a
     number: whole numbers become fractions where one of their column is one, or is missing."""
     match cell:
         case str():
@@ -152,7 +163,7 @@ def cell_text(cell: Any) -> str | None:
             return str(cell)
         case list():
             items = [item for item in cell if item is not None]
-            texts = [None if is_plain_number(item) else cell_text(item) for item in items]
+            texts = [None if is_plain_number(item) else _text_of(item) for item in items]
             return "\n".join(text for text in texts if text is not None) if texts and None not in texts else None
     return None
 

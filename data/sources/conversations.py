@@ -34,6 +34,7 @@ OF_TOOLS = (
     "tool_response",
 )
 CALLS = ("tool_calls", "function_call")  # keys of a turn
+LONG_EXCHANGE = f"exchange of more than {PIECE_CHARACTERS:,} characters"
 
 
 class NoConversation(ValueError):
@@ -144,8 +145,8 @@ def _turn(given: Any) -> Turn:
     return Turn(ROLES[role.lower()], content.strip())
 
 
-def documents_of(row: Sequence[Any], *, in_columns: bool) -> Iterator[Document]:
-    """Yield the conversation of a row in pieces: its only cell is a list of turns or, `in_columns`, its cells are
+def documents_of(row: Sequence[Any], *, in_columns: bool) -> Iterator[Document | None]:
+    """Yield the conversation of a row in `pieces`: its only cell is a list of turns or, `in_columns`, its cells are
     a question and its answer, or lists of turns that follow each other. Raises NoConversation."""
     if in_columns and (turns := _joined(row)):
         documents = list(pieces(turns_of(turns)))
@@ -155,7 +156,7 @@ def documents_of(row: Sequence[Any], *, in_columns: bool) -> Iterator[Document]:
     else:
         [cell] = row
         documents = list(pieces(turns_of(cell)))
-    if not documents:
+    if not any(documents):
         raise NoConversation(f"with turns of more than {PIECE_CHARACTERS:,} characters")
     yield from documents
 
@@ -170,22 +171,28 @@ def exchange(texts: Sequence[str]) -> tuple[Turn, ...]:
     return Turn("user", "\n\n".join(text for text in question if text)), Turn("assistant", answer)
 
 
-def pieces(turns: Sequence[Turn], cells_of: tuple[str, ...] = ()) -> Iterator[Document]:
+def pieces(turns: Sequence[Turn], cells_of: tuple[str, ...] = ()) -> Iterator[Document | None]:
     """Yield documents of at most PIECE_CHARACTERS: whole exchanges, each piece with the system prompt.
 
-    An exchange that is longer is left out, and the conversation cut there: its answer would be to a question
+    An exchange that is longer is left out (None), and the conversation cut there: its answer would be to a question
     that the model no longer sees. `cells_of`: those of the documents; default: the first question.
     """
     system = tuple(turns[:1]) if turns[0].role == "system" else ()
     cells_of = cells_of or (next((turn.text for turn in turns if turn.role == "user"), ""),)
     room = PIECE_CHARACTERS - _length(system)
-    piece: list[Turn] = []
-    for exchange in [*_exchanges(turns[len(system) :]), None]:
-        if piece and (exchange is None or _length([*piece, *exchange]) > room):
+    piece, length = list[Turn](), 0
+    for exchange in _exchanges(turns[len(system) :]):
+        more = _length(exchange)
+        if piece and length + more > room:
             yield _document((*system, *piece), cells_of)
-            piece = []
-        if exchange and _length(exchange) <= room:
+            piece, length = [], 0
+        if more > room:
+            yield None
+        else:
             piece += exchange
+            length += more
+    if piece:
+        yield _document((*system, *piece), cells_of)
 
 
 def _exchanges(turns: Sequence[Turn]) -> Iterator[list[Turn]]:

@@ -17,6 +17,7 @@ from data.sources.as_utf8 import open_as_utf8
 from data.sources.hub_messages import format_of
 
 LARGEST_CELL = 2**24  # characters; a quote that is never closed makes one cell of all that follows
+NEVER_CLOSED = "unexpected end of data"  # what the reader says of such a quote at the end of a file
 
 
 class CSVFiles:
@@ -76,11 +77,21 @@ class CSVFiles:
         quotes = {"quotechar": config.quotechar, "escapechar": config.escapechar, "doublequote": config.doublequote}
         read: Callable[..., Any] = partial(csv.reader, delimiter=delimiter, quoting=config.quoting, **quotes)
         lines, width, number = Lines(text), len(config.names or ()), 0
-        for cells in read(lines):
+        rows = read(lines)
+        while True:
+            problem = ""
+            try:
+                cells = next(rows, None)
+            except csv.Error:
+                if not width or len(lines.taken) == 1:
+                    raise
+                cells, problem, rows = [], NEVER_CLOSED, read(lines)  # within LARGEST_CELL
+            if cells is None:
+                return
             taken, lines.taken = lines.taken, []
-            if width and len(taken) > 1 and (problem := problem_of(taken, read)):
+            if width and len(taken) > 1 and (problem := problem or problem_of(taken, read)):
                 num_whole = sum(line.count(delimiter) == width - 1 for line in taken)
-                is_open = problem == "unexpected end of data"
+                is_open = problem == NEVER_CLOSED
                 if width > 1 and (num_whole == len(taken) or (is_open and 2 * num_whole > len(taken))):
                     lines.again.extendleft(reversed(taken[1:]))
                     taken, cells = taken[:1], taken[0].rstrip("\r\n").split(delimiter)

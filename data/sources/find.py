@@ -116,7 +116,10 @@ def matching_files(root: Path, pattern: str, *, follow_links: bool = False, any_
                 if len(matches) in left:
                     yield folder / name
             elif follow_links or not entry.is_symlink():
-                identity = entry.stat()
+                try:
+                    identity = entry.stat()
+                except OSError:  # in a folder that may be listed and not entered, or gone
+                    continue
                 if (key := (identity.st_dev, identity.st_ino)) not in entered:
                     entered.add(key)
                     waiting.append((folder / name, left))

@@ -288,7 +288,12 @@ class HubSource(Source):
     def _conversation(self, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Document]:
         """Yield the conversation of a row in pieces, or count it as skipped."""
         try:
-            yield from conversations.documents_of(list(row.values()), in_columns=isinstance(self.spec.messages, list))
+            in_columns = isinstance(self.spec.messages, list)
+            for document in conversations.documents_of(list(row.values()), in_columns=in_columns):
+                if document:
+                    yield document
+                else:
+                    skipped[conversations.LONG_EXCHANGE] += 1
         except conversations.NoConversation as reason:
             skipped[str(reason)] += 1
             notice = f"{self.label}: {clip(reason.detail, 200)}"

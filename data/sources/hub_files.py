@@ -18,7 +18,15 @@ from configs.errors import SourceError
 from configs.hf_source import LOCAL_FORMATS, HFSource
 from configs.splits import Part
 from data.sources.csv_files import CSVFiles
-from data.sources.hub_listing import ALL, check_patterns, choose_tables, files_in_folder, listed_files, name_unread
+from data.sources.hub_listing import (
+    ALL,
+    check_inside,
+    check_patterns,
+    choose_tables,
+    files_in_folder,
+    listed_files,
+    name_unread,
+)
 from data.sources.hub_messages import format_of
 from data.sources.parquet import ParquetFiles
 
@@ -152,6 +160,8 @@ def _files_of(builder: Any, split: str, spec: HFSource) -> list[DataFile]:
     paths = [str(path) for path in (config.data_files or {}).get(split, [])]
     if config.data_files and not paths:
         return []
+    if not spec.data_files:
+        check_inside(spec, paths)
     if len(paths) != dataset.num_shards:
         reader: Reader = LibraryFiles(dataset)
         names = [f"file {number} of {dataset.num_shards}" for number in range(1, dataset.num_shards + 1)]

@@ -85,6 +85,21 @@ def check_patterns(spec: HFSource, given: dict[str, list[str]], revision: str | 
         raise SourceError(f"source {spec.label}: {spec.dataset}, `data_files`: no file matches {quoted(missing)}")
 
 
+def check_inside(spec: HFSource, paths: list[str]) -> None:
+    """Raise SourceError for a file outside of a folder on this disk, which its README.md or a link may name: whoever
+    made the dataset would choose what is trained on. Of repositories the library sees to it."""
+    root = _folder_of(spec)
+    roots = (
+        [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    )  # the Hub's cache has links
+    for path in paths:
+        if spec.folder and not any(Path(os.path.realpath(path)).is_relative_to(root) for root in roots):
+            raise SourceError(
+                f"source {spec.label}: {clip(path, 200)!r} is not a file of {spec.dataset}, though its README.md or a link "
+                "says so; if you want to train on it, name it in `data_files`"
+            )
+
+
 def name_unread(spec: HFSource, listed: list[str], read: list[str], notices: list[str]) -> None:
     """Say which data files of those `listed` are not among those that can be `read`, of whatever split."""
     from datasets.data_files import FILES_TO_IGNORE

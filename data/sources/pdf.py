@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -33,7 +34,7 @@ from data.files import open_file, room_on_disk, write_atomically
 from data.limited_process import ATTEMPTS, OF_OTHERS
 from data.sources.base import PIECE_CHARACTERS
 from data.sources.find import PDFS, find_files, folder_to_stay_in
-from data.sources.text import FileSource, split
+from data.sources.text import MODIFIED, FileSource, split
 
 
 class Limits(NamedTuple):
@@ -50,7 +51,8 @@ class Limits(NamedTuple):
 
 LIMITS = Limits()
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-AHEAD = 4 * CORES  # files extracted before they are needed; more than cores, as one may take long
+# Files extracted before they are needed: more than cores, as one may take long, but each is an open file.
+AHEAD = min(4 * CORES, 64)
 MIN_PAGE_CHARACTERS = 20
 RULES_VERSION = 5  # part of the cache's file names: change it with a child's output or a cache's form
 MARGIN_LINES = 2  # lines at the top and at the bottom of a page that may be a running header or footer
@@ -86,7 +88,9 @@ class PDFSource(FileSource):
             try:
                 while True:
                     for key, digest in islice(upcoming, AHEAD - len(waiting)):
-                        waiting.append((key, digest, Extraction(self._files[digest], digest, self.cache_dir, pool)))
+                        is_changed = partial(self._is_changed, digest)
+                        extraction = Extraction(self._files[digest], digest, is_changed, self.cache_dir, pool)
+                        waiting.append((key, digest, extraction))
                     if not waiting:
                         return
                     lines = waiting[0][2].result()
@@ -98,10 +102,18 @@ class PDFSource(FileSource):
 
 
 class Extraction:
-    """The extraction of one PDF by a child process, for which a thread of the pool waits."""
+    """The extraction of one PDF by a child process, for which a thread of the pool waits. What is read of a file that
+    `is_changed` is not used: what was held out of it may be anywhere in it now."""
 
-    def __init__(self, path: Path, digest: str, cache_dir: Path | None, pool: ThreadPoolExecutor):
-        self.path, self.cache_dir = path, cache_dir
+    def __init__(
+        self,
+        path: Path,
+        digest: str,
+        is_changed: Callable[[], bool],
+        cache_dir: Path | None,
+        pool: ThreadPoolExecutor,
+    ):
+        self.path, self.is_changed, self.cache_dir = path, is_changed, cache_dir
         self._cache = cache_dir / f"{digest}-{RULES_VERSION}.jsonl" if cache_dir else None
         self._child: subprocess.Popen | None = None
         self._cancelled = False
@@ -140,12 +152,22 @@ class Extraction:
             raise MemoryError
         if status == os.EX_IOERR:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if status == os.EX_NOINPUT:
+        reasons = {0: "", -signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
+        problem = reasons.get(status, "PDF crashed its reader")
+        if status != os.EX_NOINPUT and self._has_changed():
+            output.truncate(0)
+            problem = MODIFIED
+        if problem in (reasons[os.EX_NOINPUT], MODIFIED):
             self._cache = None  # not cached, as the file may be back later
-        if status:
-            reasons = {-signal.SIGXCPU: "PDF took too long", os.EX_NOINPUT: "unreadable"}
-            end_for_child(output, reasons.get(status, "PDF crashed its reader"))
+        if problem:
+            end_for_child(output, problem)
         return output
+
+    def _has_changed(self) -> bool:
+        try:
+            return self.is_changed()
+        except OSError:
+            return True
 
     def _run_child(self, output: BinaryIO) -> int:
         """Return the child's exit code. One that hangs counts as ended by SIGXCPU too."""

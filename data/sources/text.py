@@ -34,6 +34,8 @@ _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byt
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
+BINARY_PIECE = "binary piece of a file"
+MODIFIED = "changed since it was opened"
 LINKED = "linked from outside"
 CHANGED = "its files changed since this run began"  # in a notice
 CHUNK = 1 << 20  # bytes
@@ -203,13 +205,14 @@ class FileSource(Source):
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
             if self._is_changed(digest):  # what was held out of it may be anywhere in it now
-                skipped["changed since it was opened"] += 1
+                skipped[MODIFIED] += 1
                 return
             with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
-                        skipped["binary"] += 1
-                        return
+                        skipped[BINARY_PIECE] += 1
+                        blank = False  # which is counted already
+                        continue
                     blank = blank and not text.strip()
                     yield text
             if blank:

@@ -11,7 +11,7 @@ from configs.errors import Retryable, SourceError
 from data import feed as feed_module
 from data import waiting
 from data.feed import Feed, Progress
-from data.heldout_choice import reason_to_skip
+from data.heldout_choice import reason_to_skip, text_hash
 from data.prepare import texts_of
 from data.sources.base import BETWEEN_TURNS, Document, Source, Turn
 
@@ -42,9 +42,11 @@ class Numbers(Source):
         return iter(())
 
 
-def feed(source, progress=None, *, repeat=None, max_documents=None, min_text_length=1, largest_block=0):
+def feed(
+    source, progress=None, *, repeat=None, max_documents=None, min_text_length=1, largest_block=0, held_out=frozenset()
+):
     spec = SimpleNamespace(label="numbers", repeat=repeat, max_documents=max_documents)
-    skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=frozenset())
+    skip = partial(reason_to_skip, min_text_length=min_text_length, held_out=held_out)
     return Feed(spec, lambda: source, texts_of, skip, seed=1, progress=progress, largest_block=largest_block)
 
 
@@ -97,6 +99,12 @@ def test_a_large_loss_is_said_once_and_not_again_by_a_resumed_run():
     few = feed(Numbers(90))
     take(few, 20)
     assert few.new_notices() == []
+    # One in twenty should be held out, whatever else is lost; copies of what is held out are a loss.
+    held_out = Numbers(300)
+    held_out.documents = lambda epoch, position: ((Document(f"line {n % 3 if n % 5 else n}"), n) for n in range(300))
+    repeating = feed(held_out, held_out=frozenset({text_hash("line 0")}))
+    take(repeating, 1)
+    assert repeating.new_notices() == ["numbers: 81 of its first 300 documents are skipped (81 held out)"]
 
 
 def test_documents_are_shuffled_by_blocks_that_grow_and_all_there(monkeypatch):

@@ -82,6 +82,21 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     assert {1500, 3000} <= set(longer.windows_begun(4000))
 
 
+def test_a_run_with_a_larger_budget_keeps_nothing_of_a_finish_that_was_written_ahead(tmp_path, started):
+    """However far ahead of training the rows were."""
+    stream = started(finishing(), tmp_path, 4000 * T)
+    read_all(stream, 2500)
+    begun = stream.windows_begun(2500)
+    stream.rows(2500, 1500)
+    stream.close()
+    longer = started(finishing(), tmp_path, 8000 * T, start_row=2500, begun_windows=begun)
+    longer.begin()
+    _, source, _ = longer.rows(0, 8000)
+    assert begun[-1] <= 3000
+    assert not (source[:6000, 1:] == 2).any(), "the third source is of the finish alone"
+    assert (source[6000:, 1:] == 2).any()
+
+
 def test_a_run_with_a_smaller_budget_finishes_earlier(tmp_path, started):
     stream = started(finishing(), tmp_path, 8000 * T)
     read_all(stream, 1000)

@@ -307,7 +307,7 @@ def rows(number, answer):
 
 def trained_on(documents, held_out):
     chosen = {text_hash(document.text): document for document in held_out}
-    held_out, shared, _ = without_shared_cells(chosen, documents)
+    held_out, shared, _, _ = without_shared_cells(chosen, documents)
     return [document for document in documents if not reason_to_skip(document, 1, shared | set(held_out))]
 
 
@@ -335,7 +335,7 @@ def test_no_paragraph_of_a_held_out_question_is_trained_on_however_many_question
     chosen = {
         text_hash(document.text): document for document in random.Random(1).sample(documents, len(documents) // 20)
     }
-    held_out, shared, _ = without_shared_cells(chosen, documents)
+    held_out, shared, _, _ = without_shared_cells(chosen, documents)
     trained = [document for document in documents if not reason_to_skip(document, 1, shared | set(held_out))]
     assert held_out
     assert not {document.cells[0] for document in trained} & {document.cells[0] for document in held_out.values()}
@@ -355,6 +355,50 @@ def test_a_common_value_or_a_category_is_no_reason_to_lose_most_of_a_source():
         trained = trained_on(documents, held_out)
         assert len(trained) > 700
         assert not {document.cells[0] for document in trained} & {document.cells[0] for document in held_out}
+
+
+def chosen_of(tmp_path, **rows_of):
+    """(hashes, sources) of datasets of questions and answers, by their labels."""
+    for label, rows in rows_of.items():
+        (tmp_path / f"{label}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [
+        {"type": "hf", "dataset": "json", "data_files": f"{tmp_path}/{label}.jsonl", "label": label,
+         **({} if "text" in rows[0] else {"fields": ["q", "a"], "format": "{q} {a}"})}
+        for label, rows in rows_of.items()
+    ]  # fmt: skip
+    model = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "seq_length": 32}
+    preset = parse_preset(json.dumps({"name": "x", "model": model, "data": {"sources": sources}}), "test")
+    opened = [open_source(spec, cache_dir=None, seed=1) for spec in preset.data.all_sources]
+    reads = [lambda source=source: source for source in opened]
+    chosen, hashes, _ = choose_held_out(preset, reads, [1.0] * len(opened), 2_000, None)
+    return chosen, hashes, opened
+
+
+def test_what_is_common_in_one_source_is_not_lost_to_it_because_it_is_rare_in_another(tmp_path):
+    rare = [{"q": f"question {n}", "a": f"answer {n}"} for n in range(2000)]
+    common = [
+        {"q": f"other {n}" if n % 10 else "question 3", "a": f"reply {n}" if n % 3 else "Yes."} for n in range(1000)
+    ]
+    [chosen, _], _, _ = chosen_of(tmp_path, rare=rare, common=common)
+    held_out, other = list(chosen.values())[:2]
+    rare[int(held_out.cells[0].split()[1])]["a"] = "Yes."
+    common[1]["q"] = other.cells[0]
+    chosen, hashes, (_, source) = chosen_of(tmp_path, rare=rare, common=common)
+    assert "Yes." in {document.cells[1] for document in chosen[0].values()}
+    reasons = {document.cells: reason_to_skip(document, 1, hashes) for document, _ in source.documents(0)}
+    assert reasons[other.cells[0], "reply 1"], "what is rare in both tells a document"
+    lost = sum(reason is not None for reason in reasons.values())
+    assert lost <= 1 + len(chosen[1])
+
+
+def test_of_lines_that_many_documents_are_none_is_held_out(tmp_path):
+    texts = [
+        f"The same as {n % 23}, said often." if n % 7 < 3 else f"line {n} of them, said once" for n in range(20_000)
+    ]
+    rows = [{"text": text} for text in texts]
+    [chosen], _, _ = chosen_of(tmp_path, lines=rows)
+    assert len(chosen) > 100
+    assert not [document.text for document in chosen.values() if document.text.startswith("The same")]
 
 
 def test_a_value_is_compared_within_its_field():

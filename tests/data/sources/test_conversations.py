@@ -1,6 +1,7 @@
 """Conversations in the forms that datasets have, what of them is skipped, and what is said of a source without any."""
 
 import json
+import time
 
 import pyarrow as pa
 import pytest
@@ -193,13 +194,25 @@ def test_a_long_conversation_is_cut_between_exchanges_and_each_piece_has_its_sys
         for number in range(4)
         for n in (1, 0)
     ]
-    found = [document.turns for document in pieces((TURNS[0], *talk))]
+    found = [document and document.turns for document in pieces((TURNS[0], *talk))]
+    assert found.pop(1) is None
     assert all(turns[0] == TURNS[0] and turns[-1].role == "assistant" for turns in found)
     assert [turn for turns in found for turn in turns[1:]] == talk[:3] + talk[5:]
     assert len(found) > 2
     assert all(sum(len(turn.text) for turn in turns) <= 60 for turns in found)
-    assert {document.cells for document in pieces(talk)} == {("question number one",)}
-    assert list(pieces([Turn("user", "x" * 61), Turn("assistant", "y")])) == []
+    assert {document.cells for document in pieces(talk) if document} == {("question number one",)}
+    assert list(pieces([Turn("user", "x" * 61), Turn("assistant", "y")])) == [None]
+
+
+def test_an_exchange_that_is_too_long_is_counted_and_a_long_row_takes_no_long_time(hub):
+    long = [{"role": role, "content": text} for text in ("a", "x" * 20_000, "b") for role in ("user", "assistant")]
+    many = [{"role": role, "content": "x"} for _ in range(40_000) for role in ("user", "assistant")]
+    hub.add("some/exchanges", {"train.parquet": parquet(messages=[long, many])})
+    source = open_data("some/exchanges", messages="messages")
+    began = time.process_time()
+    assert sum(document.text.count("x") for document, _ in source.documents(0)) == 80_000
+    assert time.process_time() - began < 10
+    assert source.skipped == {"exchange of more than 16,384 characters": 1}
 
 
 def test_pieces_of_a_conversation_are_documents_of_their_own_and_resume_between_them(hub):

@@ -182,6 +182,14 @@ def test_a_format_that_gives_rows_instead_of_tables(tmp_path):
     assert texts(source) == [f"text{number}" for number in range(5)]
 
 
+def test_a_cell_of_lists_in_lists_is_skipped_and_counted(opened):
+    rows = [json.dumps({"text": f"row {n}"}) for n in range(20)]
+    rows[7] = '{"text": ' + "[" * 600 + '"deep"' + "]" * 600 + "}"
+    source = opened("\n".join(rows).encode())
+    assert texts(source) == [f"row {n}" for n in range(20) if n != 7]
+    assert source.skipped.total() == 1
+
+
 def test_csv_cells_are_text_as_written(opened):
     content = "text,id\nNone,007\nNA,1.50\nnull,x\n007,\n"
     source = opened(content.encode("utf-8-sig"), kind="csv", fields=["id", "text"], format="{id}|{text}")

@@ -183,7 +183,7 @@ def test_csv_of_every_kind_is_read_as_written_and_ragged_lines_are_counted(tmp_p
     assert found.endswith("""no column 'text'; its columns are id;text; write "delimiter": ";\"""")
     monkeypatch.setattr(csv_files, "LARGEST_CELL", 1000)
     (tmp_path / "quote.csv").write_text('text\ngood\n"never closed\n' + "x\n" * 1000)
-    source = open_data("csv", data_files=str(tmp_path / "quote.csv"))
+    source = open_data("csv", data_files=str(tmp_path / "quote.csv"))  # with more after it than a cell may hold
     assert texts(source) == ["good"]
     assert source.skipped == {"unreadable file": 1}
 
@@ -218,6 +218,40 @@ def test_a_quote_that_is_never_closed_is_said(tmp_path):
     assert texts(source) == ["good"]
     assert source.skipped == {"unreadable file": 1}
     assert "a.csv, which cannot be read: a quote that line 3 opens is never closed" in source.notices[0]
+
+
+def test_a_stray_quote_before_more_than_a_cell_may_hold_takes_no_rows_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_files, "LARGEST_CELL", 1000)
+    rows = [f"{number},row {number}" for number in range(300)]
+    rows[100] = '100,"5-inch screen'
+    (tmp_path / "a.csv").write_text("\n".join(["id,text", *rows]))
+    source = open_data("csv", data_files=str(tmp_path / "a.csv"))
+    assert texts(source) == [row.partition(",")[2] for row in rows]
+    assert not source.notices
+
+
+def test_no_dataset_names_files_that_are_not_its_own(hub, tmp_path):
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"text": "a secret"}\n')
+    own = '{"text": "its own"}\n'
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n---\n"
+    hub.add("some/curious", {"README.md": card.format(secret).encode(), "train.jsonl": own.encode()})
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text(card.format("../secret.jsonl"))
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "train.jsonl").symlink_to(secret)
+    assert "Data files don't belong to some/curious" in problem_of("some/curious"), "as the library says it"
+    for dataset in (f"{tmp_path}/card", f"{tmp_path}/link"):
+        assert "is not a file of" in problem_of(dataset), dataset
+        assert "name it in `data_files`" in problem_of(dataset)
+    assert texts(open_data(f"{tmp_path}/link", data_files="train.jsonl")) == ["a secret"]
+    # In the cache of the Hub every file is a link.
+    blobs, snapshot = tmp_path / "datasets--a--b" / "blobs", tmp_path / "datasets--a--b" / "snapshots" / "0f"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "c0").write_text(own)
+    (snapshot / "train.jsonl").symlink_to("../../blobs/c0")
+    assert texts(open_data(str(snapshot))) == ["its own"]
 
 
 def test_of_an_archive_of_csv_other_files_are_no_rows(tmp_path):

@@ -419,6 +419,20 @@ def test_extracted_text_is_cached_and_used_again(tmp_path, monkeypatch):
     assert again.skipped == first.skipped == {NO_TEXT: 4}
 
 
+def test_a_pdf_that_changes_while_running_is_left_out_and_its_text_not_kept_for_the_one_before(tmp_path):
+    content = {name: make_pdf([f"{BODY} {name}."]) for name in ("one", "two", "other")}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.pdf").write_bytes(content[name])
+    source = open_pdf(tmp_path, tmp_path / "cache")
+    (tmp_path / "one.pdf").write_bytes(content["other"])
+    os.utime(tmp_path / "two.pdf", (1, 1))  # only touched
+    assert [text.split()[-1] for text in texts(source)] == ["two."]
+    assert source.skipped == {"changed since it was opened": 1}
+    (tmp_path / "one.pdf").write_bytes(content["one"])
+    again = open_pdf(tmp_path, tmp_path / "cache")
+    assert {text.split()[-1] for text in texts(again)} == {"one.", "two."}
+
+
 def test_a_cache_written_in_part_or_damaged_is_written_again(tmp_path):
     (tmp_path / "a.pdf").write_bytes(book("one", 3))
     whole = texts(open_pdf(tmp_path, tmp_path / "cache"))

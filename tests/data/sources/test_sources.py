@@ -112,6 +112,27 @@ def test_nothing_in_a_folder_stops_the_run(tmp_path):
     assert "photo" not in open_text(tmp_path, glob="**/*.*").notices[0]
 
 
+def test_a_burst_of_control_characters_costs_no_more_than_its_piece(tmp_path):
+    lines = [f"line {number} of a long log\n" for number in range(10_000)]
+    lines[4000] = "\x01" * 450 + "\n"
+    (tmp_path / "log.txt").write_text("".join(lines))
+    source = open_text(tmp_path)
+    read = sum(map(len, texts(source)))
+    assert sum(map(len, lines)) - PIECE_CHARACTERS <= read < sum(map(len, lines))
+    assert source.skipped == {"binary piece of a file": 1}
+
+
+def test_folders_that_vanish_while_they_are_searched_take_no_others_with_them(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.txt").touch()
+        (tmp_path / f"folder{number}").mkdir()
+    found = matching_files(tmp_path, "**/*.txt")
+    names = {next(found).name}
+    for number in range(10):
+        (tmp_path / f"folder{number}").rmdir()
+    assert names | {path.name for path in found} == {f"{number}.txt" for number in range(10)}
+
+
 def test_a_file_that_vanishes_while_running_is_counted(folder):
     source = open_text(folder)
     (folder / "part0" / "0.txt").unlink()
