@@ -48,8 +48,10 @@ class Folder:
             # Links may lead anywhere but to a device or a pipe, whose reading may never end.
             found = {entry.name: entry.stat() for entry in os.scandir(self.folder) if os.path.exists(entry.path)}
         except OSError as error:
+            archived = sorted(self.folder.parent.glob(f"archive/*/{self.folder.name}"), key=os.path.getmtime)
             raise StartPointError(
                 f"model.init_from: the folder {given} cannot be read ({error.strerror}): correct the path"
+                + (f"; the last run that was archived has {archived[-1]}" if archived else "")
             ) from None
         self.sizes = {name: facts.st_size for name, facts in found.items() if stat.S_ISREG(facts.st_mode)}
 

@@ -153,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._stored(stored[1], stored[2])
         model = re.fullmatch("/api/models/([^/]+/[^/]+)/(tree|commits)/([^/]+)", path)
         if model and (files := self._model(model[1], model[3])) is not None:
-            return self._json(self._tree({".gitattributes": b"", **files}, "") if model[2] == "tree" else commits())
+            tree = self._tree({".gitattributes": b"", **files}, "", recursive=True)
+            return self._json(tree if model[2] == "tree" else commits())
         if file := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(file[1], file[3])
         if api := re.fullmatch(
@@ -261,12 +262,12 @@ class _Handler(BaseHTTPRequestHandler):
         found = {"id": name, "sha": self.hub.revision(name), "private": name in self.hub.private, "gated": gated}
         return {**found, "tags": [], "siblings": siblings}
 
-    def _tree(self, files: Files, folder: str) -> list[dict] | None:
+    def _tree(self, files: Files, folder: str, *, recursive: bool = False) -> list[dict] | None:
         entries: dict[str, dict] = {}
         for path, content in sorted(files.items()):
             if folder and not path.startswith(folder + "/"):
                 continue
-            head, inside, _ = path.removeprefix(folder + "/" if folder else "").partition("/")
+            head, inside, _ = path.removeprefix(folder + "/" if folder else "").partition("\0" if recursive else "/")
             kind = "directory" if inside else "file"
             here = f"{folder}/{head}".strip("/")
             oid = hashlib.sha1(here.encode()).hexdigest()

@@ -147,8 +147,9 @@ def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
         if key not in copies or not value.numel():
-            copy = torch.empty_like(value, device="cpu", pin_memory=value.device.type == "cuda")
-            copies[key] = copy.copy_(value.detach(), non_blocking=True)
+            on_gpu = value.device.type == "cuda"  # of others nobody could say when the copy is there
+            copy = torch.empty_like(value, device="cpu", pin_memory=on_gpu)
+            copies[key] = copy.copy_(value.detach(), non_blocking=on_gpu)
         return copies[key]
     if isinstance(value, dict):
         return {_plain(key, where, copies): _plain(item, f"{where}[{key!r}]", copies) for key, item in value.items()}

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,10 +39,12 @@ from lm.inference.sampling import TEMPERATURE, TOP_P
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 
-# All that an export may write: the rest of the folder is the user's.
+# In a folder of its own: vLLM would take every *.safetensors beside the model's for a part of it.
+HEADS = "aux_heads/model.safetensors"
+# All that an export may write, or earlier ones have: the rest of the folder is the user's.
 WRITTEN = {
     *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", TEMPLATE_FILE, "Modelfile"),
-    *("model.safetensors", "aux_heads.safetensors", *ENCODINGS.values(), CARD, NEW_CARD, FIGURE),
+    *("model.safetensors", HEADS.split("/")[0], "aux_heads.safetensors", *ENCODINGS.values(), CARD, NEW_CARD, FIGURE),
 }
 
 log = logging.getLogger(__name__)
@@ -61,8 +64,8 @@ def export_huggingface(
     """Write `out_dir` (config, weights, tokenizer, generation settings, model card) and return it.
 
     `model_state` is the `state_dict` of the unwrapped `Transformer`; the model card is made from `run`; with a
-    `chat_template` of the run, other programs chat with the model; `aux_heads` are written beside
-    the weights, in a file that other readers ignore; with `gguf`, GGUF files and Ollama's Modelfile
+    `chat_template` of the run, other programs chat with the model; `aux_heads` are written into
+    HEADS, where other readers do not look; with `gguf`, GGUF files and Ollama's Modelfile
     are too. An earlier export is replaced once the new one is complete and on the disk; files that no export
     writes stay. Raises DiskError, which leaves the earlier one.
     """
@@ -87,7 +90,8 @@ def export_huggingface(
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if aux_heads:
             heads = {name: tensor.detach().cpu().clone() for name, tensor in aux_heads.items()}
-            save_file(heads, temporary / "aux_heads.safetensors", metadata={"format": "pt"})
+            (temporary / HEADS).parent.mkdir()
+            save_file(heads, temporary / HEADS, metadata={"format": "pt"})
         if gguf:
             for encoding in ENCODINGS:
                 write_gguf(temporary, encoding, config, state, tokenizer_path, name=preset.name, chat_template=source)
@@ -95,8 +99,7 @@ def export_huggingface(
             (temporary / "Modelfile").write_text(described, encoding="utf-8")
         write_model_card(temporary, preset, end_of_text, run, gguf=gguf, chats=bool(source))
         keep_edited_card(out_dir, temporary)
-        for file in temporary.iterdir():
-            # safetensors lets only the owner read its files.
+        for file in temporary.rglob("*.safetensors"):  # which only the owner may read as yet
             file.chmod((temporary / "config.json").stat().st_mode)
         keep_other_files(out_dir, temporary)
     return out_dir
@@ -152,7 +155,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 yield temporary
             except SafetensorError as error:  # hides the system's number of the error in its text
                 raise OSError(errno.EIO, str(error)) from error
-            for file in temporary.iterdir():
+            for file in temporary.rglob("*"):
                 if file.is_file():
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
@@ -193,12 +196,14 @@ def generation_config(end_of_text_id: int, ends: list[int]) -> dict[str, Any]:
 
 def exported_template(template: ChatTemplate) -> str:
     """Return the source of a chat template for other programs, with the token that began every
-    document in front: transformers adds it to plain text alone."""
+    document in front, which transformers adds to plain text alone, and without today's date, which
+    training did not have either: templates name a fixed one where there is no such function."""
+    source = re.sub(r"\bstrftime_now\b", "no_strftime_now", template.source)
     if template.begins_document:
-        return template.source
+        return source
     # Behind the block, whose line break is dropped, the source begins a line as it did, which decides over its first spaces.
-    begin_line = "{% set begins = true %}\n" if template.source[:1].isspace() else ""
-    return "{{ bos_token }}" + begin_line + template.source
+    begin_line = "{% set begins = true %}\n" if source[:1].isspace() else ""
+    return "{{ bos_token }}" + begin_line + source
 
 
 def tokenizer_config(end_of_text: str, end: str, seq_length: int) -> dict[str, Any]:

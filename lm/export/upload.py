@@ -17,7 +17,7 @@ from data.sources.hub_environment import check_environment, how_to_send_a_token,
 from lm.export.model_card import NEW_CARD
 
 # Files that the export of another run may have, and this one may lack: a chat template would make this model chat.
-OF_SOME_EXPORTS = ["*.gguf", "Modelfile", "chat_template.jinja", "aux_heads.safetensors", NEW_CARD]
+OF_SOME_EXPORTS = ["*.gguf", "Modelfile", "chat_template.jinja", "aux_heads*", NEW_CARD]
 
 
 def account() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 CONTEXT = 16  # tokens
+MOST_DECODED = 256
 
 
 def text_pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[tuple[int, str]]:
@@ -21,8 +22,9 @@ def text_pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
             yield number, text[shown:complete]
             shown = complete
         if len(recent) >= 2 * CONTEXT and shown == len(text):
-            del recent[:-CONTEXT]
-            text = decode(recent)
-            shown = len(text)
+            rest = decode(recent[-CONTEXT:])
+            # Cut within a character, a row of single bytes would be no text from there on.
+            if "\ufffd" not in rest or len(recent) >= MOST_DECODED:
+                recent, text, shown = recent[-CONTEXT:], rest, len(rest)
     if len(text) > shown:
         yield number, text[shown:]

@@ -101,7 +101,7 @@ def generate(
     Attention reaches back over at most the model's seq_length: when the window is full, it slides
     by a quarter, and what is left in it is encoded again, since the keys in the cache depend on
     the text before it. This is at the same token with and without drafts. With `block_ngram` n >
-    0, no n tokens in a row come twice; by default they may, since they do in real text: with n = 3
+    0, no n tokens in a row come twice, unless they end the text; by default they may, since they do in real text: with n = 3
     every seventh token of prose would be forbidden, and 23% of Python's. With `neighbours`, no two
     new tokens are neighbours that no text has; the first may be, since a prompt may end inside of
     a word. With `recall`, what followed the same tokens in the prompt is more probable.
@@ -111,7 +111,7 @@ def generate(
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    text = NgramBlocker(prompt_tokens, block_ngram)
+    text = NgramBlocker(prompt_tokens, block_ngram, allowed=stop_tokens)
     sampler = Sampler(text, temperature, top_p, generator)
     if recall:
         recall.begin(prompt_tokens)

@@ -22,7 +22,7 @@ from data.packing import row_dtype
 from data.stream_files import HELD_OUT
 from lm.checkpoint import store
 from lm.inference.memory import Recall, fit_recall
-from lm.learner import check_shapes
+from lm.learner import MISFIT, check_shapes
 from lm.model import Transformer
 from lm.report.metrics import read_metrics
 from lm.report.record import choice_in_words
@@ -61,6 +61,8 @@ def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
     """Return the tokenizer in `folder`. Raises UserError unless it fits the model and heads of a
     checkpoint's `state`, and these the checkpoint's preset; takes no memory for that."""
     preset = parse_preset(state["preset"], "the checkpoint")
+    if preset.model.unknown:
+        raise UserError(MISFIT.format("the preset"))
     embedding = state["model"].get("embed.weight")
     num_rows = len(embedding) if isinstance(embedding, Tensor) and embedding.ndim else 1
     with torch.device("meta"):

@@ -24,14 +24,14 @@ TEMPERATURE, TOP_P = 0.8, 0.95  # defaults
 
 class NgramBlocker:
     """A text and the tokens that would repeat one of its n-grams: for every n-1 tokens seen, those
-    that followed them. With n = 0 there are none.
+    that followed them, but for those `allowed`. With n = 0 there are none.
 
     The lists are stacks, so that `rollback` undoes `append` exactly, as a rejected draft requires.
     """
 
-    def __init__(self, tokens: Sequence[int] = (), n: int = 3):
+    def __init__(self, tokens: Sequence[int] = (), n: int = 3, allowed: Collection[int] = ()):
         assert n >= 0
-        self.n = n
+        self.n, self.allowed = n, allowed
         self.tokens: list[int] = []
         self._followers: dict[tuple[int, ...], list[int]] = {}
         for token in tokens:
@@ -54,7 +54,8 @@ class NgramBlocker:
 
     def banned(self) -> list[int]:
         """Return the tokens that must not come next."""
-        return self._followers.get(self._context(), []) if self.n else []
+        followers = self._followers.get(self._context(), []) if self.n else []
+        return [token for token in followers if token not in self.allowed]
 
 
 def ban(logits_V: Tensor, banned: Collection[int]) -> Tensor:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,13 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def usual_seconds(steps: Sequence[float]) -> float:
+    """Return the mean seconds of `steps` without those that took ten times the median, and ten seconds: they waited for a
+    network that was down, or the process was suspended."""
+    longest = max(10.0, 10 * statistics.median(steps))
+    return statistics.mean(seconds for seconds in steps if seconds <= longest)
 
 
 class Interval:

@@ -10,11 +10,13 @@ import shlex
 import shutil
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 from lm.runtime.devices import hardware
 
 CACHE = "compiled"  # in checkpoints/
+DELETING_SECONDS = 5.0
 
 
 def compile_choice(device: str) -> tuple[bool, str]:
@@ -58,14 +60,20 @@ def compile_problem(device: str) -> str:
 
 def renew_cache() -> bool:
     """Delete the compiler's cache in `checkpoints/`, of which a power cut may have left empty
-    files, and let torch forget it. Return whether there was one."""
-    cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
-    if cache.name != CACHE or not cache.is_dir() or not any(cache.iterdir()):
+    files, and let torch forget it. Return whether there was one.
+
+    Of torchrun's processes on a machine the first deletes it, and the others give it the time to.
+    """
+    cache, is_first = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")), os.environ.get("LOCAL_RANK", "0") == "0"
+    if cache.name != CACHE or (is_first and not (cache.is_dir() and any(cache.iterdir()))):
         return False
     import torch
     from torch._inductor.codecache import PyCodeCache
 
-    shutil.rmtree(cache, ignore_errors=True)
+    if is_first:
+        shutil.rmtree(cache, ignore_errors=True)
+    else:
+        time.sleep(DELETING_SECONDS)
     torch.compiler.reset()
     PyCodeCache.cache_clear()
     return True

@@ -145,21 +145,24 @@ def device_choice(num_processes: int = 1) -> Choice:
 def _without_kernels(found: Hardware) -> str:
     """Return why torch cannot compute on the first GPU although it finds it, or ""."""
     major, minor = found.capability
-    known = [
-        name.partition("_")[2].rstrip("af") for name in found.architectures if name.startswith(("sm_", "compute_"))
-    ]
-    versions = [(int(digits[:-1]), int(digits[-1])) for digits in known if digits.isdecimal()]
+    versions, intermediate = _versions(found, "sm_"), _versions(found, "compute_")
     if found.architecture and not versions:  # of AMD, where a kernel runs on its own architecture alone
         own, names = found.architecture, [name.partition(":")[0] for name in found.architectures]
         runs = not names or own in names or any(name.endswith("-generic") for name in names)
-    else:  # a kernel runs on later versions of its generation
+    else:  # a kernel runs on later versions of its generation, intermediate code on all later ones
         own = f"sm_{major}{minor}"
-        later = [version for version in versions if version[0] == major and version[1] <= minor]
-        runs = bool(later or not versions or any(name.startswith("compute_") for name in found.architectures))
+        runs = any(version[0] == major and version[1] <= minor for version in versions)
+        runs = runs or not versions or any(version <= (major, minor) for version in intermediate)
     if runs:
         return ""
     built = ", ".join(found.architectures)
     return f"this torch has no kernels for {found.gpus[0]} ({own}; it has {built}): {INSTALL}"
+
+
+def _versions(found: Hardware, prefix: str) -> list[tuple[int, int]]:
+    """Return the versions of NVIDIA's GPUs for which torch has code that begins with `prefix`."""
+    names = [name.removeprefix(prefix).rstrip("af") for name in found.architectures if name.startswith(prefix)]
+    return [(int(digits[:-1]), int(digits[-1])) for digits in names if digits.isdecimal()]
 
 
 def _without_gpu(found: Hardware) -> str:

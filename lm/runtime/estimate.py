@@ -9,6 +9,7 @@ T seq_length. One multiply-add is 2 FLOPs; backward costs twice forward.
 """
 
 import dataclasses
+import os
 import statistics
 
 from aux_heads.sizes import (
@@ -239,11 +240,15 @@ def largest_batch(preset: Preset, available: int, device: str = "cpu", **choices
 def check_memory(preset: Preset, device: str, **choices: bool) -> None:
     """Raise UserError, with a batch size that fits, if a run needs more of the CPU's memory than is free.
 
-    On a GPU with its own the dry run would fail; on others the system would kill the process.
+    On a GPU with its own the dry run would fail; on others the system would kill the process. Of torchrun's
+    processes on a machine each has its share.
     """
     if device == "cuda":
         return
     needed, available = memory_bytes(preset, device, **choices), available_memory()
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_first = PRODUCER_BYTES + checkpoint_bytes(preset)  # the data process, and the copy that is being saved
+    available = of_first + (available - of_first) // num_processes
     if needed <= MEMORY_TOLERANCE * available:
         return
     train, fitting = preset.train, largest_batch(preset, available, device, **choices)
@@ -254,7 +259,8 @@ def check_memory(preset: Preset, device: str, **choices: bool) -> None:
     )
     raise UserError(
         f"Preset {preset.name!r} needs about {needed / 1e9:.1f} GB of memory with train.per_gpu_batch_size "
-        f"{train.per_gpu_batch_size}, and {available / 1e9:.1f} GB are free here. {advice}"
+        f"{train.per_gpu_batch_size}, and {available / 1e9:.1f} GB are free here"
+        f"{f' for each of {num_processes} processes' if num_processes > 1 else ''}. {advice}"
     )
 
 

@@ -60,10 +60,10 @@ def end_with_parent() -> None:
 def peer_has_ended(error: Exception) -> bool:
     """Return whether `error` means that another rank has ended.
 
-    Only messages of gloo and of the rendezvous store about a closed connection count, since the
+    Only messages of gloo, NCCL and the rendezvous store about a closed connection count, since the
     producer has connections too, which a peer may close.
     """
-    return bool(re.search("(gloo/transport|SocketImpl).*(by peer|Broken pipe)", str(error), re.DOTALL))
+    return bool(re.search("(gloo/transport|SocketImpl).*(by peer|Broken pipe)|ncclRemoteError", str(error), re.DOTALL))
 
 
 def watch(world: World, stop: StopRequest) -> AbstractContextManager:

@@ -25,6 +25,7 @@ from lm.train_step import micro_batches
 
 log = logging.getLogger(__name__)
 
+RENEWED = "A step failed with the cached output of torch.compile. The cache was deleted; compiling again."
 FEWEST_TIMED, MOST_TIMED, TIMED_SECONDS = 2, 5, 2.0  # steps; no more once these seconds are over
 
 
@@ -39,6 +40,10 @@ def dry_run(learner: Learner, num_rows: int) -> float:
     if world.gradients:
         # A rank whose compiler fails, or that has none, would leave the others waiting for its gradients.
         problem = _problem_of_compiler(learner, num_rows) if learner.compiled else ""
+        failed, all_compile = world.any(bool(problem)), not world.any(not learner.compiled)
+        if failed and all_compile and renew_cache():  # which all then make anew
+            log.warning(RENEWED)
+            problem = _problem_of_compiler(learner, num_rows)
         if world.any(bool(problem) or not learner.compiled) and learner.compiled:
             learner.stop_compiling(problem or "the compiler of another process fails")
     seconds, is_new = None, False  # the compiler's cache
@@ -53,9 +58,7 @@ def dry_run(learner: Learner, num_rows: int) -> float:
                 raise
             learner.train_step.clear()
             if not is_new and (is_new := renew_cache()):
-                log.warning(
-                    "A step failed with the cached output of torch.compile. The cache was deleted; compiling again."
-                )
+                log.warning(RENEWED)
             else:
                 learner.stop_compiling(words_of_compiler(error))
     if seconds is None:  # the others may have enough memory, and wait for this rank in their step

@@ -151,6 +151,8 @@ class CanonicalMass:
         num_bytes_BT = torch.from_numpy(self.trainer.token_bytes[tokens_BT1[:, 1:].cpu().numpy()])
         num_bytes_BT *= valid_BT.cpu()
         has_text_BT = num_bytes_BT > 0  # special tokens count in no bits per byte
+        if not has_text_BT.any():  # rows of watched sources, or questions alone
+            return
         before_N = tokens_BT1[:, :-1].cpu()[has_text_BT]
         hidden_ND = hidden_BTD[has_text_BT.to(hidden_BTD.device)]
         for before, hidden in zip(before_N.split(AT_ONCE), hidden_ND.split(AT_ONCE), strict=True):

@@ -28,7 +28,7 @@ from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, has_remains, restore
 from lm.evaluation.benchmarks import load_benchmarks
-from lm.learner import Learner
+from lm.learner import MISFIT, Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
 from lm.runtime.log import log_status
@@ -61,6 +61,8 @@ def resume_or_begin(
     checkpoint = None if fresh else world.from_first(_load_checkpoint, folder)
     if checkpoint:
         saved = parse_preset(checkpoint["preset"], "the checkpoint")
+        if saved.model.unknown:
+            raise UserError(MISFIT.format("the preset"))
         edited = changes(saved, preset)
         check_continuable(saved, edited)
         if edited:

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
@@ -28,6 +29,7 @@ from lm.checkpoint import store
 from lm.checkpoint.saver import Saver
 from lm.inference.canonical import Neighbours
 from lm.learner import Learner
+from lm.report.metrics import usual_seconds
 from lm.runtime.estimate import flops_per_token
 from lm.runtime.files import FolderLock
 from lm.runtime.machine import device_name, peak_memory
@@ -111,7 +113,7 @@ class Trainer:
         self.result: StepResult | None = None  # of the last collected step
         self._saver, self._lock = Saver(folder, self.records.sync), lock
         self._pending: deque[Pending] = deque()
-        self._began_at = state.num_steps, state.tokens_seen, state.seconds
+        self._began_at, self._step_seconds = state.tokens_seen, array("d")
         self._leaving = False  # because of an error
         self._rate_factor = 0.0  # of the last step
         if checkpoint:
@@ -198,7 +200,8 @@ class Trainer:
         counted = targets_of(plan, self.preset.model.seq_length, step.loss_mask)
         num_bytes = int((self.token_bytes[step.tokens[:, 1:]] * counted).sum())
         self._pending.append(Pending(launched, num_bytes, line))
-        self.records.interval.took(step.waited + time.perf_counter() - began, waited=step.waited)
+        self._step_seconds.append(step.waited + time.perf_counter() - began)
+        self.records.interval.took(self._step_seconds[-1], waited=step.waited)
         self.collect_results(0 if self.done else STEPS_AHEAD[self.world.device.type])
         return True
 
@@ -211,7 +214,9 @@ class Trainer:
             self.result = self.learner.train_step.result_of(launched)
             self.state.skipped_steps += self.result.skipped
             self.records.interval.add(self.result, launched.num_tokens, launched.num_targets, num_bytes)
-            self.records.interval.took(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self.records.interval.took(seconds)
+            self._step_seconds[-1] += seconds
             if line:
                 self.records.write_steps(line)
 
@@ -309,11 +314,11 @@ class Trainer:
 
     @property
     def speed_reached(self) -> float | None:
-        """Tokens per second since this start, of the steps recorded so far; None if they are too few to tell."""
-        steps, tokens, seconds = self._began_at
-        if self.state.num_steps - steps < STEPS_THAT_TELL or self.state.seconds <= seconds:
+        """Tokens per second of the usual steps since this start; None if they are too few to tell."""
+        num_steps = len(self._step_seconds)
+        if num_steps < STEPS_THAT_TELL:
             return None
-        return (self.state.tokens_seen - tokens) / (self.state.seconds - seconds)
+        return (self.state.tokens_seen - self._began_at) / num_steps / usual_seconds(self._step_seconds)
 
     @property
     def machine(self) -> str:

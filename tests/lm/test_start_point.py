@@ -271,6 +271,10 @@ def test_a_tied_output_layer_that_is_stored_too_is_taken_if_it_is_the_same(tmp_p
 def test_a_folder_that_is_not_there_is_one_message(tmp_path):
     with pytest.raises(StartPointError, match=r"model.init_from: the folder .*nowhere cannot be read"):
         open_start_point(starting_from(tmp_path / "nowhere"))
+    export = tmp_path / "archive" / "a-run" / "hf"  # of the run that was there, before another was begun and stopped
+    export.mkdir(parents=True)
+    with pytest.raises(StartPointError, match=f"the last run that was archived has {export}"):
+        open_start_point(starting_from(tmp_path / "hf"))
 
 
 # ---- its chat template -------------------------------------------------------------------------------------------

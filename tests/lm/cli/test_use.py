@@ -103,6 +103,7 @@ def test_a_checkpoint_that_does_not_fit_itself_is_neither_talked_to_nor_exported
         "norm.weight does not fit": {"model": {**model, "norm.weight": torch.ones(7)}},
         "extra does not fit": {"model": {**model, "extra": torch.ones(7)}},
         "head does not fit": {"heads": {"head": torch.ones(7)}},
+        "the preset does not fit": {"preset": json.dumps({**text, "model": {"init_from": "a/b", "seq_length": 64}})},
     }
     for action in ("talk", "export"):
         for reason, changes in hostile.items():

@@ -11,7 +11,7 @@ from data.chat_template import CHATML, MARKERS, OWN, ChatTemplate, Turn, templat
 from lm.export.ollama import modelfile
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from tests.data.test_chat_template import QWEN3, SMOLLM2
+from tests.data.test_chat_template import LLAMA3, QWEN3, SMOLLM2
 from tests.lm.export.test_huggingface import END_OF_TEXT, export, make_preset, model_of
 
 TURNS = [
@@ -68,6 +68,7 @@ def own(tmp_path_factory):
         ("   {% if true %}{% endif %}\n" + OWN, MARKERS),
         ("\n" + OWN, MARKERS),
         (QWEN3, ["<|im_start|>", "<|im_end|>"]),
+        (LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]),
         ("{{ bos_token }}{{ pad_token }}" + OWN, MARKERS),
     ],
     ids=[
@@ -79,6 +80,7 @@ def own(tmp_path_factory):
         "spaces before a block",
         "a line break first",
         "Qwen3, which thinks unless told not to",
+        "Llama 3, which asks for the date",
         "tokens that no tokenizer_config.json names",
     ],
 )

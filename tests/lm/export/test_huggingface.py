@@ -217,13 +217,17 @@ def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
     first, second = model_of(preset, 300), model_of(preset, 300)
     torch.nn.init.zeros_(second.norm.weight)
     export(first, preset, tokenizer_path, tmp_path / "hf", aux_heads={"value.weight": torch.ones(2, 3)})
-    heads = load_file(tmp_path / "hf" / "aux_heads.safetensors")
+    heads = load_file(tmp_path / "hf" / "aux_heads" / "model.safetensors")
     assert heads["value.weight"].tolist() == [[1.0] * 3] * 2
+    # vLLM reads whatever has this suffix.
+    assert [path.name for path in (tmp_path / "hf").glob("*.safetensors")] == ["model.safetensors"]
+    assert not {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").rglob("*.*")} - {0o644}
+    (tmp_path / "hf" / "aux_heads.safetensors").touch()  # of an earlier version
     (tmp_path / "hf.tmp").mkdir()  # left by an export that was killed
     export(second, preset, tokenizer_path, tmp_path / "hf")
     assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].abs().sum() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
-    assert not (tmp_path / "hf" / "aux_heads.safetensors").exists()
+    assert not list((tmp_path / "hf").glob("aux_heads*"))
 
 
 def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_milestones_become_branches_of_nothing_else(run, hub, monkeypatch, capsy
 
 def test_a_branch_has_nothing_of_another_run_left(run, hub, monkeypatch, milestones):
     push(run, monkeypatch, "me/x")
-    hub.branches["me/x@chck_1M"]["aux_heads.safetensors"] = b"of another run"
+    hub.branches["me/x@chck_1M"]["aux_heads/model.safetensors"] = b"of another run"
     push(run, monkeypatch, "me/x")
     assert hub.branches == milestones
 

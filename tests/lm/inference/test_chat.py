@@ -70,6 +70,25 @@ def test_the_time_of_a_token_does_not_grow_with_the_text():
     assert max(lengths) < 50
 
 
+def test_a_row_of_bytes_that_is_a_text_of_its_own_is_never_cut_within_a_character():
+    """A ByteFallback decoder makes U+FFFD of all single bytes in a row if they are no text."""
+
+    def decode(tokens: list[int]) -> str:
+        try:
+            return bytes(tokens).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(tokens)
+
+    text, lengths = "သင်္ဘောသဘေ" * 30, []
+    pieces = text_pieces(text.encode(), lambda tokens: lengths.append(len(tokens)) or decode(tokens))
+    assert "".join(piece for _, piece in pieces) == text
+    assert max(lengths) < 100
+    endless = [
+        piece for _, piece in text_pieces(b"\xff" * 1000, lambda tokens: lengths.append(len(tokens)) or decode(tokens))
+    ]
+    assert set("".join(endless)) == {"\ufffd"}
+
+
 def test_bytes_that_never_become_a_character_do_not_stall_the_stream():
     assert "".join(texts(b"a\xff\xffb")) == "a\ufffd\ufffdb"
 

@@ -78,6 +78,11 @@ def test_blocker_rollback_undoes_append():
         assert sorted(blocker.banned()) == sorted(NgramBlocker(tokens[:length]).banned())
 
 
+def test_what_ends_a_text_may_always_come():
+    blocker = NgramBlocker([1, 2, 9, 1, 2, 3, 1, 2], allowed=(9,))
+    assert blocker.banned() == [3]
+
+
 def test_with_n_1_no_token_comes_twice():
     blocker = NgramBlocker([5, 7], 1)
     blocker.append(9)

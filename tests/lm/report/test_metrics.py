@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from configs.text import fenced, printable
-from lm.report.metrics import Interval, MetricsLog, NullLog, read_metrics
+from lm.report.metrics import Interval, MetricsLog, NullLog, read_metrics, usual_seconds
 from lm.report.report import write_report
 from lm.report.samples import Sample, SampleLog, read_samples
 from lm.report.tensorboard import event_log
@@ -29,6 +29,12 @@ def _logged(monkeypatch):
 
 
 NASTY = "```text\n## 5 tokens\n`````\n<script>\n\u202eevil\x1b[2J\r\x07\x9b\ttab | é 漢"
+
+
+def test_a_night_without_a_network_is_not_the_speed_of_a_run():
+    assert usual_seconds([1.0, 2.0, 3.0, 30_000.0]) == 2.0
+    assert usual_seconds([0.01, 0.01, 0.01, 5.0]) == pytest.approx(1.2575), "the first step of a source"
+    assert usual_seconds([60.0, 60.0, 120.0]) == 80.0, "a slow machine, or a slow source"
 
 
 def test_records_come_back_as_written(tmp_path):

@@ -45,6 +45,7 @@ def here(monkeypatch):
             "cpu",
             "no kernels for V100 (sm_70; it has sm_75, sm_120a)",
         ),
+        (Hardware(("V100",), (7, 0), ("sm_75", "sm_120", "compute_120")), "cpu", "no kernels for V100"),
         (MI300, "cuda", "torch is built for ROCm 7.0"),
         (MAC, "mps", "torch can use this Mac's GPU"),
         (Hardware(apple=True), "cpu", "cannot use the Mac's GPU: it needs a newer macOS"),

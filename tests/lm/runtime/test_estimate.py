@@ -217,7 +217,12 @@ def test_too_little_memory_is_said_with_a_batch_that_fits(preset, monkeypatch):
         estimate.check_memory(wide, "cpu")
     rows, steps = map(int, re.findall(r"(?:size to|steps to) (\d+)", str(caught.value)))
     assert rows * steps == 512
-    estimate.check_memory(with_changes(wide, per_gpu_batch_size=rows, accumulation_steps=steps), "cpu")
+    fitting = with_changes(wide, per_gpu_batch_size=rows, accumulation_steps=steps)
+    estimate.check_memory(fitting, "cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="GB are free here for each of 4 processes"):
+        estimate.check_memory(fitting, "cpu")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(estimate, "available_memory", lambda: 10**8)
     with pytest.raises(UserError, match="choose a smaller model"):
         estimate.check_memory(preset, "cpu")

@@ -1,6 +1,7 @@
 """What the dry run promises: it has compiled all that a run will need, or is refused before anything is written."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -105,6 +106,27 @@ def test_a_damaged_cache_of_the_compiler_is_made_anew(tmp_path):
         assert "no torch.compile" not in run.stdout
         said.append("compiling again" in run.stdout)
     assert said == [False, True, False]
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("is_cured", [True, False])
+def test_processes_of_a_job_make_the_cache_anew_before_they_do_without_the_compiler(
+    is_cured, monkeypatch, tmp_path, caplog
+):
+    preset = parse_preset(json.dumps(preset_json(tmp_path)), "test")
+    learner = Learner(preset, World.start(), vocab_size=300, end_of_text=0, tokens_per_step=256)
+    learner.compiled, learner.world.gradients = True, "a group"
+    problems = iter(["an empty file", "" if is_cured else "no disk space"])
+    monkeypatch.setattr("lm.train.dry_run._problem_of_compiler", lambda *_: next(problems))
+    monkeypatch.setattr(logging.getLogger("lm"), "propagate", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / "compiled" / "damaged").touch()
+    dry_run(learner, 8)
+    assert not (tmp_path / "compiled").exists()
+    assert "compiling again" in caplog.text
+    assert learner.compiled == is_cured
+    assert next(problems, "asked twice") == "asked twice"
 
 
 def test_each_of_many_runs_of_a_process_is_compiled(compiler, monkeypatch, tmp_path):

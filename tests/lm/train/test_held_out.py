@@ -28,7 +28,8 @@ def test_canonical_tokens_save_what_the_model_gives_to_all_others():
     valid_BT[2] = False
     hidden_BTD = model(tokens_BT1[:, :-1])
     mass = CanonicalMass(trainer)
-    mass.observe(tokens_BT1, valid_BT, hidden_BTD, torch.zeros(3, 16))
+    for is_valid_BT in (valid_BT, torch.zeros_like(valid_BT)):  # a batch of watched sources alone
+        mass.observe(tokens_BT1, is_valid_BT, hidden_BTD, torch.zeros(3, 16))
     nats = num_bytes = 0.0
     for row, column in valid_BT.nonzero().tolist():
         probabilities_V = model.output(hidden_BTD[row, column]).softmax(-1)
