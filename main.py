@@ -187,7 +187,7 @@ def train(
             try:
                 finished = training_loop(trainer)
                 if world.is_first and (speed := trainer.speed_reached):
-                    setup.keep_speed(run, machine, state.global_batch_rows, speed)
+                    setup.keep_speed(run, machine, learner.vocab_size, state.global_batch_rows, speed)
             finally:
                 trainer.close()
         finally:

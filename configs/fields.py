@@ -55,7 +55,10 @@ class SourceSpec(Section):
         pattern=r"^[^\x00-\x1f\x7f-\x9f]*$",
         description="Short name in logs, metrics and reports; default: made from the dataset or the file name.",
     )
-    max_documents: Count | None = Field(default=None, description="Documents read in one epoch; default: all.")
+    max_documents: Count | None = Field(
+        default=None,
+        description="Documents read in one epoch, the same in each; default: all. A piece of a long one counts as one.",
+    )
     repeat: Count | None = Field(
         default=None,
         description="Epochs before the source is exhausted; the run ends early when all are; default: no limit.",

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from configs import schema
 from configs.errors import Retryable, SourceError
@@ -55,6 +55,12 @@ class Progress:
     bytes: int = 0
     retries: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+
+
+def times_read(progress: Mapping[str, Any]) -> int:
+    """Return how often a source had been read to its end when what it gives now began; `progress`: as JSON. A source that
+    ended, and that gives nothing more, is not being read again."""
+    return max(0, progress["epoch"] - (progress["epoch_documents"] == 0))
 
 
 class Entry(NamedTuple, Generic[Encoded]):
@@ -243,22 +249,24 @@ class Feed(Generic[Encoded]):
         return Block(block, num_bytes, skipped, None)
 
     def _documents(self, epoch: int, position: Position) -> Iterator[tuple[Document, Position]]:
-        """Yield the documents of one epoch; retry without limit while the network is down."""
-        wait = FIRST_WAIT
+        """Yield the documents of one epoch; retry without limit while the network is down. Those that `max_documents` leaves
+        are the same in each."""
+        wait, order = FIRST_WAIT, 0 if self.max_documents else epoch
         while True:
             try:
                 source = self._open()
                 # Only documents skipped from here on count: those between the last document and an
                 # interruption are read again.
                 seen = source.skipped.copy()
-                for document, after in source.documents(epoch, position):
-                    if source.skipped.total() > seen.total():
+                for document, after in source.documents(order, position):
+                    if source.skipped.total() > seen.total() and order == epoch:
                         self._count_skipped(source, seen)
                         seen = source.skipped.copy()
                     self._wait.answered()
                     yield document, after
                     position, wait = after, FIRST_WAIT
-                self._count_skipped(source, seen)
+                if order == epoch:
+                    self._count_skipped(source, seen)
                 return
             except Retryable as error:
                 self.progress.retries += 1

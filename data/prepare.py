@@ -124,7 +124,9 @@ def prepare_stream(
             for spec, source in zip(specs, sources, strict=True)
         ]
         length = min(TRAINING_CHARACTERS, max(2**20, int(token_budget * BYTES_PER_TOKEN)))
-        texts = _head_of_mixture(feeds, Mixer(data.mix_strategy, weights), length)
+        # Of sources that follow each other all have a part in it.
+        strategy = "round_robin" if data.mix_strategy == "sequential" else data.mix_strategy
+        texts = _head_of_mixture(feeds, Mixer(strategy, weights), length)
         tokenizer = bpe.train(texts, preset.model.vocab_size, bpe.MARKERS if data.has_conversations else ())
         chat = ChatTemplate(template or OWN, tokenizer) if data.has_conversations else None
 

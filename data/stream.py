@@ -18,6 +18,7 @@ import numpy as np
 
 from configs.errors import StreamDamaged
 from configs.schema import Preset
+from data.feed import times_read
 from data.heldout import HeldOut
 from data.journal import JournalReader, run_ahead_rows
 from data.order import RowOrder, finish_row, window_edges
@@ -63,7 +64,8 @@ class Stream:
     weights) passed to change_weights so far. `begun_windows`: the earlier result of
     `windows_begun(start_row)`. `header`: of a resumed run, whose stream may have to be made again.
     `fresh`: what the folder has is another run's, to be archived before `begin`. `wait_seconds`: time spent
-    blocked in rows(). `epochs`: of each source, what it had completed where the rows read last begin.
+    blocked in rows(). `epochs`: of each source, how often it had been read where the rows read last begin
+    (feed.py: times_read).
 
     Methods that wait raise Stopped once `should_stop` is true, and pass `on_status` what they wait
     for.
@@ -212,7 +214,7 @@ class Stream:
             window = self._windows.get((start, stop))
             if window is None:
                 window = self._reader.rows(start, stop - start)
-                self.epochs = [source["epoch"] for source in self.progress(start)]
+                self.epochs = list(map(times_read, self.progress(start)))
             windows[start, stop] = window
             parts.append(windows[start, stop][places])
         self._windows = windows  # those of the last rows: training reads on in them

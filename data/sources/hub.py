@@ -4,10 +4,12 @@ The `datasets` library only reads rows: its shuffle buffer and its `state_dict` 
 exactly, so order and position are ours. The smallest unit to open is a *group*: a row group of a
 Parquet file (parquet.py), or a whole file of any other format. An epoch visits groups in rounds: each round
 takes one group of every file; files, and the groups of each file, are in hash order. So a run that
-sees a hundredth of a dataset has seen some of all files.
+sees a hundredth of a dataset has seen some of all files. Files that are one group are often a domain
+each, such as a year or a genre: they stay open, as many as AT_ONCE until all of these are used up,
+and a round takes TURN documents of each.
 
 Position: [round, order key of the file, document of the group, pieces of it that were read]. Resuming
-opens one file and skips rows of one group; a file that is not Parquet is read again up to there
+opens one file and skips rows of one group; files that are not Parquet are read again up to there
 (MODEL_INSTRUCTIONS.md).
 
 Each file is read with its own types and, if it is Parquet or CSV, only the wanted columns of it
@@ -22,7 +24,7 @@ there, counted as unreadable, or is an error with the library's message if no fi
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any
 
 from configs.errors import Retryable, SourceError
@@ -47,12 +49,15 @@ from data.sources.hub_messages import advice_for, remedy
 from data.sources.parquet import ParquetFiles
 from data.sources.text import CHANGED
 
-HELD_OUT_AT_ONCE = 4  # files read alternately, so that no endless file provides all held-out text
+AT_ONCE, TURN = 8, 16
+HELD_OUT_AT_ONCE = 4  # groups read alternately, so that no endless file provides all held-out text
 FILES_LOOKED_AT = 4  # at the start: for their columns, and for what is wrong with them
 MOST_UNREADABLE = 20  # files at the start, before the first that can be read, and in notices
 MOST_WITHOUT_TEXT = 1000  # rows at the start, so many of them in each of a few other files than the first
 ROWS_OF_OTHERS = 125
 ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
+
+Rows = Iterator[tuple[int, dict[str, Any]]]  # (number of a document in its group, cells by field)
 
 
 class UnreadableFile(Exception):
@@ -72,6 +77,7 @@ class HubSource(Source):
         except UnreadableFile as error:
             raise self._cannot_open(error) from error
         self._num_files = len(self._files)
+        self._has_whole_files = not all(isinstance(file.reader, ParquetFiles) for file in self._files)
         self._groups: dict[int, tuple[int | str, list[Group]]] = {}  # file -> (epoch, order of its groups)
         self.pinned["files"] = self._num_files
         if spec.is_local and (pinned is None or "digest" in pinned):  # streams of older versions have none
@@ -92,48 +98,100 @@ class HubSource(Source):
         # The columns to read of each file, as far as its format allows.
         self._wanted = list(dict.fromkeys(place[0] for place in found if place)) or None
         self._unseen = set(self._columns.values())  # columns of which no text was read yet
+        self._rows_without_text: int | None = None  # at the start, before the first with text
 
     def size(self) -> str:
         where = "on this disk" if self.spec.is_local else f"revision {self.pinned['revision'][:8]}"
         return f"{self._num_files:,} {'file' if self._num_files == 1 else 'files'}, {where}"
 
     def documents(self, epoch: int, position: Position = None) -> Iterator[tuple[Document, Position]]:
-        first_round, first_key, first_row, pieces_read = position or [0, "", 0, 0]
         skipped = self.skipped if epoch == 0 else Counter()
-        at_the_start = epoch == 0 and position is None
-        self._unseen = set(self._columns.values()) if at_the_start else set()
-        rows_without_text = 0  # before the first with text
+        is_at_the_start = epoch == 0 and position is None
+        self._unseen = set(self._columns.values()) if is_at_the_start else set()
+        self._rows_without_text = 0 if is_at_the_start else None
+        place = position or [0, "", 0, 0]
+        for batch in self._batches(epoch):
+            if batch[-1][0] >= place[1]:
+                yield from self._documents_of(batch, epoch, place, skipped)
+                place = [0, "", 0, 0]
+        if self._rows_without_text:
+            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows", skipped))
+
+    def _batches(self, epoch: int) -> list[list[tuple[str, int]]]:
+        """Return (order key, file) of the files that are read in turns, one batch after another."""
+        order = self._order(epoch)
+        size = AT_ONCE if self._has_whole_files else max(1, len(order))
+        return [order[first : first + size] for first in range(0, len(order), size)]
+
+    def _documents_of(
+        self, batch: list[tuple[str, int]], epoch: int, position: list[Any], skipped: Counter[str]
+    ) -> Iterator[tuple[Document, Position]]:
+        first_round, first_key, first_row, pieces_read = position
+        waiting: dict[int, Rows | None] = {}
+        num_rows, num_with_text = Counter[int](), Counter[int]()  # of files that are read from their beginning
         for turn in count(first_round):
-            groups_read = 0
-            for key, file in self._order(epoch):
+            num_files = 0
+            for key, file in batch:
                 if turn == first_round and key < first_key:
                     continue
                 resumed = (turn, key) == (first_round, first_key)
-                group = self._group(file, turn, epoch, skipped)
-                if group is None:
+                rows = self._rows_in_turn(file, turn, epoch, first_row if resumed else 0, waiting, skipped)
+                if rows is None:
                     continue
-                groups_read += 1
-                num_rows = num_with_text = 0
-                for number, row in self._rows(file, group, first_row if resumed else 0, skipped):
+                num_files += 1
+                from_beginning = num_rows[file] if turn else not resumed
+                for number, row in rows:
                     start = pieces_read if resumed and number == first_row else 0
                     for piece, document in enumerate(islice(self._render(row, skipped), start, None), start + 1):
-                        has_text = bool(document.text.strip())
-                        num_with_text += has_text
-                        at_the_start = at_the_start and not has_text
+                        if document.text.strip():
+                            num_with_text[file] += 1
+                            self._rows_without_text = None
                         yield document, [turn, key, number, piece]
-                    num_rows += 1
-                    rows_without_text += at_the_start
-                    if at_the_start and rows_without_text == MOST_WITHOUT_TEXT - ROWS_OF_OTHERS * len(
-                        self._others(file)
-                    ):
-                        self._look_for_text(file, skipped)
-                if num_rows and not num_with_text and not resumed and len(self._groups[file][1]) == 1:
-                    self._name_without_text(file, f"has no text in any of its {counted(num_rows, 'row')}")
+                    num_rows[file] += bool(from_beginning)
+                    self._count_without_text(file, skipped)
+                is_whole = waiting.get(file) is None and len(self._groups[file][1]) == 1
+                if is_whole and num_rows[file] and not num_with_text[file]:
+                    self._name_without_text(file, f"has no text in any of its {counted(num_rows[file], 'row')}")
             # A round resumed in its middle says nothing about the files before it: try one more.
-            if not groups_read and (turn > first_round or not first_key):
-                break
-        if at_the_start and rows_without_text:
-            raise SourceError(no_text(self.spec, self._columns, self._schemas, "all its rows", skipped))
+            if not num_files and (turn > first_round or not first_key):
+                return
+
+    def _rows_in_turn(
+        self,
+        file: int,
+        turn: int,
+        epoch: int,
+        start: int,
+        waiting: dict[int, Rows | None],
+        skipped: Counter[str],
+    ) -> Rows | None:
+        """Return what `_rows` yields of that part of a file which round `turn` reads, from document `start` on; None if it
+        has no such part. `waiting`: of whole files the rest; None: there is none."""
+        is_parquet = isinstance(self._files[file].reader, ParquetFiles)
+        group = self._group(file, turn if is_parquet else 0, epoch, skipped)
+        if group is None or (file in waiting and waiting[file] is None):
+            return None
+        if is_parquet:
+            return self._rows(file, group, start, skipped)
+        rows = waiting.get(file) or self._rows(file, group, max(start, turn * TURN), skipped)
+
+        def of_turn() -> Rows:
+            waiting[file] = None
+            for number, row in rows:
+                if number >= (turn + 1) * TURN:
+                    waiting[file] = chain([(number, row)], rows)
+                    return
+                yield number, row
+
+        return of_turn()
+
+    def _count_without_text(self, file: int, skipped: Counter[str]) -> None:
+        """Look into other files if so many rows at the start have no text."""
+        if self._rows_without_text is None:
+            return
+        self._rows_without_text += 1
+        if self._rows_without_text == MOST_WITHOUT_TEXT - ROWS_OF_OTHERS * len(self._others(file)):
+            self._look_for_text(file, skipped)
 
     def _others(self, file: int) -> list[int]:
         """Return a few other files than `file`."""
@@ -155,7 +213,8 @@ class HubSource(Source):
         groups = self._held_out_groups()
         readers: list[Iterator[dict[str, Any]]] = []
         while True:
-            while len(readers) < HELD_OUT_AT_ONCE and (pair := next(groups, None)) is not None:
+            at_once = AT_ONCE if self._has_whole_files else HELD_OUT_AT_ONCE
+            while len(readers) < at_once and (pair := next(groups, None)) is not None:
                 readers.append(self._one_in_twenty(*pair, part))
             if not readers:
                 return

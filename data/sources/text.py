@@ -34,7 +34,7 @@ _STRAY_BYTES = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byt
 _STRAY = re.compile("[\udc80-\udcff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 UNCERTAIN = "of uncertain encoding"
-BINARY_PIECE = "binary piece of a file"
+BINARY_IN_PART = "binary in part"
 MODIFIED = "changed since it was opened"
 LINKED = "linked from outside"
 CHANGED = "its files changed since this run began"  # in a notice
@@ -201,7 +201,7 @@ class FileSource(Source):
             yield key, digest, self._pieces(digest, skipped)
 
     def _pieces(self, digest: str, skipped: Counter[str]) -> Iterator[str]:
-        blank, encoding = True, self._encodings.get(digest, UTF_8)
+        blank, num_binary, encoding = True, 0, self._encodings.get(digest, UTF_8)
         errors = "surrogateescape" if encoding == UTF_8 else "replace"  # `split` replaces stray bytes
         try:
             if self._is_changed(digest):  # what was held out of it may be anywhere in it now
@@ -210,12 +210,13 @@ class FileSource(Source):
             with io.TextIOWrapper(open_bytes(self._files[digest]), encoding, errors) as file:
                 for text in split(file):
                     if is_binary(text):
-                        skipped[BINARY_PIECE] += 1
-                        blank = False  # which is counted already
+                        num_binary += 1
                         continue
                     blank = blank and not text.strip()
                     yield text
-            if blank:
+            if num_binary:
+                skipped["binary" if blank else BINARY_IN_PART] += 1
+            elif blank:
                 skipped["empty"] += 1
         except (OSError, *ERRORS):
             skipped["unreadable"] += 1

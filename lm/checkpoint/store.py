@@ -249,7 +249,7 @@ def check_disk(folder: Path, needed: int, *, beside: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = (
         path.stat()
-        for pattern in ("lm_*.pth", "stream/*", "milestones/*/*")
+        for pattern in ("lm_*.pth", "stream/*", "milestones/**/*")
         for path in folder.glob(pattern)
         if path.is_file()
     )

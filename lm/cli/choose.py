@@ -9,12 +9,14 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from configs.diff import changes, fixed_changes
 from configs.errors import PresetError, UserError
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
+from data import tokenizer as bpe
 from data.files import set_aside
 from data.sources.hub_client import first_line, retries
 from data.sources.probe import SECONDS, Probe, answers_within, probe
@@ -125,16 +127,20 @@ def menu_entry(path: Path, preset: Preset | PresetError, answers: list[Probe], m
         return MenuEntry(path, error=str(preset))
     if preset.model.unknown:
         return MenuEntry(path, preset, sources=answers)
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    world_size, sized = int(os.environ.get("WORLD_SIZE", 1)), preset
+    if preset.data.tokenizer:
+        with suppress(UserError):  # which the start says
+            vocab_size = bpe.vocab_size(bpe.load(Path(os.path.expanduser(preset.data.tokenizer))))
+            sized = estimate.with_vocabulary(preset, vocab_size)
     return MenuEntry(
         path,
         preset,
-        num_parameters=estimate.num_parameters(preset.model, preset.model.vocab_size),
+        num_parameters=estimate.num_parameters(sized.model, sized.model.vocab_size),
         memory_bytes=estimate.memory_bytes(
-            preset, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
+            sized, machine.device, low_precision=machine.low_precision, compiled=machine.compiled
         ),
-        seconds=estimate.seconds_to_budget(preset, machine, TOKEN_BUDGET, world_size),
-        measured=estimate.speed_key(preset, world_size) in machine.speeds,
+        seconds=estimate.seconds_to_budget(sized, machine, TOKEN_BUDGET, world_size),
+        measured=estimate.speed_key(sized, world_size) in machine.speeds,
         sources=answers,
     )
 

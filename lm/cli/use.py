@@ -90,7 +90,10 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
         tell(f"exported to {export(state, run, gguf=not gguf_obstacle(run / 'tokenizer.json'))}")
     default = f"{user}/{repository_name(store.name_of(state['preset']))}"
     while True:
-        answer = answer_to(f"push {exported} to which repository? Enter: {default} > ")
+        answer = answer_to(f"push {exported} to which repository? Enter: {default}, q: none > ", at_end="q")
+        if answer.lower() in ("q", "quit", "exit", "n", "no"):
+            tell("nothing was pushed")
+            return
         repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
         try:
             check_name(repository)
@@ -112,13 +115,14 @@ def wanted_milestones(run: Path) -> dict[str, Path]:
     folders = [path for path in paths if re.fullmatch(r"(chck|tokens)_\d+M?", path.name) and path.is_dir()]
     if not folders:
         return {}
-    num_bytes = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    num_bytes = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     first, *_ = ordered = sorted(folders, key=lambda path: (len(path.name), path.name))
     question = (
         f"push its {counted(len(folders), 'milestone')} too, {human_bytes(num_bytes)}, each to a branch such as "
         f"{first.name}? Enter: yes, n: no > "
     )
-    return {} if answer_to(question).lower() in ("n", "no", UNREADABLE) else {path.name: path for path in ordered}
+    refused = ("n", "no", "q", "quit", "exit", UNREADABLE)
+    return {} if answer_to(question, at_end="n").lower() in refused else {path.name: path for path in ordered}
 
 
 def repository_name(preset: str) -> str:
@@ -144,13 +148,14 @@ def measure(state: dict[str, Any], run: Path) -> None:
     tell(f"recorded in {' and '.join(map(str, places))}")
 
 
-def answer_to(question: str) -> str:
-    """Return what the user answers, without the spaces around it; "" for Enter and for the end of the input."""
+def answer_to(question: str, *, at_end: str = "") -> str:
+    """Return what the user answers, without the spaces around it; "" for Enter and for the end of the input, which
+    in a terminal (Ctrl-D) is `at_end`."""
     try:
         with questions_are_seen():
             return read_line(question).strip()
     except EOFError:
-        return ""
+        return at_end if sys.stdin.isatty() else ""
     except UnicodeDecodeError:
         return UNREADABLE
 

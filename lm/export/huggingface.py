@@ -250,11 +250,14 @@ def is_export_of(folder: Path, state: dict[str, Any]) -> bool:
 
 def run_facts(state: dict[str, Any], preset: Preset, folder: Path) -> RunFacts:
     """Return the facts for the model card. Records after the checkpoint do not count."""
-    seen, facts = state["tokens_seen"], state["facts"]
-    if seen < state["token_budget"] and not state["exhausted"]:
+    seen, facts, records = state["tokens_seen"], state["facts"], read_metrics(folder / "metrics.jsonl")
+    chosen = [record["best"] for record in records if record.get("best")][-1:]
+    if chosen and chosen[0]["exported"] and chosen[0]["tokens"] == seen:
+        facts = facts | {"checkpoint": f"that of {seen:,} tokens, whose held-out loss is the lowest of the run"}
+    elif seen < state["token_budget"] and not state["exhausted"]:
         best = ", where its held-out loss was the lowest so far" if "best_loss" in state else ""
         facts = facts | {"unfinished": f"taken from the run at {seen:,} of {state['token_budget']:,} tokens{best}"}
-    records = [record for record in read_metrics(folder / "metrics.jsonl") if record["tokens"] <= seen]
+    records = [record for record in records if record["tokens"] <= seen]
     samples = [section for section in read_samples(folder / "samples.md") if section.tokens <= seen]
     trained = preset.data.all_sources[: len(preset.data.trained_sources)]
     return RunFacts(facts, [source_facts(source) for source in trained], records, samples)

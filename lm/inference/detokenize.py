@@ -22,9 +22,13 @@ def text_pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> It
             yield number, text[shown:complete]
             shown = complete
         if len(recent) >= 2 * CONTEXT and shown == len(text):
-            rest = decode(recent[-CONTEXT:])
-            # Cut within a character, a row of single bytes would be no text from there on.
-            if "\ufffd" not in rest or len(recent) >= MOST_DECODED:
-                recent, text, shown = recent[-CONTEXT:], rest, len(rest)
+            # Cut within a character, of four bytes at most, a row of single bytes would be no text from there on.
+            tails = ((recent[-number:], decode(recent[-number:])) for number in range(CONTEXT, CONTEXT + 4))
+            if clean := next((tail for tail in tails if "\ufffd" not in tail[1]), None):
+                recent, text = clean
+            elif len(recent) >= MOST_DECODED:
+                recent = recent[-CONTEXT:]
+                text = decode(recent)
+            shown = len(text)
     if len(text) > shown:
         yield number, text[shown:]

@@ -132,4 +132,6 @@ def choice_in_words(best: Mapping[str, Any]) -> str:
     one, gained = f"lm_best.pth, after {best['tokens']:,} tokens", f"{best['gained']:.4f} ± {stderr} bits per byte"
     if best["exported"]:
         return f"Exported is {one}: on held-out text it is {gained} better than the last checkpoint."
+    if best["gained"] <= 0:  # only on the part of it that is evaluated during a run
+        return f"Exported is the last checkpoint: {one}, is not better on all held-out text ({gained})."
     return f"Exported is the last checkpoint: {one}, is better on held-out text by no more than the error ({gained})."

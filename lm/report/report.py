@@ -116,8 +116,8 @@ def _overlapping(record: Record) -> list[str]:
         for label, values in ({"all": found} | found["per_source"]).items()
     ]
     return [
-        f"With overlapping windows, so that at least {found['context']} tokens come before each, on {found['tokens']:,} "
-        "of these tokens:",
+        f"With overlapping windows, so that at least {found['context']} tokens come before each (fewer in the first row of "
+        f"a source), on {found['tokens']:,} of these tokens:",
         table(("source", "bits per byte", "without overlap"), rows),
     ]
 

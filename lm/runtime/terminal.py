@@ -100,6 +100,8 @@ def read_line(prompt: str) -> str:
         print(prompt, end="", flush=True)
         _wait_for_input()
         return input()
+    if len(prompt.rpartition("\n")[2]) >= size_of(sys.stdout)[0]:
+        prompt = prompt.removesuffix("> ").rstrip() + "\n> "  # readline writes the last line again, from where it wraps
     _settings = termios.tcgetattr(0)
     try:
         tty.setcbreak(0, termios.TCSADRAIN)

@@ -37,10 +37,11 @@ def source_records(trainer: Trainer) -> dict[str, dict]:
     realised = shares([entry[unit] for entry in entries])
     base, changes = base_weights(strategy, trainer.preset.data.weights), trainer.state.weight_changes
     asked = shares_asked(in_force(base, changes, first_row_of_finish(trainer)), num_rows)
+    # Documents of the two parts of a run with a finish are not to be added up: each has so many rows.
+    is_asked = strategy == "weighted" or (strategy == "round_robin" and not trainer.preset.data.finish)
     keys = ("documents", "tokens", "bytes", "epoch", "retries", "skipped")
     return {
-        label: {key: entry[key] for key in keys}
-        | {"asked": None if strategy == "sequential" else asked[i], "realised": realised[i]}
+        label: {key: entry[key] for key in keys} | {"asked": asked[i] if is_asked else None, "realised": realised[i]}
         for i, (label, entry) in enumerate(zip(trainer.trained_labels, entries, strict=False))
     }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.errors import UserError
+from data.feed import times_read
 from lm.checkpoint.store import best_loss, read_best
 from lm.evaluate import improvement, row_losses
 from lm.learner import check_shapes
@@ -36,7 +37,7 @@ def _is_best(trainer: Trainer, loss: float) -> bool:
     if not trainer.state.tokens_seen:  # before the first step nothing is read
         return False
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
-    if not any(source["epoch"] for source in trainer.stream.progress(num_rows)):
+    if not any(map(times_read, trainer.stream.progress(num_rows))):
         return False
     trainer.wait_for_save()  # it may be of the best
     return loss < best_loss(trainer.folder, trainer.state.run_id)

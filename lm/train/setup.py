@@ -199,7 +199,7 @@ def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: 
         tokens_per_second=state.global_batch_rows * preset.model.seq_length / seconds,
         export_bytes=estimate.export_bytes(sized),
     )
-    return world.from_first(_introduce, run, card, learner.compiled)
+    return world.from_first(_introduce, run, card, learner.vocab_size, learner.compiled)
 
 
 def check_benchmarks(preset: Preset) -> None:
@@ -213,15 +213,16 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _introduce(run: Run, card: StartCard, compiled: bool) -> Machine:
+def _introduce(run: Run, card: StartCard, vocab_size: int, compiled: bool) -> Machine:
     log.info("%s", render_card(card))
     machine = replace(load_machine(run.folder) or measure_machine(), compiled=compiled)
-    return keep_speed(run, machine, card.rows_per_step, card.tokens_per_second, estimate.record_trial)
+    return keep_speed(run, machine, vocab_size, card.rows_per_step, card.tokens_per_second, estimate.record_trial)
 
 
 def keep_speed(
     run: Run,
     machine: Machine,
+    vocab_size: int,
     rows_per_step: int,
     tokens_per_second: float,
     record: Callable[..., Machine] = estimate.record_speed,
@@ -229,7 +230,9 @@ def keep_speed(
     """Save the speed of all processes for the next menu; on the first rank only. Not that of a resumed run
     that keeps another batch: it is not that of the preset."""
     if rows_per_step == run.rows_per_step:
-        machine = record(machine, run.preset, tokens_per_second, run.world.size)
+        # The menu knows the size of a given tokenizer, and not yet that of one that is trained.
+        sized = estimate.with_vocabulary(run.preset, vocab_size) if run.preset.data.tokenizer else run.preset
+        machine = record(machine, sized, tokens_per_second, run.world.size)
         save_machine(run.folder, machine)
     return machine
 

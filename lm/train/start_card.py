@@ -56,10 +56,17 @@ def num_readings(source: SourceInfo, share: float, token_budget: int, spec: Sour
 def tokens_until_the_end(preset: Preset, sources: Sequence[SourceInfo], token_budget: int, tokens_seen: int) -> int:
     """Return about how many tokens a run has: fewer than its budget if every source ends before. The guess
     is wrong, and does not count, if the run has seen as many."""
-    data = preset.data
-    trained = list(zip(sources, data.all_sources, strict=True))[: len(data.trained_sources)]
-    in_all = sum((spec.repeat or math.inf) * tokens_of(source, spec) for source, spec in trained)
-    return token_budget if data.finish or not tokens_seen < in_all < token_budget else int(in_all)
+    data, end = preset.data, token_budget
+    before_finish = list(zip(sources, data.all_sources, strict=True))[: len(data.sources) + len(data.custom_sources)]
+    in_all = sum((spec.repeat or math.inf) * tokens_of(source, spec) for source, spec in before_finish)
+    if data.finish:  # which does not begin if the sources before it are used up
+        end = first_token_of_finish(preset, token_budget)
+    return int(in_all) if tokens_seen < in_all < end else token_budget
+
+
+def first_token_of_finish(preset: Preset, token_budget: int) -> int:
+    seq_length = preset.model.seq_length
+    return (finish_row(preset.data.finish_share, seq_length, token_budget) or 0) * seq_length
 
 
 def how_much(source: SourceInfo, share: float, token_budget: int, spec: Source) -> str:
@@ -125,21 +132,24 @@ def _milestones(card: StartCard) -> list[tuple[str, str]]:
     return rows
 
 
-def _parts(preset: Preset, token_budget: int) -> list[tuple[str, str]]:
-    """Return the rows about weights that have no effect, a finish, and sources that are only watched."""
+def _parts(preset: Preset, token_budget: int, end: int) -> list[tuple[str, str]]:
+    """Return the rows about weights that have no effect, a finish, and sources that are only watched. `end`: of the run,
+    in tokens."""
     data = preset.data
     labels = [source.label for source in data.all_sources]
     rows = []
     if data.source_weights and data.mix_strategy != "weighted":
         rows.append(("mixed", 'source_weights has no effect without mix_strategy "weighted"'))
     if data.finish:
-        first = (finish_row(data.finish.share, preset.model.seq_length, token_budget) or 0) * preset.model.seq_length
+        first = first_token_of_finish(preset, token_budget)
         parts = shares(data.weights[len(labels) :])
         percent = data.mix_strategy == "weighted"
         mixed = [f"{label} {part:.0%}" if percent else label for label, part in zip(labels, parts, strict=True) if part]
         rows.append(
             ("finish", f"from {first:,} tokens on, the last {100 * data.finish.share:.3g}%: {', '.join(mixed)}")
         )
+        if end < first:
+            rows.append(("", "it will not begin: the sources before it are used up then, by their `repeat`"))
     if watched := data.watched_labels:
         rows.append(("watched", f"{', '.join(watched)}: evaluated, never trained on"))
     return rows
@@ -168,7 +178,7 @@ def render_card(card: StartCard) -> str:
     rows += [
         *_readings(card),
         *(ends_early if end < card.token_budget else []),
-        *_parts(card.preset, card.token_budget),
+        *_parts(card.preset, card.token_budget, end),
         ("tokenizer", card.tokenizer),
         (
             "model",

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from configs.errors import Retryable, SourceError
+from configs.sources import TextSource
 from data import feed as feed_module
 from data import waiting
-from data.feed import Feed, Progress
+from data.feed import Feed, Progress, times_read
 from data.heldout_choice import reason_to_skip, text_hash
 from data.prepare import texts_of
 from data.sources.base import BETWEEN_TURNS, Document, Source, Turn
+from data.sources.opening import open_source
 
 pytestmark = pytest.mark.core
 
@@ -81,6 +83,36 @@ def test_an_epoch_ends_with_none_and_everything_left_out_is_counted():
     assert numbers.finished
     assert numbers.progress.skipped == {"divisible": 8, "empty": 8}
     assert numbers.progress.documents == 24
+
+
+def test_a_source_that_has_ended_is_not_being_read_again():
+    numbers, twice = feed(Numbers(30), repeat=1), feed(Numbers(30), repeat=2)
+    while not numbers.finished:
+        numbers.next_document()
+    assert times_read(asdict(numbers.progress)) == 0
+    counts = []
+    while not twice.finished:
+        twice.next_document()
+        counts.append(times_read(asdict(twice.progress)))
+    assert set(counts) == {0, 1}
+    assert counts[-1] == 1
+
+
+def test_documents_that_are_limited_are_the_same_in_each_epoch(tmp_path):
+    for number in range(200):
+        (tmp_path / f"{number}.txt").write_text(f"Note {number}.")
+    (tmp_path / "empty.txt").touch()
+    spec = TextSource(type="text", path=str(tmp_path), label="notes", max_documents=20)
+    source = open_source(spec, cache_dir=None, seed=1)
+    notes = Feed(spec, lambda: source, texts_of, lambda document: None, seed=1)
+    epochs = [[], [], []]
+    for number in range(3):
+        while (text := notes.next_document()) is not None:
+            epochs[number].append(text)
+    assert len(set(epochs[0])) == 20
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert len(set(map(tuple, epochs))) == 3
+    assert notes.progress.skipped == {"empty": 1}
 
 
 def test_a_large_loss_is_said_once_and_not_again_by_a_resumed_run():

@@ -243,6 +243,17 @@ def test_a_window_that_has_begun_is_made_to_its_end_also_for_a_smaller_budget(tm
     np.testing.assert_array_equal(smaller.rows(0, 1400, lambda: time.monotonic() > until)[0], whole[:1400])
 
 
+def test_the_tokenizer_knows_the_words_of_sources_that_come_later(tmp_path, started):
+    for name, words in (("english", "the quick brown fox "), ("russian", "съешь ещё этих булок ")):
+        (tmp_path / name).mkdir()
+        for number in range(100):
+            (tmp_path / name / f"{number}.txt").write_text(f"{number} " + words * 600)
+    sources = [{"type": "text", "path": str(tmp_path / name), "label": name} for name in ("english", "russian")]
+    started(make_preset("sequential", sources, None), tmp_path / "run", 64 * T).begin()
+    tokenizer = bpe.load(tmp_path / "run" / "tokenizer.json")
+    assert len(tokenizer.encode("съешь ещё этих булок").ids) < 10
+
+
 def test_a_given_tokenizer_is_used(tmp_path, started):
     given = bpe.train([path.read_text() for path in (LIBRARY / "json").glob("*.py")], 400)
     given.save(str(tmp_path / "given.json"))

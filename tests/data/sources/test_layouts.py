@@ -254,6 +254,37 @@ def test_no_dataset_names_files_that_are_not_its_own(hub, tmp_path):
     assert texts(open_data(str(snapshot))) == ["its own"]
 
 
+def test_files_that_are_one_group_each_are_read_in_turns_and_go_on_from_anywhere(tmp_path):
+    """A domain each, such as six genres: a run that reads a part of them has read of all."""
+    sizes = [0, 5, 16, 17, 40, 100, 60, 33, 70, 90]
+    for file, size in enumerate(sizes):
+        rows = [json.dumps({"text": f"row {n} of {file}"}) for n in range(size)]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(rows))
+    source = open_data("json", data_files=f"{tmp_path}/*.jsonl")
+    for epoch in (0, 1):
+        whole = list(source.documents(epoch))
+        read = [document.text for document, _ in whole]
+        assert sorted(read) == sorted(f"row {n} of {file}" for file, size in enumerate(sizes) for n in range(size))
+        early = {text.split()[-1] for text in read[: 6 * 16]}
+        assert len(early) >= 6
+        for number in range(0, len(whole), 7):
+            assert (
+                list(open_data("json", data_files=f"{tmp_path}/*.jsonl").documents(epoch, whole[number][1]))
+                == whole[number + 1 :]
+            )
+
+
+def test_lines_that_are_joined_are_read_in_turns_too(tmp_path):
+    for file in range(3):
+        (tmp_path / f"{file}.txt").write_text("".join(f"line {n} of {file}\n" for n in range(300)))
+    keys = {"data_files": f"{tmp_path}/*.txt", "rows_per_document": 7}
+    whole = list(open_data("text", **keys).documents(0))
+    assert sum(document.text.count("line") for document, _ in whole) == 900
+    assert {document.text.split()[-1] for document, _ in whole[:48]} == {"0", "1", "2"}
+    for number in (0, 15, 16, 20, 60, 100):
+        assert list(open_data("text", **keys).documents(0, whole[number][1])) == whole[number + 1 :]
+
+
 def test_of_an_archive_of_csv_other_files_are_no_rows(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name, content in {"README.md": "hello", "b/rows.csv": "text\na row\n", "c.txt": "hello"}.items():

@@ -119,7 +119,7 @@ def test_a_burst_of_control_characters_costs_no_more_than_its_piece(tmp_path):
     source = open_text(tmp_path)
     read = sum(map(len, texts(source)))
     assert sum(map(len, lines)) - PIECE_CHARACTERS <= read < sum(map(len, lines))
-    assert source.skipped == {"binary piece of a file": 1}
+    assert source.skipped == {"binary in part": 1}
 
 
 def test_folders_that_vanish_while_they_are_searched_take_no_others_with_them(tmp_path):

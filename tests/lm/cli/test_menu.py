@@ -615,6 +615,21 @@ def test_the_card_says_what_it_means_that_a_small_text_is_read_again_and_again()
         assert '"repeat"' not in shown(num_bytes, **source)
     ends = shown(1_000_000, repeat=4)  # of 3.5 bytes a token
     assert "a file, to be read 4 times (repeat) “Dear” ends after about 1.1M tokens, with the last reading" in ends
+
+    def with_finish(repeat: int) -> str:
+        notes = {"type": "text", "label": "notes", "path": "/notes", "repeat": repeat}
+        letters = {"type": "text", "label": "letters", "path": "/letters"}
+        data = {"sources": [notes], "finish": {"share": 0.3, "sources": [letters]}}
+        preset = parse_preset(json.dumps(json.loads(GENERAL.preset.to_json()) | {"data": data}), "test")
+        sources = [SourceInfo(name, "a file", "Dear", [], 35_000_000) for name in ("notes", "letters")]
+        return " ".join(render_card(card(preset=preset, sources=sources, shares=[0.7, 0.3])).split())
+
+    never = "it will not begin: the sources before it are used up then, by their `repeat`"
+    assert never in with_finish(6)
+    assert "ends after about 60.0M tokens" in with_finish(6)
+    assert "finish" in with_finish(8)
+    assert never not in with_finish(8), "it begins after 70M of 80M"
+    assert "ends after" not in with_finish(8)
     assert "35 steps" in ends  # of 32,768 tokens
     assert "20.0k tokens/s, 57 s to go" in ends
     assert "ends after" not in shown(100_000_000, repeat=4) + shown(1_000_000)

@@ -14,6 +14,7 @@ from lm.cli import use as module
 from lm.cli.use import use
 from lm.export.huggingface import is_export_of, run_facts
 from lm.inference.load import load_state
+from lm.report.record import choice_in_words
 from tests.lm.checkpoint.small_checkpoint import make_state, save
 from tests.lm.random_model import random_model
 from tests.program import preset_json, tiny_preset
@@ -55,6 +56,15 @@ def test_a_card_ends_where_its_checkpoint_does_and_says_what_was_left(tmp_path):
     assert run.facts == {"tokens": "100", "unfinished": "taken from the run at 50 of 100 tokens"}
     assert "unfinished" not in facts(tmp_path, tokens_seen=50, exhausted=True).facts
     assert "unfinished" not in facts(tmp_path).facts
+    best = {"tokens": 100, "best": {"tokens": 50, "gained": 0.1, "stderr": 0.01, "exported": True}}
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(best) + "\n")
+    of_finished = facts(tmp_path, tokens_seen=50, best_loss=2.0).facts
+    assert of_finished == {
+        "tokens": "100",
+        "checkpoint": "that of 50 tokens, whose held-out loss is the lowest of the run",
+    }
+    assert "unfinished" in facts(tmp_path, tokens_seen=60).facts
 
 
 def test_what_was_exported_is_what_is_used(tmp_path):
@@ -71,6 +81,9 @@ def test_what_was_exported_is_what_is_used(tmp_path):
     words = "Exported is lm_best.pth, after 50 tokens: on held-out text it is 0.1000 ± 0.0100 bits per byte better"
     assert used() == (50, f"{words} than the last checkpoint.")
     assert used(exported=False) == (100, "")
+    assert "is not better on all held-out text (-0.0100 ± 0.0200" in choice_in_words(
+        {"tokens": 50, "gained": -0.01, "stderr": 0.02, "exported": False}
+    )
     whole = (tmp_path / BEST).read_bytes()
     (tmp_path / BEST).write_bytes(whole[:-1])
     tokens, notice = used()

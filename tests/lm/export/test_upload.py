@@ -1,6 +1,7 @@
 """p in the menu: the export of a run in a private repository of the Hub, or one message and nothing changed."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,22 @@ def test_enter_pushes_to_a_private_repository_named_like_the_preset(run, hub, mo
     assert [request for request in hub.requests if "/commit/" in request] == [
         "POST /api/models/me/my-library-2/commit/main"
     ]
+
+
+@pytest.mark.parametrize("answer", ["q", "quit", "No", EOFError])
+def test_who_does_not_want_to_push_pushes_nothing(answer, run, hub, monkeypatch, capsys, milestones):
+    def ended(prompt):
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    if answer is EOFError:
+        monkeypatch.setattr(use, "read_line", ended)
+        monkeypatch.setattr(main, "CHECKPOINTS", run)
+        main.start(Choice("push"))
+    else:
+        push(run, monkeypatch, answer)
+    assert (hub.models, hub.branches) == ({}, {})
+    assert "nothing was pushed" in capsys.readouterr().out
 
 
 def test_a_second_push_adds_what_is_new(run, hub, monkeypatch):
