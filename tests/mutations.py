@@ -245,6 +245,21 @@ MUTATIONS = {
         "system = ()",
         "tests/data/sources/test_conversations.py",
     ),
+    "a file that is no Parquet is read to its end before the next": Mutation(
+        "data/sources/hub.py", "if number >= (turn + 1) * TURN:", "if False:", "tests/data/sources/test_layouts.py"
+    ),
+    "documents that are limited differ in each epoch": Mutation(
+        "data/feed.py",
+        "wait, order = FIRST_WAIT, 0 if self.max_documents else epoch",
+        "wait, order = FIRST_WAIT, epoch",
+        "tests/data/test_feed.py",
+    ),
+    "a batch of watched rows alone is scored": Mutation(
+        "lm/train/held_out.py", "if not has_text_BT.any():", "if False:", "tests/lm/train/test_held_out.py"
+    ),
+    "what ends an answer may be forbidden": Mutation(
+        "lm/inference/sampling.py", " if token not in self.allowed]", "]", "tests/lm/inference/test_sampling.py"
+    ),
     "what is rare in one source is lost to those that have it often": Mutation(
         "data/heldout_selection.py",
         "shared = shared.difference(*(found.ordinary for found in found_in_each))",
