@@ -21,10 +21,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if sys.platform == "win32":  # before imports of what Windows has not
+    sys.exit("Windows alone lacks what keeps a run safe (file locks, signals): start this inside WSL.")
+
 from lm.runtime.signals import StopRequest, ignore_signals, leave_on_signals
 from lm.runtime.terminal import outlive_output, tell
 
 if __name__ == "__main__":
+    if "ipykernel" in sys.modules:  # whose signals and output this program would take
+        sys.exit("In a notebook, start this with: !echo 02 | python main.py")
     outlive_output()
     leave_on_signals()  # before the slow imports
 

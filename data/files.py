@@ -14,6 +14,7 @@ from configs.errors import DiskError, DiskFull
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Read-only after an error, failing, unplugged, unmounted, or another user's.
 FAILING = {errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.EPERM}
+NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}  # of a folder, on shared and network drives
 GONE = {errno.ENOENT, errno.ENOTDIR}  # a folder that was removed meanwhile
 
 
@@ -86,9 +87,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force new names in `folder` to the disk; otherwise a power cut may undo a rename."""
+    """Force new names in `folder` to the disk, if its file system can; otherwise a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@ Text files (text.py), PDFs (pdf.py), a dataset in Hugging Face form (hub.py), or
 on this machine.
 """
 
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,11 @@ def open_source(spec: schema.Source, *, cache_dir: Path | None, seed: int, pinne
 
 
 def python_roots() -> list[Path]:
-    """Return the standard library and the site-packages of the running interpreter."""
-    return list(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+    """Return the standard library and the site-packages of the running interpreter: its own, the user's, and those that
+    a virtual environment takes over."""
+    own = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    others = [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    return list(dict.fromkeys([*own, *filter(Path.is_dir, others)]))
 
 
 def python_files() -> Iterator[Path]:

@@ -139,7 +139,9 @@ class FolderLock:
 
     def __enter__(self) -> "FolderLock":
         if sys.platform == "win32":
-            raise UserError("Windows has no file locks of the kind that keeps two runs apart: run inside WSL.")
+            raise UserError(
+                "Windows alone has no file locks of the kind that keeps two runs apart: start this inside WSL."
+            )
         import fcntl
 
         folder = self.path.parent

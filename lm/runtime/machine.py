@@ -154,7 +154,9 @@ def available_memory() -> int:
     import resource
 
     lines = Path("/proc/meminfo").read_text().splitlines()
-    limits = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith(" kB")}
+    # WSL 1 and some sandboxes imitate this file, without the line that is meant.
+    limits = [sizes.get("MemAvailable", sizes.get("MemFree", 0) + sizes.get("Cached", 0))]
     limits += [limit - used for limit, used in _control_group_limits()]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
@@ -190,13 +192,14 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.mps.driver_allocated_memory()  # never less than before: torch keeps it
-    if sys.platform == "darwin":
-        import resource
+    import resource
 
+    if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not ru_maxrss: on Linux a program inherits that of the process that started it.
+    # Not ru_maxrss, where there is another: on Linux a program inherits that of the process that started it.
     status = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    peak = next((1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM")), None)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
 
 
 def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:

@@ -27,6 +27,7 @@ SIGNALS = [
 
 HANDLED_ELSEWHERE: set[int] = set()  # signals that a run or a chat currently handles itself
 IS_OURS = threading.Event()  # set where the program is main.py, and not a script that calls its `train`
+AT_ONCE = 0.3  # seconds, within which two signals are one click
 LEAVING = threading.Lock()  # acquired by the thread that ends the program, and never released
 
 
@@ -83,7 +84,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._asked_at = False, 0.0
         self.farewell: str | None = "Stopped before the first step: nothing new to save."
 
     def __call__(self) -> bool:
@@ -100,8 +101,8 @@ class StopRequest:
         HANDLED_ELSEWHERE.clear()
 
     def _receive(self, number: int, _frame: object) -> None:
-        # Only Ctrl-C counts twice: schedulers repeat the others, directly and through torchrun.
-        if self.asked and number == signal.SIGINT:
+        # Only Ctrl-C counts twice: schedulers repeat the others, directly and through torchrun. Notebooks repeat it at once.
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._asked_at > AT_ONCE:
             os._exit(128 + number)  # no cleanup: checkpoints and journal survive any kill
         self.ask()
 
@@ -113,7 +114,7 @@ class StopRequest:
             leave(self.farewell)
         elif not self.asked:
             say_once("Stopping as soon as it is safe, saving first. Ctrl-C again leaves at once.")
-            self.asked = True
+            self.asked, self._asked_at = True, time.monotonic()
 
 
 def leave(farewell: str) -> None:

@@ -1,5 +1,8 @@
+import errno
+import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.errors import DiskError
 from data.journal import (
     HEADER,
     ROWS,
@@ -267,3 +271,22 @@ def test_a_header_that_is_not_as_it_was_written_is_none(tmp_path):
     for nonsense in (b"", b"{}", b"[1]", b"\0" * 100, b"[" * 100_000):
         (tmp_path / HEADER).write_bytes(nonsense)
         assert read_header(tmp_path) is None
+
+
+def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(tmp_path, monkeypatch):
+    """As those that VirtualBox and some containers share with their host."""
+    sync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    number = errno.EINVAL
+    write_atomically(tmp_path / "a.json", b"content")
+    JournalWriter(tmp_path, DTYPE).append(some_rows(0, 2), {"after": 2})
+    assert (tmp_path / "a.json").read_bytes() == b"content"
+    number = errno.EIO
+    with pytest.raises(DiskError):
+        write_atomically(tmp_path / "a.json", b"other")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,6 +227,21 @@ def test_too_little_memory_is_said_with_a_batch_that_fits(preset, monkeypatch):
     monkeypatch.setattr(estimate, "available_memory", lambda: 10**8)
     with pytest.raises(UserError, match="choose a smaller model"):
         estimate.check_memory(preset, "cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files of Linux")
+def test_memory_is_known_where_proc_is_imitated_in_part(monkeypatch):
+    """As by WSL 1 and gVisor."""
+    read = Path.read_text
+
+    def without(path: Path, *how):
+        lines = read(path, *how).splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith(("MemAvailable", "VmHWM")))
+
+    whole = machine.available_memory(), machine.peak_memory("cpu")
+    monkeypatch.setattr(Path, "read_text", without)
+    assert machine.available_memory() > 0.2 * whole[0]
+    assert 10**7 < machine.peak_memory("cpu") < 10 * whole[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
