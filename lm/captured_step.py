@@ -51,10 +51,12 @@ class CapturedTrainStep(TrainStep):
     def _capture(self, forward_backward: CapturedFunction, inputs: Sequence[Tensor]) -> None:
         """Capture both graphs, after freeing the previous ones: both pairs would need twice the memory."""
         self.reset()
-        self._forward_backward = Graph(forward_backward, inputs, self.clear, self._pool)
-        unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
-        self._update = Graph(super().update, (unsound, self.numbers(1)), self.clear, self._pool)
-        self.is_updating = False  # what was captured has changed nothing
+        try:
+            self._forward_backward = Graph(forward_backward, inputs, self.clear, self._pool)
+            unsound = torch.full((1 + len(self.measures),), math.nan, dtype=torch.float64, device=self.world.device)
+            self._update = Graph(super().update, (unsound, self.numbers(1)), self.clear, self._pool)
+        finally:
+            self.is_updating = False  # what is captured, or fails, changes nothing
 
     def clear(self) -> None:
         """Set the gradients to zero, where they are."""

@@ -81,7 +81,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute causal softmax attention; q is (B, H, T, K), k and v are (B, G, T, K)."""
     if q.shape[-2] % CPU_ATTENTION_BLOCKS == 0 and q.device.type == "cpu" and torch.compiler.is_compiling():
         return blocked_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    is_grouped = q.shape[1] != k.shape[1]
+    if is_grouped and q.device.type == "cuda" and q.dtype != torch.bfloat16:
+        # GPUs without bfloat16 have no fused kernel for groups, and would keep all scores.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        is_grouped = False
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

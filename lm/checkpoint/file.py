@@ -48,9 +48,12 @@ class Snapshot:
     def __init__(self, state: dict[str, Any]):
         import torch
 
-        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", {})
+        copies: dict[tuple, Any] = {}
+        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", copies)
         assert not (problem := _problem_with(self._contents)), problem
-        self._copied = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+        # Not if torch has begun to use a GPU that then failed, so that the run is one of the CPU.
+        from_gpu = any(device.type == "cuda" for device, *_ in copies)
+        self._copied = torch.cuda.current_stream().record_event() if from_gpu else None
 
     def contents(self) -> dict[str, Any]:
         """Wait for the copy and return what is to be written.

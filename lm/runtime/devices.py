@@ -102,6 +102,8 @@ def _with_gpus(found: Hardware) -> Hardware:
             (torch.ones(16, device="cuda") + 1).sum().item()
     except Exception as error:  # of any kind: of the driver, of the card, of the build
         if not (found.gpus and "out of memory" in str(error).lower()):  # which another program may use
+            # Or torch's optimizers would ask that GPU about each step of a run on the CPU.
+            torch.cuda.is_available = lambda: False
             return replace(found, failure=clip(first_line(error), 200))
     return found
 

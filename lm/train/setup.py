@@ -22,6 +22,7 @@ from data.chat_template import TEMPLATE_FILE
 from data.files import write_atomically
 from data.identity import data_identity, path_of, without_null
 from data.journal import read_header
+from data.memory import give_back_memory
 from data.mixing import over_the_run, shares
 from data.prepare import given_tokenizer
 from data.stream import Stream, StreamInfo
@@ -108,6 +109,7 @@ def build_learner(run: Run, state: TrainState, start: StartPoint | None = None) 
     """Build the learner, with the weights of `start` if there is one. Raises UserError for a model
     that memory cannot hold, a tokenizer that cannot be read, or rows too short for the heads."""
     vocab_size, end_of_text = run.world.from_first(_vocabulary, run.preset, run.folder, start, state.stream_header)
+    give_back_memory()  # of an earlier run of this process, whose parts refer to each other
     return Learner(
         run.preset,
         run.world,

@@ -6,9 +6,11 @@ import time
 from threading import Event
 
 import pytest
+import torch
 
 from configs.errors import CheckpointError, SavingFailed
 from lm.checkpoint import store
+from lm.checkpoint.file import Snapshot
 from lm.checkpoint.saver import MAX_FAILURES, Saver
 from lm.checkpoint.store import ALIAS, CURRENT
 from tests.lm.checkpoint.small_checkpoint import generations, make_state, tokens_in
@@ -112,3 +114,9 @@ def test_failures_are_logged_and_the_third_in_a_row_is_raised(tmp_path, monkeypa
     saver.wait()
     saver.check()  # forgotten
     assert tokens_in(tmp_path / CURRENT) == 4
+
+
+def test_a_gpu_that_has_failed_is_not_asked_about_copies_of_a_run_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: pytest.fail("asks the GPU"))
+    assert Snapshot(make_state(1)).contents()["tokens_seen"] == 1
