@@ -125,7 +125,9 @@ def check_that_it_is_exported(program: Program, best: int) -> None:
     assert torch.equal(weights["model.embed_tokens.weight"], program.state(BEST)["model"]["embed.weight"])
     assert last["tokens_seen"] == BUDGET
     assert not torch.equal(weights["model.embed_tokens.weight"], last["model"]["embed.weight"])
-    assert f"taken from the run at {best:,} of {BUDGET:,} tokens" in (folder / "hf" / "README.md").read_text()
+    card = (folder / "hf" / "README.md").read_text()
+    assert f"that of {best:,} tokens, whose held-out loss is the lowest of the run" in card
+    assert "unfinished" not in card
     assert f"Exported is lm_best.pth, after {best:,} tokens" in (folder / "report.md").read_text()
     assert load_state(folder)[0]["tokens_seen"] == best
 

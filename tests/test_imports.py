@@ -8,8 +8,6 @@ import pytest
 
 from tests.constants import ROOT
 
-pytestmark = pytest.mark.core
-
 MAY_IMPORT = {
     "configs": {"configs"},
     "data": {"configs", "data"},

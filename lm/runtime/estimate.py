@@ -155,17 +155,17 @@ def checkpoint_bytes(preset: Preset) -> int:
     return 8 * (matrices + head_matrices) + 12 * (others + head_biases)
 
 
-def disk_bytes(preset: Preset, token_budget: int) -> int:
+def disk_bytes(preset: Preset, token_budget: int, *, has_links: bool = True) -> int:
     """Return the disk space of a whole run: checkpoints, the journal of every row, the export and the
-    milestones."""
+    milestones. `has_links`: whether the file system has hard links."""
     model = preset.model
     token_width = 2 if model.vocab_size <= 2**16 else 4
     num_rows = -(-token_budget // model.seq_length)
     journal = num_rows * (model.seq_length + 1) * (token_width + 1 + preset.data.has_conversations)
     exports = (1 + num_milestones(preset.train, token_budget)) * export_bytes(preset)
     # Three generations, the best one (of text that is read more than once) and the temporary file of
-    # the next; the alias is a hard link.
-    return 5 * checkpoint_bytes(preset) + journal + exports
+    # the next; the alias is a hard link. Without links each new name is a copy at first.
+    return (5 if has_links else 10) * checkpoint_bytes(preset) + journal + exports
 
 
 def with_vocabulary(preset: Preset, vocab_size: int) -> Preset:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,20 @@ def link_as(source: Path, target: Path) -> None:
     """Make `target` another name of `source` in one step, replacing the file of that name."""
     if not same_file(source, target):
         os.replace(link_beside(source, target), target)
+
+
+def has_hard_links(folder: Path) -> bool:
+    """Return whether files in `folder`, which is made if need be, can have two names; True if it refuses files."""
+    with suppress(OSError):  # which is said when the run writes
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".link-", dir=folder) as file:
+            other = Path(f"{file.name}-too")
+            try:
+                os.link(file.name, other)
+            except OSError:
+                return False
+            other.unlink()
+    return True
 
 
 def link_beside(source: Path, target: Path) -> Path:

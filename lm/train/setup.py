@@ -32,6 +32,7 @@ from lm.evaluation.benchmarks import load_benchmarks
 from lm.learner import MISFIT, Learner
 from lm.runtime import estimate
 from lm.runtime.distributed import World
+from lm.runtime.files import has_hard_links
 from lm.runtime.log import log_status
 from lm.runtime.machine import Machine, load_machine, measure_machine, peak_memory, save_machine
 from lm.runtime.profiler import steps_asked_for
@@ -169,7 +170,7 @@ def check(run: Run, learner: Learner, stream: Stream, state: TrainState, fresh: 
     preset, world, folder, token_budget = run
     steps_asked_for()  # or raises, before anything is written
     sized = estimate.with_vocabulary(preset, learner.vocab_size)
-    needed = estimate.disk_bytes(sized, token_budget)
+    needed = estimate.disk_bytes(sized, token_budget, has_links=world.from_first(has_hard_links, folder))
     world.from_first(store.check_disk, folder, needed, beside=fresh)
     world.from_first(check_benchmarks, preset)
     sources = world.from_first(lambda: stream.wait_opened(on_status=log_status))

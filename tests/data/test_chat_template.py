@@ -9,8 +9,6 @@ from data import tokenizer as bpe
 from data.chat_template import CHATML, MARKERS, OWN, ChatTemplate, Turn, TurnsRefused, template_beside
 from data.template_renderer import render
 
-pytestmark = pytest.mark.core
-
 LLAMA3 = """{%- set date_string = strftime_now("%d %b %Y") if strftime_now is defined else "26 Jul 2024" %}
 {{- bos_token | default('<|begin_of_text|>') }}{%- if messages[0]['role'] == 'system' %}
 {%- set system_message = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}

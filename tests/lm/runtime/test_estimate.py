@@ -20,6 +20,7 @@ from lm.model import Transformer
 from lm.optim import build_optimizers, peak_learning_rates
 from lm.runtime import estimate, machine
 from lm.runtime.compiler import compile_choice
+from lm.runtime.files import has_hard_links
 from tests.constants import ROOT
 
 SHIPPED = [
@@ -338,6 +339,15 @@ def test_disk_covers_checkpoints_and_journal(preset):
     rows = BUDGET / preset.model.seq_length
     journal = rows * (preset.model.seq_length + 1) * 3
     assert checkpoints + journal < estimate.disk_bytes(preset, BUDGET) < 1.2 * (checkpoints + journal)
+
+
+def test_without_hard_links_each_generation_may_be_there_twice(preset, tmp_path, monkeypatch):
+    assert has_hard_links(tmp_path / "new")
+    monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError))
+    assert not has_hard_links(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    more = estimate.disk_bytes(preset, BUDGET, has_links=False) - estimate.disk_bytes(preset, BUDGET)
+    assert more == 5 * estimate.checkpoint_bytes(preset)
 
 
 def test_disk_covers_the_milestones_that_the_budget_reaches(preset):

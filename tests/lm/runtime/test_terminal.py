@@ -18,8 +18,6 @@ import pytest
 from lm.runtime.terminal import SIZE, size_of, tell
 from tests.program import ROOT
 
-pytestmark = pytest.mark.core
-
 MESSAGE = "the preset cannot start:\n    its folder \x1b[2J/home/somebody/with/a/long/name does not exist"
 
 
