@@ -58,6 +58,7 @@ ROWS_OF_OTHERS = 125
 ROWS_AT_ONCE = 100  # decoded, so that of whole books not too many are in memory
 
 Rows = Iterator[tuple[int, dict[str, Any]]]  # (number of a document in its group, cells by field)
+Rest = tuple[list[tuple[int, dict[str, Any]]], Rows]  # of a group: what was read of it, and what was not
 
 
 class UnreadableFile(Exception):
@@ -127,7 +128,7 @@ class HubSource(Source):
         self, batch: list[tuple[str, int]], epoch: int, position: list[Any], skipped: Counter[str]
     ) -> Iterator[tuple[Document, Position]]:
         first_round, first_key, first_row, pieces_read = position
-        waiting: dict[int, Rows | None] = {}
+        waiting: dict[int, Rest | None] = {}
         num_rows, num_with_text = Counter[int](), Counter[int]()  # of files that are read from their beginning
         for turn in count(first_round):
             num_files = 0
@@ -162,7 +163,7 @@ class HubSource(Source):
         turn: int,
         epoch: int,
         start: int,
-        waiting: dict[int, Rows | None],
+        waiting: dict[int, Rest | None],
         skipped: Counter[str],
     ) -> Rows | None:
         """Return what `_rows` yields of that part of a file which round `turn` reads, from document `start` on; None if it
@@ -173,13 +174,13 @@ class HubSource(Source):
             return None
         if is_parquet:
             return self._rows(file, group, start, skipped)
-        rows = waiting.get(file) or self._rows(file, group, max(start, turn * TURN), skipped)
+        first, rows = waiting.get(file) or ([], self._rows(file, group, max(start, turn * TURN), skipped))
 
         def of_turn() -> Rows:
             waiting[file] = None
-            for number, row in rows:
+            for number, row in chain(first, rows):
                 if number >= (turn + 1) * TURN:
-                    waiting[file] = chain([(number, row)], rows)
+                    waiting[file] = [(number, row)], rows
                     return
                 yield number, row
 

@@ -274,6 +274,13 @@ def test_files_that_are_one_group_each_are_read_in_turns_and_go_on_from_anywhere
             )
 
 
+def test_a_long_file_is_read_in_many_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.hub.TURN", 1)
+    (tmp_path / "long.txt").write_text("".join(f"line {n}\n" for n in range(50_000)))
+    (tmp_path / "short.txt").write_text("a line\n")
+    assert sum(1 for _ in open_data("text", data_files=f"{tmp_path}/*.txt").documents(0)) == 50_001
+
+
 def test_lines_that_are_joined_are_read_in_turns_too(tmp_path):
     for file in range(3):
         (tmp_path / f"{file}.txt").write_text("".join(f"line {n} of {file}\n" for n in range(300)))
