@@ -10,6 +10,7 @@ import string
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -259,6 +260,7 @@ CHANGES = st.lists(
 WRAPPED = st.sampled_from([b"%s", b"\xef\xbb\xbf%s", b"%s\n\n", b"%s,", b"[%s]", b"%s\0"])
 
 
+@pytest.mark.slow
 def test_a_thousand_fuzzed_presets(tmp_path):
     path, figures = tmp_path / "00_x.json", {"presets": 0, "of use": 0, "slowest": 0.0}
 

@@ -54,6 +54,7 @@ def documents(rows):
         yield flat["tokens"][a + 1 : b], flat["loss_mask"][a + 1 : b], int(flat["source"][a])
 
 
+@pytest.mark.slow
 def test_of_conversations_the_answers_are_learnt_of_text_everything_and_a_resumed_stream_is_the_same(
     tmp_path, started, talks
 ):
@@ -136,6 +137,7 @@ def test_a_run_without_conversations_has_no_template_and_rows_as_ever(tmp_path, 
     assert bpe.special_tokens(bpe.load(info.tokenizer_path)) == {bpe.END_OF_TEXT: 0}
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_is_given_brings_its_template_or_has_the_tokens_of_chatml(tmp_path, started, talks):
     path = tmp_path / "given" / "tokenizer.json"
     path.parent.mkdir()

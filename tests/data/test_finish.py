@@ -69,6 +69,7 @@ def test_kills_leave_no_trace_across_the_beginning_of_the_finish(strategy, tmp_p
     check_that_kills_leave_no_trace(preset, tmp_path, started, ROWS, (0, 1, 2500, 3000, 3000, 3300), changes)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     stream = started(finishing(), tmp_path, 2000 * T)
     read_all(stream, 2000)
@@ -82,6 +83,7 @@ def test_a_run_with_a_larger_budget_finishes_later(tmp_path, started):
     assert {1500, 3000} <= set(longer.windows_begun(4000))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_larger_budget_keeps_nothing_of_a_finish_that_was_written_ahead(tmp_path, started):
     """However far ahead of training the rows were."""
     stream = started(finishing(), tmp_path, 4000 * T)
@@ -164,6 +166,7 @@ def test_watched_sources_are_evaluated_and_never_trained_on(tmp_path, started):
     assert copied.read_text() not in documents_of(tmp_path / "run", 150)
 
 
+@pytest.mark.slow
 def test_text_of_the_finish_and_watched_text_may_be_moved_and_not_exchanged(tmp_path, started):
     def preset(place, **instead):
         texts = {name: folder(name, path=str(tmp_path / place / name)) for name in ("email", "json", "wsgiref")}

@@ -65,6 +65,7 @@ def test_sources_that_end_early_end_their_window(tmp_path, started):
     np.testing.assert_array_equal(again.rows(num_rows - 3, 3)[0], tokens[-3:])
 
 
+@pytest.mark.slow
 def test_shares_are_as_asked_and_weights_change_at_their_row(tmp_path, started):
     stream = started(make_preset(), tmp_path, 20_000 * T, weight_changes=[(16_000, [1.0, 1.0, 8.0])])
     read_all(stream, 20_000)
@@ -118,6 +119,7 @@ def test_of_a_single_document_the_end_is_held_out(tmp_path, started):
     assert 0.02 * len(text) < len(end) <= 0.05 * len(text)
 
 
+@pytest.mark.slow
 def test_no_answer_and_no_paragraph_of_a_held_out_question_is_trained_on(tmp_path, started):
     lines = [
         {
@@ -149,6 +151,7 @@ def test_no_answer_and_no_paragraph_of_a_held_out_question_is_trained_on(tmp_pat
     assert progress["skipped"]["sharing a field with held-out text"] > 0
 
 
+@pytest.mark.slow
 def test_a_category_costs_nothing_also_where_the_data_is_sorted_by_it(tmp_path, started):
     """200 questions of each title, one title after another: the first 1,000 rows show no other titles."""
     lines = [json.dumps({"title": f"Title {n // 200}", "text": f"Text {n}, {n * 7}."}) for n in range(4000)]
@@ -170,6 +173,7 @@ def normalised(texts):
 
 
 @pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.slow
 def test_copies_are_dropped_within_and_across_folders_unless_they_are_wanted(copies, asked, tmp_path, started):
     stream = started(make_preset(sources=copies, weights=None, drop_duplicates=asked), tmp_path / "run", 10**6)
     stream.begin()

@@ -76,6 +76,7 @@ def test_every_kind_of_source_goes_on_exactly_after_three_kills(all_kinds, tmp_p
     check_that_kills_leave_no_trace(preset, tmp_path, started, 8_000, (1, 1500, 4000), changes)
 
 
+@pytest.mark.slow
 def test_a_dead_producer_is_replaced_and_the_trainer_only_waits(tmp_path, started):
     preset = make_preset()
     stream = started(preset, tmp_path / "a", 8000 * T)
@@ -116,6 +117,7 @@ def zero_tail(path):
 STREAM_FILES = ("tokenizer.json", "stream/rows.bin", "stream/heldout.npz", "stream/stream.json")
 
 
+@pytest.mark.slow
 def test_whatever_is_lost_or_damaged_is_made_again_as_it_was(tmp_path, started):
     def begin(**of_run):
         said = []
@@ -238,6 +240,7 @@ def test_what_becomes_of_the_files_of_the_journal_under_a_run_is_noticed(tmp_pat
         np.testing.assert_array_equal(journal(tmp_path, 2000), expected)
 
 
+@pytest.mark.slow
 def test_damage_while_rows_are_read_is_raised_and_then_made_again(tmp_path, started):
     stream = started(make_preset(), tmp_path, 4000 * T)
     read_all(stream, 10)
@@ -304,6 +307,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("last_words", ["", '{"consumed": 1'])
+@pytest.mark.slow
 def test_the_producer_ends_with_its_trainer(last_words, tmp_path):
     command = [sys.executable, "-c", ORPHAN.format(last_words=last_words), make_preset().to_json(), str(tmp_path)]
     pid = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)

@@ -149,6 +149,7 @@ def test_one_request_in_ten_fails_and_the_stream_is_the_same(hub, start, tmp_pat
     assert {what for _, what in faults} == {"data", "metadata"}
 
 
+@pytest.mark.slow
 def test_an_outage_is_said_and_outlived(hub, start, tmp_path):
     add_datasets(hub)
     num_rows = 20_000  # more than the documents that the feeds have in memory
@@ -270,6 +271,7 @@ def test_whatever_goes_wrong_while_reading_is_said_soon(fault, hub, quick, caplo
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_whatever_goes_wrong_while_opening_is_said_and_ends_in_one_message(fault, hub, quick, caplog):
     add_datasets(hub)
     hub.retry_after, hub.fault = 300, lambda *_: fault

@@ -32,6 +32,7 @@ def similarity(text: str, truth: str) -> float:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.slow
 def test_the_text_is_the_one_that_the_pdf_was_made_from(name, tmp_path):
     content, truth = DOCUMENTS[name]()
     text, skipped = read(tmp_path, content)

@@ -178,6 +178,7 @@ def peak() -> float:
     return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
+@pytest.mark.slow
 def test_each_is_refused_at_once_and_takes_no_memory(tmp_path, warm):
     slowest = largest = 0.0
     for name, attack in ATTACKS.items():

@@ -84,6 +84,7 @@ def own(tmp_path_factory):
         "tokens that no tokenizer_config.json names",
     ],
 )
+@pytest.mark.slow
 def test_transformers_makes_the_tokens_of_the_training(tmp_path, source, special_tokens):
     from transformers import AutoTokenizer
 

@@ -390,6 +390,7 @@ def test_a_model_config_is_enough_for_parameters():
         ("max 100000", {"OMP_NUM_THREADS": "1"}, 1),
     ],
 )
+@pytest.mark.slow
 def test_threads_are_the_cores_that_a_process_may_use(quota, environment, expected, tmp_path):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("a single core: nothing to choose")

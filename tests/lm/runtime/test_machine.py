@@ -34,6 +34,7 @@ KEPT = """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+@pytest.mark.slow
 def test_freed_memory_is_kept_until_it_is_given_back():
     code = textwrap.dedent(KEPT.format(root=str(ROOT)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)

@@ -299,6 +299,7 @@ def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_
     assert gather_menu(tmp_path, main.CONFIGS).current.finished
 
 
+@pytest.mark.slow
 def test_a_run_continued_to_a_larger_budget_is_not_finished_by_the_report_of_the_smaller(make, tmp_path):
     def train(token_budget: int) -> bool:
         return main.train(make(), token_budget=token_budget, checkpoint_dir=tmp_path)
