@@ -99,6 +99,7 @@ def test_a_run_with_a_larger_budget_keeps_nothing_of_a_finish_that_was_written_a
     assert (source[6000:, 1:] == 2).any()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_smaller_budget_finishes_earlier(tmp_path, started):
     stream = started(finishing(), tmp_path, 8000 * T)
     read_all(stream, 1000)
@@ -118,6 +119,7 @@ def test_a_run_with_a_smaller_budget_finishes_earlier(tmp_path, started):
         assert (source[kept:, 1:] == 2).any()
 
 
+@pytest.mark.slow
 def test_what_is_used_up_before_the_finish_has_no_part_in_it_and_alone_ends_the_run(tmp_path, started):
     once = folder("json", repeat=1)
     finish = {"share": 0.25, "sources": [once, folder("asyncio")]}

@@ -206,6 +206,7 @@ def test_every_unusable_source_is_named_before_anything_starts(tmp_path, started
         started(preset, tmp_path, 1000).wait_opened()
 
 
+@pytest.mark.slow
 def test_a_stream_is_not_continued_with_other_data(tmp_path, started):
     stream = started(make_preset(), tmp_path, 100 * T)
     read_all(stream, 100)

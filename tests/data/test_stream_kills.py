@@ -278,6 +278,7 @@ def test_a_defect_that_repeats_is_raised_with_its_traceback(tmp_path, started, m
         read_all(started(make_preset(), tmp_path / "run", 100 * T), 100)
 
 
+@pytest.mark.slow
 def test_interrupts_are_for_the_trainer_and_waiting_can_be_stopped(tmp_path, started):
     stream = started(make_preset(), tmp_path, 100 * T)
     stream.wait_opened()

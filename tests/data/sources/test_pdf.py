@@ -314,6 +314,7 @@ def child_that(monkeypatch):
     ("death", "patience_seconds", "reason"),
     [("exec sleep 600", 5, "PDF took too long"), ("kill -SEGV $$", 60, "PDF crashed its reader")],
 )
+@pytest.mark.slow
 def test_a_child_that_hangs_or_dies_keeps_its_pages_also_in_the_cache(
     tmp_path, child_that, death, patience_seconds, reason
 ):
@@ -379,6 +380,7 @@ while time.process_time() < 30:
 """
 
 
+@pytest.mark.slow
 def test_time_that_a_pdf_uses_up_is_not_taken_for_an_end_by_others():
     assert subprocess.run([sys.executable, "-c", USES_UP_ITS_TIME]).returncode == -signal.SIGXCPU
 

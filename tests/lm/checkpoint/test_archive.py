@@ -153,6 +153,7 @@ def test_a_run_put_aside_comes_back_whole(tmp_path):
 
 
 @pytest.mark.parametrize("action", ["archive_run", "restore"])
+@pytest.mark.slow
 def test_an_interrupted_move_is_finished_and_loses_nothing(tmp_path, monkeypatch, action):
     origin = tmp_path / "origin"
     make_run(origin, "first", 5)

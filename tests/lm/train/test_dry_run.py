@@ -129,6 +129,7 @@ def test_processes_of_a_job_make_the_cache_anew_before_they_do_without_the_compi
     assert next(problems, "asked twice") == "asked twice"
 
 
+@pytest.mark.slow
 def test_each_of_many_runs_of_a_process_is_compiled(compiler, monkeypatch, tmp_path):
     monkeypatch.setattr("lm.learner.compile_choice", lambda device: (True, "for this test"))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -314,6 +314,7 @@ def test_a_run_continued_to_a_larger_budget_is_not_finished_by_the_report_of_the
     assert "6,144" in report.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_needs_the_tokenizer_that_it_was_given_only_at_its_beginning(make, text, tmp_path):
     given = tmp_path / "given.json"
     bpe.train([path.read_text() for path in (text / "large").glob("*.txt")], 350).save(str(given))
