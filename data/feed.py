@@ -233,13 +233,10 @@ class Feed(Generic[Encoded]):
             read = document.text.encode("utf-8", "replace")  # a lone surrogate cannot be tokenized
             num_bytes += len(read)
             document = document._replace(text=read.decode())
-            if reason := self._reason_to_skip(document):
-                skipped[reason] += 1
-                self._lost[reason] += 1
-                continue
-            if (kept := self._kept_length(document.text)) == 0:
-                skipped["held out"] += 1
-                self._lost["held out"] += 1
+            reason, kept = self._reason_to_skip(document), self._kept_length(document.text)
+            if reason or kept == 0:
+                for counts in (skipped, self._lost):
+                    counts[reason or "held out"] += 1
                 continue
             document = document._replace(text=document.text[:kept])
             block.append(Held.of(document, text_hash(document.text) if self._admit else b""))

@@ -32,6 +32,7 @@ from lm.runtime.terminal import questions_are_seen, read_line, tell
 # Layers: with fewer, drafts may cost more than the passes that they save (benchmarks/LOG.md).
 DRAFTING_PAYS_FROM = 3
 
+REFUSALS = ("n", "no", "q", "quit", "exit")
 UNREADABLE = "\ufffd"  # in place of an answer that is not UTF-8; no run has this name
 
 
@@ -91,7 +92,7 @@ def push(state: dict[str, Any], run: Path, user: str) -> None:
     default = f"{user}/{repository_name(store.name_of(state['preset']))}"
     while True:
         answer = answer_to(f"push {exported} to which repository? Enter: {default}, q: none > ", at_end="q")
-        if answer.lower() in ("q", "quit", "exit", "n", "no"):
+        if answer.lower() in REFUSALS:
             tell("nothing was pushed")
             return
         repository = answer if "/" in answer else f"{user}/{answer}" if answer else default
@@ -121,8 +122,8 @@ def wanted_milestones(run: Path) -> dict[str, Path]:
         f"push its {counted(len(folders), 'milestone')} too, {human_bytes(num_bytes)}, each to a branch such as "
         f"{first.name}? Enter: yes, n: no > "
     )
-    refused = ("n", "no", "q", "quit", "exit", UNREADABLE)
-    return {} if answer_to(question, at_end="n").lower() in refused else {path.name: path for path in ordered}
+    is_refused = answer_to(question, at_end="n").lower() in (*REFUSALS, UNREADABLE)
+    return {} if is_refused else {path.name: path for path in ordered}
 
 
 def repository_name(preset: str) -> str:

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor
 
 from configs.catalog import catalogued
-from configs.schema import Preset, Source, parse_preset
+from configs.schema import Preset, Source
 from data import tokenizer as bpe
 from data.chat_template import TEMPLATE_FILE, ChatTemplate
 from data.files import room_on_disk, set_aside, sync_folder
@@ -36,6 +36,7 @@ from lm.export.ollama import modelfile
 from lm.families import exported_config, exported_state
 from lm.inference.load import load_chat_template
 from lm.inference.sampling import TEMPERATURE, TOP_P
+from lm.learner import preset_of
 from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 
@@ -223,7 +224,7 @@ def tokenizer_config(end_of_text: str, end: str, seq_length: int) -> dict[str, A
 def export(state: dict[str, Any], folder: Path, out_dir: Path | None = None, *, gguf: bool = False) -> Path:
     """Export a checkpoint's `state`, of the run in `folder`, to `out_dir` (default: `folder/hf`), for
     all programs that read its family."""
-    preset = parse_preset(state["preset"], "the checkpoint")
+    preset = preset_of(state)
     path = folder / "tokenizer.json"
     tokenizer = bpe.load(path)
     return export_huggingface(
@@ -244,7 +245,7 @@ def is_export_of(folder: Path, state: dict[str, Any]) -> bool:
         exported = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError):
         return False
-    weights = exported_state(state["model"], parse_preset(state["preset"], "the checkpoint").model)
+    weights = exported_state(state["model"], preset_of(state).model)
     return exported.keys() == weights.keys() and all(torch.equal(exported[name], weights[name]) for name in weights)
 
 

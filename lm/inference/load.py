@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from aux_heads.drafter import HeadDrafter
 from aux_heads.joint import build_heads
 from configs.errors import Damaged, StreamDamaged, UserError
-from configs.schema import parse_preset
 from data import tokenizer as bpe
 from data.chat_template import ChatTemplate
 from data.heldout import HeldOut
@@ -22,7 +21,7 @@ from data.packing import row_dtype
 from data.stream_files import HELD_OUT
 from lm.checkpoint import store
 from lm.inference.memory import Recall, fit_recall
-from lm.learner import MISFIT, check_shapes
+from lm.learner import check_shapes, preset_of
 from lm.model import Transformer
 from lm.report.metrics import read_metrics
 from lm.report.record import choice_in_words
@@ -52,7 +51,7 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
     """Return the model of a checkpoint's `state`, its tokenizer, and the token that begins a
     document. Raises UserError if they do not fit together."""
     tokenizer = load_tokenizer(state, folder)
-    model = Transformer(parse_preset(state["preset"], "the checkpoint").model, state["model"]["embed.weight"].shape[0])
+    model = Transformer(preset_of(state).model, state["model"]["embed.weight"].shape[0])
     model.load_state_dict(state["model"])
     return model.eval(), tokenizer, bpe.end_of_text(tokenizer)
 
@@ -60,9 +59,7 @@ def load_model(state: dict[str, Any], folder: Path) -> tuple[Transformer, Tokeni
 def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
     """Return the tokenizer in `folder`. Raises UserError unless it fits the model and heads of a
     checkpoint's `state`, and these the checkpoint's preset; takes no memory for that."""
-    preset = parse_preset(state["preset"], "the checkpoint")
-    if preset.model.unknown:
-        raise UserError(MISFIT.format("the preset"))
+    preset = preset_of(state)
     embedding = state["model"].get("embed.weight")
     num_rows = len(embedding) if isinstance(embedding, Tensor) and embedding.ndim else 1
     with torch.device("meta"):
@@ -84,7 +81,7 @@ def load_tokenizer(state: dict[str, Any], folder: Path) -> Tokenizer:
 def load_chat_template(state: dict[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
     """Return the chat template in a checkpoint's `state`, or None if the run was trained on no
     conversations. Raises UserError if it cannot be used."""
-    if not parse_preset(state["preset"], "the checkpoint").data.conversations:
+    if not preset_of(state).data.conversations:
         return None  # of those that it only watches the model learns nothing
     header = state["stream_position"].get("header")
     source = header.get("chat_template") if isinstance(header, dict) else None
@@ -93,7 +90,7 @@ def load_chat_template(state: dict[str, Any], tokenizer: Tokenizer) -> ChatTempl
 
 def load_heads(state: dict[str, Any]) -> nn.ModuleDict:
     """Return the heads of a checkpoint's `state`; empty if it has none."""
-    preset = parse_preset(state["preset"], "the checkpoint")
+    preset = preset_of(state)
     heads = build_heads(preset.auxiliary, preset.model.hidden_size, preset.model.seq_length)
     heads.load_state_dict(state["heads"])
     return heads
@@ -105,7 +102,7 @@ def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokeni
     heads = load_heads(state)
     if "policy" not in heads:
         return None
-    loss_mask = parse_preset(state["preset"], "the checkpoint").data.has_conversations
+    loss_mask = preset_of(state).data.has_conversations
     dtype = row_dtype(model.config.seq_length, bpe.vocab_size(tokenizer), loss_mask=loss_mask)
     tokens = newest_tokens(folder, dtype)
     embedding_VD, output_VD = model.embed.weight.detach(), model.output.weight.detach()
@@ -124,7 +121,7 @@ def load_recall(
     header = state["stream_position"].get("header")
     if not held_out or held_out.digest() != (header if isinstance(header, dict) else {}).get("held_out"):
         return None, f"/recall is fitted on the held-out text of the run, which is missing or damaged in {stream}"
-    watched = parse_preset(state["preset"], "the checkpoint").data.watched_labels
+    watched = preset_of(state).data.watched_labels
     return fit_recall(model, held_out.without(watched), bpe.token_bytes(tokenizer))
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from configs.diff import changes, check_continuable, describe, with_labels_of, with_shape_of
 from configs.errors import UserError
-from configs.schema import Preset, parse_preset
+from configs.schema import Preset
 from configs.text import counted
 from data import tokenizer as bpe
 from data.chat_template import TEMPLATE_FILE
@@ -29,7 +29,7 @@ from data.stream import Stream, StreamInfo
 from lm.checkpoint import store
 from lm.checkpoint.archive import archive_run, archived_in, finish_interrupted, has_remains, restore
 from lm.evaluation.benchmarks import load_benchmarks
-from lm.learner import MISFIT, Learner
+from lm.learner import Learner, preset_of
 from lm.runtime import estimate
 from lm.runtime.distributed import World
 from lm.runtime.files import has_hard_links
@@ -62,9 +62,7 @@ def resume_or_begin(
     state = TrainState.new(*numbers, rows_per_step, continued=continued)
     checkpoint = None if fresh else world.from_first(_load_checkpoint, folder)
     if checkpoint:
-        saved = parse_preset(checkpoint["preset"], "the checkpoint")
-        if saved.model.unknown:
-            raise UserError(MISFIT.format("the preset"))
+        saved = preset_of(checkpoint)
         edited = changes(saved, preset)
         check_continuable(saved, edited)
         if edited:
