@@ -771,10 +771,10 @@ MUTATIONS = {
         "data/sources/cells.py", "return not is_number(kind.value_type) and", "return", HUB
     ),
     "row groups are sorted in every round": Mutation(
-        "data/sources/hub.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
+        "data/sources/hub_rows.py", "if self._groups.get(file, (None,))[0] != epoch:", "if True:", HUB
     ),
     "a file is skipped for lack of memory": Mutation(
-        "data/sources/hub.py", "except (SourceError, MemoryError):", "except SourceError:", LAYOUTS
+        "data/sources/hub_rows.py", "except (SourceError, MemoryError):", "except SourceError:", LAYOUTS
     ),
     "globs of data files have no bound": Mutation(
         "data/sources/hub_client.py", "    bound_local_globs()\n", "", LAYOUTS
@@ -801,7 +801,7 @@ MUTATIONS = {
         "data/sources/hub.py", "for other in self._others(file):", "for other in ():", LAYOUTS
     ),
     "a file that fails late is not named": Mutation(
-        "data/sources/hub.py",
+        "data/sources/hub_rows.py",
         'skipped["unreadable file"] += 1\n                    self._name_unreadable(file, error)',
         'skipped["unreadable file"] += 1',
         LAYOUTS,
@@ -861,7 +861,7 @@ MUTATIONS = {
         "tests/data/test_packing.py",
     ),
     "a resume cuts lines elsewhere": Mutation(
-        "data/sources/hub.py", "else start * size)", "else start * size + 1)", HUB
+        "data/sources/hub_rows.py", "else start * size)", "else start * size + 1)", HUB
     ),
     "a resumed run keeps no milestone since its checkpoint": Mutation(
         "lm/train/state.py",
