@@ -21,10 +21,10 @@ from torch import Tensor
 
 from aux_heads.span_contrastive import SpanContrastive
 from configs.errors import UserError
-from configs.schema import parse_preset
 from data.heldout import HeldOut, SourceRows
 from data.stream_files import HELD_OUT
 from lm.inference.load import load_heads, load_model, load_state
+from lm.learner import preset_of
 
 LENGTH = 64  # tokens of a passage
 SHORTEST = 8
@@ -43,10 +43,11 @@ class PassageEmbedder:
         """Raises UserError for a run without that head."""
         folder = Path(folder)
         state, _ = load_state(folder)
-        preset = parse_preset(state["preset"], "the checkpoint")
+        preset = preset_of(state)
         if not preset.auxiliary.enable_span_contrastive:
             raise UserError(f"the run in {folder} has no span_contrastive head: auxiliary.enable_span_contrastive")
         self.model, self.tokenizer, self.end_of_text = load_model(state, folder)
+        self.embedding_VD = self.model.embedding_VD().detach()
         head = load_heads(state)["span_contrastive"]
         assert isinstance(head, SpanContrastive)
         self.head = head
@@ -59,7 +60,7 @@ class PassageEmbedder:
         nothing = torch.tensor([self.end_of_text])
         read = [tokens if len(tokens := self.tokens(text)) else nothing for text in texts]
         return F.normalize(
-            self.head.of_text(torch.stack([self.model.embed(tokens).mean(0) for tokens in read])), dim=-1
+            self.head.of_text(torch.stack([self.embedding_VD[tokens].mean(0) for tokens in read])), dim=-1
         )
 
     @torch.no_grad()
@@ -104,10 +105,10 @@ def scores(embedder: PassageEmbedder, pairs: Pairs) -> dict[str, Tensor]:
         return [model(embedder.tokens(text)[None])[0].mean(0) for text in texts]
 
     def embeddings(texts: list[str]) -> list[Tensor]:
-        return [model.embed(embedder.tokens(text)).mean(0) for text in texts]
+        return [embedder.embedding_VD[embedder.tokens(text)].mean(0) for text in texts]
 
     def counts(texts: list[str]) -> Tensor:
-        size = len(model.embed.weight)
+        size = len(embedder.embedding_VD)
         return torch.stack([torch.bincount(embedder.tokens(text), minlength=size).float() for text in texts])
 
     first_NV, second_NV = counts(pairs.first), counts(pairs.second)

@@ -63,10 +63,10 @@ REFERENCE = "chunks by log-probability"
 def load(run: Path) -> tuple[Transformer, Tokenizer, int, ValueAhead | None]:
     state, _ = store.load(run)
     model, tokenizer, end_of_text = load_model(state, run)
-    heads = load_heads(state)
+    heads, embedding_VD = load_heads(state), model.embedding_VD().detach()
 
     def value_ahead(state_D: Tensor, token: int) -> float:
-        latent_D = heads["dynamics"].step(state_D, model.embed.weight[token])
+        latent_D = heads["dynamics"].step(state_D, embedding_VD[token])
         return float(heads["value"].expectation(heads["value"].logits(latent_D)))
 
     return model, tokenizer, end_of_text, value_ahead if {"dynamics", "value"} <= set(heads) else None

@@ -25,8 +25,8 @@ FIXED = (
     "auxiliary.enable_span_contrastive",
 )
 MOVABLE = re.compile(r"data\.((custom_|finish\.)?sources|watch)\.\d+\.path")
-# Their defaults depend on other sizes of the model.
-FOLLOWING = ("model.num_kv_heads", "model.vocab_size", "model.mlp_size")
+# Their defaults depend on other settings of the model.
+FOLLOWING = ("model.num_kv_heads", "model.vocab_size", "model.mlp_size", "model.embedding_norm")
 
 
 def changes(old: Preset, new: Preset) -> Changes:

@@ -120,6 +120,11 @@ class ModelConfig(Section):
         description="Inner width of the SwiGLU, in channels; default 8/3 hidden_size rounded up to a multiple of 64.",
     )
     tie_embeddings: bool = Field(default=False, description="Use one matrix as both input embedding and output layer.")
+    embedding_norm: bool = Field(
+        default_factory=lambda known: not known["tie_embeddings"] and known["init_from"] is None,
+        description="Scale each token's embedding to an rms of 1 before the first layer; exports have it in the embedding "
+        "itself; default true, but false with tie_embeddings or init_from.",
+    )
     rope_theta: float = Field(
         default=10_000.0, ge=100, le=10**9, description="Base of the rotary position embeddings' wavelengths."
     )
@@ -167,6 +172,13 @@ class ModelConfig(Section):
             fitting = [heads for heads in range(1, 513) if hidden_size % (2 * heads) == 0]
             raise ValueError(f"hidden_size / num_heads must be a whole even number; allowed: {fitting}")
         return num_heads
+
+    @field_validator("embedding_norm")
+    @classmethod
+    def _of_an_embedding_alone(cls, norm: bool, info: ValidationInfo) -> bool:
+        if norm and (info.data.get("tie_embeddings") or info.data.get("init_from")):
+            raise ValueError("only without tie_embeddings, whose matrix is the output layer too, and without init_from")
+        return norm
 
     @field_validator("qk_norm")
     @classmethod

@@ -310,6 +310,15 @@ def parse_preset(text: str, origin: str) -> Preset:
     return preset
 
 
+def saved_preset(text: str) -> Preset:
+    """Return the preset in a checkpoint, which has every default written out: a setting that it lacks is
+    newer than its run. Raises PresetError."""
+    preset = parse_preset(text, "the checkpoint")
+    if "embedding_norm" not in preset.model.model_fields_set:
+        preset = preset.model_copy(update={"model": preset.model.model_copy(update={"embedding_norm": False})})
+    return preset
+
+
 def schema_text() -> str:
     """Return the contents of preset.schema.json."""
     return json.dumps(Preset.model_json_schema(), indent=2) + "\n"

@@ -2,7 +2,7 @@
 QK-norm `LlamaForCausalLM`.
 
 Their config.json and their names of tensors, in both directions: lm/start_point.py reads, and
-lm/export/huggingface.py writes. Our fused matrices stack theirs, so nothing is ever computed. Never
+lm/export/huggingface.py writes. Our fused matrices stack theirs, and only the embedding's norm is ever computed. Never
 here: files, and torch, since the menu asks for shapes.
 """
 
@@ -105,11 +105,16 @@ def _stacked(module: str, names: tuple[str, ...], shapes: list[tuple[int, ...]])
 
 
 def exported_state(model_state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Return `Transformer.state_dict()` under the family's names, in fp32."""
+    """Return `Transformer.state_dict()` under the family's names, in fp32, with the norm behind the
+    embedding, which no family has, applied to its rows."""
     vocab_size = len(model_state["embed.weight"])  # that of the tokenizer, if the preset names one
+    from lm.model import unit_rms
+
     exported = {}
     for name, (parameter, first_row, shape) in tensors(config.model_copy(update={"vocab_size": vocab_size})).items():
         rows = model_state[parameter].detach()[first_row : first_row + shape[0]]
+        if parameter == "embed.weight" and config.embedding_norm:
+            rows = unit_rms(rows, config.norm_eps)
         exported[name] = rows.float().cpu().clone()
     return exported
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from aux_heads.joint import JointModel, build_heads
 from configs.errors import UserError
-from configs.schema import Preset, parse_preset
+from configs.schema import Preset, saved_preset
 from lm.captured_step import CapturedTrainStep
 from lm.loss import compiled_linear_cross_entropy, linear_cross_entropy
 from lm.loss_scale import LossScale
@@ -185,7 +185,7 @@ class Learner:
 
 def preset_of(state: Mapping[str, Any]) -> Preset:
     """Return the preset of a checkpoint's state. Raises UserError if it does not say the model's shape."""
-    preset = parse_preset(state["preset"], "the checkpoint")
+    preset = saved_preset(state["preset"])
     if preset.model.unknown:
         raise UserError(MISFIT.format("the preset"))
     return preset

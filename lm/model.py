@@ -27,6 +27,12 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, H, T, K), k and v (
 MASKED = -1e4  # added to masked scores: others are below a few hundred, so their exp is 0
 
 
+def unit_rms(x: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x) over the last dimension, in fp32."""
+    wide = x.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, computed in fp32 (Zhang & Sennrich, arXiv 1910.07467)."""
 
@@ -36,8 +42,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+        return (unit_rms(x, self.eps) * self.weight).to(x.dtype)
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
@@ -170,7 +175,11 @@ class Layer(nn.Module):
 
 class Transformer(nn.Module):
     """A decoder from token ids (B, T) to hidden states (B, T, D) after the final norm; logits
-    are `hidden @ output.weight.T`."""
+    are `hidden @ output.weight.T`.
+
+    With `embedding_norm` the rows of `embed` are only directions: the layers read them at an rms of 1, and a
+    step turns a token's row by as much however often the token comes.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -211,9 +220,16 @@ class Transformer(nn.Module):
         rotary tables beyond it."""
         return self.forward_embedded(self.embed(tokens_BT))
 
+    def embedding_VD(self) -> Tensor:
+        """Return the embedding (V, D) as the layers read it."""
+        weight_VD = self.embed.weight
+        return unit_rms(weight_VD, self.config.norm_eps) if self.config.embedding_norm else weight_VD
+
     def forward_embedded(self, x_BTD: Tensor) -> Tensor:
         """Compute everything after the embedding; this is the part that is compiled."""
         length, device = x_BTD.shape[1], x_BTD.device.type
+        if self.config.embedding_norm:
+            x_BTD = unit_rms(x_BTD, self.config.norm_eps)
         # Otherwise the residual stream would be fp32, with twice the memory traffic.
         if torch.is_autocast_enabled(device):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(device))

@@ -27,6 +27,7 @@ MUON_MOMENTUM = 0.95
 BATCH_SIZE = 2**24  # elements in a batch of matrices, of which several copies are made
 ADAM_BETAS = (0.8, 0.95)
 ADAM_EPS = 1e-10
+NORMED_EMBEDDING = 4  # times the embedding's default rate, if the layers read it at an rms of 1 (benchmarks/LOG.md)
 CONTINUED_SHARE = 0.05  # of the default rates, for a model that is trained already (docs/start-from-a-model.md)
 
 
@@ -119,6 +120,8 @@ def peak_learning_rates(train: TrainConfig, model: ModelConfig, tokens_per_step:
     batch, width = math.sqrt(tokens_per_step / 524_288), math.sqrt(768 / model.hidden_size)
     defaults = {"matrix": 0.11 * batch, "embedding": 0.3 * width * batch, "output": 0.032 * width * batch}
     defaults["scalar"] = 0.015 * batch
+    if model.embedding_norm:
+        defaults["embedding"] *= NORMED_EMBEDDING
     if model.init_from:
         defaults["embedding"] = defaults["output"]
         defaults = {name: CONTINUED_SHARE * rate for name, rate in defaults.items()}

@@ -122,9 +122,9 @@ def check_that_it_is_exported(program: Program, best: int) -> None:
     """The export, the model card, the report and what `t` loads are of the best checkpoint; the last one is kept."""
     folder = program.checkpoints
     weights, last = load_file(folder / "hf" / "model.safetensors"), program.state(CURRENT)
-    assert torch.equal(weights["model.embed_tokens.weight"], program.state(BEST)["model"]["embed.weight"])
+    assert torch.equal(weights["lm_head.weight"], program.state(BEST)["model"]["output.weight"])
     assert last["tokens_seen"] == BUDGET
-    assert not torch.equal(weights["model.embed_tokens.weight"], last["model"]["embed.weight"])
+    assert not torch.equal(weights["lm_head.weight"], last["model"]["output.weight"])
     card = (folder / "hf" / "README.md").read_text()
     assert f"that of {best:,} tokens, whose held-out loss is the lowest of the run" in card
     assert "unfinished" not in card

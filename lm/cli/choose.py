@@ -15,7 +15,7 @@ from typing import Any
 
 from configs.diff import changes, fixed_changes
 from configs.errors import PresetError, UserError
-from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
+from configs.schema import TOKEN_BUDGET, Preset, load_preset, saved_preset
 from data import tokenizer as bpe
 from data.files import set_aside
 from data.sources.hub_client import first_line, retries
@@ -156,7 +156,7 @@ def preset_and_budget(choice: Choice, folder: Path, configs: Path) -> tuple[Pres
     namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == current.name]
     if len(namesakes) == 1:  # compared with the run's own when the checkpoint is loaded (lm/train/setup.py)
         return namesakes[0], current.token_budget
-    own = parse_preset(current.preset, "the checkpoint")
+    own = saved_preset(current.preset)
 
     def edits(preset: Preset) -> tuple[bool, int]:
         changed = changes(own, preset)

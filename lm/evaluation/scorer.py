@@ -35,6 +35,7 @@ class Scorer:
     def __init__(self, model: Transformer):
         self.model = model.float().eval()
         self.device = model.embed.weight.device
+        self.embedding_VD = model.embedding_VD().detach()
         self.max_length = model.config.seq_length
 
     def rows(self, questions: Sequence[Question]) -> list[Row]:
@@ -78,7 +79,7 @@ class Scorer:
         sees_BWW = (node_W <= node_W[:, None]) & (node_W[:, None] < ends_BW[:, None])
         bias_B1WW = torch.zeros(sees_BWW.shape, device=self.device).masked_fill_(~sees_BWW, float("-inf"))[:, None]
         cos_B1WP, sin_B1WP = (table[depths_BW][:, None] for table in (model.cos, model.sin))
-        x_BWD = model.embed(tokens_BW)
+        x_BWD = self.embedding_VD[tokens_BW]
         grouped = model.config.num_heads != model.config.num_kv_heads
         attend = partial(F.scaled_dot_product_attention, attn_mask=bias_B1WW, enable_gqa=grouped)
         for layer in model.layers:

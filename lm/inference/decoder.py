@@ -78,7 +78,7 @@ class Decoder:
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.group_size, self.qk_norm = config.num_heads // config.num_kv_heads, config.qk_norm
         self.device = model.embed.weight.device
-        self.embedding_VD = model.embed.weight
+        self.embedding_VD = model.embedding_VD()
         self.smallest, self.smallest_head = (
             torch.tensor((size * config.norm_eps) ** 0.5, device=self.device)
             for size in (config.hidden_size, config.head_dim)

@@ -105,7 +105,7 @@ def load_drafter(state: dict[str, Any], folder: Path, model: Transformer, tokeni
     loss_mask = preset_of(state).data.has_conversations
     dtype = row_dtype(model.config.seq_length, bpe.vocab_size(tokenizer), loss_mask=loss_mask)
     tokens = newest_tokens(folder, dtype)
-    embedding_VD, output_VD = model.embed.weight.detach(), model.output.weight.detach()
+    embedding_VD, output_VD = model.embedding_VD().detach(), model.output.weight.detach()
     counts_V = torch.from_numpy(np.bincount(tokens, minlength=len(output_VD))) if len(tokens) else None
     return HeadDrafter(heads, embedding_VD, output_VD, counts_V)
 

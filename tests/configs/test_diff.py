@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs.diff import changes, check_continuable, describe, with_labels_of
+from configs.diff import changes, check_continuable, describe, fixed_changes, with_labels_of
 from configs.errors import PresetError, UserError
 from configs.schema import Preset, parse_preset
 
@@ -42,6 +42,9 @@ def test_what_follows_from_an_edit_is_no_edit():
     assert changes(preset(), preset(model__hidden_size=512)) == {"model.hidden_size": (64, 512)}
     both = changes(preset(), preset(model__hidden_size=512, model__mlp_size=640))
     assert both == {"model.hidden_size": (64, 512), "model.mlp_size": (192, 640)}
+    assert changes(preset(), preset(model__tie_embeddings=True)) == {"model.tie_embeddings": (False, True)}
+    norm = changes(preset(), preset(model__embedding_norm=False))
+    assert norm == {"model.embedding_norm": (True, False)} == fixed_changes(norm)
 
 
 def test_what_is_read_from_a_model_is_no_edit_of_a_preset_that_leaves_it_to_the_model():

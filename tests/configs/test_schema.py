@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import PresetError
-from configs.schema import Preset, UserError, load_preset, parse_preset
+from configs.schema import Preset, UserError, load_preset, parse_preset, saved_preset
 
 pytestmark = pytest.mark.core
 
@@ -55,11 +55,27 @@ def test_grouped_queries_and_heads_of_any_width():
     assert parse().model.heads_qkv == (4, 4, 4)
 
 
+def test_an_embedding_of_its_own_is_normed_but_not_that_of_a_checkpoint_from_before():
+    assert parse().model.embedding_norm
+    assert not parse(model={**MODEL, "tie_embeddings": True}).model.embedding_norm
+    assert not parse(model={"init_from": "owner/name", "seq_length": 64}).model.embedding_norm
+    stored = json.loads(parse().to_json())
+    assert saved_preset(json.dumps(stored)) == parse()
+    del stored["model"]["embedding_norm"]
+    assert saved_preset(json.dumps(stored)) == parse(model={**MODEL, "embedding_norm": False})
+
+
 def test_a_model_to_start_from_stands_for_the_shape():
     preset = parse(model={"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8})
     assert preset.model.unknown >= {"hidden_size", "num_layers", "num_heads", "vocab_size", "qk_norm"}
     stored = json.loads(preset.to_json())["model"]
-    assert stored == {"init_from": "owner/name", "revision": "v1", "seq_length": 64, "head_dim": 8}
+    assert stored == {
+        "init_from": "owner/name",
+        "revision": "v1",
+        "seq_length": 64,
+        "head_dim": 8,
+        "embedding_norm": False,
+    }
     assert parse_preset(preset.to_json(), "again") == preset
     known = preset.model.completed(parse().model)
     assert (known.hidden_size, known.num_layers, known.head_dim, known.unknown) == (64, 2, 8, set())
@@ -124,6 +140,14 @@ def test_every_problem_is_listed_at_once_with_its_place():
         ({"model": {**MODEL, "hidden_size": 8}}, "model.hidden_size = 8\n    allowed: a whole number from 16 to 8192"),
         ({"model": {**MODEL, "hidden_size": "64"}}, 'model.hidden_size = "64"'),
         ({"model": {**MODEL, "hidden_size": 65}}, "allowed: a whole number from 16 to 8192, a multiple of 2."),
+        (
+            {"model": {**MODEL, "tie_embeddings": True, "embedding_norm": True}},
+            "model.embedding_norm = true\n    only without tie_embeddings, whose matrix",
+        ),
+        (
+            {"model": {"init_from": "owner/name", "seq_length": 64, "embedding_norm": True}},
+            "model.embedding_norm = true\n    only without tie_embeddings, whose matrix",
+        ),
         ({"train": {"multi_token_weights": 0.5}}, "multi_token_weights = 0.5\n    allowed: a list of numbers."),
         ({"train": {"multi_token_weights": ["x"]}}, 'multi_token_weights[0] = "x"\n    allowed: a number.'),
         (

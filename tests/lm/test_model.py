@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from configs.schema import ModelConfig
+from aux_heads.joint import JointModel, build_heads
+from configs.schema import AuxiliaryConfig, ModelConfig
+from lm.families import exported_state
+from lm.loss import linear_cross_entropy
 from lm.model import Transformer, blocked_attention, causal_attention
 
 pytestmark = pytest.mark.core
@@ -104,7 +107,28 @@ def test_first_loss_is_that_of_a_uniform_guess(tied):
 def test_blocks_begin_as_the_identity():
     model, tokens = make_model(), random_tokens(2, 32)
     with torch.no_grad():
-        assert torch.equal(model(tokens), model.norm(model.embed(tokens)))
+        assert torch.equal(model(tokens), model.norm(model.embedding_VD()[tokens]))
+
+
+def test_the_size_of_a_tokens_embedding_means_nothing_in_the_model_its_heads_and_its_export():
+    aux = AuxiliaryConfig(enable_dynamics=True, enable_span_contrastive=True)
+    tokens = random_tokens(4, 65)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = JointModel(make_trained_model(seq_length=64), build_heads(aux, 64, 64), aux, linear_cross_entropy)
+    trunk, sampled = model.trunk, model.sample_positions(4, 64, torch.Generator().manual_seed(4))
+    found = []
+    for size in (1, torch.logspace(0, 1, VOCAB)[:, None]):
+        with torch.no_grad():
+            trunk.embed.weight.mul_(size)
+            losses = model(tokens, tokens[:, 1:], sampled).head_losses
+        found.append(
+            [trunk(tokens[:, :-1]), *losses.values(), *exported_state(trunk.state_dict(), trunk.config).values()]
+        )
+    assert len(losses) == 2
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+    assert trunk.embedding_VD().square().mean(-1).sqrt().tolist() == pytest.approx([1] * VOCAB, abs=1e-3)
 
 
 def test_tied_model_has_one_matrix_for_both_ends():

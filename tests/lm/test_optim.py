@@ -210,6 +210,14 @@ def test_default_rates_scale_with_batch_and_width():
     assert narrow == pytest.approx({name: full[name] * factor for name, factor in factors.items()})
 
 
+def test_a_normed_embedding_takes_larger_steps():
+    normed, plain = (
+        peak_learning_rates(TrainConfig(), WIDE.model_copy(update={"embedding_norm": norm}), 524_288)
+        for norm in (True, False)
+    )
+    assert normed == pytest.approx(plain | {"embedding": 4 * plain["embedding"]})
+
+
 def test_a_model_that_is_trained_already_takes_small_steps():
     models = WIDE, WIDE.model_copy(update={"init_from": "some/model"})
     new, continued = (peak_learning_rates(TrainConfig(), model, 524_288) for model in models)

@@ -76,7 +76,7 @@ def test_a_reader_finds_every_weight_and_what_the_model_is(exported):
     attention = model.layers[2].attention
     q, k, _ = attention.qkv.weight.detach().chunk(3)
     for name, weight in {
-        "token_embd": model.embed.weight,
+        "token_embd": model.embedding_VD(),
         "blk.2.attn_q": q,
         "blk.2.attn_k": k,
         "blk.2.attn_q_norm": attention.q_norm.weight,
@@ -115,7 +115,7 @@ def test_smaller_files_hold_the_same_model_within_their_precision(tmp_path, enco
     assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"
     assert tensors["token_embd.weight"].n_bytes == 300 * 64 * bytes_each
     for name, weight in {
-        "token_embd": model.embed.weight,
+        "token_embd": model.embedding_VD(),
         "output": model.output.weight,
         "blk.2.attn_q": model.layers[2].attention.qkv.weight.chunk(3)[0],
     }.items():

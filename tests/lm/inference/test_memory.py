@@ -70,7 +70,7 @@ def test_only_the_prompt_is_recalled(model):
 
 def test_drafts_change_nothing_of_what_is_recalled(model):
     prompt = [0, 5, 6, 7, 8, 9, 10, 11, 5, 6]
-    drafting, doubting = Drafting(NoisyCopy(model, noise=0.1)), Gate(np.array([[-1.0, *[0.0] * 7]]))
+    drafting, doubting = Drafting(NoisyCopy(model, noise=0.3)), Gate(np.array([[-1.0, *[0.0] * 7]]))
     texts = [
         list(generate(Decoder(model), prompt, 30, temperature=0, drafting=drafts, recall=Recall(doubting)))
         for drafts in (None, drafting)
