@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.contenders import MULTI_TOKEN_WEIGHTS, Options, Shape, preset_json, train_preset
+from benchmarks.contenders import MULTI_TOKEN_WEIGHTS, Options, Shape, preset_json, recipe_digest, train_preset
 from benchmarks.quality import Text, corpus_preset
 from benchmarks.speed import synchronize
 from benchmarks.step import learner_of
@@ -54,6 +54,11 @@ class Arm(NamedTuple):
         preset["train"]["multi_token_weights"] = MULTI_TOKEN_WEIGHTS if self.name == MULTI_TOKEN else ()
         preset["auxiliary"] = {f"enable_{head}": True for head in self.heads} | {"trunk_gradient": self.gradient}
         return parse_preset(json.dumps(preset), "the benchmark's preset")
+
+    def file(self, out: Path, seed: int, tokens: int) -> Path:
+        """Where its held-out bits per byte are kept; with the suffix .pth, the model."""
+        options = Options(round(tokens * self.tokens) // BATCH, seed=seed, tokens_per_step=BATCH)
+        return out / f"{self.name}, {seed}, {recipe_digest(self.preset(seed), options)}.json"
 
     def before_step(self) -> Callable[[Learner, float], None]:
         return rest_until_two_thirds if self.name == LATE else lambda learner, progress: None
@@ -113,7 +118,7 @@ def relative_seconds(arms: Sequence[Arm], shape: Shape, batch: int, num_rounds: 
 def train_all(text: Text, tokens: int, out: Path) -> None:
     for seed in SEEDS:
         for arm in ARMS:
-            path = out / f"{arm.name}, {seed}.json"
+            path = arm.file(out, seed, tokens)
             with path.with_suffix(".lock").open("w") as lock, suppress(BlockingIOError):  # another process is at it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not path.exists():
@@ -140,9 +145,9 @@ def show(ratios: list[float]) -> str:
     return f"{statistics.mean(ratios) - 1:+.2%}{spread}"
 
 
-def report(out: Path, slowdowns: dict[str, float]) -> None:
+def report(out: Path, tokens: int, slowdowns: dict[str, float]) -> None:
     def found(arm: Arm) -> dict[int, float]:
-        paths = {seed: out / f"{arm.name}, {seed}.json" for seed in SEEDS}
+        paths = {seed: arm.file(out, seed, tokens) for seed in SEEDS}
         return {seed: json.loads(path.read_text())["mean"] for seed, path in paths.items() if path.exists()}
 
     base, more = found(BASE), found(MORE_TOKENS)
@@ -172,7 +177,7 @@ def main(corpus: Path, out: Path, tokens: int) -> None:
     print(
         f"{SHAPE}, {tokens:,} tokens in steps of {BATCH:,}; {measure_machine().device_name}, {time.strftime('%Y-%m-%d')}"
     )
-    report(out, {name: statistics.median(values) for name, values in seconds.items()})
+    report(out, tokens, {name: statistics.median(values) for name, values in seconds.items()})
 
 
 if __name__ == "__main__":

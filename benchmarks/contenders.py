@@ -1,8 +1,8 @@
 """Other people's trainers on the same rows: nanoGPT, nanochat, modded-nanogpt and litgpt, the Hugging Face Trainer, and ours.
 
 Each is one function: `train(shape, steps, options)`. `steps` yields the rows (R, T + 1) of one optimizer step after
-another and is asked for the next when the one before is over (by the Trainer, one micro-batch earlier). Each has its
-own model, optimizer and loop, as in its training script: micro-batches of one size.
+another and is asked for the next when the one before is over; the Trainer asks before it begins the one before. Each
+has its own model, optimizer and loop, as in its training script: micro-batches of one size.
 
 The first three are read from checkouts, which lie in one folder under the names that they have on GitHub.
 
@@ -11,7 +11,9 @@ litgpt needs `pip install lightning litgpt`, the Trainer `pip install transforme
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import math
 import sys
 from collections import deque
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,14 +76,25 @@ class Options:
     num_steps: int
     learning_rate: float | None = None  # the peak, or of benchmarks/speedrunners.py a factor; None: the trainer's own
     seed: int = 1
-    low_precision: bool = True  # bf16 autocast
+    low_precision: bool | None = None  # bf16 autocast; None: if its products are the faster ones here, as ours has it
     compiled: bool = True
     checkouts: Path | None = None  # a folder
     tokens_per_step: int = TOKENS_PER_STEP
     logits: Logits | None = None  # of the model as it is now: set by the trainer before its first step
 
+    def __post_init__(self):
+        if self.low_precision is None:
+            self.low_precision = has_bfloat16()
+
     def autocast(self, device: str):
         return torch.autocast(device, dtype=torch.bfloat16) if self.low_precision else nullcontext()
+
+
+def has_bfloat16() -> bool:
+    """Return whether a model computes in bf16 here, by the rule of our own."""
+    from lm.runtime.machine import precision_choice
+
+    return precision_choice(device())[0] == torch.bfloat16
 
 
 def device() -> str:
@@ -153,8 +166,6 @@ def train_preset(
 
 
 def preset_json(shape: Shape, options: Options) -> str:
-    import json
-
     size = micro_rows(options, shape)
     rate = {"matrix_learning_rate": options.learning_rate} if options.learning_rate else {}
     return json.dumps(
@@ -178,6 +189,16 @@ def preset_json(shape: Shape, options: Options) -> str:
             "data": {"sources": ["python_source"]},
         }
     )
+
+
+def recipe_digest(preset: Preset, options: Options, *more: Any) -> str:
+    """Return eight hexadecimal digits of how ours is trained, every default included, and of `more`: in the name of a file
+    with results they keep those of an earlier recipe from being taken for this one's."""
+    from lm.optim import peak_learning_rates
+
+    rates = peak_learning_rates(preset.train, preset.model, options.tokens_per_step)
+    parts = [json.loads(preset.to_json()), rates, options.num_steps, options.tokens_per_step, *more]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def nanogpt(shape: Shape, steps: Steps, options: Options) -> None:
@@ -294,7 +315,7 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
         def __iter__(self):
             for rows in steps:
                 for row in rows.astype(np.int64):
-                    yield {"input_ids": row[:-1], "labels": row[:-1]}  # the model itself shifts them
+                    yield {"input_ids": row[:-1], "labels": row[:-1], "shift_labels": row[1:]}
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
@@ -309,6 +330,7 @@ def trainer(shape: Shape, steps: Steps, options: Options) -> None:
             bf16=options.low_precision,
             torch_compile=options.compiled,
             use_cpu=device() == "cpu",
+            remove_unused_columns=False,  # else it would take shift_labels for one
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from aux_heads.drafter import HeadDrafter
-from configs.schema import parse_preset
 from lm.checkpoint import store
 from lm.families import exported_config, exported_state
 from lm.inference.decoder import Decoder
 from lm.inference.generate import Drafter, Drafting, generate
 from lm.inference.load import load_drafter, load_model
+from lm.learner import preset_of
 from lm.runtime.machine import device_name, thread_choice
 
 NUM_TOKENS = 100
@@ -69,7 +69,7 @@ class Lookup:
 def transformers_model(state: dict, end_of_text: int):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    preset = parse_preset(state["preset"], "the checkpoint").model
+    preset = preset_of(state).model
     config = exported_config(preset, state["model"]["embed.weight"].shape[0], end_of_text, end_of_text)
     model = Qwen3ForCausalLM(Qwen3Config(**config))
     model.load_state_dict(exported_state(state["model"], preset), strict=not preset.tie_embeddings)
@@ -142,7 +142,7 @@ def measure(folder: Path, temperature: float, num_rounds: int) -> None:
 
 
 def main(folder: Path, num_rounds: int) -> None:
-    model = parse_preset(store.load(folder)[0]["preset"], "the checkpoint").model
+    model = preset_of(store.load(folder)[0]).model
     print(
         f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
     )

@@ -32,7 +32,7 @@ from aux_heads.joint import build_heads
 from aux_heads.sizes import UNROLL_STEPS
 from aux_heads.span_contrastive import SPAN_LENGTH, SpanContrastive
 from aux_heads.value import coming_loss, trailing_loss_of
-from benchmarks.ablation import ARMS, BASE, MORE, SEEDS, SHAPE
+from benchmarks.ablation import ARMS, BASE, BATCH, MORE, SEEDS, SHAPE
 from benchmarks.contenders import EVALUATED_ROWS
 from benchmarks.quality import Text, corpus_preset
 from configs.schema import Preset
@@ -65,7 +65,7 @@ def states_of(trunk: Transformer, rows: np.ndarray, valid: np.ndarray) -> States
         losses = -log_p.gather(-1, part[:, 1:, None]).squeeze(-1)
         parts.append((hidden, losses, -(log_p.exp() * log_p).sum(-1)))
     hidden_BTD, losses_BT, entropy_BT = map(torch.cat, zip(*parts, strict=True))
-    embedding_VD, output_VD = trunk.embed.weight.detach(), trunk.output.weight.detach()
+    embedding_VD, output_VD = trunk.embedding_VD().detach(), trunk.output.weight.detach()
     x = HeadInput(hidden_BTD, tokens_BT1, losses_BT, torch.from_numpy(valid), embedding_VD, output_VD, {}, 0)
     starts_BT = tokens_BT1[:, :-1] == x.end_of_text
     starts_BT[:, 0] = True
@@ -337,22 +337,23 @@ def load(path: Path, preset: Preset) -> tuple[Transformer, nn.ModuleDict]:
     return trunk.requires_grad_(False), heads
 
 
-def prove(text: Text, out: Path, seed: int) -> Figures:
+def prove(text: Text, out: Path, seed: int, tokens: int) -> Figures:
     held_rows = np.concatenate([source.rows for source in text.held_out])
     valid = np.concatenate([source.valid for source in text.held_out])
-    every = np.linspace(0, text.num_rows - 1, TRAINING_ROWS).astype(int)
+    num_read = tokens // BATCH * BATCH // SHAPE.length  # by the model: the text has more rows
+    every = np.linspace(0, num_read - 1, TRAINING_ROWS).astype(int)
     train_rows = np.concatenate([text.rows(int(row), 1) for row in every])
-    trunk, heads = load(out / f"{BASE.name}, {seed}.pth", BASE.preset(seed))
+    trunk, heads = load(BASE.file(out, seed, tokens).with_suffix(".pth"), BASE.preset(seed))
     train, held = (
         states_of(trunk, train_rows, np.ones_like(train_rows[:, 1:], bool)),
         states_of(trunk, held_rows, valid),
     )
     figures = dynamics(heads, train, held)
-    figures |= policy(heads, torch.from_numpy(text.rows(0, text.num_rows).astype(np.int64)), held)
+    figures |= policy(heads, torch.from_numpy(text.rows(0, num_read).astype(np.int64)), held)
     figures |= value(heads, train, held, out, seed)
     figures |= span_contrastive(heads, held, seed)
     for arm in ARMS:
-        path = out / f"{arm.name}, {seed}.pth"
+        path = arm.file(out, seed, tokens).with_suffix(".pth")
         if arm.name.startswith("all") and path.exists():
             trunk, _ = load(path, arm.preset(seed))
             figures["states", arm.name, "effective rank"] = effective_rank(states_of(trunk, held_rows, valid))
@@ -375,11 +376,11 @@ def show(found: list[Figures]) -> None:
 def main(corpus: Path, out: Path, tokens: int) -> None:
     text = Text(corpus_preset(corpus, SHAPE), out, math.ceil(tokens * MORE))
     out = out / f"{text.digest}-{tokens}"
-    seeds = [seed for seed in SEEDS if (out / f"{BASE.name}, {seed}.json").exists()]
+    seeds = [seed for seed in SEEDS if BASE.file(out, seed, tokens).exists()]
     print(
         f"{SHAPE}, {tokens:,} tokens, {len(seeds)} seeds; {measure_machine().device_name}, {time.strftime('%Y-%m-%d')}"
     )
-    show([prove(text, out, seed) for seed in seeds])
+    show([prove(text, out, seed, tokens) for seed in seeds])
 
 
 if __name__ == "__main__":

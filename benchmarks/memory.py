@@ -15,6 +15,7 @@ Then documents that were not fitted on are continued (benchmarks/memory_texts.py
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Options, Shape, preset_json, train_preset
+from benchmarks.contenders import Options, Shape, preset_json, recipe_digest, train_preset
 from benchmarks.memory_texts import NGRAM, continue_documents
 from benchmarks.text_index import TextIndex, build_index
 from configs.schema import TOKEN_BUDGET, parse_preset
@@ -78,11 +79,13 @@ class Passes(NamedTuple):
     mask_microseconds: float  # more, for `possible`
 
 
-def train(tokens: np.ndarray, shape: Shape, passes: int, seed: int, path: Path) -> Transformer:
-    """The model trained on rows (R, T + 1), `passes` times, or read from `path` if it is there."""
+def train(tokens: np.ndarray, shape: Shape, passes: int, seed: int, out: Path) -> Transformer:
+    """The model trained on rows (R, T + 1), `passes` times, or read from `out` if it is there."""
     num_rows, in_pass = len(tokens), len(tokens) * shape.length // BATCH
     options = Options(passes * in_pass, seed=seed, tokens_per_step=BATCH)
     preset = parse_preset(preset_json(shape, options), "the benchmark's preset")
+    rows_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+    path = out / f"{recipe_digest(preset, options, rows_digest)}.pt"
     if not path.exists():
         order = RowOrder(window_edges(num_rows, run_ahead_rows(shape.length, TOKEN_BUDGET)), preset.train.seed)
         rows = BATCH // shape.length
@@ -291,7 +294,7 @@ def main(run: Path, out: Path, num_tokens: int, passes: int, seeds: list[int]) -
     near = [nearly_read(text, look_up(text, index)) for text in texts]
     for seed in seeds:
         print(f"\nseed {seed}")
-        model = train(tokens, shape, passes, seed, out / f"{run.name}-{num_tokens}-{passes}-{seed}.pt")
+        model = train(tokens, shape, passes, seed, out)
         arms, gates = measure(model, texts, index, torch.from_numpy(~impossible))
         show(arms, texts, near, shape.length)
         continue_documents(model, held_out, neighbours, token_bytes, index, gates["journal"])

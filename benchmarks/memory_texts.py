@@ -19,7 +19,7 @@ from data.heldout import HeldOut
 from lm.inference.canonical import Neighbours
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
-from lm.inference.memory import Gate, Recall, fit_recall
+from lm.inference.memory import FIT_DOCUMENTS, Gate, Recall, fit_recall
 from lm.model import Transformer
 
 PROMPTS, PROMPT_TOKENS, NEW, NGRAM = 60, 380, 100, 13
@@ -75,7 +75,9 @@ def continue_documents(
         "recall of the new tokens too": {"neighbours": neighbours, "recall": RecallOfAll(recall.gate)},
         "recall of the journal": {"neighbours": neighbours, "recall": RecallOfJournal(journal_gate, index)},
     }
-    whole = [tokens[: PROMPT_TOKENS + NEW] for _, tokens, _ in held_out.documents(4 * PROMPTS)[1::2]]
+    fitted_on = [tokens for _, tokens, _ in held_out.documents(FIT_DOCUMENTS)]
+    whole = [tokens for _, tokens, _ in held_out.documents(4 * PROMPTS) if tokens not in fitted_on]
+    whole = [tokens[: PROMPT_TOKENS + NEW] for tokens in whole[::2]]
     whole = [tokens for tokens in whole if len(tokens) == PROMPT_TOKENS + NEW][:PROMPTS]
     decoder, found = Decoder(model), {"the document itself": [(tokens[PROMPT_TOKENS:], 0.0) for tokens in whole]}
     for name, rule in rules.items():

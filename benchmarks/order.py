@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.contenders import Options, Shape, ours
+from benchmarks.contenders import Options, Shape, preset_json, recipe_digest, train_preset
 from benchmarks.quality import Text
-from configs.schema import load_preset
+from configs.schema import Preset, load_preset, parse_preset
 from data.order import RowOrder
 from lm.runtime.machine import keep_freed_memory
 
@@ -36,14 +36,12 @@ def edges(order: str, num_rows: int, seq_length: int, program: list[int]) -> lis
             return [*range(0, num_rows, window), num_rows]
 
 
-def train(text: Text, shape: Shape, tokens: int, batch: int, seed: int, order: str) -> dict:
+def train(text: Text, shape: Shape, preset: Preset, options: Options, order: str) -> dict:
     """Bits per byte of each source and of all held-out text, and the seconds it took."""
-    num_rows = tokens // shape.length
-    text.order = RowOrder(edges(order, num_rows, shape.length, text.program), seed)
-    options = Options(tokens // batch, seed=seed, tokens_per_step=batch)
+    rows = options.tokens_per_step // shape.length
+    text.order = RowOrder(edges(order, options.num_steps * rows, shape.length, text.program), options.seed)
     began = time.perf_counter()
-    rows = batch // shape.length
-    ours(shape, (text.rows(step * rows, rows) for step in range(tokens // batch)), options)
+    train_preset(preset, shape, (text.rows(step * rows, rows) for step in range(options.num_steps)), options)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, **text.bits_per_byte(options.logits)}
 
@@ -60,9 +58,11 @@ def main(path: Path, out: Path, width: int, layers: int, tokens: int, batch: int
     for order in orders:
         found = []
         for seed in seeds:
-            file = folder / f"{width}x{layers}-{tokens}-{batch}-{order}-{seed}.json"
+            options = Options(tokens // batch, seed=seed, tokens_per_step=batch)
+            own = parse_preset(preset_json(shape, options), "the benchmark's preset")
+            file = folder / f"{width}x{layers}-{tokens}-{batch}-{order}-{seed}-{recipe_digest(own, options)}.json"
             if not file.exists():
-                file.write_text(json.dumps(train(text, shape, tokens, batch, seed, order)))
+                file.write_text(json.dumps(train(text, shape, own, options, order)))
             found.append(json.loads(file.read_text()))
         means = [run["mean"] for run in found]
         spread = f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else ""

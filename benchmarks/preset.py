@@ -46,17 +46,18 @@ def report(folder: Path, learning: float, finishing: float) -> None:
     )
     for label, source in found["per_source"].items():
         answers = f", on answers {source['answer_bits_per_byte']:.4f}" if "answer_bits_per_byte" in source else ""
-        error = f" ± {source['stderr']:.4f}" if source["stderr"] else ""
-        print(f"  {label}, {last['mixture'][label]:.2%} of the text: {source['bits_per_byte']:.4f}{error}{answers}")
+        error = f" ± {source['stderr']:.4f} (standard error over rows)" if "stderr" in source else ""
+        share = f"{last['mixture'][label]:.2%} of the text" if label in last["mixture"] else "only watched"
+        print(f"  {label}, {share}: {source['bits_per_byte']:.4f}{error}{answers}")
     for measure, value in last.get("heads", {}).items():
         print(f"  {measure}: {value:.4f}")
     median, slowest, fastest = speeds[len(speeds) // 2], speeds[0], speeds[-1]
     print(f"{tokens:,} tokens in {seconds:.0f} s: median {median:,.0f} tokens/s ({slowest:,.0f} to {fastest:,.0f})")
     print(f"waiting for data: {waited / seconds:.3%} of the time")
-    print(
-        f"evaluation, saves, samples, logs: {1 - seconds / (learning - finishing):.2%} of the time until the last step"
-    )
-    print(f"after it: {finishing:.0f} s, for everything held out, the report and the export")
+    if learning > seconds:  # all of it ran just now
+        besides = 1 - seconds / (learning - finishing)
+        print(f"evaluation, saves, samples, logs: {besides:.2%} of the time until the last step")
+        print(f"after it: {finishing:.0f} s, for everything held out, the report and the export")
     print(f"peak memory of the trainer: {peak_memory('cpu') / 2**30:.2f} GiB")
     print(
         f"machine: {machine.device_name}, {machine.matmul_flops / 1e9:,.0f} GFLOP/s in matrix products"

@@ -24,7 +24,15 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.blimp import blimp, load_blimp
-from benchmarks.contenders import EVALUATED_ROWS, Logits, Options, Shape, negative_log_likelihood
+from benchmarks.contenders import (
+    EVALUATED_ROWS,
+    Logits,
+    Options,
+    Shape,
+    negative_log_likelihood,
+    preset_json,
+    recipe_digest,
+)
 from benchmarks.trainers import TRAINERS
 from configs.schema import TOKEN_BUDGET, Preset, load_preset, parse_preset
 from data import tokenizer as bpe
@@ -56,10 +64,23 @@ class Arm(NamedTuple):
     seed: int
     tokens: int
 
-    @property
-    def file(self) -> str:
+    def file(self, shape: Shape) -> str:
         rate = "default" if self.rate is None else f"{self.rate:g}"
-        return f"{self.trainer.replace(' ', '_')}-{self.batch}-{rate}-{self.seed}-{self.tokens}.json"
+        recipe = f"-{self.own_recipe(shape)}" if self.trainer == "ours" else ""
+        return f"{self.trainer.replace(' ', '_')}-{self.batch}-{rate}-{self.seed}-{self.tokens}{recipe}.json"
+
+    def own_recipe(self, shape: Shape) -> str:
+        options = self.options()
+        return recipe_digest(parse_preset(preset_json(shape, options), "the benchmark's preset"), options)
+
+    def options(self, checkouts: Path | None = None) -> Options:
+        return Options(
+            self.tokens // self.batch,
+            learning_rate=self.rate,
+            seed=self.seed,
+            checkouts=checkouts,
+            tokens_per_step=self.batch,
+        )
 
 
 class Text:
@@ -84,6 +105,11 @@ class Text:
         whole_run = run_ahead_rows(stream.seq_length, TOKEN_BUDGET)  # windows as wide as in one
         self.order = RowOrder(window_edges(self.num_rows, whole_run), preset.train.seed)
         self.digest = chain_digest("", self.rows(0, self.num_rows), tokens)[:12]  # the same: the very same rows
+
+    @property
+    def shape(self) -> Shape:
+        """SHAPE with this text's context and vocabulary."""
+        return SHAPE._replace(length=self.seq_length, vocab=self.vocab_size)
 
     def rows(self, first: int, num_rows: int) -> np.ndarray:
         return self.journal["tokens"][self.order.journal_rows(first, num_rows, self.num_rows)]
@@ -128,11 +154,11 @@ def corpus_preset(corpus: Path, shape: Shape) -> Preset:
 
 def train(arm: Arm, text: Text, checkouts: Path) -> dict:
     """The curve [(tokens, bits per byte)] and the seconds of training."""
-    shape = SHAPE._replace(length=text.seq_length, vocab=text.vocab_size)
+    shape = text.shape
     num_rows, num_steps = arm.batch // shape.length, arm.tokens // arm.batch
     points = {round(share * num_steps) for share in POINTS}
     curve, clock = [], {"seconds": 0.0, "since": 0.0}
-    options = Options(num_steps, learning_rate=arm.rate, seed=arm.seed, checkouts=checkouts, tokens_per_step=arm.batch)
+    options = arm.options(checkouts)
 
     def steps():
         for step in range(num_steps):
@@ -151,11 +177,11 @@ def train(arm: Arm, text: Text, checkouts: Path) -> dict:
 
 
 def run(arm: Arm, text: Text, checkouts: Path, out: Path) -> dict:
-    path = out / arm.file
+    path = out / arm.file(text.shape)
     if not path.exists():
         result = train(arm, text, checkouts)
         path.write_text(json.dumps(result))
-        print(f"{arm.file}: {result['curve'][-1][1]}, {result['seconds']:.0f} s", flush=True)
+        print(f"{path.name}: {result['curve'][-1][1]}, {result['seconds']:.0f} s", flush=True)
     return json.loads(path.read_text())
 
 

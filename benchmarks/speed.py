@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.contenders import TOKENS_PER_STEP, Options, Shape, device
+from benchmarks.contenders import TOKENS_PER_STEP, Options, Shape, device, has_bfloat16
 from benchmarks.trainers import TRAINERS
 from lm.runtime.machine import peak_memory
 
@@ -42,7 +42,7 @@ WARM_STEPS = 3
 TIMES = 5 if device() == "cuda" else 6
 H100_PEAK = 989e12  # FLOP/s, dense bf16, as on its data sheet (an H200 has the same)
 NOT_GATED = {"nanoGPT", "nanochat", "modded-nanogpt"}  # MLPs; others have one like ours
-ARMS = {  # name: trainer, bf16, compiled
+ARMS = {  # name: trainer, bf16 (where its products are the faster ones, as in ours), compiled
     "ours": ("ours", True, True),
     "nanoGPT as shipped": ("nanoGPT", False, False),
     "nanoGPT, bf16, compiled": ("nanoGPT", True, True),
@@ -90,7 +90,11 @@ def measure(arm: str, shape: Shape, tokens: int, checkouts: Path) -> dict:
 
     num_steps = WARM_STEPS + together * TIMES
     options = Options(
-        num_steps, low_precision=low_precision, compiled=compiled, checkouts=checkouts, tokens_per_step=tokens
+        num_steps,
+        low_precision=low_precision and has_bfloat16(),
+        compiled=compiled,
+        checkouts=checkouts,
+        tokens_per_step=tokens,
     )
     TRAINERS[name](shape, steps(), options)
     seconds = [(after - before) / together for before, after in pairwise(times[2:])]
@@ -116,6 +120,8 @@ def compare(size: int, checkouts: Path, rounds: int, arms: Iterable[str]) -> Non
     print(
         f"\n{shape}, steps of {tokens:,}; {where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {rounds} rounds"
     )
+    if not has_bfloat16():
+        print("without bf16, which is slower here: all arms are in fp32")
     print(f"bf16 matmul peak {peak / 1e9:,.0f} GFLOP/s; FLOPs a token, gated MLP or not: {shape.flops_per_token}")
     if device() == "cuda":
         print(
@@ -144,4 +150,4 @@ if __name__ == "__main__":
     else:
         path, *rest = sys.argv[1:]
         for number in range(len(SIZES)):
-            compare(number, Path(path), int(rest[0]) if rest else 3, rest[1:] or ARMS)
+            compare(number, Path(path), int(rest[0]) if rest else 3, dict.fromkeys(["ours", *(rest[1:] or ARMS)]))

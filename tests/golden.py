@@ -7,29 +7,12 @@ prints a digest of the weights, of the optimizers' moments and of the tokens in 
 text is the standard library's, the arithmetic the machine's: compare on one machine, with one installation.
 """
 
-import hashlib
 import signal
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
-from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, PIECE, Program, digest_of, ended, torchrun
-
-LIBRARY = Path(sysconfig.get_path("stdlib"))
-
-
-def write_text(folder: Path) -> Path:
-    """Two folders of text in pieces: a package's source, and digests of another's lines."""
-    email, asyncio = (
-        "".join(path.read_text() for path in sorted((LIBRARY / p).glob("*.py"))) for p in ("email", "asyncio")
-    )
-    digests = "\n".join(hashlib.sha256(line.encode()).hexdigest() for line in asyncio.splitlines())
-    for name, text in (("large", email), ("small", digests)):
-        (folder / name).mkdir(parents=True)
-        for start in range(0, len(text), PIECE):
-            (folder / name / f"{start:07}.txt").write_text(text[start : start + PIECE])
-    return folder
+from tests.program import ADAPTIVE, ALL_HEADS, BUDGET, Program, digest_of, ended, torchrun, write_text
 
 
 def train(folder: Path, text: Path, launcher: tuple[str, ...]) -> dict:

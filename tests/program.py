@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from contextlib import suppress
@@ -30,7 +29,7 @@ from lm.report.metrics import read_metrics
 from lm.report.samples import read_samples
 from lm.runtime.machine import Machine, measure_machine, save_machine
 from lm.runtime.signals import processes
-from tests.constants import ROOT
+from tests.constants import LIBRARY, ROOT
 from tests.warm_start import WarmPopen
 
 ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -39,7 +38,6 @@ CODE = ("aux_heads", "configs", "data", "lm", *sorted(path.name for path in ROOT
 NOT_A_RUN = {".lock", "machine.json", "compiled"}  # what a start that failed may leave in checkpoints/
 BUDGET = 20_011
 LONG_BUDGET = 3 * BUDGET // 2  # of runs that a signal has to reach before they end
-LIBRARY = Path(sysconfig.get_path("stdlib"))
 PIECE = 1_000  # characters of a document: enough of them that some are held out
 SIZES = {
     "small": 100_000,

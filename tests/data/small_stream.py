@@ -5,10 +5,8 @@ import json
 import os
 import random
 import signal
-import sysconfig
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +15,8 @@ from data import tokenizer as bpe
 from data.journal import JournalReader
 from data.packing import row_dtype
 from data.producer_client import Stopped
+from tests.constants import LIBRARY
 
-LIBRARY = Path(sysconfig.get_path("stdlib"))
 T = 64
 DTYPE = row_dtype(T, 512)
 

@@ -12,9 +12,9 @@ from data.journal import JournalReader
 from data.order import finish_row, window_edges
 from data.producer import LARGEST_APPEND
 from data.stream import StreamEnded
+from tests.constants import LIBRARY
 from tests.data.small_stream import (
     DTYPE,
-    LIBRARY,
     T,
     check_that_kills_leave_no_trace,
     documents_of,

@@ -15,9 +15,9 @@ from data.identity import FORMAT
 from data.journal import JournalReader, JournalWriter, read_header, write_header
 from data.sources.opening import open_source
 from data.stream import StreamEnded
+from tests.constants import LIBRARY
 from tests.data.small_stream import (
     DTYPE,
-    LIBRARY,
     T,
     documents_of,
     folder,

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.constants import ROOT
+from tests.constants import LIBRARY, ROOT
 from tests.data.small_stream import (
-    LIBRARY,
     make_preset,
 )
 from tests.hub import parquet
