@@ -33,7 +33,7 @@ class HeadInput:
     tokens_BT1: Tensor  # (B, T+1) int64
     token_losses_BT: Tensor  # the LM's next-token losses, nats
     valid_BT: Tensor  # bool: targets that count
-    embedding_VD: Tensor
+    embedding_VD: Tensor  # only the directions of its rows count, as in a trunk with embedding_norm
     output_VD: Tensor
     sampled: dict[str, Tensor]  # positions in this micro-batch, see JointModel.sample_positions
     end_of_text: int  # token id

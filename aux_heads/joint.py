@@ -86,8 +86,7 @@ def build_heads(aux: AuxiliaryConfig, hidden_size: int, seq_length: int) -> nn.M
 
 class JointModel(nn.Module):
     """A trunk with its heads. `trunk(tokens_BT) -> hidden_BTD` is
-    `trunk.forward_embedded(trunk.embed(tokens_BT))`, the embedding that heads read is
-    `trunk.embedding_VD()`, and the output layer `trunk.output`;
+    `trunk.forward_embedded(trunk.embed(tokens_BT))`, its output layer is `trunk.output`;
     `heads` comes from `build_heads`."""
 
     trunk: Any
@@ -165,7 +164,7 @@ class JointModel(nn.Module):
             tokens_BT1,
             losses_N.view_as(targets_BT),
             valid_BT,
-            self.trunk.embedding_VD().detach(),
+            self.trunk.embed.weight.detach(),
             output_VD.detach(),
             sampled,
         )
@@ -192,7 +191,7 @@ class JointModel(nn.Module):
             tokens_BT1,
             losses_BT,
             valid_BT,
-            self.trunk.embedding_VD(),
+            self.trunk.embed.weight,
             self.trunk.output.weight,
             {name: positions.to(tokens_BT1.device) for name, positions in sampled.items()},
         )

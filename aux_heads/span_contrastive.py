@@ -1,6 +1,6 @@
 """Span contrastive: from the state just before a span, pick out that span among others.
 
-    a_i = P_a(h_{s-1}),    z_i = P_z(RMSNorm(mean_{j=s..s+7} sg E[x_j])),    P: D -> 2D -> 128, GELU
+    a_i = P_a(h_{s-1}),    z_i = P_z(RMSNorm(mean_{j=s..s+7} RMSNorm(sg E[x_j]))),    P: D -> 2D -> 128, GELU
     loss = 1/2 (CE(a z^T / tau) + CE(z a^T / tau)),    the right answer on the diagonal
 
 InfoNCE as in CPC (arXiv 1807.03748), which also predicts the future from the past. Two decisions
@@ -65,9 +65,11 @@ class SpanContrastive(nn.Module):
         """Embed states (..., D) as (..., 128): the text that they expect."""
         return self.embed(self.anchor(hidden))
 
-    def of_text(self, mean_embedding: Tensor) -> Tensor:
-        """Embed a text, given the mean (..., D) of its token embeddings, as (..., 128)."""
-        return self.embed(self.target(F.rms_norm(mean_embedding, mean_embedding.shape[-1:])))
+    def of_text(self, embeddings: Tensor) -> Tensor:
+        """Embed texts, given the embeddings (..., L, D) of their tokens, as (..., 128)."""
+        size = embeddings.shape[-1:]
+        mean = F.rms_norm(embeddings.float(), size).mean(-2)
+        return self.embed(self.target(F.rms_norm(mean, size)))
 
     def forward(self, x: HeadInput) -> HeadOutput:
         anchors_BN = x.sampled["span_anchors"]
@@ -81,7 +83,7 @@ class SpanContrastive(nn.Module):
         document_N = (rows_B1 * x.tokens_BT1.shape[1] + at(starts_BT, anchors_BN)).flatten()
 
         anchor_NE = self.coming(at(x.hidden_BTD, anchors_BN).flatten(0, 1))
-        target_NE = self.of_text(x.embedding_VD[tokens_NL].float().mean(1))
+        target_NE = self.of_text(x.embedding_VD[tokens_NL])
 
         num_groups = -(-len(tokens_NL) // MAX_CANDIDATES)
         groups = zip(

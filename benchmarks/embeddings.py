@@ -59,9 +59,7 @@ class PassageEmbedder:
     def of(self, texts: list[str]) -> Tensor:
         nothing = torch.tensor([self.end_of_text])
         read = [tokens if len(tokens := self.tokens(text)) else nothing for text in texts]
-        return F.normalize(
-            self.head.of_text(torch.stack([self.embedding_VD[tokens].mean(0) for tokens in read])), dim=-1
-        )
+        return F.normalize(torch.stack([self.head.of_text(self.embedding_VD[tokens]) for tokens in read]), dim=-1)
 
     @torch.no_grad()
     def coming(self, texts: list[str]) -> Tensor:

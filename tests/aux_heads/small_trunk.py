@@ -23,9 +23,6 @@ class SmallTrunk(nn.Module):
         self.norm = nn.RMSNorm(HIDDEN_SIZE)
         self.output = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
 
-    def embedding_VD(self) -> Tensor:
-        return self.embed.weight
-
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self.forward_embedded(self.embed(tokens_BT))
 
