@@ -85,7 +85,8 @@ class DataConfig(Section):
     drop_duplicates: bool | None = Field(
         default=None,
         description="Whether a document is dropped if its text was given before, by this or another source; default: in "
-        "folders of text and PDFs. Letter case and white space do not count.",
+        "folders of text and PDFs. Letter case and white space do not count; the first 1,000,000 different documents are "
+        "remembered.",
     )
     tokenizer: str | None = Field(
         default=None,

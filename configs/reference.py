@@ -26,7 +26,8 @@ INTRODUCTION = """\
 This is the reference of every key in a preset. It is generated from `configs/schema.py` by
 `python -m configs.reference`; do not edit it.
 
-A preset is one JSON object. Keys that have a default may be omitted, unknown keys are errors, and `null` is
+A preset is one JSON object. Its paths may begin with `~`; relative ones start from the folder in which the program
+is started. Keys that have a default may be omitted, unknown keys are errors, and `null` is
 accepted only where it is listed. [The README](../README.md#your-own-data) shows a complete preset.
 """
 SOURCES = "## Source objects\n\n`type` selects the kind of a source. Every kind has also these keys:\n"
@@ -69,7 +70,8 @@ A system prompt may come first.
 - The turns are put into tokens by a chat template, `checkpoints/chat_template.jinja`. In a tokenizer trained here, its
   markers `<|system|>`, `<|user|>`, `<|assistant|>` and `<|end|>` are special tokens; no text is ever read as one. With
   `model.init_from` it is the template in that folder (`chat_template.jinja`, or `chat_template` in
-  `tokenizer_config.json`), or ChatML if the tokenizer has its tokens; so it is with `data.tokenizer`.
+  `tokenizer_config.json`), or ChatML if the tokenizer has its tokens, or this program's if it has those; so it is with
+  `data.tokenizer`.
 - Mix conversations with text: `data.finish` is a good place for them, since a model that is to talk has to know a
   language first.
 """

@@ -73,7 +73,12 @@ class TrainConfig(Section):
     eval_tokens: Count = Field(
         default=1_000_000, description="Held-out tokens over all sources, at most 5% of each source."
     )
-    seed: int = Field(default=1337, ge=0, le=2**32 - 1, description="Seed of initialisation, heads and samples.")
+    seed: int = Field(
+        default=1337,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of the weights, of the order of text and which of it is held out, of heads and samples.",
+    )
     save_every_tokens: Count = Field(default=2_000_000, description="Tokens between two checkpoints, at least.")
     eval_every_tokens: Count = Field(
         default=5_000_000,
@@ -198,7 +203,11 @@ class AuxiliaryConfig(Section):
     adaptive_rule: Literal["relative_loss", "loss_slope"] = Field(
         default="relative_loss", description="Weight by loss relative to the mean, or by how fast the loss still falls."
     )
-    adaptive_interval_tokens: Count = Field(default=5_000_000, description="Tokens between two changes of weights.")
+    adaptive_interval_tokens: Count = Field(
+        default=5_000_000,
+        description="Tokens between two changes of weights. A change counts a quarter of the run later: text is made so far "
+        "ahead.",
+    )
     adaptive_min_weight: float = Field(default=0.5, gt=0, le=100, description="Smallest multiple of a source's weight.")
     adaptive_max_weight: float = Field(default=3.0, gt=0, le=100, description="Largest multiple of a source's weight.")
     adaptive_smoothing: float = Field(default=0.9, ge=0, lt=1, description="Share of the old weight kept at a change.")

@@ -47,7 +47,7 @@ class PDFSource(FilesSource):
     """PDF files of your own; text is extracted page by page."""
 
     type: Literal["pdf"] = Field(description="PDF files.")
-    path: FilePath = Field(description="A PDF, or a folder read with its subfolders; ~ and relative paths work.")
+    path: FilePath = Field(description="A PDF, or a folder read with its subfolders.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class TextSource(FilesSource):
     """Text files of your own, one document per file."""
 
     type: Literal["text"] = Field(description="Text files.")
-    path: FilePath = Field(description="A text file or a folder; ~ and relative paths work.")
+    path: FilePath = Field(description="A text file or a folder.")
     glob: Name = Field(
         default="**/*.txt",
         description="Which files of the folder; ** is any depth. Hidden ones need a dot in the pattern.",

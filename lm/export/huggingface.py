@@ -2,8 +2,9 @@
 `LlamaForCausalLM`, open without custom code.
 
 The trunk already has that architecture: exporting renames tensors and splits our fused matrices,
-bit for bit (lm/families.py). The folder is written beside an older one and replaces it as a whole, with
-what others have put there. Never here: loading checkpoints, uploading, changing weights.
+bit for bit, and applies the norm behind the embedding to its rows (lm/families.py). The folder is
+written beside an older one and replaces it as a whole, with what others have put there. Never here:
+loading checkpoints, uploading, changing weights.
 """
 
 from __future__ import annotations
