@@ -166,7 +166,10 @@ class Producer:
                 return
             if self.packer.num_rows >= self.orders.limit:
                 self._append()
-                self.orders.wait_for_room(self.packer.num_rows)
+                # As much as an append may hold: else each step of the trainer's would make a small one.
+                room = min(LARGEST_APPEND // self.packer.seq_length, self.orders.run_ahead // 8)
+                left = self.num_rows - self.packer.num_rows
+                self.orders.wait_for_room(self.packer.num_rows, max(1, min(room, left)))
             self._add_document()
             pending = self.packer.waiting * self.packer.seq_length
             appended = (self.journal.num_rows - self.first_row) * self.packer.seq_length

@@ -77,6 +77,7 @@ class Orders:
         """How many rows may exist now, to within a document."""
         return max(self.consumed + self.run_ahead, self.wanted)
 
-    def wait_for_room(self, num_rows: int) -> None:
+    def wait_for_room(self, num_rows: int, room: int) -> None:
+        """Wait until after `num_rows` there may be `room` more, or the trainer waits for the next."""
         with self._news:
-            self._news.wait_for(lambda: num_rows < self.limit)
+            self._news.wait_for(lambda: self.limit - num_rows >= room or self.wanted > num_rows)

@@ -87,8 +87,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor, _grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None, None, None
+        grad_hidden, grad_weight = (
+            ctx.saved_tensors
+        )  # nobody else has them: scaled in place, they are no further copies
+        return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None, None, None, None
 
 
 def linear_cross_entropy(

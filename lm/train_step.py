@@ -74,7 +74,7 @@ def micro_batches(
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Launched(NamedTuple):

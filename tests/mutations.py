@@ -248,6 +248,15 @@ MUTATIONS = {
     "a file that is no Parquet is read to its end before the next": Mutation(
         "data/sources/hub.py", "if number >= (turn + 1) * TURN:", "if False:", "tests/data/sources/test_layouts.py"
     ),
+    "a stream that is ahead is written in a part for each step": Mutation(
+        "data/producer_channel.py",
+        "self.limit - num_rows >= room",
+        "self.limit > num_rows",
+        "tests/data/test_stream.py",
+    ),
+    "a GPU of Apple's gets its rows in the CPU's memory": Mutation(
+        "lm/train_step.py", "else tensor.to(device)", "else tensor", "tests/lm/test_train_step.py"
+    ),
     "documents that are limited differ in each epoch": Mutation(
         "data/feed.py",
         "wait, order = FIRST_WAIT, 0 if self.max_documents else epoch",

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,21 @@ class Snapshot:
     """A copy of `state` in the form a checkpoint stores: training may then change its own tensors.
 
     A GPU makes the copy itself, after the steps launched so far and before the next; only
-    `contents` waits for it. The copy is in pinned memory, which torch caches until a CUDA graph is
-    captured: the first save after a capture takes longer.
+    `contents` waits for it. The copy is in pinned memory, which takes longer to get than to fill: `buffers`
+    are those of a snapshot that is no longer needed.
 
     `state` has every key of CONTENTS but `format_version`.
     """
 
-    def __init__(self, state: dict[str, Any]):
+    def __init__(self, state: dict[str, Any], buffers: Mapping[tuple, Any] | None = None):
         import torch
 
         copies: dict[tuple, Any] = {}
-        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", copies)
+        self._contents = _plain({"format_version": FORMAT_VERSION, **state}, "state", copies, buffers or {})
+        self.buffers = {key: copy for key, copy in copies.items() if key[0].type == "cuda"}
         assert not (problem := _problem_with(self._contents)), problem
         # Not if torch has begun to use a GPU that then failed, so that the run is one of the CPU.
-        from_gpu = any(device.type == "cuda" for device, *_ in copies)
-        self._copied = torch.cuda.current_stream().record_event() if from_gpu else None
+        self._copied = torch.cuda.current_stream().record_event() if self.buffers else None
 
     def contents(self) -> dict[str, Any]:
         """Wait for the copy and return what is to be written.
@@ -138,12 +139,12 @@ def is_whole(path: Path) -> bool:
         return file.read() == _ending(sha256)
 
 
-def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
+def _plain(value: Any, where: str, copies: dict[tuple, Any], buffers: Mapping[tuple, Any]) -> Any:
     """Return a copy of `value` in types that `weights_only=True` opens: plain containers, numbers,
     text and CPU tensors.
 
     `copies`: the copies of earlier tensors, so that tensors that share memory (a tied embedding)
-    are copied and stored once.
+    are copied and stored once. `buffers`: copies that are no longer needed, to be written over.
     """
     import torch
 
@@ -151,13 +152,18 @@ def _plain(value: Any, where: str, copies: dict[tuple, Any]) -> Any:
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
         if key not in copies or not value.numel():
             on_gpu = value.device.type == "cuda"  # of others nobody could say when the copy is there
-            copy = torch.empty_like(value, device="cpu", pin_memory=on_gpu)
+            copy = buffers.get(key)
+            if copy is None:
+                copy = torch.empty_like(value, device="cpu", pin_memory=on_gpu)
             copies[key] = copy.copy_(value.detach(), non_blocking=on_gpu)
         return copies[key]
     if isinstance(value, dict):
-        return {_plain(key, where, copies): _plain(item, f"{where}[{key!r}]", copies) for key, item in value.items()}
+        return {
+            _plain(key, where, copies, buffers): _plain(item, f"{where}[{key!r}]", copies, buffers)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        items = [_plain(item, f"{where}[{index}]", copies) for index, item in enumerate(value)]
+        items = [_plain(item, f"{where}[{index}]", copies, buffers) for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     if value is None or type(value) in (bool, int, float, str):
         return value

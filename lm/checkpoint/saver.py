@@ -33,6 +33,7 @@ class Saver:
         self._failures: list[CheckpointError] = []  # in a row
         self._defect: BaseException | None = None
         self._rested_at = 0.0
+        self._buffers: dict[tuple, Any] = {}  # of the last save's copy
 
     def save(self, state: dict[str, Any]) -> None:
         """Copy `state` and start writing it; it may change once this returns.
@@ -41,7 +42,8 @@ class Saver:
         """
         self.wait()
         self._defect = None  # of an earlier save, which `check` has raised
-        snapshot = store.Snapshot(state)
+        snapshot = store.Snapshot(state, self._buffers)
+        self._buffers = snapshot.buffers
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="saver")
         self._thread.start()
 

@@ -39,7 +39,9 @@ def _is_best(trainer: Trainer, loss: float) -> bool:
     num_rows = -(-trainer.state.tokens_seen // trainer.preset.model.seq_length)
     if not any(map(times_read, trainer.stream.progress(num_rows))):
         return False
-    trainer.wait_for_save()  # it may be of the best
+    if loss >= best_loss(trainer.folder, trainer.state.run_id):
+        return False
+    trainer.wait_for_save()  # it may be of a better one
     return loss < best_loss(trainer.folder, trainer.state.run_id)
 
 

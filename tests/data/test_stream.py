@@ -12,7 +12,7 @@ from configs.schema import TextSource
 from data import tokenizer as bpe
 from data.heldout_choice import text_hash
 from data.identity import FORMAT
-from data.journal import JournalReader, JournalWriter, read_header, write_header
+from data.journal import STATES, JournalReader, JournalWriter, read_header, write_header
 from data.sources.opening import open_source
 from data.stream import StreamEnded
 from tests.constants import LIBRARY
@@ -301,3 +301,19 @@ def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, starte
     again = started(preset, tmp_path / "live", total, start_row=2000, weight_changes=[change])
     again.consumed(total // T)
     assert (read_all(again, total // T)[0] == tokens).all()
+
+
+@pytest.mark.slow
+def test_a_stream_as_far_ahead_as_it_may_be_is_not_written_in_as_many_parts_as_there_are_steps(
+    copies, tmp_path, started
+):
+    """Of short documents: an append ends with one."""
+    num_rows, sources = 1500, [{**source, "repeat": None} for source in copies]
+    stream = started(make_preset("round_robin", sources, None, drop_duplicates=False), tmp_path / "run", num_rows * T)
+    stream.begin()
+    for first in range(0, num_rows, 2):
+        stream.rows(first, 2)
+        stream.consumed(first + 2)
+        time.sleep(0.003)
+    appends = len((tmp_path / "run" / "stream" / STATES).read_text().splitlines())
+    assert appends < 60  # at the end of an eighth of what it may be ahead; without that more than 100

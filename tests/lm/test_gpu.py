@@ -174,7 +174,11 @@ def test_a_snapshot_is_of_the_moment_it_was_asked_for():
         torch.cuda._sleep(10**9)  # cycles: steps that it has been given
     snapshot = Snapshot(state)
     state["model"]["weight"].fill_(2)
-    assert snapshot.contents()["model"]["weight"].eq(1).all()
+    copied = snapshot.contents()["model"]["weight"]
+    assert copied.eq(1).all()
+    again = Snapshot(state, snapshot.buffers).contents()["model"]["weight"]  # in the memory of the one before
+    assert again.eq(2).all()
+    assert (again.data_ptr() == copied.data_ptr()) == GPU
 
 
 @both_families

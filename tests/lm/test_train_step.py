@@ -72,6 +72,15 @@ def test_a_rank_without_rows_takes_part_with_a_masked_micro_batch():
     assert torch.all(batch.targets_BT == IGNORE)
 
 
+def test_a_step_has_all_its_numbers_on_the_device_of_the_model():
+    """On "meta", which takes tensors from a CPU as Apple's GPUs do."""
+    meta, plan = torch.device("meta"), StepPlan(first_row=0, num_rows=2, num_tokens=10)
+    [batch] = micro_batches(np.ones((2, 6), int), plan, SimpleNamespace(rank=0, size=1, device=meta), 2)
+    step = make_step(ALL_HEADS)
+    step.world = SimpleNamespace(rank=0, size=1, device=meta)
+    assert {batch.tokens_BT1.device, batch.targets_BT.device, step.numbers(0.5).device} == {meta}
+
+
 # ---- gradients --------------------------------------------------------------------------------------------------
 
 
