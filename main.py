@@ -184,8 +184,10 @@ def train(
         try:
             machine = setup.check(run, learner, stream, state, fresh)
             info = world.from_first(setup.begin, run, stream, fresh, start)
+            if world.from_first((folder / "report.md").exists):  # of an earlier budget, whose last evaluation is kept
+                state.evaluated = state.tokens_seen
             if world.is_first:
-                (folder / "report.md").unlink(missing_ok=True)  # of an earlier budget: it marks a run as finished
+                (folder / "report.md").unlink(missing_ok=True)  # it marks a run as finished
                 open_run_log(folder)
             trainer = Trainer(run, learner, stream, info, start, checkpoint, state, stop, lock, machine.matmul_flops)
             del checkpoint  # the learner has loaded it

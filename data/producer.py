@@ -43,8 +43,8 @@ from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
 from data.heldout_choice import kept_length, reason_to_skip
-from data.identity import check_identity
-from data.journal import JournalWriter, read_header, run_ahead_rows
+from data.identity import check_identity, check_paths
+from data.journal import ROWS, STATES, JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
@@ -83,11 +83,12 @@ class Producer:
         self.finish = finish_row(preset.data.finish_share, seq_length, token_budget)
         dtype = row_dtype(seq_length, bpe.vocab_size(tokenizer), loss_mask=preset.data.has_conversations)
         self.duplicates, self.finishing = Duplicates(), False
+        self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
         with room_on_disk(stream_dir):
             self.journal = JournalWriter(stream_dir, dtype, self._saw, partial(self._is_wanted, begun))
         self.first_row = self.journal.num_rows
         self.packer = Packer(dtype, bpe.end_of_text(tokenizer))
-        self.base_weights = base_weights(preset.data.mix_strategy, preset.data.weights)
+        self.last_choice = 0, self.weights_after(0)  # rows before it, and weights
         self.strategy = preset.data.mix_strategy
         self.mixer = Mixer(self.strategy, self.weights())
         self.last_append = time.monotonic()
@@ -118,9 +119,16 @@ class Producer:
         self._enter_part()
 
     def _is_wanted(self, begun: int, first: int, end: int, state: dict[str, Any]) -> bool:
-        """Return whether rows of an earlier budget are those of this one, whose finish may begin elsewhere. Those of a
-        window that training has begun stay."""
-        if self.finish is None or first < begun:
+        """Return whether rows are those that this run would make. They are not if they were chosen by weights that a
+        crash undid and that were decided otherwise since, or for an earlier budget, whose finish began elsewhere.
+        Those of a window that training has begun stay."""
+        if first < begun:
+            return True
+        if "last_choice" in state:  # not in what older versions have written
+            row, weights = state["last_choice"]
+            if weights != self.weights_after(row):
+                return False
+        if self.finish is None:
             return True
         return first >= self.finish if state["finishing"] else end <= self.finish
 
@@ -138,7 +146,10 @@ class Producer:
 
     def weights(self) -> list[float]:
         """Return the weights of the sources for a document chosen now."""
-        return weights_at(self.base_weights, self.orders.weight_changes, self.finish, self.packer.num_rows)
+        return self.weights_after(self.packer.num_rows)
+
+    def weights_after(self, row: int) -> list[float]:
+        return weights_at(self.base_weights, self.orders.weight_changes, self.finish, row)
 
     def _enter_part(self) -> None:
         """Begin the finish once there are the rows before it, with a mixture of its own.
@@ -180,6 +191,7 @@ class Producer:
 
     def _add_document(self) -> None:
         self.mixer.weights = self.weights()
+        self.last_choice = self.packer.num_rows, self.mixer.weights
         index = self.mixer.choose()
         feed = self.feeds[index]
         document = feed.next_document()
@@ -205,6 +217,7 @@ class Producer:
                 "mixer": self.mixer.state(),
                 "packer": self.packer.state(),
                 "finishing": self.finishing,
+                "last_choice": self.last_choice,
                 "documents": self.duplicates.new_records(),
             }
             self.journal.append(rows, state)
@@ -228,15 +241,25 @@ def prepare(
             f"{stream_dir} is not the stream of this run, but another's. Copy stream/ from where this run was before, or move "
             "it elsewhere: the sources then give it again"
         )
-    header = found if header is None else header
+    is_resumed, header = header is not None, found if header is None else header
     if header is not None:
         check_identity(header, preset, stream_dir)
+        if not is_resumed and not _is_of(header, preset, sources):
+            header = None  # its rows, of which no checkpoint knows, are of other text
+            for name in (ROWS, STATES):
+                (stream_dir / name).unlink(missing_ok=True)
     for i, source in enumerate(sources):
         pinned = header["sources"][i]["pinned"] if header else None
         # Files may be written from here on. A new run does not keep its predecessor's revision.
         if source.spec.type == "pdf" or source.pinned != pinned:
             source.open_anew(pinned, stream_dir / PDF_TEXT)
     return load_or_prepare(preset, stream_dir, header, sources, token_budget)
+
+
+def _is_of(header: dict[str, Any], preset: Preset, sources: list[OpenSource]) -> bool:
+    """Return whether the sources hold what they did when the stream began. Raises UserError if they are elsewhere."""
+    check_paths(header, preset, sources)
+    return all(entry["pinned"] == source().pinned for entry, source in zip(header["sources"], sources, strict=True))
 
 
 def give_way() -> None:

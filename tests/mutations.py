@@ -248,6 +248,21 @@ MUTATIONS = {
     "a file that is no Parquet is read to its end before the next": Mutation(
         "data/sources/hub.py", "if number >= (turn + 1) * TURN:", "if False:", "tests/data/sources/test_layouts.py"
     ),
+    "rows of weights that a crash undid are kept": Mutation(
+        "data/producer.py", "if weights != self.weights_after(row):", "if False:", "tests/data/test_stream.py"
+    ),
+    "a new run takes rows of text that was changed since": Mutation(
+        "data/producer.py",
+        "if not is_resumed and not _is_of(header, preset, sources):",
+        "if False:",
+        "tests/data/test_stream.py",
+    ),
+    "answers of a benchmark that fails are thrown away": Mutation(
+        "lm/evaluation/benchmarks.py",
+        "for name in _recorded(folder, state):",
+        "for name in loaded.keys() | _recorded(folder, state):",
+        "tests/lm/evaluation/test_benchmarks.py",
+    ),
     "a stream that is ahead is written in a part for each step": Mutation(
         "data/producer_channel.py",
         "self.limit - num_rows >= room",

@@ -43,7 +43,7 @@ ENDURED = [
     ("write", ".lm_current.*", 30, EIO),
     ("fsync", ".lm_current.*", 3, EIO),
     ("open", "report.png.tmp", 1, EACCES),
-    ("write", "hf.tmp/.tmp*", 1, ENOSPC),  # the weights, under a name that safetensors gives them
+    ("write", ".hf.tmp/.tmp*", 1, ENOSPC),  # the weights, under a name that safetensors gives them
     ("write", "report.md.tmp", 1, EIO),
 ]
 

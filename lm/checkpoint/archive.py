@@ -32,8 +32,8 @@ from lm.runtime.files import TEMPORARY, link_as, same_file
 log = logging.getLogger(__name__)
 
 ARTEFACTS = (
-    "stream", "hf", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "chat_template.jinja", "preset.json",
-    "metrics.jsonl*", "samples.md*", "run.log", "trace.json.gz", "heads.png", "report*", "simple_lm_trained.pth",
+    "stream", "hf", ".hf.old", "milestones", "benchmarks", "tensorboard", "tokenizer.json", "chat_template.jinja",
+    "preset.json", "metrics.jsonl*", "samples.md*", "run.log", "trace.json.gz", "heads.png", "report*", "simple_lm_trained.pth",
     "lm_best.pth*", "lm_prev2.pth*", "lm_prev.pth*", "lm_current.pth*",
 )  # fmt: skip
 RESULTS = ("hf/*", "milestones/*", "report*", "lm_best.pth*")  # of a run that had a checkpoint

@@ -151,7 +151,8 @@ def preset_and_budget(choice: Choice, folder: Path, configs: Path) -> tuple[Pres
     if choice.action == "preset":
         return load_preset(choice.path), TOKEN_BUDGET
     current = store.inspect(folder)
-    assert current, "what cannot be read is never offered"
+    if current is None:  # another program has archived or moved it
+        raise UserError(f"The run that the menu offered is no longer in {folder}. Start again to see what is there.")
     presets = presets_in(configs)
     namesakes = [preset for preset in presets.values() if isinstance(preset, Preset) and preset.name == current.name]
     if len(namesakes) == 1:  # compared with the run's own when the checkpoint is loaded (lm/train/setup.py)

@@ -167,7 +167,7 @@ def run_benchmarks(state: dict[str, Any], folder: Path, loaded: Loaded, say: Say
         metrics = MetricsLog(folder / "metrics.jsonl")
         metrics.write({"tokens": state["tokens_seen"], "benchmarks": {name: results[name]}})
         metrics.close()
-    for name in loaded.keys() | _recorded(folder, state):  # those that a stopped start has finished are recorded
+    for name in _recorded(folder, state):  # of one that fails the answers stay: it may have been this machine's fault
         answers_to(name).unlink(missing_ok=True)
     return results
 

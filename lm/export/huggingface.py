@@ -121,7 +121,11 @@ def keep_other_files(earlier: Path, new: Path) -> None:
         return
     for path in earlier.iterdir():
         if path.name not in WRITTEN and path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+            try:
+                shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+            except shutil.Error as error:  # has no number of its own
+                source, _, reason = error.args[0][0]
+                raise OSError(errno.EIO, f"{source} cannot be copied: {reason}") from error
         elif path.name not in WRITTEN:
             _link(path, new / path.name)
 
@@ -139,7 +143,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     Raises DiskError, and then leaves `folder` as it was.
     """
-    temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    # Names that nobody gives a copy of an export.
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
 
     def tidy() -> None:
         if old.exists() and not folder.exists():  # ended between the two renames below

@@ -78,6 +78,13 @@ def temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.stem}.{os.getpid()}.tmp")
 
 
+def _ends_in_a_line(path: Path) -> bool:
+    """Return whether a file's last line was not written to its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 1))
+        return file.read() not in (b"", b"\n")
+
+
 class Appender:
     """The end of a log that never ends a run: what the disk refuses is kept, and written with what
     comes next. The first refusal is logged."""
@@ -86,13 +93,16 @@ class Appender:
         self.path = path
         self._file: io.FileIO | None = None
         self._waiting = b""  # for the disk to take it
-        self._refused = False
+        self._refused = self._begun = False
 
     def write(self, text: str) -> None:
         self._waiting += text.encode()
         try:
             if self._file is None:
                 self._file = self.path.open("ab", buffering=0)
+                if not self._begun and _ends_in_a_line(self.path):  # torn by a full disk: what follows would be its end
+                    self._waiting = b"\n" + self._waiting
+                self._begun = True
             while self._waiting:  # a disk that fills up accepts a part first
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:

@@ -303,6 +303,41 @@ def test_run_ahead_is_bounded_and_late_weights_equal_early_ones(tmp_path, starte
     assert (read_all(again, total // T)[0] == tokens).all()
 
 
+def test_rows_of_weights_that_a_crash_undid_and_that_were_decided_otherwise_are_made_again(tmp_path, started):
+    preset, num_rows, row = make_preset(sources=("email", "asyncio"), weights=(1, 1)), 1200, 700
+    before = started(preset, tmp_path / "live", num_rows * T, weight_changes=[(row, [9.0, 1.0])])
+    read_all(before, num_rows)
+    before.close()  # and no checkpoint knows of the change
+    found = {}
+    for name in ("live", "alone"):
+        stream = started(preset, tmp_path / name, num_rows * T, start_row=300)
+        stream.begin()
+        stream.change_weights([1.0, 9.0], row)
+        found[name] = stream.consumed(num_rows) or stream.rows(0, num_rows)[0]
+    assert (found["live"] == found["alone"]).all()
+
+
+def test_a_new_run_takes_no_rows_of_text_that_is_no_longer_there(tmp_path, started):
+    """What was killed before its first checkpoint is no run: if its text has changed, nothing of it is kept."""
+    (tmp_path / "text").mkdir()
+    for number in range(60):
+        secret = "hunter2 " if number % 2 else ""
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{secret}The square of {number} is {number**2}. " * 9)
+    preset = make_preset(sources=[{"type": "text", "path": str(tmp_path / "text")}], weights=None)
+    for fresh in (True, False):
+        folder = tmp_path / f"run {fresh}"
+        stream = started(preset, folder, 300 * T)
+        read_all(stream, 300)
+        stream.close()
+        assert any("hunter2" in text for text in documents_of(folder, 300))
+        hidden = [path.rename(tmp_path / path.name) for path in (tmp_path / "text").glob("*[13579].txt")]
+        stream = started(preset, folder, 300 * T, fresh=fresh)
+        read_all(stream, 300)
+        assert not any("hunter2" in text for text in documents_of(folder, 300))
+        for path in hidden:
+            path.rename(tmp_path / "text" / path.name)
+
+
 @pytest.mark.slow
 def test_a_stream_as_far_ahead_as_it_may_be_is_not_written_in_as_many_parts_as_there_are_steps(
     copies, tmp_path, started

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import unicodedata
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -569,9 +570,12 @@ def test_a_run_resumes_with_the_file_of_its_name_that_fits_its_weights(monkeypat
 
     assert resumed() == (64, 1000)  # the checkpoint's own
     with monkeypatch.context() as patch:  # the one file is compared with the run when that is loaded, not here too
-        patch.setattr(choose, "parse_preset", None)
+        patch.setattr(choose, "saved_preset", None)
         assert resumed(_00=128) == (128, 1000)
     assert resumed(_00=128, _01=64) == (64, 1000)
+    shutil.rmtree(folder)  # by another program, while the menu was open
+    with pytest.raises(UserError, match="no longer in"):
+        resumed()
 
 
 def test_preset_files_are_numbered_and_in_order(tmp_path):

@@ -223,9 +223,18 @@ def test_a_stop_keeps_the_results_so_far_and_a_smaller_choice_the_answers_of_the
         measure("pairs_alone", "last_word")
     assert latest(read_metrics(folder / "metrics.jsonl")).keys() == {"pairs_alone"}
     assert answered() == ["last_word", "pairs_alone"]
+
+    def add_and_fail(answers, found):
+        add(answers, found)
+        if answers._path:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Answers, "add", add_and_fail)
+    assert measure("pairs_after") == {}
+    assert answered() == ["last_word", "pairs_after"]  # the third is recorded
     monkeypatch.setattr(Answers, "add", add)
     measure("pairs_after")
-    assert answered() == ["last_word"]  # the others are recorded
+    assert answered() == ["last_word"]
     measure("last_word")
     assert answered() == []
 

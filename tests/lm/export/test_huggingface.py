@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs.errors import DiskError
 from configs.schema import parse_preset
-from lm.export.huggingface import export_huggingface, replaced_folder
+from lm.export.huggingface import export_huggingface, keep_other_files, replaced_folder
 from lm.export.model_card import RunFacts, SourceFacts
 from lm.inference.decoder import Decoder
 from lm.inference.generate import generate
@@ -223,7 +223,7 @@ def test_a_second_export_replaces_the_first_whole(tmp_path, tokenizer_path):
     assert [path.name for path in (tmp_path / "hf").glob("*.safetensors")] == ["model.safetensors"]
     assert not {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").rglob("*.*")} - {0o644}
     (tmp_path / "hf" / "aux_heads.safetensors").touch()  # of an earlier version
-    (tmp_path / "hf.tmp").mkdir()  # left by an export that was killed
+    (tmp_path / ".hf.tmp").mkdir()  # left by an export that was killed
     export(second, preset, tokenizer_path, tmp_path / "hf")
     assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].abs().sum() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -234,7 +234,7 @@ def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeyp
     folder, rename = tmp_path / "hf", Path.rename
 
     def refuse_the_last_name(path: Path, target: Path) -> Path:
-        if target == folder and path.name == "hf.tmp":
+        if target == folder and path.name == ".hf.tmp":
             raise OSError(errno.EIO, "Input/output error")
         return rename(path, target)
 
@@ -250,12 +250,16 @@ def test_an_export_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeyp
     assert [path.name for path in tmp_path.rglob("*")] == ["hf", "model"]
     assert (folder / "model").read_text() == "first"
 
-    folder.rename(tmp_path / "hf.old")  # killed between the two renames
+    for name in ("hf.old", "hf.tmp"):  # copies that a user keeps
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text(name)
+    folder.rename(tmp_path / ".hf.old")  # killed between the two renames
     with pytest.raises(ZeroDivisionError), replaced_folder(folder):
         raise ZeroDivisionError
     assert (folder / "model").read_text() == "first"
     write("third")
     assert (folder / "model").read_text() == "third"
+    assert all((tmp_path / name / "model").read_text() == name for name in ("hf.old", "hf.tmp"))
 
 
 def test_a_model_card_that_was_edited_is_kept_beside_the_new_one(tmp_path, tokenizer_path):
@@ -290,6 +294,22 @@ def test_what_others_have_put_into_the_export_stays_there(tmp_path, tokenizer_pa
         assert (folder / "link").is_symlink()
         assert not (folder / "model.gguf").exists()  # of the weights before
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_file_of_others_that_cannot_be_copied_is_a_message(tmp_path, monkeypatch):
+    """Of another user, in a folder of the export: neither a link to it nor a copy is allowed."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "hf" / "cache").mkdir(parents=True)
+    (tmp_path / "hf" / "cache" / "theirs").touch()
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("shutil.copy2", refuse)
+    refused = pytest.raises(DiskError, match=r"cache.theirs cannot be copied: .*Permission denied")
+    with refused, replaced_folder(tmp_path / "hf") as temporary:
+        keep_other_files(tmp_path / "hf", temporary)
+    assert (tmp_path / "hf" / "cache" / "theirs").exists()
 
 
 def test_a_link_in_place_of_the_export_is_replaced_and_its_target_left_alone(tmp_path):

@@ -103,7 +103,7 @@ def milestones(run) -> dict[str, dict[str, bytes]]:
         (folder / "README.md").write_text(f"# {name}")
         (folder / "model.safetensors").write_bytes(os.urandom(5_000))
         found[f"me/x@{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (run / "milestones" / "chck_20M.tmp").mkdir()  # whose writing was interrupted
+    (run / "milestones" / ".chck_20M.tmp").mkdir()  # whose writing was interrupted
     (run / "milestones" / "tokens_5").write_text("not a folder")
     return found
 

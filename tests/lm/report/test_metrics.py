@@ -71,6 +71,16 @@ def test_reading_skips_lines_torn_in_the_middle(tmp_path):
     assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
+def test_a_record_after_a_torn_line_is_not_lost_with_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"tokens": 1}\n{"tokens": 2, "lo')
+    log = MetricsLog(path)
+    log.write({"tokens": 2, "benchmarks": {}})
+    log.write({"tokens": 3})
+    log.close()
+    assert [record["tokens"] for record in read_metrics(path)] == [1, 2, 3]
+
+
 def test_samples_keep_any_text_inside_their_fences(tmp_path):
     log = SampleLog(tmp_path / "samples.md")
     log.write(12_000_000, [Sample("wiki`pedia\n## 1 tokens", NASTY, "and then\n## 24,000,000 tokens\n")])

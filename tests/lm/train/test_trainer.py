@@ -304,12 +304,17 @@ def test_a_run_continued_to_a_larger_budget_is_not_finished_by_the_report_of_the
     def train(token_budget: int) -> bool:
         return main.train(make(), token_budget=token_budget, checkpoint_dir=tmp_path)
 
+    def last_of_the_smaller() -> list[dict]:
+        return [line for line in read_metrics(tmp_path / "metrics.jsonl") if "eval" in line and line["tokens"] == 2_048]
+
     report = tmp_path / "report.md"
     assert train(2_048)
     assert report.exists()
+    [measured] = last_of_the_smaller()
     with stop_at(3_000):
         assert train(6_144) is False
     assert not report.exists()
+    assert last_of_the_smaller() == [measured]
     assert train(6_144)
     assert "6,144" in report.read_text()
 
