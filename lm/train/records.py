@@ -7,20 +7,23 @@ last of their kind that it includes, are removed and then repeated. Never here: 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.schema import Preset
-from data.files import write_atomically
+from data.files import set_aside, write_atomically
 from lm.evaluate import Evaluation
-from lm.report.metrics import Interval, MetricsLog, NullLog
+from lm.report.metrics import Interval, MetricsLog, NullLog, read_metrics
 from lm.report.samples import Sample, SampleLog
 from lm.report.tensorboard import event_log
 from lm.report.tracker import tracker_log
 from lm.train.run import Run
 from lm.train.state import TrainState
+
+log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 1_000  # lines in metrics.jsonl, approximately, for any budget
 
@@ -38,7 +41,7 @@ class Records:
 
     def __init__(self, run: Run, state: TrainState, peak_flops: float):
         """`peak_flops`: of matrix products, per second on all devices."""
-        self.state = state
+        self.state, self._run = state, state.run_id[:8]
         self.performance: Performance | None = None  # of the last line of steps
         self._peak_flops = peak_flops
         self.interval = Interval()
@@ -51,7 +54,11 @@ class Records:
         )  # of the last evaluation
 
     def _open(self, folder: Path, preset: Preset) -> dict[str, float]:
-        self._metrics, self._samples = MetricsLog(folder / "metrics.jsonl"), SampleLog(folder / "samples.md")
+        paths = folder / "metrics.jsonl", folder / "samples.md"
+        if any(line.get("run", self._run) != self._run for line in read_metrics(paths[0])):  # beside a copied checkpoint
+            for path in filter(Path.is_file, paths):
+                log.warning("%s is of another run: it is now %s, and a new one begins.", path, set_aside(path).name)
+        self._metrics, self._samples = MetricsLog(paths[0]), SampleLog(paths[1])
         write_atomically(folder / "preset.json", (preset.to_json() + "\n").encode())
         lines = self._metrics.keep(self._is_known)
         self._samples.truncate_after(self.state.sampled)
@@ -81,7 +88,7 @@ class Records:
         means = self.interval.means()
         flops = (means["tokens_per_second"] or 0.0) * line["flops_per_token"]
         self.performance = Performance(flops / self._peak_flops, flops, line["peak_memory_bytes"])
-        self._metrics.write(line | means | {"mfu": self.performance.utilization})
+        self._metrics.write(line | means | {"mfu": self.performance.utilization, "run": self._run})
         self.state.seconds += self.interval.seconds
         self.interval = Interval()
 

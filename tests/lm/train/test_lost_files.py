@@ -247,3 +247,19 @@ def test_a_stream_without_a_checkpoint_of_text_elsewhere_is_in_no_new_runs_way(t
     (other / "small" / "more.txt").write_text("more of it\n" * 100)
     train(other, run, tokens=1_000, fresh=True)
     assert state_in(run)["tokens_seen"] >= 1_000
+
+
+def test_a_checkpoint_that_is_put_where_another_run_was_does_not_take_its_curves(run, text, tmp_path):
+    other = tmp_path / "other"
+    train(text, other, tokens=2_000)
+    before = {name: (other / name).read_bytes() for name in ("metrics.jsonl", "samples.md")}
+    for path in [*other.glob("*.pth"), other / "stream", other / "tokenizer.json"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copy(run / ALIAS, other / ALIAS)
+    train(text, other)
+    lines = read_metrics(other / "metrics.jsonl")
+    assert len({line["run"] for line in lines if "run" in line}) == 1
+    assert min(line["tokens"] for line in lines if "loss" in line) > BUDGET // 2
+    assert {name: (other / f"{name}.bad-1").read_bytes() for name in before} == before
+    train(text, other)  # and once is enough
+    assert not list(other.glob("*.bad-2"))
