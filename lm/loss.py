@@ -87,9 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor, _grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = (
-            ctx.saved_tensors
-        )  # nobody else has them: scaled in place, they are no further copies
+        # Nobody else has these: scaled in place, they take no memory again.
+        grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad_sum), grad_weight.mul_(grad_sum), None, None, None, None
 
 

@@ -177,8 +177,7 @@ class Transformer(nn.Module):
     """A decoder from token ids (B, T) to hidden states (B, T, D) after the final norm; logits
     are `hidden @ output.weight.T`.
 
-    With `embedding_norm` the rows of `embed` are only directions: the layers read them at an rms of 1, and a
-    step turns a token's row by as much however often the token comes.
+    With `embedding_norm` only the directions of the rows of `embed` count: the layers read them at an rms of 1.
     """
 
     cos: Tensor
