@@ -35,7 +35,7 @@ def changes(old: Preset, new: Preset) -> Changes:
     Names and sentences do not count, nor FOLLOWING where both values are the default for the
     other sizes, nor what one of the two leaves to the model that it starts from.
     """
-    old, new = with_shape_of(new, old), with_shape_of(old, new)
+    old, new = with_shape_of(new, old), with_shape_of(old, with_norm_of(old, new))
     before, after = (
         _flat(json.loads(preset.to_json())) for preset in (with_labels_of(old, old), with_labels_of(old, new))
     )
@@ -51,6 +51,14 @@ def changes(old: Preset, new: Preset) -> Changes:
 def with_shape_of(shaped: Preset, preset: Preset) -> Preset:
     """Return `preset` with what it leaves to the model that it starts from taken from `shaped`."""
     return preset.model_copy(update={"model": preset.model.completed(shaped.model)})
+
+
+def with_norm_of(old: Preset, new: Preset) -> Preset:
+    """Return `new` without a norm behind the embedding if it does not ask for one and the run has none: that of an
+    older version, whose default was another."""
+    if "embedding_norm" in new.model.model_fields_set or old.model.embedding_norm:
+        return new
+    return new.model_copy(update={"model": new.model.model_copy(update={"embedding_norm": False})})
 
 
 def with_labels_of(old: Preset, new: Preset) -> Preset:

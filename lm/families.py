@@ -112,10 +112,9 @@ def exported_state(model_state: Mapping[str, Tensor], config: ModelConfig) -> di
 
     exported = {}
     for name, (parameter, first_row, shape) in tensors(config.model_copy(update={"vocab_size": vocab_size})).items():
-        rows = model_state[parameter].detach()[first_row : first_row + shape[0]]
-        if parameter == "embed.weight" and config.embedding_norm:
-            rows = unit_rms(rows, config.norm_eps)
-        exported[name] = rows.float().cpu().clone()
+        rows = model_state[parameter].detach()[first_row : first_row + shape[0]].float().cpu()
+        has_norm = parameter == "embed.weight" and config.embedding_norm
+        exported[name] = unit_rms(rows, config.norm_eps) if has_norm else rows.clone()
     return exported
 
 

@@ -127,14 +127,14 @@ MUTATIONS = {
     ),
     "a long conversation is shown whole": Mutation(
         "lm/inference/conversation.py",
-        "while len(tokens) > slid(self.window) and len(self.turns) > 1:",
+        "while hidden < most and len(tokens) > slid(self.window):",
         "while False:",
         "tests/lm/inference/test_conversation.py",
     ),
     "what a template refuses stays in the conversation": Mutation(
         "lm/inference/conversation.py",
-        "            self.turns, self._num_dropped = before\n",
-        "",
+        "        tokens = self._tokens(turns[2 * hidden :])\n        while hidden and",
+        "        self.turns = turns\n        tokens = self._tokens(turns[2 * hidden :])\n        while hidden and",
         "tests/lm/inference/test_conversation.py",
     ),
     "another answer follows the first": Mutation(

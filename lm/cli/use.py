@@ -134,7 +134,10 @@ def repository_name(preset: str) -> str:
 def measure(state: dict[str, Any], run: Path) -> None:
     """Run the benchmarks that the user names; with the results, export the model again and, if the run
     is finished, write its report."""
-    answer = answer_to(f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)} > ")
+    question = f"which benchmarks, by their names in lm_eval? Enter: {' '.join(STANDARD)}, q: none > "
+    answer = answer_to(question, at_end="q")
+    if answer.lower() in REFUSALS:
+        return
     tell("loading lm_eval, the benchmarks and their data")
     loaded = load_benchmarks(answer.replace(",", " ").split() or STANDARD)
     results = run_benchmarks(state, run, loaded, tell)

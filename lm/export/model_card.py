@@ -24,6 +24,7 @@ from lm.report.figures import draw
 from lm.report.report import before_and_after, benchmark_tables, figure_title, held_out_table, table
 from lm.report.samples import Section
 
+PLACES = ("dataset", "data_files", "init_from", "tokenizer")  # keys of a preset that may name files of this disk
 FIGURE, CARD, NEW_CARD = "curves.png", "README.md", "README.new.md"
 
 
@@ -66,10 +67,20 @@ def write_model_card(folder: Path, preset: Preset, end_of_text: str, run: RunFac
         "## Limits",
         _limits(preset, run, chats),
         "## The preset that made it",
-        fenced(preset.to_json()),
+        fenced(json.dumps(_without_folders(json.loads(preset.to_json())), indent=2, ensure_ascii=False)),
     ]
     text = "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
     (folder / CARD).write_text(f"{text}\n{_seal(text)}\n", encoding="utf-8")
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    """Return a preset's JSON with the last part of each path on this disk: a card is for others."""
+    if isinstance(value, dict):
+        return {name: _without_folders(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part, key) for part in value]
+    is_path = isinstance(value, str) and (key == "path" or (key in PLACES and value.startswith(FOLDER_STARTS)))
+    return Path(value).name or value if is_path else value
 
 
 def _seal(text: str) -> str:
@@ -119,6 +130,7 @@ def _results(run: RunFacts) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=source.dataset or "local",
+            dataset_config=source.label,  # else results of one dataset, or of this disk, would be one entry
             dataset_name=f"{table_cell(source.label)}, held-out documents",
             metric_type="bits_per_byte",
             metric_name="bits per byte",
@@ -228,6 +240,7 @@ def _limits(preset: Preset, run: RunFacts, chats: bool) -> str:
   offensive or private in the sources may come out again."""
     seen, licences = "It has never seen a", "the text's"
     if start := preset.model.init_from:
+        start = _without_folders(start, "init_from")
         taught = f"""It continues the training of `{table_cell(start)}`: what that model had read and was taught, its limits
   and its licence apply as well."""
         knows = "What is wrong, offensive or private in the sources above may come out again."

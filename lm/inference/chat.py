@@ -95,7 +95,7 @@ def talk(
             write("That is not UTF-8 text.\n")
             continue
         command = prompt.strip()
-        name, _, words = command.partition(" ")
+        name, words = in_parts(command)
         if command == "/quit":
             return
         shown, again = partner, False
@@ -149,9 +149,15 @@ def _loaded(load_recall: Callable[[], tuple[Recall | None, str]], write: Callabl
     return recall
 
 
+def in_parts(command: str) -> tuple[str, str]:
+    """Return the name of a command and what follows it, on the same line or the next."""
+    name, *words = command.split(maxsplit=1) or [""]
+    return name, "".join(words)
+
+
 def _reply(command: str, conversation: Conversation | None, settings: dict[str, Any]) -> str:
     """Return the reply to what is no text for the model, after doing what it asks; "" for a text."""
-    name, _, words = command.partition(" ")
+    name, words = in_parts(command)
     if not command:
         return "(/quit leaves)"
     if command == "/help":
@@ -192,7 +198,7 @@ def _answer(
     drafting: Drafting | None,
     notice: str,
 ) -> str:
-    """Write an answer as it comes, then its speed and the notice; return its text."""
+    """Write an answer as it comes, then its speed and the notice; return its text, without a character that was begun."""
     text, num_tokens, started = "", 0, time.perf_counter()
 
     def each() -> Iterator[int]:
@@ -212,4 +218,4 @@ def _answer(
     seconds = time.perf_counter() - started
     kept = f", {drafting.share_kept:.0%} of drafts kept" if drafting else ""
     write(f"\n[{counted(num_tokens, 'token')}, {num_tokens / seconds:.0f} tokens/s{kept}, seed {seed}{notice}]\n")
-    return text
+    return text.rstrip("\ufffd")

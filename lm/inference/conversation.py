@@ -1,10 +1,10 @@
 """What a model is shown of what its user types: a text to continue, or a conversation with
 the turns so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from configs.text import counted
-from data.chat_template import ChatTemplate, Turn, TurnsRefused
+from data.chat_template import ChatTemplate, Turn
 from lm.inference.generate import slid
 
 
@@ -27,7 +27,7 @@ class Continuation:
 class Conversation:
     """A conversation between user and model, with a system prompt if the user has set one.
 
-    It is cut to what the model can see: the oldest questions are dropped, each with its answer,
+    A prompt has what the model can see of it: the oldest questions are left out, each with its answer,
     until three quarters of the window hold the rest, so that there is room for the next answer.
     The system prompt stays. `notice` is what the user should know about the last prompt, as the
     end of a sentence.
@@ -41,34 +41,34 @@ class Conversation:
     def begin(self) -> None:
         """Begin a new conversation, with the same system prompt."""
         self.turns: list[Turn] = []
-        self._num_dropped = 0  # questions
+        self._num_hidden = 0  # questions, the oldest, that the last prompt had no room for
 
     def prompt(self, text: str, *, again: bool = False) -> list[int]:
         """Add the user's turn, `again` in place of the last one and its answer, and return the tokens
         that an answer follows: more than the window holds only if this turn and the system prompt are.
         Raises TurnsRefused, and then changes nothing, as when Ctrl-C ends it.
         """
-        before = self.turns, self._num_dropped
-        self.turns = [*(self._without_last() if again else self.turns), Turn("user", text)]
+        turns = [*(self._without_last() if again else self.turns), Turn("user", text)]
+        most = (len(turns) - 1) // 2
+        hidden = min(self._num_hidden, most)
+        tokens = self._tokens(turns[2 * hidden :])
+        while hidden and len(more := self._tokens(turns[2 * hidden - 2 :])) <= slid(self.window):  # room again
+            hidden, tokens = hidden - 1, more
+        while hidden < most and len(tokens) > slid(self.window):
+            hidden += 1
+            tokens = self._tokens(turns[2 * hidden :])
         self.notice = ""
-        try:
-            tokens = self._tokens()
-            while len(tokens) > slid(self.window) and len(self.turns) > 1:
-                del self.turns[:2]
-                self._num_dropped += 1
-                first = "message" if self._num_dropped == 1 else counted(self._num_dropped, "message")
-                self.notice = f"; it no longer sees your first {first}"
-                tokens = self._tokens()
-        except (TurnsRefused, KeyboardInterrupt):
-            self.turns, self._num_dropped = before
-            raise
+        if hidden > self._num_hidden:
+            first = "message" if hidden == 1 else counted(hidden, "message")
+            self.notice = f"; it no longer sees your first {first}"
         if len(tokens) > self.window:
-            self.notice = f"; it sees only the end of this: {slid(self.window):,} tokens"
+            self.notice += f"; it sees only the end of this: {slid(self.window):,} tokens"
+        self.turns, self._num_hidden = turns, hidden
         return tokens
 
-    def _tokens(self) -> list[int]:
+    def _tokens(self, turns: Sequence[Turn]) -> list[int]:
         system = [Turn("system", self.system)] if self.system else []
-        tokens, _ = self.template.encode([*system, *self.turns], generation_prompt=True)
+        tokens, _ = self.template.encode([*system, *turns], generation_prompt=True)
         return [self.end_of_text, *tokens.tolist()]
 
     def add_answer(self, text: str) -> None:

@@ -25,6 +25,7 @@ from lm.model import Transformer
 
 DEPTH = 16  # tokens: longer matches count as this long
 SHORTEST, MOST_TRIED = 2, 32  # tokens of a match; places of it that are looked at, the newest
+AT_ONCE = 256  # positions of which all logits are in memory
 FIT_DOCUMENTS = 64  # one half fits the gate, the other half shows what it is worth
 
 
@@ -169,16 +170,18 @@ def fit_recall(model: Transformer, held_out: HeldOut, token_bytes: np.ndarray) -
 
 def _describe(model: Transformer, tokens: list[int], token_bytes: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return features (n, 1, F), present (n, 1), targets (n, 2) and bytes (n,) of a document's targets."""
-    logs_TV = model.output(model(torch.tensor([tokens[:-1]]))[0]).float().log_softmax(-1)
-    entropy = -(logs_TV.exp() * logs_TV).sum(1)
-    earlier, rows = Earlier(), []
+    states_TD, earlier, rows, own = model(torch.tensor([tokens[:-1]]))[0], Earlier(), list[tuple](), list[Tensor]()
     for i, target in enumerate(tokens[1:]):
+        if i % AT_ONCE == 0:
+            logs_NV = model.output(states_TD[i : i + AT_ONCE]).float().log_softmax(-1)
+            entropy_N = -(logs_NV.exp() * logs_NV).sum(1)
+            own.append(logs_NV[torch.arange(len(logs_NV)), torch.tensor(tokens[i + 1 :][:AT_ONCE])])
         earlier.append(tokens[i])
         match = earlier.longest(earlier.tokens)
         best, share = match.best()
         shared = match.following[target] / max(1, match.following.total())
-        rows.append((match.length, match.positions, share, float(entropy[i]), float(logs_TV[i, best]), shared))
+        log_p = float(logs_NV[i % AT_ONCE, best])
+        rows.append((match.length, match.positions, share, float(entropy_N[i % AT_ONCE]), log_p, shared))
     *described, shared_N = np.array(rows).T
-    own = logs_TV[torch.arange(len(rows)), torch.tensor(tokens[1:])].double().exp().numpy()
-    targets = np.stack([own, shared_N], 1)
+    targets = np.stack([torch.cat(own).double().exp().numpy(), shared_N], 1)
     return features(*described)[:, None], described[0][:, None] > 0, targets, token_bytes[tokens[1:]]

@@ -55,8 +55,8 @@ class Records:
 
     def _open(self, folder: Path, preset: Preset) -> dict[str, float]:
         paths = folder / "metrics.jsonl", folder / "samples.md"
-        # A checkpoint was copied to where another run was.
-        if any(line.get("run", self._run) != self._run for line in read_metrics(paths[0])):
+        # A checkpoint was copied to where another run was. What precedes the first one is cut below.
+        if self.state.tokens_seen and any(line.get("run", self._run) != self._run for line in read_metrics(paths[0])):
             for path in filter(Path.is_file, paths):
                 log.warning("%s is of another run: it is now %s, and a new one begins.", path, set_aside(path).name)
         self._metrics, self._samples = MetricsLog(paths[0]), SampleLog(paths[1])

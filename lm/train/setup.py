@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from configs.diff import changes, check_continuable, describe, with_labels_of, with_shape_of
+from configs.diff import changes, check_continuable, describe, with_labels_of, with_norm_of, with_shape_of
 from configs.errors import UserError
 from configs.schema import Preset
 from configs.text import counted
@@ -67,7 +67,7 @@ def resume_or_begin(
         check_continuable(saved, edited)
         if edited:
             log.info("Edited since this run was last saved, and in force from here on:\n%s", describe(edited))
-        preset = with_shape_of(saved, with_labels_of(saved, preset))
+        preset = with_shape_of(saved, with_norm_of(saved, with_labels_of(saved, preset)))
         state = TrainState.from_checkpoint(checkpoint, *numbers)
         if state.tokens_seen % saved.model.seq_length and not state.is_trained(token_budget):
             raise UserError(

@@ -45,6 +45,9 @@ def test_what_follows_from_an_edit_is_no_edit():
     assert changes(preset(), preset(model__tie_embeddings=True)) == {"model.tie_embeddings": (False, True)}
     norm = changes(preset(), preset(model__embedding_norm=False))
     assert norm == {"model.embedding_norm": (True, False)} == fixed_changes(norm)
+    older = preset(model__embedding_norm=False)
+    assert changes(older, preset()) == {}
+    assert changes(older, preset(model__embedding_norm=True)) == {"model.embedding_norm": (False, True)}
 
 
 def test_what_is_read_from_a_model_is_no_edit_of_a_preset_that_leaves_it_to_the_model():

@@ -201,6 +201,31 @@ def test_the_model_card_says_what_the_run_was(tmp_path, tokenizer_path):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_source_has_results_of_its_own_and_no_folder_of_its_users_disk_is_published(tmp_path, tokenizer_path):
+    from huggingface_hub import ModelCard
+
+    sources = [{"type": "text", "path": f"/home/ann/{name}", "label": name} for name in ("acme-lawsuit", "diary")]
+    given = {"name": "x", "data": {"sources": sources}, "model": {"hidden_size": 48, "num_layers": 3, "num_heads": 4}}
+    preset = parse_preset(json.dumps(given | {"model": given["model"] | {"seq_length": 64, "mlp_size": 80}}), "test")
+    measured = {
+        name: {"loss": 1.0, "bits_per_byte": number, "tokens": 9}
+        for number, name in enumerate(("acme-lawsuit", "diary"))
+    }
+    evaluation = {"loss": 1.0, "bits_per_byte": 0.5, "tokens": 18, "per_source": measured}
+    run = RunFacts(
+        {},
+        [SourceFacts(name, "local files", "not stated") for name in measured],
+        [{"tokens": 1, "eval": evaluation}],
+        [],
+    )
+    folder = export(model_of(preset, 300), preset, tokenizer_path, tmp_path / "hf", run)
+    card = ModelCard.load(folder / "README.md")
+    found = {(result.dataset_name, result.metric_value) for result in card.data.eval_results}
+    assert found == {("acme-lawsuit, held-out documents", 0), ("diary, held-out documents", 1)}
+    assert "/home/ann" not in (folder / "README.md").read_text()
+    assert '"path": "diary"' in card.content
+
+
 def test_a_run_that_wrote_nothing_down_has_a_card_too(tmp_path, tokenizer_path):
     preset = make_preset()
     run = RUN._replace(records=[], samples=[])

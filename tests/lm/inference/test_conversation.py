@@ -88,7 +88,32 @@ def test_the_oldest_messages_leave_whole_and_the_system_prompt_stays(conversatio
     assert "it no longer sees your first message]" in text
     assert "it no longer sees your first 2 messages]" in text
     assert last.count("<|user|>") == 1
-    assert "it sees only the end of this: 75 tokens]" in text
+    assert "it no longer sees your first 5 messages; it sees only the end of this: 75 tokens]" in text
+
+
+def test_what_a_long_message_had_no_room_for_is_seen_again_after_it(conversation, tokenizer, monkeypatch):
+    lines = ["my name is Ann", "/system " + "x" * 60, "and", "/system", "who?"]
+    text, calls = converse(lines, monkeypatch, conversation=conversation)
+    first, alone, last = shown(tokenizer, calls)
+    assert "Ann" not in alone
+    assert text.count("no longer sees") == 1
+    assert last == f"{first}fine<|end|><|user|>and<|end|><|assistant|>fine<|end|><|user|>who?<|end|><|assistant|>"
+    again, calls = converse(["y" * 100, "/again"], monkeypatch, conversation=conversation)
+    assert again.count("sees only the end") == 2
+
+
+def test_a_character_that_an_answer_only_began_is_shown_and_not_kept(conversation, tokenizer, monkeypatch):
+    cut = lambda: iter("fine漢".encode()[:-1])  # noqa: E731
+    text, calls = converse(["one", "two"], monkeypatch, cut, conversation=conversation)
+    assert text.count("\ufffd") == 2
+    assert "<|assistant|>fine<|end|>" in shown(tokenizer, calls)[1]
+
+
+def test_what_follows_a_command_may_stand_in_the_next_line(conversation, tokenizer, monkeypatch):
+    lines = ["/system\nBe brief.\nRhyme.", "one", "/continue\nOnce"]
+    _, (one, (once, _)) = converse(lines, monkeypatch, conversation=conversation)
+    assert shown(tokenizer, [one])[0].startswith("<|endoftext|><|system|>Be brief.\nRhyme.<|end|><|user|>one")
+    assert once == [0, *b"Once"]
 
 
 def test_what_a_template_refuses_is_said_and_nothing_is_kept(tokenizer, monkeypatch):

@@ -263,3 +263,11 @@ def test_a_checkpoint_that_is_put_where_another_run_was_does_not_take_its_curves
     assert {name: (other / f"{name}.bad-1").read_bytes() for name in before} == before
     train(text, other)  # and once is enough
     assert not list(other.glob("*.bad-2"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_curves(text, tmp_path):
+    for _ in range(2):
+        train(text, tmp_path, tokens=2_000)
+        for path in tmp_path.glob("*.pth"):
+            path.unlink()
+    assert not list(tmp_path.glob("*.bad*"))

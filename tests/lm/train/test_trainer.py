@@ -285,6 +285,18 @@ def test_a_checkpoint_of_another_shape_is_refused_and_left_alone(name, unfinishe
 
 
 @pytest.mark.slow
+def test_a_run_of_a_version_without_the_norm_behind_the_embedding_goes_on_without_it(make, tmp_path):
+    with stop_at(1_000):
+        main.train(make(model={"embedding_norm": False}), token_budget=2_048, checkpoint_dir=tmp_path)
+    state = state_in(tmp_path)
+    preset = json.loads(state["preset"])
+    del preset["model"]["embedding_norm"]
+    checkpoint.write_file(tmp_path / "lm_current.pth", state | {"preset": json.dumps(preset)})
+    assert main.train(make(), token_budget=2_048, checkpoint_dir=tmp_path)
+    assert json.loads(state_in(tmp_path)["preset"])["model"]["embedding_norm"] is False
+
+
+@pytest.mark.slow
 def test_sources_used_up_before_the_budget_end_the_run_for_good(make, text, tmp_path, capsys):
     sources = [{"type": "text", "label": "small", "path": str(text / "small"), "repeat": 1}]
     preset = make(data={"sources": sources}, train={"per_gpu_batch_size": 32})
