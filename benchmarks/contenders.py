@@ -124,9 +124,13 @@ def cosine(step: int, options: Options, peak: float) -> float:
 
 
 def ours(shape: Shape, steps: Steps, options: Options) -> None:
+    train_preset(own_preset(shape, options), shape, steps, options)
+
+
+def own_preset(shape: Shape, options: Options) -> Preset:
     from configs.schema import parse_preset
 
-    train_preset(parse_preset(preset_json(shape, options), "the benchmark's preset"), shape, steps, options)
+    return parse_preset(preset_json(shape, options), "the benchmark's preset")
 
 
 def train_preset(

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Options, Shape, preset_json, recipe_digest, train_preset
+from benchmarks.contenders import Options, Shape, own_preset, recipe_digest, train_preset
 from benchmarks.memory_texts import NGRAM, continue_documents
 from benchmarks.text_index import TextIndex, build_index
-from configs.schema import TOKEN_BUDGET, parse_preset
+from configs.schema import TOKEN_BUDGET
 from data import tokenizer as bpe
 from data.heldout import HeldOut, SourceRows
 from data.journal import JournalReader, read_header, run_ahead_rows
@@ -83,7 +83,7 @@ def train(tokens: np.ndarray, shape: Shape, passes: int, seed: int, out: Path) -
     """The model trained on rows (R, T + 1), `passes` times, or read from `out` if it is there."""
     num_rows, in_pass = len(tokens), len(tokens) * shape.length // BATCH
     options = Options(passes * in_pass, seed=seed, tokens_per_step=BATCH)
-    preset = parse_preset(preset_json(shape, options), "the benchmark's preset")
+    preset = own_preset(shape, options)
     rows_digest = hashlib.sha256(tokens.tobytes()).hexdigest()
     path = out / f"{recipe_digest(preset, options, rows_digest)}.pt"
     if not path.exists():

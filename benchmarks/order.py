@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.contenders import Options, Shape, preset_json, recipe_digest, train_preset
+from benchmarks.contenders import Options, Shape, own_preset, recipe_digest, train_preset
 from benchmarks.quality import Text
-from configs.schema import Preset, load_preset, parse_preset
+from configs.schema import Preset, load_preset
 from data.order import RowOrder
 from lm.runtime.machine import keep_freed_memory
 
@@ -59,7 +59,7 @@ def main(path: Path, out: Path, width: int, layers: int, tokens: int, batch: int
         found = []
         for seed in seeds:
             options = Options(tokens // batch, seed=seed, tokens_per_step=batch)
-            own = parse_preset(preset_json(shape, options), "the benchmark's preset")
+            own = own_preset(shape, options)
             file = folder / f"{width}x{layers}-{tokens}-{batch}-{order}-{seed}-{recipe_digest(own, options)}.json"
             if not file.exists():
                 file.write_text(json.dumps(train(text, shape, own, options, order)))

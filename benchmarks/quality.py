@@ -30,7 +30,7 @@ from benchmarks.contenders import (
     Options,
     Shape,
     negative_log_likelihood,
-    preset_json,
+    own_preset,
     recipe_digest,
 )
 from benchmarks.trainers import TRAINERS
@@ -71,7 +71,7 @@ class Arm(NamedTuple):
 
     def own_recipe(self, shape: Shape) -> str:
         options = self.options()
-        return recipe_digest(parse_preset(preset_json(shape, options), "the benchmark's preset"), options)
+        return recipe_digest(own_preset(shape, options), options)
 
     def options(self, checkouts: Path | None = None) -> Options:
         return Options(

@@ -58,7 +58,7 @@ def with_norm_of(old: Preset, new: Preset) -> Preset:
     older version, whose default was another."""
     if "embedding_norm" in new.model.model_fields_set or old.model.embedding_norm:
         return new
-    return new.model_copy(update={"model": new.model.model_copy(update={"embedding_norm": False})})
+    return new.without_embedding_norm()
 
 
 def with_labels_of(old: Preset, new: Preset) -> Preset:

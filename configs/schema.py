@@ -291,6 +291,10 @@ class Preset(Section):
         """Return the preset with every default written out; `parse_preset` reads it back."""
         return self.model_dump_json(by_alias=True, indent=2)
 
+    def without_embedding_norm(self) -> "Preset":
+        """Return this as versions read it that had no such norm."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"embedding_norm": False})})
+
 
 def load_preset(path: Path | str) -> Preset:
     """Read and check one preset file. Raises PresetError listing every problem."""
@@ -323,9 +327,7 @@ def saved_preset(text: str) -> Preset:
     """Return the preset in a checkpoint, which has every default written out: a setting that it lacks is
     newer than its run. Raises PresetError."""
     preset = parse_preset(text, "the checkpoint")
-    if "embedding_norm" not in preset.model.model_fields_set:
-        preset = preset.model_copy(update={"model": preset.model.model_copy(update={"embedding_norm": False})})
-    return preset
+    return preset if "embedding_norm" in preset.model.model_fields_set else preset.without_embedding_norm()
 
 
 def schema_text() -> str:

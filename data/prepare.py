@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from configs.errors import UserError
+from configs.errors import Retryable, UserError
 from configs.schema import Preset
 from configs.text import human_bytes
 from data import tokenizer as bpe
@@ -26,17 +26,65 @@ from data.feed import Feed
 from data.heldout import HeldOut, pack
 from data.heldout_choice import BYTES_PER_TOKEN, kept_length, reason_to_skip
 from data.heldout_selection import choose_held_out
-from data.identity import check_paths, data_identity, path_of
-from data.journal import HEADER, read_header
+from data.identity import check_identity, check_paths, data_identity, path_of
+from data.journal import HEADER, ROWS, STATES, read_header
 from data.mixing import Mixer, base_weights, over_the_run
+from data.open_sources import OpenSource
 from data.sources.base import Document, Source
-from data.stream_files import HELD_OUT, Prepared, template_path, tokenizer_path
+from data.stream_files import HELD_OUT, PDF_TEXT, Prepared, set_obstacles_aside, template_path, tokenizer_path
 
 log = logging.getLogger(__name__)
 
 TRAINING_CHARACTERS = 40_000_000  # the beginning of the mixture, which a tokenizer is trained on
 
 Content = TypeVar("Content")
+
+
+def prepare(
+    preset: Preset,
+    stream_dir: Path,
+    header: dict[str, Any] | None,
+    sources: list[OpenSource],
+    token_budget: int,
+) -> tuple[Prepared, list[str]]:
+    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text.
+
+    `header`: of a resumed run. Return also the names of what was lost.
+    """
+    set_obstacles_aside(stream_dir)
+    found = read_header(stream_dir)
+    if header is not None and found not in (None, header):
+        raise UserError(
+            f"{stream_dir} is not the stream of this run, but another's. Copy stream/ from where this run was before, or move "
+            "it elsewhere: the sources then give it again"
+        )
+    is_resumed, header = header is not None, found if header is None else header
+    if header is not None:
+        check_identity(header, preset, stream_dir)
+        if not is_resumed and not _is_of(header, preset, sources):
+            header = None  # its rows, of which no checkpoint knows, are of other text
+            for name in (ROWS, STATES):
+                (stream_dir / name).unlink(missing_ok=True)
+    for i, source in enumerate(sources):
+        pinned = header["sources"][i]["pinned"] if header else None
+        # Files may be written from here on. A new run does not keep its predecessor's revision.
+        if source.spec.type == "pdf" or source.pinned != pinned:
+            source.open_anew(pinned, stream_dir / PDF_TEXT)
+    return load_or_prepare(preset, stream_dir, header, sources, token_budget)
+
+
+def _is_of(header: dict[str, Any], preset: Preset, sources: list[OpenSource]) -> bool:
+    """Return whether the sources hold what they did when the stream began. Raises UserError if other text is at
+    another path."""
+    for source, entry in zip(sources, header["sources"], strict=True):
+        try:
+            is_same = source().pinned == entry["pinned"]
+        except Retryable:  # the network is down: what is pinned there does not change
+            is_same = source.pinned == entry["pinned"]
+        if not is_same:
+            check_paths(header, preset, sources)
+            return False
+    return True
 
 
 def load_or_prepare(

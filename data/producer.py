@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import Retryable, UserError
+from configs.errors import UserError
 from configs.schema import Preset, parse_preset
 from data import encoder
 from data import tokenizer as bpe
@@ -43,16 +43,15 @@ from data.duplicates import Duplicates
 from data.feed import Feed, Progress
 from data.files import FAILING, FULL, room_on_disk
 from data.heldout_choice import kept_length, reason_to_skip
-from data.identity import check_identity, check_paths
-from data.journal import ROWS, STATES, JournalWriter, read_header, run_ahead_rows
+from data.journal import JournalWriter, read_header, run_ahead_rows
 from data.memory import give_back_memory
 from data.mixing import Mixer, base_weights, weights_at
 from data.open_sources import OpenSource, open_sources
 from data.order import finish_row
 from data.packing import Packer, row_dtype
-from data.prepare import load_or_prepare
+from data.prepare import prepare
 from data.producer_channel import OUT_OF_MEMORY, Events, Orders
-from data.stream_files import PDF_TEXT, Prepared, set_obstacles_aside
+from data.stream_files import Prepared
 
 log = logging.getLogger("data.producer")  # of what is run as __main__
 
@@ -221,53 +220,6 @@ class Producer:
                 "documents": self.duplicates.new_records(),
             }
             self.journal.append(rows, state)
-
-
-def prepare(
-    preset: Preset,
-    stream_dir: Path,
-    header: dict[str, Any] | None,
-    sources: list[OpenSource],
-    token_budget: int,
-) -> tuple[Prepared, list[str]]:
-    """Run phase 2: afterwards the stream has its header, tokenizer and held-out text.
-
-    `header`: of a resumed run. Return also the names of what was lost.
-    """
-    set_obstacles_aside(stream_dir)
-    found = read_header(stream_dir)
-    if header is not None and found not in (None, header):
-        raise UserError(
-            f"{stream_dir} is not the stream of this run, but another's. Copy stream/ from where this run was before, or move "
-            "it elsewhere: the sources then give it again"
-        )
-    is_resumed, header = header is not None, found if header is None else header
-    if header is not None:
-        check_identity(header, preset, stream_dir)
-        if not is_resumed and not _is_of(header, preset, sources):
-            header = None  # its rows, of which no checkpoint knows, are of other text
-            for name in (ROWS, STATES):
-                (stream_dir / name).unlink(missing_ok=True)
-    for i, source in enumerate(sources):
-        pinned = header["sources"][i]["pinned"] if header else None
-        # Files may be written from here on. A new run does not keep its predecessor's revision.
-        if source.spec.type == "pdf" or source.pinned != pinned:
-            source.open_anew(pinned, stream_dir / PDF_TEXT)
-    return load_or_prepare(preset, stream_dir, header, sources, token_budget)
-
-
-def _is_of(header: dict[str, Any], preset: Preset, sources: list[OpenSource]) -> bool:
-    """Return whether the sources hold what they did when the stream began. Raises UserError if other text is at
-    another path."""
-    for source, entry in zip(sources, header["sources"], strict=True):
-        try:
-            is_same = source().pinned == entry["pinned"]
-        except Retryable:  # the network is down: what is pinned there does not change
-            is_same = source.pinned == entry["pinned"]
-        if not is_same:
-            check_paths(header, preset, sources)
-            return False
-    return True
 
 
 def give_way() -> None:

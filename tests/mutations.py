@@ -252,7 +252,7 @@ MUTATIONS = {
         "data/producer.py", "if weights != self.weights_after(row):", "if False:", "tests/data/test_stream.py"
     ),
     "a new run takes rows of text that was changed since": Mutation(
-        "data/producer.py",
+        "data/prepare.py",
         "if not is_resumed and not _is_of(header, preset, sources):",
         "if False:",
         "tests/data/test_stream.py",

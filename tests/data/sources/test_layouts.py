@@ -15,7 +15,8 @@ from configs.sources import HFSource, TextSource
 from data.identity import check_identity
 from data.journal import read_header
 from data.open_sources import open_sources
-from data.producer import Producer, prepare
+from data.prepare import prepare
+from data.producer import Producer
 from data.producer_channel import Events
 from data.sources import csv_files
 from data.sources.hub_files import COUNTED_AT_ONCE
